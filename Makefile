@@ -1,0 +1,53 @@
+# make demo      the whole mission on a CPU, offline, in minutes
+# make test      every notebook, every test; fails when notebooks and modules differ
+# make export    notebooks -> modules, README
+# make run-nbs   run the notebooks and store their outputs, for readers
+# make dist      a wheel
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+DEMO   ?= demo
+PIP     = $(BIN)/python -m pip --disable-pip-version-check -q
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test check test-nbs test-py export run-nbs dist clean
+
+$(VENV)/.run: settings.ini setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	HF_HUB_OFFLINE=0 $(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/cad-mllm demo --out $(DEMO) $(ARGS)
+
+test: check test-nbs test-py
+
+check: $(VENV)/.dev
+	$(BIN)/python tools/check_notebooks.py
+	$(BIN)/python tools/make_readme.py --check
+
+test-nbs: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(JOBS)
+
+test-py: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+export: $(VENV)/.dev
+	$(BIN)/python -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
+	$(BIN)/nbdev_clean
+	$(BIN)/python tools/make_readme.py
+
+run-nbs: $(VENV)/.dev
+	$(BIN)/python tools/run_notebooks.py $(NBS)
+
+dist: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis

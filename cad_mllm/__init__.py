@@ -1,0 +1,18 @@
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CADMLLMConfig": "config", "TrainConfig": "config", "CurriculumStage": "config", "recipe": "config",
+    "CADProgram": "cad", "CADFormatError": "cad", "MultimodalAutocompleteDataset": "dataset", "CADMLLMModel": "model",
+    "save_checkpoint": "checkpoint", "load_checkpoint": "checkpoint", "list_checkpoints": "checkpoint",
+    "CADAutocomplete": "inference", "autocomplete_cad": "inference", "CheckpointPanel": "panel",
+}
+
+
+def __getattr__(name):
+    "Import a name of the package's face from its module when it is first used, so that `import cad_mllm` stays light."
+    if name not in _HOMES: raise AttributeError(f"module 'cad_mllm' has no attribute {name!r}")
+    from importlib import import_module
+    return getattr(import_module(f"cad_mllm.{_HOMES[name]}"), name)
+
+
+def __dir__(): return sorted([*globals(), *_HOMES])

@@ -1,0 +1,4 @@
+"`python -m cad_mllm VERB`: the same as `cad-mllm VERB`."
+from cad_mllm.cli import main
+
+main()

@@ -1,0 +1,27 @@
+"Shared by all tests: offline, one thread, and where the real histories are."
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def real_root():
+    "The folder with real histories, from OMNI_CAD_ROOT."
+    root = os.environ.get("OMNI_CAD_ROOT", "")
+    if not Path(root, "json").is_dir():
+        pytest.skip("set OMNI_CAD_ROOT to a folder in the Omni-CAD layout (with json/ in it) to test on real histories")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    "A data set of 30 synthetic parts with captions, truncations, points and pictures."
+    from small_data import make
+    return make(tmp_path_factory.mktemp("data"), 30)

@@ -1,0 +1,144 @@
+"Processes, kills and the promises of the synthetic families over many seeds: what a notebook cell is the wrong place for."
+import json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cad_mllm import prepare as module
+from cad_mllm.cad import CADProgram, Extrude
+from cad_mllm.geometry import _close_workers, build_solid
+from cad_mllm.prepare import PrepareError, prepare
+from cad_mllm.synthetic import FAMILIES, history_box, make_part, synthesize
+
+SMALL = dict(image_size=48, num_points=200)
+
+
+def tree_of(root):
+    "Every file but the report, with its bytes."
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file() and p.name != "prepare_report.json"}
+
+
+def start(root, out, jobs):
+    "`prepare` in a process of its own, with its workers in its group."
+    code = f"from cad_mllm.prepare import prepare; prepare({str(root)!r}, {str(out)!r}, jobs={jobs}, image_size=48, num_points=200)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition, process, seconds=120):
+    "Wait until something is true or the process ends."
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < end: time.sleep(.01)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    "A small set without captions for two of its parts, and two broken files."
+    root = tmp_path_factory.mktemp("source")
+    synthesize(root, num=14, seed=2)
+    entries = json.loads((root/"txt/0000.json").read_text())
+    (root/"txt/0000.json").write_text(json.dumps(entries[2:]))
+    (root/"json/0000/00000003_x.json").write_bytes(b"")
+    (root/"json/0000/00000007_x.json").write_bytes(b'{"entities": {')
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    "What an uninterrupted run makes of it."
+    out = tmp_path_factory.mktemp("whole")
+    report = prepare(source, out, jobs=0, **SMALL)
+    assert report["products"]["history"] == {"done": 14, "failed": 2}
+    assert report["products"]["captions"] == {"done": 2}
+    return tree_of(out)
+
+
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_killed_and_resumed(source, whole, tmp_path, jobs):
+    "SIGKILL at several moments leaves no half file, and the next runs end in the same tree."
+    kills = 0
+    for num_files in (3, 40, 110):
+        process = start(source, tmp_path, jobs)
+        wait_for(lambda: sum(p.is_file() for p in tmp_path.rglob("*")) >= num_files, process)
+        if process.poll() is None: kills += 1
+        process.send_signal(signal.SIGKILL); process.wait()
+        found = {k: v for k, v in tree_of(tmp_path).items() if "/.tmp-" not in k and not k.startswith("txt/")}
+        assert all(whole[k] == v for k, v in found.items())
+    assert kills >= 1
+    time.sleep(1)  # workers that outlive their parent end when their input closes
+    process = start(source, tmp_path, jobs)
+    assert process.wait() == 0
+    assert tree_of(tmp_path) == whole
+    report = json.loads((tmp_path/"prepare_report.json").read_text())
+    assert report["products"]["history"] == {"done": 14, "failed": 2}
+    assert report["reasons"]["the file is empty"] == 1
+    assert {Path(f["file"]).name for f in report["failures"]} == {"00000003_x.json", "00000007_x.json"}
+
+
+def test_workers_give_the_same_tree(source, whole, tmp_path):
+    prepare(source, tmp_path, jobs=2, **SMALL)
+    assert tree_of(tmp_path) == whole
+
+
+def test_a_worker_that_dies_costs_one_part(source, tmp_path, monkeypatch):
+    "A crash in the kernel is a line in the report."
+    (tmp_path/"bad_kernel.py").write_text(
+        "import os\nfrom cad_mllm import prepare as module\n"
+        "def dies(task):\n    if '00000005' in task[2]: os._exit(11)\n    return module._prepare_one(task)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _close_workers()  # idle ones do not know this path
+    import bad_kernel
+    monkeypatch.setattr(module, "_run", lambda func, tasks, jobs, timeout, run=module._run: run(bad_kernel.dies, tasks, jobs, timeout))
+    report = prepare(source, tmp_path/"out", jobs=1, max_samples=8, images=False, num_points=64)
+    failed = [f for f in report["failures"] if f["reason"].startswith("worker: ")]
+    assert len(failed) == 1 and "00000005" in failed[0]["file"]
+    assert report["products"]["history"]["done"] == 6
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence(source, tmp_path, monkeypatch):
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(module, "_write_points", full)
+    monkeypatch.setitem(module.PRODUCTS, "points", (module.PRODUCTS["points"][0], full))
+    with pytest.raises(PrepareError, match="No space left on device.*what is complete is kept"): prepare(source, tmp_path, jobs=0, images=False)
+
+
+def test_steps(tmp_path):
+    pytest.importorskip("OCP")
+    synthesize(tmp_path, num=1, seed=0)
+    report = prepare(tmp_path, jobs=1, images=False, points=False, truncations=False, steps=True)
+    assert report["products"] == {"history": {"done": 1}, "steps": {"done": 1}}
+    text = next(tmp_path.rglob("*.step")).read_text()
+    assert text.startswith("ISO-10303-21;") and "ADVANCED_FACE" in text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_is_sound(name):
+    "Over several seeds: both kernels build it, agree on its volume, and its history tells its box; each extrude changes it."
+    for seed in range(3):
+        program, _ = FAMILIES[name](np.random.default_rng([77, seed]))
+        box = history_box(program)
+        light = build_solid(program, kernel="manifold")
+        assert np.abs(np.array(light.bounding_box) - box).max() < 3e-4*np.ptp(box, axis=0).max()
+        ends = [i + 1 for i, e in enumerate(program.operations()) if isinstance(e, Extrude)]
+        volumes = [build_solid(program.truncate(n), kernel="manifold").volume for n in ends[:-1]] + [light.volume]
+        assert (np.abs(np.diff(volumes)) > 1e-4*light.volume).all(), (name, seed, volumes)
+    pytest.importorskip("OCP")
+    exact = build_solid(program)
+    assert exact.is_valid
+    assert np.abs(np.array(exact.bounding_box) - box).max() < 1e-6*np.ptp(box, axis=0).max()
+    assert abs(light.volume/exact.volume - 1) < 1e-3
+
+
+def test_families_never_fail():
+    "A thousand parts: readable, without problems, and with sizes that a workshop makes."
+    captions = set()
+    for index in range(1000):
+        id, program, caption = make_part(11, index)
+        assert program.problems() == [], (id, caption)
+        size = np.ptp(history_box(program), axis=0).max()
+        assert .005 < size < .6, (id, caption, size)
+        assert not re.search(r"\d\.\d{3}|nan|e-", caption), caption
+        captions.add(caption)
+    assert len(captions) > 700
+    assert CADProgram.from_json(json.loads(json.dumps(program.to_json()))).to_json() == program.to_json()
