@@ -421,11 +421,14 @@ def _read_extrude(id, d, where):
                    _read_extent(d, "extent_one", where), _read_extent(d, "extent_two", where), d.get("name", ""),
                    _extra(d, ("type", "profiles", "operation", "extent_type", "name")))
 
-# %% ../nbs/01_cad.ipynb #a995c9b2
+# %% ../nbs/01_cad.ipynb #f05bd670
 @patch
 def _write(self: Extrude):
-    extents = {"extent_one": _extent_json(self.extent_one, True), "extent_two": _extent_json(self.extent_two, False)}
-    return {**extents, **self.extra, "type": "ExtrudeFeature", "name": self.name, "operation": _long(OPERATIONS, self.operation),
+    both = ("extent_one", "extent_two")
+    read = [k for k in both if k in self.extra] or both
+    extents = {k: self.extra.get(k) or _extent_json(0.0, k == "extent_one") for k in read}
+    extents = {k: {**e, "distance": {**e["distance"], "value": getattr(self, k)}} for k, e in extents.items()}
+    return {**self.extra, **extents, "type": "ExtrudeFeature", "name": self.name, "operation": _long(OPERATIONS, self.operation),
             "extent_type": _long(EXTENTS, self.extent), "profiles": [{"sketch": s, "profile": p} for s, p in self.profiles]}
 
 # %% ../nbs/01_cad.ipynb #718a2951

@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'METADATA', 'MANIFEST', 'CONFIG', 'STATE', 'BEST', 'DISK', 
            'clean_temporaries', 'publish', 'OldObject', 'plain', 'rng_state', 'set_rng_state', 'safe_load',
            'config_from_old', 'read_config', 'CheckpointRecord', 'read_record', 'list_checkpoints',
            'format_checkpoints', 'latest_checkpoint', 'find_checkpoint', 'is_better', 'stage_records',
-           'best_checkpoint', 'update_best', 'prune_checkpoints', 'make_metadata', 'save_checkpoint',
+           'best_checkpoint', 'update_best', 'prunable', 'prune_checkpoints', 'make_metadata', 'save_checkpoint',
            'describe_checkpoint', 'Loaded', 'load_checkpoint', 'optimizer_state', 'Restored', 'restore_optimizer']
 
 # %% ../nbs/10_checkpoint.ipynb #b5aeea42
@@ -190,14 +190,15 @@ def seal(
     DISK.sync(folder/MANIFEST)
     for sub in [d for d in folder.rglob("*") if d.is_dir()] + [folder]: DISK.sync(sub)
 
-# %% ../nbs/10_checkpoint.ipynb #3caf2f35
+# %% ../nbs/10_checkpoint.ipynb #56d222a3
 def _read_manifest(folder) -> dict:
     "The manifest of a folder; `CheckpointError` when it is missing, unreadable, damaged or lists nothing."
     manifest = _read_json(Path(folder)/MANIFEST)
     files = manifest.get("files")
     if manifest.get("sha256") != _self_hash(manifest): raise CheckpointError(f"{MANIFEST}: is damaged: it does not match its own hash")
     if not isinstance(files, dict) or not files: raise CheckpointError(f"{MANIFEST}: lists no files")
-    if manifest.get("format") != FORMAT: raise CheckpointError(f"{MANIFEST}: has format {manifest.get('format')}; this version reads format {FORMAT}: update cad_mllm")
+    if manifest.get("format") != FORMAT: 
+        raise CheckpointError(f"{MANIFEST}: has format {manifest.get('format')}; this version reads format {FORMAT}: update cad_mllm")
     return manifest
 
 # %% ../nbs/10_checkpoint.ipynb #aa0495f6
@@ -304,22 +305,23 @@ def clean_temporaries(
         except OSError: continue       # cleaning up must never be what stops a save
     return done
 
-# %% ../nbs/10_checkpoint.ipynb #4dd19d85
+# %% ../nbs/10_checkpoint.ipynb #b0b0ffb3
+def _free(path):
+    "The path, or with -2, -3, ... the first that is not taken."
+    return next(p for n in itertools.count(1) if not (p := path if n == 1 else path.with_name(f"{path.name}-{n}")).exists())
+
 def _take_name(temporary, final, replace):
     "Give a finished folder its name, durably; returns the name it got."
-    aside = None
-    if replace and final.exists(): DISK.rename(final, aside := _hidden(final, "old"))
-    try:
-        for number in itertools.count(1):
-            target = final if number == 1 else final.with_name(f"{final.name}-{number}")
-            if target.exists(): continue
-            DISK.rename(temporary, target)
-            break
+    target, aside, keep = final if replace else _free(final), None, False
+    if target.exists():
+        keep = is_old_format(target)
+        DISK.rename(target, aside := _free(target.with_name(f"{target.name}-old")) if keep else _hidden(target, "old"))
+    try: DISK.rename(temporary, target)
     except BaseException:
-        if aside: os.rename(aside, final)
+        if aside: os.rename(aside, target)
         raise
     DISK.sync(target.parent)
-    if aside: _forget(aside)
+    if aside and not keep: _forget(aside)
     return target
 
 def _forget(folder):
@@ -360,7 +362,7 @@ class OldObject:
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, dict): self.values |= part
 
-# %% ../nbs/10_checkpoint.ipynb #bbc3d31a
+# %% ../nbs/10_checkpoint.ipynb #ab76d3d9
 def _leaf(value):
     "A plain leaf for a leaf of any usual type; `NotImplemented` where there is none."
     if value is None or type(value) in (bool, int, float, str, bytes): return value
@@ -375,7 +377,8 @@ def _leaf(value):
     return NotImplemented
 
 def _key(key, where):
-    if (leaf := _leaf(key)) is NotImplemented or isinstance(leaf, torch.Tensor): raise CheckpointError(f"{where}: a {type(key).__name__} cannot be a key of plain data")
+    if (leaf := _leaf(key)) is NotImplemented or isinstance(leaf, torch.Tensor):
+        raise CheckpointError(f"{where}: a {type(key).__name__} cannot be a key of plain data")
     return leaf
 
 # %% ../nbs/10_checkpoint.ipynb #629f13ca
@@ -422,7 +425,7 @@ def set_rng_state(
     for device, s in zip(range(num), cuda): torch.cuda.set_rng_state(s.cpu(), device)
     return [] if num == len(cuda) else [f"random state was saved with {len(cuda)} CUDA devices, there are {num} here: not bit-exact"]
 
-# %% ../nbs/10_checkpoint.ipynb #2551b6e2
+# %% ../nbs/10_checkpoint.ipynb #132ba5ce
 def _old_path(*parts): return "/".join(str(p).rstrip("/") if str(p) != "/" else "" for p in parts) or "/"
 
 _OLD_NAMES = [(OldObject, f"cad_mllm.config.{name}") for name in ("CADMLLMConfig", "CurriculumStage", "TrainConfig")] + [
@@ -440,7 +443,7 @@ def safe_load(
     except CheckpointError: raise
     except Exception as e:             # a damaged pickle raises whatever it stumbles over
         named = re.search(r"GLOBAL ([\w.]+)", str(e))
-        reason = (f"refused, because it names {named[1]}, which is code and not data; use it only after rewriting it where you trust it" if named else
+        reason = (f"refused, because it names {named[1]}, which is code and not data; do without this file, or get one that holds data only" if named else
                   f"cannot be read: {str(e).strip().splitlines()[0][:150] if str(e).strip() else type(e).__name__}")
         raise CheckpointError(f"{path}: {reason}") from e
 
@@ -542,7 +545,7 @@ def read_record(
         sum(s.st_size for s in there.values()), (problems[0] + (f" (and {len(problems)-1} more)" if problems[1:] else "")) if problems else "",
         STATE in there, number("serial", int, 0), told)
 
-# %% ../nbs/10_checkpoint.ipynb #c09b5722
+# %% ../nbs/10_checkpoint.ipynb #c2c81888
 def _newness(record):
     "Sorts records from the oldest to the newest; of equal ones the one that can be resumed from, and not the copy, is last."
     try: when = datetime.fromisoformat(record.timestamp).timestamp()
@@ -555,7 +558,8 @@ def _checkpoint_folders(folder, depth):
     except (FileNotFoundError, NotADirectoryError): return []
     except OSError as e: raise CheckpointError(f"{folder}: cannot be read ({e.strerror}); is the drive connected?") from e
     names = {e.name for e in entries}
-    if names & {MANIFEST, METADATA, STATE, "config.pt"} or any(_WEIGHTS.match(n) for n in names) or Path(folder).name.startswith("checkpoint-"): return [Path(folder)]
+    marked = names & {MANIFEST, METADATA, STATE, "config.pt"} or any(_WEIGHTS.match(n) for n in names)
+    if marked or Path(folder).name.startswith("checkpoint-"): return [Path(folder)]
     if depth == 0: return []
     return [p for e in entries if e.is_dir() and not e.name.startswith(".") for p in _checkpoint_folders(e.path, depth - 1)]
 
@@ -563,12 +567,15 @@ def list_checkpoints(
     folder: Path,    # an output folder, a stage in it, or one checkpoint
     depth: int = 3,  # levels of folders to look into
 ) -> list: # of `CheckpointRecord`, by step
-    "Every checkpoint under a folder, whole or not; reads small files only. `CheckpointError` when the folder is there but cannot be read: that is not the same as empty."
+    "Every checkpoint under a folder, whole or not; reads small files only. `CheckpointError` when the folder cannot be read: that is not empty."
     folders = _checkpoint_folders(Path(folder), depth)
     return sorted(_threads(read_record, folders, len(folders) > 16), key=lambda r: (r.step, *_newness(r)))
 
-# %% ../nbs/10_checkpoint.ipynb #2e55b6c3
-def _human(size): return next(f"{size/1000**i:.{0 if i == 0 else 1}f} {unit}" for i, unit in enumerate(("B", "kB", "MB", "GB", "TB")) if size < 1000**(i+1) or unit == "TB")
+# %% ../nbs/10_checkpoint.ipynb #7e67231a
+def _human(size):
+    units = ("B", "kB", "MB", "GB", "TB")
+    i = next((i for i in range(len(units)) if size < 1000**(i+1)), len(units)-1)
+    return f"{size/1000**i:.{1 if i else 0}f} {units[i]}"
 
 def format_checkpoints(
     records: list, # of `CheckpointRecord`
@@ -582,7 +589,8 @@ def format_checkpoints(
               r.timestamp[:19].replace("T", " ") or "-", _human(r.size), ("old format" if r.old_format else "complete") if r.complete else "NOT COMPLETE",
               r.path.name + (f"   {r.problem}" if r.problem else "")) for r in records]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(w) if i in (2, 3, 4, 5, 7) else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in rows)
+    line = lambda row: "  ".join(c.rjust(w) if i in (2, 3, 4, 5, 7) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+    return "\n".join(map(line, rows))
 
 # %% ../nbs/10_checkpoint.ipynb #670f6577
 def latest_checkpoint(
@@ -661,27 +669,35 @@ def update_best(
         return files
     return publish(target, fill, best.metadata, replace=True)
 
-# %% ../nbs/10_checkpoint.ipynb #57cb64c5
+# %% ../nbs/10_checkpoint.ipynb #0a7e4d60
+def prunable(
+    records: list,      # as `list_checkpoints` gives them
+    keep_last_n: int,   # how many of each stage stay; 0 keeps all
+    protect: tuple = (), # paths that stay in any case
+) -> list: # of those records that pruning would remove
+    "Which checkpoints may go."
+    stages, gone, keep = {}, [], {Path(p).resolve() for p in protect}
+    for record in records:
+        ours = record.complete and not record.old_format
+        if ours and record.path.name != BEST and not record.path.name.endswith("_model"): stages.setdefault(record.path.parent, []).append(record)
+    for same_stage in stages.values() if keep_last_n > 0 else ():
+        same_stage.sort(key=_newness)
+        best = best_checkpoint(same_stage)
+        gone += [r for r in same_stage[:-keep_last_n] if r is not best and r.path.resolve() not in keep]
+    return gone
+
 def prune_checkpoints(
     folder: Path,       # an output folder or a stage in it
     keep_last_n: int,   # how many of each stage stay; 0 keeps all
     protect: tuple = (), # paths that stay in any case
     records: list | None = None, # what is in it, where that is known
 ) -> list: # of removed paths
-    "Remove the oldest complete checkpoints of each stage."
-    if keep_last_n <= 0: return []
-    stages, removed, keep = {}, [], {Path(p).resolve() for p in protect}
-    for record in list_checkpoints(folder) if records is None else records:
-        if record.complete and not record.old_format and record.path.name != BEST and not record.path.name.endswith("_model"): stages.setdefault(record.path.parent, []).append(record)
-    for records in stages.values():
-        records.sort(key=_newness)
-        best = max((r for r in records if r.is_best), key=_newness, default=None)
-        for record in records[:-keep_last_n]:
-            if record is best or record.path.resolve() in keep: continue
-            DISK.rename(record.path, aside := _hidden(record.path, "tmp"))
-            DISK.remove(aside)
-            removed.append(record.path)
-    return removed
+    "Remove the oldest complete checkpoints of each stage: those that `prunable` names."
+    gone = prunable(list_checkpoints(folder) if records is None else records, keep_last_n, protect)
+    for record in gone:
+        DISK.rename(record.path, aside := _hidden(record.path, "tmp"))
+        DISK.remove(aside)
+    return [r.path for r in gone]
 
 # %% ../nbs/10_checkpoint.ipynb #376b880b
 @lru_cache
@@ -701,7 +717,7 @@ def _summary(config, train_config, stage):
 
 def _as_dict(config): return config.to_dict() if hasattr(config, "to_dict") else plain(config or {})
 
-# %% ../nbs/10_checkpoint.ipynb #ed09ccf6
+# %% ../nbs/10_checkpoint.ipynb #fd8e0d02
 def make_metadata(
     *,
     stage: str, step: int, epoch: int, # where in the run
@@ -711,8 +727,8 @@ def make_metadata(
     extra: dict | None = None, # more entries, such as samples, tokens, seconds
 ) -> dict:
     "What checkpoint_metadata.json holds."
-    known = dict(epoch=int(epoch), step=int(step), loss=_finite(loss), timestamp=when.isoformat(), is_best=bool(is_best), config_summary=_summary(config, train_config, stage),
-                 stage=stage, val_loss=_finite(val_loss), samples=0, tokens=0, seconds=0.0, serial=serial, versions=_versions(), format=FORMAT)
+    known = dict(epoch=int(epoch), step=int(step), loss=_finite(loss), timestamp=when.isoformat(), is_best=bool(is_best),
+                 config_summary=_summary(config, train_config, stage), stage=stage, val_loss=_finite(val_loss), samples=0, tokens=0, seconds=0.0, serial=serial, versions=_versions(), format=FORMAT)
     return known | {k: v for k, v in plain(extra or {}).items() if k not in known or k in ("samples", "tokens", "seconds")}
 
 def _full_state(trainer_state, model, train_config, **known):
@@ -720,7 +736,7 @@ def _full_state(trainer_state, model, train_config, **known):
     config = {"model": _as_dict(getattr(model, "config", None)), "train": _as_dict(train_config)}
     return plain({**known, "config": config, **({} if "rng" in trainer_state else {"rng": rng_state()}), **trainer_state}, STATE)
 
-# %% ../nbs/10_checkpoint.ipynb #e3352cd2
+# %% ../nbs/10_checkpoint.ipynb #b3dda64a
 def save_checkpoint(
     model,                       # with .save_pretrained(folder) and .config
     output_dir: Path,            # of the run
@@ -749,7 +765,8 @@ def save_checkpoint(
     final = folder/(name or checkpoint_name(step, loss, epoch, stage, when, getattr(train_config, "checkpoint_name", TrainConfig.checkpoint_name)))
     metadata = make_metadata(stage=stage, step=step, epoch=epoch, loss=loss, val_loss=val_loss, is_best=is_best, serial=serial, when=when,
                              config=getattr(model, "config", None), train_config=train_config, extra=extra_metadata)
-    state = None if trainer_state is None else _full_state(trainer_state, model, train_config, epoch=int(epoch), step=int(step), stage=stage, loss=loss, timestamp=when.isoformat())
+    known = dict(epoch=int(epoch), step=int(step), stage=stage, loss=loss, timestamp=when.isoformat())
+    state = None if trainer_state is None else _full_state(trainer_state, model, train_config, **known)
     path = _publish_model(final, model, metadata, state, train_config, replace=bool(name))
     in_stage = [r for r in in_stage if r.path != path] + stage_records([read_record(path)], stage_dir)
     _tidy(stage_dir, in_stage, keep_last_n, (*protect, path))
@@ -775,9 +792,10 @@ def _tidy(folder, records, keep_last_n, protect):
         prune_checkpoints(folder, keep_last_n, protect, records)
     except OSError as e: print(f"⚠️  {folder}: the checkpoint is saved, but tidying up failed: {e}")
 
-# %% ../nbs/10_checkpoint.ipynb #866fc608
+# %% ../nbs/10_checkpoint.ipynb #2334c904
 def describe_checkpoint(
-    path: Path, # a checkpoint folder
+    path: Path,           # a checkpoint folder
+    hashes: bool = True,  # read every file to see whether it is what was written
 ) -> str: # several lines
     "A checkpoint's files with sizes and the beginnings of their hashes, and what is wrong with it."
     record = read_record(path)
@@ -786,8 +804,9 @@ def describe_checkpoint(
     loss = "" if record.loss is None else f", loss {record.loss:.4f}"
     lines = [f"{record.path.name}/   {record.stage}, step {record.step}, epoch {record.epoch}{loss}{', best' if record.is_best else ''}"]
     files = sorted(_files(record.path).items())
-    for i, (name, stat) in enumerate(files): lines.append(f"{'└' if i == len(files)-1 else '├'}── {name:28} {_human(stat.st_size):>9}  {hashes.get(name, '')}".rstrip())
-    return "\n".join(lines + [f"    ⚠️  {p}" for p in verify_checkpoint(record.path)])
+    for i, (name, stat) in enumerate(files):
+        lines.append(f"{'└' if i == len(files)-1 else '├'}── {name:28} {_human(stat.st_size):>9}  {hashes.get(name, '')}".rstrip())
+    return "\n".join(lines + [f"    ⚠️  {p}" for p in verify_checkpoint(record.path, hashes)])
 
 # %% ../nbs/10_checkpoint.ipynb #81e08ed7
 @dataclass
@@ -838,14 +857,14 @@ def load_checkpoint(
         for line in _resume_lines(path, metadata, state): say(line)
     return Loaded(path, config, train_config, state, metadata, True, record.old_format, notes)
 
-# %% ../nbs/10_checkpoint.ipynb #4f564aa7
+# %% ../nbs/10_checkpoint.ipynb #c7481bda
 def _module_lines(path, model):
     "A line for each part of the model that the checkpoint has."
     there = {p.name for p in path.iterdir()}
     lora = any(n.startswith("adapter_model") for n in there)
     lines = ["LLM with LoRA adapters" if lora else "LLM"] if any(_WEIGHTS.match(n) for n in there) else []
-    lines += [text for file, module, text in (("image_projector.pt", "image_projector", "image module"), ("point_projector.pt", "point_projector", "point cloud module"))
-              if file in there and getattr(model, module, True) is not None]
+    for module, text in (("image_projector", "image module"), ("point_projector", "point cloud module")):
+        if f"{module}.pt" in there and getattr(model, module, True) is not None: lines.append(text)
     return [f"  ✓ Loaded {text}" for text in lines]
 
 def _resume_lines(path, metadata, state):
@@ -884,13 +903,14 @@ def _saved_parameters(saved):
             found[name or (g, i)] = (state, shape)
     return found
 
-# %% ../nbs/10_checkpoint.ipynb #34236ce2
+# %% ../nbs/10_checkpoint.ipynb #a26570af
 def _match(optimizer, saved, named_parameters):
     "A state_dict for `optimizer` made of what fits in `saved`, with notes on what did not; raises `ValueError` where nothing does."
     names, have, notes = _group_names(optimizer, named_parameters), _saved_parameters(saved), []
     sizes = [len(g["params"]) for g in saved["param_groups"]]
     if positional := bool(have) and all(isinstance(k, tuple) for k in have):
-        if sizes != [len(n) for n in names]: raise ValueError(f"it has no parameter names, and groups of {sizes} parameters where there are {[len(n) for n in names]} here")
+        if sizes != [len(n) for n in names]:
+            raise ValueError(f"it has no parameter names, and groups of {sizes} parameters where there are {[len(n) for n in names]} here")
         notes.append("optimizer state has no parameter names: matched by order and shape")
     state, index, misfits = {}, 0, []
     for g, group in enumerate(optimizer.param_groups):
@@ -907,13 +927,14 @@ def _match(optimizer, saved, named_parameters):
 
 def _listed(what, items): return [f"{what}: {', '.join(items[:5])}{f' and {len(items)-5} more' if items[5:] else ''}"] if items else []
 
-# %% ../nbs/10_checkpoint.ipynb #2a3c43c2
+# %% ../nbs/10_checkpoint.ipynb #a6e24760
 def _match_groups(optimizer, saved, names):
     "The parameter groups for a state_dict: this optimizer's, with the settings of the saved group that corresponds."
     groups = optimizer.state_dict()["param_groups"]
     saved_names = saved.get("names") or [g.get("param_names") or [] for g in saved["param_groups"]]
     for i, group in enumerate(groups):
-        same = [s for s, n in zip(saved["param_groups"], saved_names) if (group.get("name") is not None and s.get("name") == group["name"]) or (n and set(n) == set(names[i]))]
+        same = [s for s, n in zip(saved["param_groups"], saved_names)
+                if (group.get("name") is not None and s.get("name") == group["name"]) or (n and set(n) == set(names[i]))]
         if not same and not any(map(any, saved_names)) and i < len(saved["param_groups"]): same = [saved["param_groups"][i]]
         if same: group.update({k: v for k, v in same[0].items() if k not in ("params", "param_names", "name")})
     return groups
@@ -939,7 +960,7 @@ def _restore_matched(optimizer, saved, named_parameters) -> list:
         optimizer.load_state_dict(before)
         raise
 
-# %% ../nbs/10_checkpoint.ipynb #4fa73ca1
+# %% ../nbs/10_checkpoint.ipynb #6c323cd4
 def restore_optimizer(
     optimizer,             # a fresh torch optimizer
     scheduler,             # a fresh learning-rate scheduler of it, or None
@@ -951,7 +972,8 @@ def restore_optimizer(
     done, say = Restored(), (lambda *a: None) if quiet else print
     if not state or not ("optimizer" in state or "scheduler" in state): return done
     say("Restoring optimizer/scheduler state...")
-    for what, restore in (("optimizer", lambda saved: _restore_matched(optimizer, saved, named_parameters)), ("scheduler", lambda saved: _restore_scheduler(scheduler, saved))):
+    for what, restore in (("optimizer", lambda saved: _restore_matched(optimizer, saved, named_parameters)),
+                          ("scheduler", lambda saved: _restore_scheduler(scheduler, optimizer, saved))):
         if not state.get(what) or (what == "scheduler" and scheduler is None): continue
         try:
             done.notes += (notes := restore(state[what]))
@@ -964,10 +986,11 @@ def restore_optimizer(
     if "step" in state: say(f"  ✓ Resuming from step {state['step']}")
     return done
 
-def _restore_scheduler(scheduler, saved) -> list:
-    before = dict(scheduler.__dict__)
-    num = len(getattr(scheduler, "base_lrs", []))
+def _restore_scheduler(scheduler, optimizer, saved) -> list:
+    "Load a scheduler's state, or leave it as it was; the optimizer takes the learning rate that goes with it, also when it is a fresh one."
+    before, num = dict(scheduler.__dict__), len(getattr(scheduler, "base_lrs", []))
     if num != (there := len(saved.get("base_lrs", [0]*num))): raise ValueError(f"it has {there} parameter groups, there are {num} here")
     try: scheduler.load_state_dict(saved)
     except Exception: scheduler.__dict__.update(before); raise
+    for group, lr in zip(optimizer.param_groups, getattr(scheduler, "_last_lr", [])): group["lr"] = lr
     return []

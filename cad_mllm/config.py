@@ -7,20 +7,20 @@ __all__ = ['MODALITIES', 'LORA_TARGETS', 'SEQUENCE_FORMATS', 'DTYPES', 'RECIPES'
            'CADMLLMConfig', 'CurriculumStage', 'default_stages', 'TrainConfig', 'tiny', 'qwen3_0_6b', 'qwen3_8b',
            'recipe']
 
-# %% ../nbs/00_config.ipynb #30d88801
+# %% ../nbs/00_config.ipynb #101591f4
 import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from fastcore.basics import patch
 
-# %% ../nbs/00_config.ipynb #e202b198
+# %% ../nbs/00_config.ipynb #917f5043
 class ConfigError(ValueError):
     "A setting that cannot work: names the field, its value and what to do."
 
 def _check(ok, name, value, remedy):
     if not ok: raise ConfigError(f"{name}={value!r}: {remedy}")
 
-# %% ../nbs/00_config.ipynb #728542cb
+# %% ../nbs/00_config.ipynb #0e5fc48e
 MODALITIES = ("text", "points", "image")
 
 def parse_modalities(
@@ -32,7 +32,7 @@ def parse_modalities(
     _check("text" in parts, "modality", combination, "every combination contains text, such as text+points")
     return tuple(m for m in MODALITIES if m in parts)
 
-# %% ../nbs/00_config.ipynb #464aa45d
+# %% ../nbs/00_config.ipynb #1ca95742
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SEQUENCE_FORMATS = ("tokens", "text", "json")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,7 +44,7 @@ def _jsonable(o):
     if isinstance(o, dict): return {str(k): _jsonable(v) for k, v in o.items()}
     return str(o) if isinstance(o, Path) else o
 
-# %% ../nbs/00_config.ipynb #afd90107
+# %% ../nbs/00_config.ipynb #d76d85bb
 class _JSONConfig:
     "To JSON and back; unknown keys are kept aside in `ignored` by name instead of failing, so that newer and older files both load."
     def __post_init__(self): self.validate()
@@ -70,7 +70,7 @@ class _JSONConfig:
         "Read what `save` wrote."
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
-# %% ../nbs/00_config.ipynb #49749a8f
+# %% ../nbs/00_config.ipynb #2e9debb9
 @dataclass
 class CADMLLMConfig(_JSONConfig):
     "What the model is: language model, adapters, encoders, projectors, sequence format."
@@ -96,7 +96,7 @@ class CADMLLMConfig(_JSONConfig):
     max_seq_length: int = 2048           # longest sample in tokens, modality tokens included
     dtype: str = "bfloat16"              # "float32", "bfloat16" or "float16" (T4)
 
-# %% ../nbs/00_config.ipynb #b42a932a
+# %% ../nbs/00_config.ipynb #38df02f5
 @patch
 def validate(self: CADMLLMConfig):
     "Raise `ConfigError` for the first value that cannot work."
@@ -109,7 +109,7 @@ def validate(self: CADMLLMConfig):
     for name in ("lora_dropout", "projector_dropout"):
         _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a share from 0 up to, not including, 1")
 
-# %% ../nbs/00_config.ipynb #174e2c94
+# %% ../nbs/00_config.ipynb #f18dd103
 @dataclass
 class CurriculumStage:
     "One stage of training: which modality combinations are drawn, for how long and at what learning rate."
@@ -127,7 +127,7 @@ class CurriculumStage:
         _check(self.num_epochs >= 0, f"{self.name}.num_epochs", self.num_epochs, "use 0 to leave the stage out, or more")
         _check(self.lr > 0, f"{self.name}.lr", self.lr, "use a learning rate above 0")
 
-# %% ../nbs/00_config.ipynb #31385e43
+# %% ../nbs/00_config.ipynb #71a06a99
 def default_stages(
     epochs: int | tuple = 1, # passes over the data, one number or one a stage
     lrs: tuple = (2e-5, 2e-5, 1e-5), # peak learning rate of each stage
@@ -139,7 +139,7 @@ def default_stages(
     epochs = (epochs,)*3 if isinstance(epochs, int) else epochs
     return [CurriculumStage(name, p, n, lr) for (name, p), n, lr in zip(probs.items(), epochs, lrs)]
 
-# %% ../nbs/00_config.ipynb #4ddc9169
+# %% ../nbs/00_config.ipynb #3c41547f
 @dataclass
 class TrainConfig(_JSONConfig):
     "How a model is trained: data, curriculum, optimisation, logging, saving."
@@ -179,7 +179,7 @@ class TrainConfig(_JSONConfig):
     device: str = "auto"                 # "auto", "cpu", "cuda", "cuda:1"
     seed: int = 0                        # of everything random
 
-# %% ../nbs/00_config.ipynb #f759f2cf
+# %% ../nbs/00_config.ipynb #24fbd9a6
 @patch
 def validate(self: TrainConfig):
     "Raise `ConfigError` for the first value that cannot work."
@@ -197,16 +197,16 @@ def validate(self: TrainConfig):
     _check(0 <= self.from_scratch_prob <= 1, "from_scratch_prob", self.from_scratch_prob, "use a probability from 0 to 1")
     _check("{step}" in self.checkpoint_name, "checkpoint_name", self.checkpoint_name, "the name must contain {step}")
 
-# %% ../nbs/00_config.ipynb #bff78065
+# %% ../nbs/00_config.ipynb #36558593
 def tiny() -> tuple: # (CADMLLMConfig, TrainConfig)
     "A small model of the real classes with random weights, for CPUs, demos and tests."
     model = CADMLLMConfig(llm_model_name="tiny", use_lora=False, image_encoder_name="tiny", image_size=64, point_encoder_hidden_dim=96,
                           num_points=512, num_point_tokens=16, projector_hidden_dim=192, max_seq_length=1024, dtype="float32")
     stages = default_stages(epochs=(4, 3, 3), lrs=(2e-3, 1.5e-3, 1e-3))
-    return model, TrainConfig(stages=stages, batch_size=16, warmup_steps=20, save_steps=20, logging_steps=1, projector_lr_multiplier=1.0,
+    return model, TrainConfig(stages=stages, batch_size=16, max_tokens_per_batch=320, warmup_steps=20, save_steps=20, logging_steps=1, projector_lr_multiplier=1.0,
                               new_token_lr_multiplier=1.0, num_val_samples=16, device="cpu")
 
-# %% ../nbs/00_config.ipynb #b65da88d
+# %% ../nbs/00_config.ipynb #a7603f3e
 def qwen3_0_6b() -> tuple: # (CADMLLMConfig, TrainConfig)
     "Qwen3-0.6B with LoRA: fits a free T4 (16 GB)."
     model = CADMLLMConfig(llm_model_name="Qwen/Qwen3-0.6B", image_encoder_name="facebook/dinov2-base", dtype="float16")
@@ -217,7 +217,7 @@ def qwen3_8b() -> tuple: # (CADMLLMConfig, TrainConfig)
     model = CADMLLMConfig(llm_model_name="Qwen/Qwen3-8B", image_encoder_name="facebook/dinov2-large", max_seq_length=4096)
     return model, TrainConfig(batch_size=8, gradient_accumulation_steps=4, use_gradient_checkpointing=True)
 
-# %% ../nbs/00_config.ipynb #d44e509e
+# %% ../nbs/00_config.ipynb #0577fd16
 RECIPES = {f.__name__: f for f in (tiny, qwen3_0_6b, qwen3_8b)}
 
 def recipe(

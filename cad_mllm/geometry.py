@@ -6,11 +6,11 @@
 __all__ = ['VIEWS', 'GeometryError', 'Mesh', 'Solid', 'build_solid', 'read_mesh', 'surface_distance', 'film_strip', 'WorkerError',
            'isolated', 'map_isolated']
 
-# %% ../nbs/03_geometry.ipynb #297fad2b
+# %% ../nbs/03_geometry.ipynb #b23fce6d
 import atexit, faulthandler, functools, importlib.util, math, os, pickle, struct, subprocess, sys, tempfile, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,28 +140,25 @@ def _spans(tri, size):
     left, right = np.ceil(left - .5).clip(0, size), np.ceil(right - .5).clip(0, size)
     return face, row, left.astype(int), (right - left).clip(0).astype(int)
 
-# %% ../nbs/03_geometry.ipynb #379034d6
+# %% ../nbs/03_geometry.ipynb #53a3b3e1
 def _zbuffer(
     tri: np.ndarray, # (F, 3, 3) corners: column, row, depth from 0 (near) to 1
     size: int, # pixels
 ) -> tuple: # depth (size, size), infinite where empty; face (size, size), -1 where empty
     "What is seen through each pixel center."
     face, row, first, count = _spans(tri, size)
-    span, column = _expand(first, count)
-    face, row = face[span], row[span]
     (ax, ay, az), b, c = tri[:, 0].T, tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0]
-    with np.errstate(all="ignore"):
-        det = b[:, 0]*c[:, 1] - b[:, 1]*c[:, 0]
-        dzdx, dzdy = (b[:, 2]*c[:, 1] - c[:, 2]*b[:, 1])/det, (c[:, 2]*b[:, 0] - b[:, 2]*c[:, 0])/det
-    depth = az[face] + dzdx[face]*(column + .5 - ax[face]) + dzdy[face]*(row + .5 - ay[face])
-    bottom, top = tri[:, :, 2].min(1), tri[:, :, 2].max(1)
-    depth = np.nan_to_num(depth, nan=1).clip(bottom[face], top[face]).clip(0, 1)
-    packed = (depth*2**31).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)
-    empty = np.uint64(2**64 - 1)
-    buffer = np.full(size*size, empty)
-    np.minimum.at(buffer, row*size + column, packed)
+    det = b[:, 0]*c[:, 1] - b[:, 1]*c[:, 0]
+    flat = np.where(np.abs(det) < 1e-9, 0, 1/np.where(np.abs(det) < 1e-9, 1, det)) # a triangle seen edge-on has no slope
+    dzdx, dzdy = (b[:, 2]*c[:, 1] - c[:, 2]*b[:, 1])*flat, (c[:, 2]*b[:, 0] - b[:, 2]*c[:, 0])*flat
+    left = (az + dzdx*(.5 - ax) + dzdy*(.5 - ay))[face] + dzdy[face]*row
+    span, column = _expand(first, count)
+    depth = (left[span] + dzdx[face][span]*column).clip(0, 1)
+    packed = (depth*2**31).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)[span]
+    buffer = np.full(size*size, empty := np.uint64(2**64 - 1))
+    np.minimum.at(buffer, (row*size)[span] + column, packed)
     hit = buffer != empty
-    depth = np.where(hit, (buffer >> np.uint64(32))/2**31, np.inf)
+    depth = np.where(hit, (buffer >> np.uint64(32)).astype(np.float32)/2**31, np.inf)
     return depth.reshape(size, size), np.where(hit, (buffer & np.uint64(2**32 - 1)).astype(np.int64), -1).reshape(size, size)
 
 # %% ../nbs/03_geometry.ipynb #6dde211f
@@ -235,14 +232,14 @@ def _fit(box, axes, margin):
     corners = np.stack(np.meshgrid(*zip(low, high)), -1).reshape(-1, 3) @ axes.T
     return (corners.min(0) + corners.max(0))/2, max(np.ptp(corners[:, :2], axis=0).max()*(1 + 2*margin), np.ptp(corners[:, 2])*1.001, 1e-30)
 
-# %% ../nbs/03_geometry.ipynb #ec72b678
+# %% ../nbs/03_geometry.ipynb #89825b19
 @patch
 def image(
     self: Mesh,
     size: int = 224, # pixels
     view=0, # an index into `VIEWS`, or a look direction (x, y, z)
     box=None, # ((x, y, z), (x, y, z)) that fills the picture; the mesh's own if left out
-    strokes=(), # further segments (L, 2, 3) to draw in orange
+    strokes=(), # further segments (L, 2, 3) to draw in orange, over everything
     smooth: int = 2, # subpixels a side
 ) -> np.ndarray: # (size, size, 3) uint8
     "A shaded orthographic picture with feature edges on white."
@@ -252,13 +249,13 @@ def image(
         q = (p @ axes.T - center)/extent
         return np.stack([(q[..., 0] + .5)*big, (.5 - q[..., 1])*big, q[..., 2] + .5], -1)
     faces = np.flatnonzero(self._normals() @ axes[2] < 0) if self.is_watertight else np.arange(len(self.faces))
-    canvas = np.full((big, big, 3), _BACKGROUND, np.uint8)
     depth, seen = _zbuffer(screen(self.vertices[self.faces[faces]]), big)
-    if len(faces): canvas = np.where(seen[..., None] >= 0, _shade(self, faces, axes).astype(np.uint8)[seen], canvas)
+    canvas = np.append(_shade(self, faces, axes), [_BACKGROUND], 0).astype(np.uint8)[seen] # -1 is the last color
     thick = max(smooth, round(big/220))
     if len(faces): _draw_lines(canvas, screen(self._feature_lines(axes[2])), depth, _EDGE, thick)
-    if len(strokes): _draw_lines(canvas, screen(np.asarray(strokes, float)), depth, _SKETCH, thick + smooth//2)
-    return canvas.reshape(size, smooth, size, smooth, 3).mean((1, 3)).round().astype(np.uint8)
+    if len(strokes): _draw_lines(canvas, screen(np.asarray(strokes, float)), np.full_like(depth, np.inf), _SKETCH, thick + smooth//2)
+    parts = [canvas[i::smooth, j::smooth].astype(np.uint16) for i in range(smooth) for j in range(smooth)]
+    return ((sum(parts) + len(parts)//2)//len(parts)).astype(np.uint8)
 
 # %% ../nbs/03_geometry.ipynb #6ba0c092
 _TINY = 1e-6 # of the part's size
@@ -322,7 +319,7 @@ def _exact(axes):
     rounded = np.round(axes)
     return rounded if np.abs(axes - rounded).max() < 1e-6 else axes
 
-# %% ../nbs/03_geometry.ipynb #13daba4d
+# %% ../nbs/03_geometry.ipynb #2c7d62c4
 @dataclass
 class _Step:
     "One extrude that does something: its place in the history, what it does, and the regions it pushes."
@@ -339,11 +336,12 @@ class _Plan:
     center: np.ndarray
     scale: float
     steps: list
+    fine: int = 1 # how many times finer than usual the light kernel samples arcs
 
     @property
     def near(self): return min(max(5e-8/self.scale, 5e-7), 1e-5) # files round to 1e-8 metres
 
-# %% ../nbs/03_geometry.ipynb #2e682163
+# %% ../nbs/03_geometry.ipynb #8356380d
 def _profile_contours(program, extrude, label):
     "(frame, contours, name) of each profile that an extrude pushes."
     out = []
@@ -367,14 +365,20 @@ def _make_plan(program):
         pushed, span = _profile_contours(program, e, step.label), e.span()
         work.append((step, pushed, span, list(_reach(pushed, span))))
     adding = [p for step, _, (low, high), boxes in work for p in boxes if step.extrude.operation in ("new", "join") and high > low]
-    if not adding: raise GeometryError("no operation of this history adds material: it has no new or join extrude with a profile and a depth")
+    if not adding: raise GeometryError(f"no operation of this history adds material: {'; '.join(_idle_reason(*w) for w in work) or 'it has no extrude'}")
     low, high = np.concatenate(adding).min(0), np.concatenate(adding).max(0)
     plan = _Plan((low + high)/2, float((high - low).max()), [])
     if plan.scale < 1e-12: raise GeometryError("the history has no size: everything it draws lies within a picometre")
     for step, pushed, span, _ in work:
         step.regions = [r for frame, contours, name in pushed if (r := _region(plan, frame, contours, name, span))]
         if step.regions: plan.steps.append(step)
+    if not plan.steps: raise GeometryError(f"{work[0][0].label} has no volume: its profiles bound no area")
     return plan
+
+def _idle_reason(step, pushed, span, boxes):
+    "Why an extrude adds nothing."
+    if not pushed: return f"{step.label} names no profile"
+    return f"{step.label} " + ("has no depth" if span[0] == span[1] else "comes before there is any material")
 
 # %% ../nbs/03_geometry.ipynb #9994fdb9
 def _region(plan, frame, contours, name, span):
@@ -384,13 +388,16 @@ def _region(plan, frame, contours, name, span):
     if outer is None or high - low < _TINY: return None
     return _Region([outer, *(h for h in holes if h is not None)], (np.array(frame.origin, float) - plan.center)/plan.scale, _exact(frame.rotation), low, high, name)
 
-# %% ../nbs/03_geometry.ipynb #53c16043
+# %% ../nbs/03_geometry.ipynb #208ab0b1
 @dataclass
 class _Neighbours:
-    "What is drawn on planes parallel to a region's, in its coordinates: `corners` (K, 2); `circles` (M, 3) center and radius, best known first; and how far apart equal things may be."
+    "What is drawn on planes parallel to a region's, in its coordinates: `corners` (K, 2); `circles` (M, 3) center and radius, best known first; how far apart equal things may be; how many times finer than usual to sample."
     corners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     circles: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     near: float = 1e-6
+    fine: int = 1
+
+    def step(self, radius): return 2*math.pi/_turn_steps(radius)/self.fine
 
     def circle(self, *points):
         "The first circle that goes through the points, or through the last three exactly."
@@ -423,7 +430,7 @@ def _arc_angles(low, high, step, at, gap):
     grid = np.arange(math.floor(low/step) + 1, math.ceil(high/step))*step
     return np.sort(np.concatenate([at, _spread(grid, np.array([low, high, *at]), .05*step)]))
 
-# %% ../nbs/03_geometry.ipynb #ade0c387
+# %% ../nbs/03_geometry.ipynb #51b08539
 def _sample_line(start, end, others):
     "The start and the corners inside a straight edge (K, 2), in order."
     way = end - start
@@ -440,16 +447,15 @@ def _sample_arc(start, mid, end, others):
     if not left: a, b = b, a
     b = a + (b - a) % turn
     at = a + (others.angles(center, radius) - a) % turn
-    t = _arc_angles(a, b, turn/_turn_steps(radius), at, 4*others.near/radius)
+    t = _arc_angles(a, b, others.step(radius), at, 4*others.near/radius)
     inner = center + radius*np.stack([np.cos(t), np.sin(t)], 1) if len(t) else mid[None]
     return np.concatenate([start[None], inner if left else inner[::-1]])
 
 def _sample_circle(center, radius, others):
     turn = 2*math.pi
     center, radius = others.circle(*(center + radius*np.array([[1, 0], [-.5, .75**.5], [-.5, -.75**.5]])))
-    num, at = _turn_steps(radius), np.sort(others.angles(center, radius) % turn)
-    at = _distinct(at, 4*others.near/radius)
-    grid = _spread(np.arange(num)*(turn/num), np.concatenate([at - turn, at, at + turn]), .05*turn/num)
+    step, at = others.step(radius), _distinct(np.sort(others.angles(center, radius) % turn), 4*others.near/radius)
+    grid = _spread(np.arange(round(turn/step))*step, np.concatenate([at - turn, at, at + turn]), .05*step)
     t = np.sort(np.concatenate([grid, at]))
     return center + radius*np.stack([np.cos(t), np.sin(t)], 1)
 
@@ -458,7 +464,7 @@ def _sample(contour: Contour, others=_Neighbours()) -> np.ndarray: # (N, 2)
     if contour.radius is not None: return _sample_circle(contour.vertices[0], contour.radius, others)
     return np.concatenate([_sample_line(a, b, others) if m is None else _sample_arc(a, m, b, others) for a, m, b in contour.edges()])
 
-# %% ../nbs/03_geometry.ipynb #e8b71f7a
+# %% ../nbs/03_geometry.ipynb #cfe12e70
 def _arc_sweep(a, m, b):
     "How much of its circle an arc covers: from 0 to 1."
     half, h = np.hypot(*(b - a))/2, np.hypot(*(m - (a + b)/2))
@@ -475,15 +481,15 @@ def _drawing(region):
     corners = [np.zeros((0, 3))] + [region.lift(c.vertices) for c in region.contours if c.radius is None]
     return region.axes[2], np.concatenate(corners), np.array([(*p, r, known) for p, r, known in _known_circles(region)]).reshape(-1, 5)
 
-def _neighbours(region, drawings, near):
+def _neighbours(region, drawings, plan):
     "The corners and circles of all drawings on parallel planes."
     def flat(p): return (p - region.origin)@region.axes[:2].T
     corners, circles = zip(*((c, o) for normal, c, o in drawings if abs(normal@region.axes[2]) > 1 - 1e-9))
     corners, circles = flat(np.concatenate(corners)), np.concatenate(circles)
     circles = circles[np.argsort(-circles[:, 4], kind="stable")]
-    return _Neighbours(corners, np.column_stack([flat(circles[:, :3]), circles[:, 3]]), near)
+    return _Neighbours(corners, np.column_stack([flat(circles[:, :3]), circles[:, 3]]), plan.near, plan.fine)
 
-# %% ../nbs/03_geometry.ipynb #ae2a569f
+# %% ../nbs/03_geometry.ipynb #67fb6314
 def _cross_section(region, others=_Neighbours()):
     "A region's area as polygons without crossings."
     from manifold3d import CrossSection, FillRule
@@ -495,12 +501,12 @@ def _manifold_prism(region, others, cuts=False):
     "A region pushed along its normal, as a manifold3d solid."
     from manifold3d import JoinType
     area, low, high, hair = _cross_section(region, others), region.low, region.high, others.near*(3 if cuts else 1)
-    if (region.axes != np.round(region.axes)).any(): # nothing aligns slanted faces, so these overlap by a hair
+    if (region.axes[2] != np.round(region.axes[2])).any(): # nothing aligns slanted faces, so these overlap by a hair
         area, low, high = area.offset(hair, JoinType.Miter), low - hair, high + hair
     place = np.column_stack([region.axes.T, region.lift([[0, 0]], low)[0]])
     return area.extrude(high - low).transform(place)
 
-# %% ../nbs/03_geometry.ipynb #06804a74
+# %% ../nbs/03_geometry.ipynb #6a3a1ad4
 def _aligner(points, gap):
     "A function that replaces coordinates (N, 3) by the common value of their run."
     tables = []
@@ -516,7 +522,7 @@ def _aligner(points, gap):
 def _manifold_tools(plan):
     "For each step, the prisms of its regions, with coordinates aligned."
     drawings = [_drawing(r) for step in plan.steps for r in step.regions]
-    tools = [[_manifold_prism(r, _neighbours(r, drawings, plan.near), step.extrude.operation == "cut") for r in step.regions] for step in plan.steps]
+    tools = [[_manifold_prism(r, _neighbours(r, drawings, plan), step.extrude.operation == "cut") for r in step.regions] for step in plan.steps]
     align = _aligner(np.concatenate([_triangles(t)[0] for step in tools for t in step]), plan.near)
     return [[t.warp_batch(align) for t in step] for step in tools]
 
@@ -755,7 +761,7 @@ def _occ_unify(shape):
     unify.Build()
     return unify.Shape()
 
-# %% ../nbs/03_geometry.ipynb #e3864345
+# %% ../nbs/03_geometry.ipynb #57f114f3
 def _boolean_tries(body, step, tools, near):
     "Ways to do one step, best first."
     operation, ladder = step.extrude.operation, (near, 0., 1e-5, 1e-4, 1e-7, 5e-4)
@@ -763,7 +769,9 @@ def _boolean_tries(body, step, tools, near):
         if len(tools) == 1: yield lambda: tools[0]
         body, tools = tools[0], tools[1:]
     for fuzzy in ladder: yield lambda: _occ_boolean(operation, [body], tools, fuzzy)
-    if operation == "intersect": return
+    if operation == "intersect": # with several tools in one call, OpenCascade can lose what lies in two of them
+        for fuzzy in ladder[:4]: yield lambda: _occ_boolean(operation, [body], [_occ_boolean("join", tools[:1], tools[1:], fuzzy)] if tools[1:] else tools, fuzzy)
+        return
     for fuzzy in ladder[:4]:
         yield lambda: functools.reduce(lambda b, t: _occ_boolean(operation, [b], [t], fuzzy), tools, _occ_unify(body))
 
@@ -782,12 +790,16 @@ def _occ_step(body, step, light_tools, light, near, check):
     if second is not None: return second
     raise GeometryError(f"{step.label}: OpenCascade finds no valid solid of the right volume")
 
-# %% ../nbs/03_geometry.ipynb #9173c5f8
+# %% ../nbs/03_geometry.ipynb #581c1e99
 def _occ_build(plan, history, strict=False):
     "The OpenCascade body of a history that the light kernel has built."
     shape = None
-    for i, (step, tools, light) in enumerate(history):
-        shape = _occ_step(shape, step, tools, light, plan.near, strict)
+    try:
+        for step, tools, light in history: shape = _occ_step(shape, step, tools, light, plan.near, strict)
+    except GeometryError:
+        if plan.fine > 1: raise
+        fine = replace(plan, fine=8)
+        return _occ_build(fine, list(_manifold_steps(fine)), strict)
     if strict or _occ_valid(shape): return shape
     return _occ_build(plan, history, strict=True)
 

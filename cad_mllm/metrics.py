@@ -135,16 +135,20 @@ def _edges(faces):
     pairs, inverse, counts = np.unique(np.sort(_ends(faces), 1), axis=0, return_inverse=True, return_counts=True)
     return pairs, counts, np.argsort(inverse.ravel(), kind="stable")
 
-# %% ../nbs/04_metrics.ipynb #b60848c0
+# %% ../nbs/04_metrics.ipynb #79aae435
+def _plain_twins(faces):
+    "Pairs of half-edges (K, 2) at edges with exactly two faces."
+    _, counts, order = _edges(faces)
+    two = (np.cumsum(counts) - counts)[counts == 2]
+    return np.stack([order[two], order[two + 1]], 1)
+
 def _twins(vertices, faces):
-    "Pairs of half-edges (K, 2) at which one face continues the other."
+    "Pairs of half-edges (K, 2) at which one face continues the other, those at seams included."
     pairs, counts, order = _edges(faces)
-    first = np.cumsum(counts) - counts
-    two = first[counts == 2]
-    edge = np.flatnonzero((counts > 2) & (counts % 2 == 0))
-    if not len(edge): return np.stack([order[two], order[two + 1]], 1)
+    edge, first = np.flatnonzero((counts > 2) & (counts % 2 == 0)), np.cumsum(counts) - counts
+    if not len(edge): return _plain_twins(faces)
     half = order[np.concatenate([np.arange(first[e], first[e] + counts[e]) for e in edge])]
-    return np.concatenate([np.stack([order[two], order[two + 1]], 1), _wedges(vertices, faces, half, np.repeat(pairs[edge], counts[edge], 0), counts[edge])])
+    return np.concatenate([_plain_twins(faces), _wedges(vertices, faces, half, np.repeat(pairs[edge], counts[edge], 0), counts[edge])])
 
 def _wedges(vertices, faces, half, pair, counts):
     "Half-edges (N,) of seams with `counts` faces each, paired around material; `pair` (N, 2) is the edge of each."
@@ -419,10 +423,10 @@ def _projection(signs, faces):
     seen = np.stack([signs.turn(np.full(len(faces), k), *faces.T) != 0 for k in range(3)], 1)
     return np.where(seen.any(1), np.where(seen, normal, -1).argmax(1), -1)
 
-# %% ../nbs/04_metrics.ipynb #09c0abd3
+# %% ../nbs/04_metrics.ipynb #db898efa
 def self_intersections(
     vertices: np.ndarray, # (V, 3)
-    faces: np.ndarray, # (F, 3); faces are neighbours if they name the same vertex, so `repair` first
+    faces: np.ndarray, # (F, 3); faces are neighbours if they name the same vertex
 ) -> np.ndarray: # (K, 2) indices of faces
     "All pairs of faces that meet elsewhere than in their common vertex or edge. Exact; faces without area are left out."
     signs, faces = _Signs(np.asarray(vertices, float)), np.asarray(faces)
@@ -448,18 +452,25 @@ def _meet(signs, faces, axis, pairs):
         hit[k] = kind(signs, s, t, axes[:, k])
     return hit
 
-# %% ../nbs/04_metrics.ipynb #7e92b528
+# %% ../nbs/04_metrics.ipynb #cbd9b07b
+def _cuts(mesh: Repaired):
+    "The pairs of faces (K, 2) that SIR counts."
+    classes = _split(mesh.welded, _plain_twins(mesh.welded)) if len(mesh.faces) else mesh.faces
+    first = np.unique(classes.ravel(), return_index=True)[1]
+    return self_intersections(mesh.vertices[mesh.faces].reshape(-1, 3)[first], classes)
+
+# %% ../nbs/04_metrics.ipynb #ac00ac08
 def topology(
     vertices: np.ndarray, # (V, 3)
     faces: np.ndarray, # (F, 3) triangles
 ) -> dict: # components, dangel, sir, fluxee, closed
     "Pieces, dangling edge length, self-intersection ratio, flux enclosure error and closedness of a mesh."
     mesh = repair(vertices, faces)
-    cut = np.unique(self_intersections(mesh.vertices, mesh.faces))
+    cut = np.unique(_cuts(mesh))
     return dict(components=mesh.num_components, dangel=_dangling_length(mesh), sir=len(cut)/max(len(mesh.faces), 1),
                 fluxee=_flux(mesh), closed=_is_closed(mesh))
 
-# %% ../nbs/04_metrics.ipynb #8cd84e1e
+# %% ../nbs/04_metrics.ipynb #a532b55d
 def draw_topology(
     mesh, # (vertices, faces), or an object with those
     ax=None, # a matplotlib 3D axes; a new figure if left out
@@ -471,7 +482,7 @@ def draw_topology(
     fig = None if ax is not None else Figure(figsize=(3, 3), layout="constrained")
     if ax is None: ax = fig.add_subplot(projection="3d")
     mesh = repair(*_mesh(mesh))
-    cut = np.isin(np.arange(len(mesh.faces)), self_intersections(mesh.vertices, mesh.faces))
+    cut = np.isin(np.arange(len(mesh.faces)), _cuts(mesh))
     for part, color in ((~cut, "C0"), (cut, "C1")):
         if part.any(): ax.add_collection3d(Poly3DCollection(mesh.vertices[mesh.faces[part]], facecolor=color, edgecolor=".3", lw=.3, alpha=.35))
     if len(mesh.free): ax.add_collection3d(Line3DCollection(mesh.free, colors="red", lw=2))

@@ -21,9 +21,9 @@ from .tokens import get_codec
 from .dataset import Batch, PromptBuilder, load_tokenizer
 from .encoders import Projector, build_image_encoder, build_point_encoder, seeded
 
-# %% ../nbs/09_model.ipynb #67cdd2f2
+# %% ../nbs/09_model.ipynb #e35df286
 TINY_LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
-                tie_word_embeddings=True, initializer_range=0.02)
+                tie_word_embeddings=True, initializer_range=0.05)
 
 def _tiny_llm(config, num_words):
     "A small Qwen3ForCausalLM with random weights; call it inside `seeded`."
@@ -87,7 +87,7 @@ def _grow(llm, tokenizer, tokens, seed=0):
         with torch.no_grad(): table[ids] = initial_rows(tokens, table[old], seed).to(table)
     return ids
 
-# %% ../nbs/09_model.ipynb #3302ed5b
+# %% ../nbs/09_model.ipynb #af35cfab
 def _add_lora(llm, config, new_ids):
     "Wrap with peft: LoRA on the target layers, trainable rows for the added tokens."
     from peft import LoraConfig, get_peft_model
@@ -99,6 +99,7 @@ def _add_lora(llm, config, new_ids):
                          target_modules=sorted(config.lora_target_modules), task_type="CAUSAL_LM", **rows)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ensure_weight_tying") # it looks for tied layers among the LoRA targets only
+        warnings.simplefilter("ignore", FutureWarning) # peft asks transformers by an old name
         return get_peft_model(llm, adapter)
 
 def _module_name(model, module): return next(name.rsplit(".", 1)[-1] for name, m in model.named_modules() if m is module)
@@ -187,13 +188,14 @@ def _head(self: CADMLLMModel, hidden):
     cap = getattr(self._base.config, "final_logit_softcapping", None)
     return logits if cap is None else cap*torch.tanh(logits/cap)
 
-# %% ../nbs/09_model.ipynb #6468e882
+# %% ../nbs/09_model.ipynb #c9996aeb
 @patch
 def _place(self: CADMLLMModel, vectors, kind, items, slots):
     "Write the projected features of `items` (images or clouds) into vectors (R, T, D) at their slots."
     if items is None or not len(items): return vectors
     encoder, projector = getattr(self, f"{kind}_encoder"), getattr(self, f"{kind}_projector")
-    if encoder is None: raise ConfigError(f"{kind}_encoder_name='': the batch has {len(items)} {kind} inputs, but this model has no {kind} encoder; leave them out of the samples")
+    if encoder is None: raise ConfigError(
+        f"{kind}_encoder_name='': the batch has {len(items)} {kind} inputs, but this model has no {kind} encoder; leave them out of the samples")
     features = projector(encoder(items)).to(vectors.dtype)
     columns = slots[:, 1:] + torch.arange(encoder.num_tokens, device=slots.device)
     return vectors.index_put((slots[:, :1].expand_as(columns), columns), features)
@@ -325,15 +327,16 @@ def parameter_groups(
         group["params"].append(p); group["param_names"].append(name)
     return [groups[key] for key in sorted(groups)]
 
-# %% ../nbs/09_model.ipynb #d67cb9aa
+# %% ../nbs/09_model.ipynb #11c10329
 @patch
-def set_gradient_checkpointing(
+def gradient_checkpointing(
     self: CADMLLMModel,
     on: bool = True,
 ):
     "Switch gradient checkpointing of the language model on or off."
-    if on: self._base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else: self._base.gradient_checkpointing_disable()
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(self._base, f"{n}_enable"))
+    if on: getattr(self._base, f"{name}_enable")({"use_reentrant": False})
+    else: getattr(self._base, f"{name}_disable")()
 
 # %% ../nbs/09_model.ipynb #cf6ab33c
 def choose(
@@ -484,7 +487,7 @@ def _copy_tensors(
     return ([f"{path.name}: {len(missing)} tensors are not in the file and keep their initial values, such as {missing[0]}"] if missing else []) + \
            ([f"{path.name}: {len(unknown)} tensors are not in this model and were left out, such as {unknown[0]}"] if unknown else [])
 
-# %% ../nbs/09_model.ipynb #c408e989
+# %% ../nbs/09_model.ipynb #f5e04b27
 @patch
 def _load_llm_weights(self: CADMLLMModel, folder):
     "Adapters or the whole language model from a folder; notes."
@@ -492,7 +495,8 @@ def _load_llm_weights(self: CADMLLMModel, folder):
     else: name, wanted = "model.safetensors", dict(self.llm.named_parameters())
     if (folder/name).is_file(): return _copy_tensors(folder/name, wanted)
     other = folder/("model.safetensors" if self.config.use_lora else "adapter_model.safetensors")
-    if other.is_file(): raise WeightsError(f"{other}: was saved with use_lora={not self.config.use_lora}, but this model has use_lora={self.config.use_lora}; use CADMLLMModel.from_pretrained")
+    if other.is_file(): raise WeightsError(
+        f"{other}: was saved with use_lora={not self.config.use_lora}, but this model has use_lora={self.config.use_lora}; use CADMLLMModel.from_pretrained")
     return [f"{name} is missing: the language model keeps its initial weights"]
 
 @patch
@@ -505,7 +509,7 @@ def _load_modules(self: CADMLLMModel, folder):
         notes += _copy_tensors(path, module.state_dict()) if path.is_file() else [f"{path.name} is missing: the {name.replace('_', ' ')} keeps its initial weights"]
     return notes
 
-# %% ../nbs/09_model.ipynb #175a2492
+# %% ../nbs/09_model.ipynb #0315ad0b
 @patch
 def load_weights(
     self: CADMLLMModel,
@@ -525,7 +529,8 @@ def from_pretrained(
     from transformers import AutoTokenizer
     folder = Path(folder)
     try: config = CADMLLMConfig.from_dict(json.loads((folder/"cad_mllm_config.json").read_text(encoding="utf-8"))["model"])
-    except FileNotFoundError as e: raise WeightsError(f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoint.load_checkpoint)") from e
+    except FileNotFoundError as e: raise WeightsError(
+        f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoint.load_checkpoint)") from e
     tokenizer = AutoTokenizer.from_pretrained(folder) if (folder/"tokenizer_config.json").is_file() else None
     whole = not config.use_lora and (folder/"config.json").is_file()
     model = cls(config, tokenizer, llm_source=str(folder) if whole else "")

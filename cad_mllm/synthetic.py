@@ -7,7 +7,7 @@ __all__ = ['PLANES', 'OPENINGS', 'FAMILIES', 'pick', 'disc', 'via', 'outline', '
            'Part', 'history_box', 'mm', 'count_of', 'count', 'family', 'make_part', 'replacing', 'write_text',
            'synthesize']
 
-# %% ../nbs/05_synthetic.ipynb #6b8783ff
+# %% ../nbs/05_synthetic.ipynb #aca9d758
 import json, math, os
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
-from .cad import CADProgram, Contour, Extrude, Frame, Loop, circle, contour_loop, polygon
+from .cad import CADProgram, Contour, Extrude, Frame, Loop, circle, contour_loop
+from .geometry import map_isolated
 
 # %% ../nbs/05_synthetic.ipynb #af1fe0a9
 def pick(
@@ -939,28 +939,42 @@ def _claim(out, seed):
         else: write_text(path, json.dumps(marker))
     except OSError as e: raise ValueError(f"{out}: cannot be written ({e.strerror}); choose another folder") from None
 
-# %% ../nbs/05_synthetic.ipynb #886a4a34
-def synthesize(
-    out: str, # folder of the data set (Omni-CAD layout); made if missing
-    num: int = 200, # how many parts
-    seed: int = 0, # another seed gives other parts
-    first: int = 0, # index of the first part, to make a large set in pieces
-) -> dict: # number of parts, of operations, and of parts a family
-    "Write synthetic histories and captions. Running it again changes nothing; a larger `num` adds parts."
-    out, operations, captions = Path(out), 0, {}
-    _claim(out, seed)
-    for index in tqdm(range(first, first + num), desc="synthetic parts"):
+# %% ../nbs/05_synthetic.ipynb #d9739ba2
+def _write_parts(task): # -> ({id: caption}, number of operations)
+    "Write the histories of a stretch of indices."
+    out, seed, first, last = task
+    operations, captions = 0, {}
+    for index in range(first, last):
         id, program, caption = make_part(seed, index)
-        path = out/"json"/f"{id}.json"
-        text = json.dumps(program.to_json())
+        path, text = Path(out)/"json"/f"{id}.json", json.dumps(program.to_json())
         if not path.exists() or path.read_text(encoding="utf-8") != text: write_text(path, text)
-        captions.setdefault(id.split("/")[0], {})[id] = caption
+        captions[id] = caption
         operations += len(program)
-    for folder, some in captions.items(): _merge_captions(out/"txt"/f"{folder}.json", some)
-    return dict(parts=num, families=min(num, len(FAMILIES)), mean_operations=round(operations/max(num, 1), 2))
+    return captions, operations
 
 def _merge_captions(path, captions):
     "Add captions by id to a caption file, replacing those of the same id."
     given = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     merged = {e["id"]: e for e in given} | {id: {"id": id, "text caption": c} for id, c in captions.items()}
     write_text(path, json.dumps([merged[id] for id in sorted(merged)], indent=1))
+
+# %% ../nbs/05_synthetic.ipynb #95d316c6
+def synthesize(
+    out: str, # folder of the data set (Omni-CAD layout); made if missing
+    num: int = 200, # how many parts
+    seed: int = 0, # another seed gives other parts
+    first: int = 0, # index of the first part, to make a large set in pieces
+    jobs: int = 1, # worker processes; worth it from thousands of parts on
+) -> dict: # number of parts, of families, and mean number of operations
+    "Write synthetic histories and captions. Running it again changes nothing; a larger `num` adds parts."
+    out, operations, captions = Path(out), 0, {}
+    _claim(out, seed)
+    tasks = [(str(out), seed, i, min(i + 250, first + num)) for i in range(first, first + num, 250)]
+    if jobs > 1 and len(tasks) > 1: results = map_isolated(_write_parts, tasks, jobs=jobs, timeout=3600, desc="synthetic parts")
+    else: results = ((task, _write_parts(task)) for task in tasks)
+    for _, result in results:
+        if isinstance(result, Exception): raise result
+        for id, caption in result[0].items(): captions.setdefault(id.split("/")[0], {})[id] = caption
+        operations += result[1]
+    for folder, some in captions.items(): _merge_captions(out/"txt"/f"{folder}.json", some)
+    return dict(parts=num, families=min(num, len(FAMILIES)), mean_operations=round(operations/max(num, 1), 2))

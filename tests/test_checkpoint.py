@@ -313,6 +313,14 @@ def test_an_old_run_goes_on_in_the_new_format(tmp_path, capsys):
     assert ck.latest_checkpoint(tmp_path) == new and not ck.read_record(new).old_format and old.exists()
 
 
+def test_the_best_of_years_ago_is_kept(tmp_path):
+    old = legacy(tmp_path/"stage1_text"/"checkpoint-best", trainer_state_pt={"epoch": 0, "step": 100})
+    new = save(tmp_path, 101, protect=[old])
+    assert ck.read_record(old).step == 101 and not ck.read_record(old).old_format and ck.latest_checkpoint(tmp_path) == new
+    kept = ck.read_record(old.with_name("checkpoint-best-old"))
+    assert kept.old_format and kept.complete and kept.step == 100
+
+
 def test_cut_off_by_a_file_size_limit(tmp_path):
     "A real failing write, in a real process: the limit stands in for a full disk."
     code = ("import resource, signal, sys; sys.path[:0] = sys.argv[2:]\n"

@@ -154,8 +154,8 @@ def test_a_forked_process_starts_its_own_workers():
 HIDE = """
 set -e
 lib=$(dirname "$(readlink -f "$1")")
-mount -t tmpfs none /mnt; mkdir /mnt/upper /mnt/work
-mount -t overlay none -o "lowerdir=$lib,upperdir=/mnt/upper,workdir=/mnt/work" "$lib"
+mount -t tmpfs none /mnt; mkdir /mnt/upper /mnt/scratch
+mount -t overlay none -o "lowerdir=$lib,upperdir=/mnt/upper,workdir=/mnt/scratch" "$lib"
 rm -f "$lib"/libGL.so.1* "$lib"/libX11.so.6*
 shift; exec "$@"
 """

@@ -170,3 +170,67 @@ def test_two_processes_are_one(small_data, tmp_path):
     one, two = read_metrics(tmp_path/"one"), read_metrics(tmp_path/"two")
     assert [r["tokens"] for r in one] == [r["tokens"] for r in two]
     assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=1e-4)
+
+
+def spoil(root):
+    "One of each broken kind; the names of the files that must be reported."
+    import shutil
+    json_dir, cut_dir = root/"json/0000", root/"json_truncated/0000"
+    good = sorted(json_dir.glob("*.json"))
+    named = []
+
+    def broken(number, change):
+        "A design whose whole history is spoiled; its beginning stays fine."
+        id = f"{900 + number:08d}_00001"
+        shutil.copy(good[number], json_dir/f"{id}.json")
+        shutil.copy(sorted(cut_dir.glob(f"{good[number].stem}_tr_*.json"))[0], cut_dir/f"{id}_tr_01.json")
+        change(json_dir/f"{id}.json"); named.append(id)
+
+    def edit(change):
+        def do(path): d = json.loads(path.read_text()); change(d); path.write_text(json.dumps(d))
+        return do
+
+    sketch = lambda d: next(e for e in d["entities"].values() if e["type"] == "Sketch")
+    curve = lambda d: next(iter(sketch(d)["profiles"].values()))["loops"][0]["profile_curves"][0]
+    point = lambda c: c.get("start_point") or c["center_point"]
+    extrude = lambda d: next(k for k, e in d["entities"].items() if e["type"] == "ExtrudeFeature")
+    broken(0, Path.unlink)
+    broken(1, lambda p: p.write_bytes(b""))
+    broken(2, lambda p: p.write_bytes(bytes(range(256))*40))
+    broken(3, lambda p: p.write_bytes(p.read_bytes()[:200] + "é".encode()[:1]))
+    broken(4, edit(lambda d: curve(d).update(type="NurbsCurve3D")))
+    broken(5, edit(lambda d: point(curve(d)).update(x=float("nan"))))
+    broken(6, edit(lambda d: sketch(d).update(reference_plane={"entity": extrude(d)})))
+    broken(7, edit(lambda d: d["entities"][extrude(d)]["profiles"][0].update(sketch="nobody")))
+    broken(8, lambda p: open(p, "wb").truncate(100*2**20))
+    (root/"txt/broken.json").write_bytes(b'[{"id": "0000/x", "text ca')
+    return named
+
+
+def test_broken_files_are_skipped_and_named(tmp_path):
+    from small_data import make
+    root, out = make(tmp_path/"data", 16), tmp_path/"o"
+    named = spoil(root)
+    said = subprocess.run(command(root, out, "--max_steps", "3"), capture_output=True, text=True)
+    assert said.returncode == 0 and "Traceback" not in said.stderr, said.stderr[-3000:]
+    reports = "".join(p.read_text() for p in out.glob("data_report*.json"))
+    assert [id for id in named if id not in reports] == []
+    assert "broken.json" in reports and len(read_metrics(out)) == 3
+    assert "data_report" in said.stderr
+
+
+def test_a_file_that_goes_bad_while_training_is_counted(tmp_path):
+    from small_data import make
+    root, out = make(tmp_path/"data", 16), tmp_path/"o"
+    process = start(root, out, "--stage1_epochs", "6", "--stage2_epochs", "0", "--stage3_epochs", "0")
+    wait_for(out, process, lambda n: n >= 2)
+    for f in sorted((root/"json/0000").glob("*.json"))[:6]: f.write_bytes(f.read_bytes()[:100])
+    assert process.wait(300) == 0, (out/"log").read_text()[-3000:]
+    assert read_metrics(out)[-1]["skipped_samples"] > 0
+    assert "went bad while training" in "".join(p.read_text() for p in out.glob("data_report*.json"))
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_sentence(small_data, tmp_path):
+    (tmp_path/"file").write_text("in the way")
+    done = subprocess.run(command(small_data, tmp_path/"file"/"o"), capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and str(tmp_path/"file") in done.stderr

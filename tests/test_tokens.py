@@ -1,0 +1,150 @@
+"The token language on random programs and on real histories."
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from cad_mllm.cad import CADFormatError, CADProgram, Frame, circle, polygon, rectangle, truncation_counts
+from cad_mllm.tokens import (TOKEN_IDS, TOKENS, GrammarError, State, advance, allowed, decode, decode_rest, encode, encode_partial, encode_split, from_text, min_length,
+                             read_state, salvage, to_text, trim)
+
+FRAMES = [Frame(), Frame(x_axis=(1, 0, 0), y_axis=(0, 0, 1), z_axis=(0, -1, 0)), Frame(x_axis=(0, 1, 0), y_axis=(0, 0, 1), z_axis=(1, 0, 0)),
+          Frame(x_axis=(0, 1, 0), y_axis=(-1, 0, 0), z_axis=(0, 0, 1)), Frame(x_axis=(.6, .8, 0), y_axis=(0, 0, 1), z_axis=(.8, -.6, 0))]
+length = st.integers(1, 4000).map(lambda n: n/20000)
+place = st.integers(-4000, 4000).map(lambda n: n/20000)
+
+
+@st.composite
+def programs(draw):
+    "Histories of a few rectangles, circles and polygons, pushed in all the ways there are."
+    program = CADProgram()
+    for i in range(draw(st.integers(1, 4))):
+        x, y, w, h = draw(place), draw(place), draw(length), draw(length)
+        shapes = [rectangle(x, y, w, h), circle(x, y, w), polygon([(x, y), (x + w, y), (x, y + h)]), [rectangle(x, y, w, h), circle(x + w/2, y + h/2, min(w, h)/4)]]
+        profiles = draw(st.lists(st.sampled_from(shapes), min_size=1, max_size=3))
+        frame = draw(st.sampled_from(FRAMES))
+        sketch = program.sketch(*profiles, frame=Frame((draw(place), draw(place), draw(place)), frame.x_axis, frame.y_axis, frame.z_axis))
+        for _ in range(draw(st.integers(1, 2))):
+            picked = draw(st.lists(st.sampled_from(sorted(program.entities[sketch].profiles)), min_size=1, unique=True))
+            program.extrude(draw(length)*draw(st.sampled_from([1, -1])), draw(st.sampled_from(["new", "join", "cut", "intersect"])), sketch, picked,
+                            draw(st.sampled_from(["one", "symmetric", "two"])), draw(length))
+    return program
+
+
+slow = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@slow
+@given(programs())
+def test_decoding_and_encoding_again_changes_nothing(program):
+    try: tokens = encode(program)
+    except CADFormatError: return
+    assert read_state(tokens).node in ("done",)
+    part = decode(tokens)
+    assert encode(part) == tokens and encode(from_text(to_text(program))) == tokens
+    assert CADProgram.from_json(json.loads(json.dumps(part.to_json()))).to_json() == part.to_json()
+
+
+@slow
+@given(programs(), st.data())
+def test_a_beginning_knows_nothing_of_the_rest(program, data):
+    if len(program) < 2: return
+    kept = data.draw(st.integers(1, len(program) - 1))
+    try: given, rest = encode_split(program, kept)
+    except CADFormatError: return
+    partial = program.truncate(kept)
+    assert given == encode_partial(partial)
+    done = decode_rest(partial, rest)
+    assert all(done.entities[i] == program.entities[i] for i in partial.sequence)
+    assert trim(rest, given) == rest
+
+
+def test_a_whole_ten_times_larger_than_its_beginning():
+    for factor in (.01, 1, 10, 300):
+        part = CADProgram()
+        part.sketch(rectangle(0, 0, .01, .02)); part.extrude(.01)
+        part.sketch(rectangle(-.05*factor, 0, .1*factor, .2*factor), frame=Frame(origin=(0, 0, .3*factor))); part.extrude(.1*factor, "join")
+        alone = part.truncate(2)
+        given, rest = encode_split(part, 2)
+        assert given == encode_partial(alone)
+        done = decode_rest(alone, rest).operations()
+        assert done[3].extent_one == pytest.approx(.1*factor, abs=2e-5)
+        assert np.ptp([c for p in done[2].profiles.values() for c in p.contours()[0].vertices], axis=0) == pytest.approx([.1*factor, .2*factor], abs=4e-5)
+
+
+def test_size_and_place_survive():
+    for size in (1e-6, 1e-3, 1.0, 500.0):
+        part = CADProgram()
+        part.sketch(rectangle(2*size, 3*size, size, size/2), frame=Frame(origin=(0, 0, 5*size))); part.extrude(size/4)
+        again = decode(encode(part)).operations()
+        corner = again[0].frame.to_world(again[0].profiles["P0"].contours()[0].vertices).min(0)
+        assert corner == pytest.approx([2*size, 3*size, 5*size], rel=1e-9) and again[1].extent_one == pytest.approx(size/4, rel=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(16, 120))
+def test_every_walk_through_the_grammar_is_a_part(seed, budget):
+    rng, state, out = np.random.default_rng(seed), State(), []
+    while state.node != "done":
+        assert min_length(state) <= budget - len(out)
+        out.append(int(rng.choice(np.flatnonzero(allowed(state, budget - len(out))))))
+        state = advance(state, out[-1])
+    assert len(decode([TOKENS[i] for i in out])) and len(out) <= budget
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(TOKENS), max_size=30))
+def test_what_is_no_sequence_is_refused_by_name(tokens):
+    try: decode(tokens)
+    except GrammarError as e: assert e.field.startswith("token ")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_readers(text):
+    for read in (from_text, salvage):
+        try: read(text)
+        except CADFormatError: pass
+
+
+def test_allowed_and_advance_agree():
+    "Every token is either allowed and accepted, or neither."
+    part = CADProgram()
+    part.sketch([rectangle(0, 0, 1, 1), circle(.5, .5, .2)], circle(3, 3, .5)); part.extrude(1, profiles=["P0"]); part.extrude(-3, "cut", profiles=["P1"])
+    state = State()
+    for token in encode(part):
+        mask = allowed(state)
+        for i in [*range(45), *range(45, len(TOKENS), 7)]:
+            try: advance(state, i); accepted = True
+            except GrammarError: accepted = False
+            assert accepted == mask[i]
+        state = advance(state, TOKEN_IDS[token])
+
+
+def test_real_histories(real_root):
+    counts, files = [], sorted(real_root.glob("json/*/*.json"))
+    for f in files:
+        program = CADProgram.from_json(f)
+        tokens = encode(program)
+        counts.append(len(tokens))
+        assert encode(decode(tokens)) == tokens and encode(from_text(to_text(program))) == tokens
+        for kept in truncation_counts(len(program)):
+            given, rest = encode_split(program, kept)
+            partial = program.truncate(kept)
+            assert given == encode_partial(partial)
+            decode_rest(partial, rest)
+    assert len(counts) >= .99*len(files) and np.mean(counts) <= 160 and np.mean(np.array(counts) <= 2048) >= .99
+
+
+def test_real_histories_come_back_as_solids(real_root):
+    "Every third history: decoded, built, valid, and where it was; the whole set is measured by benchmarks/tokens.py."
+    from cad_mllm.geometry import build_solid, surface_distance
+    good, files = 0, sorted(real_root.glob("json/*/*.json"))[::3]
+    for f in files:
+        program = CADProgram.from_json(f)
+        whole, made = build_solid(program), build_solid(decode(encode(program)))
+        low, high = np.array(whole.bounding_box)
+        there = surface_distance(made.points(400), whole.mesh()).mean(), surface_distance(whole.points(400), made.mesh()).mean()
+        good += made.is_valid and max(there) < 1e-3*np.linalg.norm(high - low)
+    assert good >= .97*len(files)
