@@ -197,12 +197,12 @@ def validate(self: TrainConfig):
     _check(0 <= self.from_scratch_prob <= 1, "from_scratch_prob", self.from_scratch_prob, "use a probability from 0 to 1")
     _check("{step}" in self.checkpoint_name, "checkpoint_name", self.checkpoint_name, "the name must contain {step}")
 
-# %% ../nbs/00_config.ipynb #36558593
+# %% ../nbs/00_config.ipynb #a7d43278
 def tiny() -> tuple: # (CADMLLMConfig, TrainConfig)
     "A small model of the real classes with random weights, for CPUs, demos and tests."
     model = CADMLLMConfig(llm_model_name="tiny", use_lora=False, image_encoder_name="tiny", image_size=64, point_encoder_hidden_dim=96,
                           num_points=512, num_point_tokens=16, projector_hidden_dim=192, max_seq_length=1024, dtype="float32")
-    stages = default_stages(epochs=(4, 3, 3), lrs=(2e-3, 1.5e-3, 1e-3))
+    stages = default_stages(epochs=2, lrs=(2e-3, 2e-3, 1.5e-3))
     return model, TrainConfig(stages=stages, batch_size=16, max_tokens_per_batch=320, warmup_steps=20, save_steps=20, logging_steps=1, projector_lr_multiplier=1.0,
                               new_token_lr_multiplier=1.0, num_val_samples=16, device="cpu")
 

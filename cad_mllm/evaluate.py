@@ -74,7 +74,7 @@ def draw_cases(
         cases.append(Case(name, Request(sample, partial, partial and partial.to_json(), name.replace("/", "-").replace(" +", "_kept")), whole))
     return cases, lacking
 
-# %% ../nbs/13_evaluate.ipynb #21081474
+# %% ../nbs/13_evaluate.ipynb #8d9b3609
 def _fits(autocomplete, case, max_new_tokens=None, **_):
     "Whether a case leaves the model room to write; else its candidate says why not."
     try: autocomplete.budget(case.request, max_new_tokens)
@@ -98,6 +98,7 @@ def complete_cases(
             for case, (_, chosen) in zip(part, autocomplete._serve([c.request for c in part], num_candidates, check=num_candidates > 1, **sampling)): case.candidate = chosen
             bar.update(len(part))
 
+# %% ../nbs/13_evaluate.ipynb #966c592a
 def build_all(
     programs: list, # of `CADProgram` or None
     kernel: str = "occ",
@@ -157,7 +158,7 @@ def score_sequences(
                     operations_ratio=len(c.program)/len(case.whole), adds=c.num_new > 0, ends=c.finished)
     return summary
 
-# %% ../nbs/13_evaluate.ipynb #d6b0891f
+# %% ../nbs/13_evaluate.ipynb #38f2c90a
 def _median(summary, metric):
     "Median over all parts, failures as infinitely far off; nan where there are no parts."
     values = summary.values(metric)
@@ -170,7 +171,7 @@ def _mean_all(summary, metric):
 def table_row(
     name: str, # of the row
     shape: Summary,
-    sequence: Summary | None = None, # None for the row of the beginning alone
+    sequence: Summary | None = None, # None for the row of the truth itself
 ) -> dict:
     "The figures of one row."
     row = dict(name=name, num=len(shape), builds=1 - shape.invalidity_ratio, chamfer=_median(shape, "chamfer"),
@@ -285,7 +286,7 @@ class Evaluation:
 
     def _repr_markdown_(self): return repr(self)
 
-# %% ../nbs/13_evaluate.ipynb #2fb9a075
+# %% ../nbs/13_evaluate.ipynb #a1febf50
 _EXPLAINED = """- **given**: what the model had besides the beginning. *{baseline}* is the beginning taken as if it were the answer: the floor (one that is only a sketch has no solid). *{ceiling}* is what a perfect answer gets.
 - **reads**, **builds**, **adds**: share of completions that can be read as a history, that the kernel ({kernel}) builds into a valid solid, and that have a further operation.
 - **CD median**: median Chamfer distance (unsquared, both directions added) from {num_points} points of each surface, both parts scaled so that the longest side of the truth's box is 1; a part that does not build counts as infinitely far.
@@ -295,7 +296,7 @@ _EXPLAINED = """- **given**: what the model had besides the beginning. *{baselin
 def _report(evaluation):
     "The text of evaluation.md."
     s = evaluation.settings
-    pictures = [f"## {name}\n\n![best, median and worst](sheet-{_file_name(name)}.png)" for name in evaluation.sequences]
+    pictures = [f"## {name}\n\n![best, median and worst](sheet-{_file_name(name)}.png)" for name in evaluation.sequences if name != BASELINE]
     reasons = {name: r for name, shape in evaluation.shapes.items() if (r := shape.reasons())}
     failures = [f"- {name}: {n} times {reason}" for name, rs in reasons.items() for reason, n in list(rs.items())[:5]]
     return "\n\n".join([f"# Evaluation of {s['checkpoint'] or 'a model in memory'}", f"{s['num']} held-out beginnings at most, data {s['data_root']}, split {s['split']}, seed {s['seed']}, "
@@ -349,7 +350,7 @@ def _usable(cases, truths):
     "Cases whose truth builds; no completion can be measured against another."
     return [c for c in cases if not isinstance(truths[c.id], Exception)]
 
-# %% ../nbs/13_evaluate.ipynb #eb71487b
+# %% ../nbs/13_evaluate.ipynb #1e4e941c
 def evaluate(
     checkpoint, # a folder, a `CheckpointRecord`, a `CADMLLMModel` or a `CADAutocomplete`
     data_root, # a data set in the Omni-CAD layout
@@ -379,28 +380,29 @@ def evaluate(
     for name in modalities or served_combinations(model):
         cases[name], lacking = draw_cases(data, name, num, seed)
         if lacking: notes.append(f"{name}: {lacking} samples have no such input and were passed over")
-    truths, alone, perfect = _build_given(cases, kernel, jobs, timeout, num_points)
+    truths, begun, alone, perfect = _build_given(cases, kernel, jobs, timeout, num_points)
     if bad := [id for id, s in truths.items() if isinstance(s, Exception)]: notes.append(f"{len(bad)} parts whose truth does not build were left out, such as {bad[0]}: {truths[bad[0]]}")
     cases = {name: usable for name, some in cases.items() if (usable := _usable(some, truths))}
     sampling = dict(batch_size=batch_size, num_candidates=num_candidates, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
     results = {name: _evaluate_combination(model, name, some, truths, kernel, jobs, timeout, num_points, **sampling) for name, some in cases.items()}
     shapes, sequences = {n: r[0] for n, r in results.items()}, {n: r[1] for n, r in results.items()}
     shapes = {**({} if from_scratch else {BASELINE: alone}), **shapes, CEILING: perfect}
+    if not from_scratch: sequences[BASELINE] = score_sequences(begun)
     rows = [table_row(n, s, sequences.get(n)) for n, s in shapes.items()]
     settings = dict(checkpoint=str(model.path or ""), data_root=str(data_root), num=num, split=split, from_scratch=from_scratch, num_points=num_points, kernel=kernel, data=repr(data), **sampling)
     evaluation = Evaluation(Path(out or evaluation_folder(model.path)), rows, shapes, sequences, settings, notes)
     evaluation.save(cases)
     return evaluation
 
-# %% ../nbs/13_evaluate.ipynb #cdf38d78
+# %% ../nbs/13_evaluate.ipynb #3be5b881
 def _build_given(cases, kernel, jobs, timeout, num_points):
-    "(id -> truth's solid or exception, shape summaries of the beginnings alone and of the truth itself) over the cases of all combinations."
+    "Over the cases of all combinations: id -> truth's solid or exception, the beginnings as if they were answers, and the shape summaries of these and of the truth itself."
     unique = {c.id: c for some in cases.values() for c in some}
     wholes = {c.id: c.whole for c in unique.values()}
     solids = build_all(list(wholes.values()), kernel, jobs, timeout, "truth: building")
     truths = dict(zip(wholes, solids))
     good = _usable(unique.values(), truths)
-    begun = [c for c in good if c.request.partial is not None]
+    begun = [replace(c, candidate=Candidate([], c.request.partial)) for c in good if c.request.partial is not None]
     def score(some, solids, desc): return score_shapes([c.id for c in some], solids, [truths[c.id] for c in some], num_points, jobs, timeout, desc)
     alone = score(begun, build_all([c.request.partial for c in begun], kernel, jobs, timeout, "beginnings: building"), BASELINE)
-    return truths, alone, score(good, [truths[c.id] for c in good], CEILING)
+    return truths, begun, alone, score(good, [truths[c.id] for c in good], CEILING)

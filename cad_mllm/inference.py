@@ -135,7 +135,7 @@ def read_point_cloud(
     try: return _point_file(path, num_points, seed)
     except Exception as e: raise InputError(f"point_cloud={str(path)!r}: cannot be read as points ({type(e).__name__}: {e}); give a file that holds (N, 3) numbers or a mesh") from e
 
-# %% ../nbs/12_inference.ipynb #7e2d7c7b
+# %% ../nbs/12_inference.ipynb #79472dd2
 def _checkpoint_folder(checkpoint):
     "The folder meant by a path, a name or a record."
     if isinstance(checkpoint, CheckpointRecord): return checkpoint.path
@@ -148,7 +148,8 @@ def _checkpoint_folder(checkpoint):
 def _load_model(path):
     "(model, notes) of a verified checkpoint folder of any age."
     loaded = load_checkpoint(path, quiet=True, with_state=False)
-    model = CADMLLMModel(loaded.config) if loaded.old_format else CADMLLMModel.from_pretrained(path)
+    if not loaded.old_format: return (model := CADMLLMModel.from_pretrained(path)), loaded.notes + model.notes
+    model = CADMLLMModel(loaded.config)
     return model, loaded.notes + list(model.load_weights(path))
 
 # %% ../nbs/12_inference.ipynb #eeab858c

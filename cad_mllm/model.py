@@ -75,15 +75,15 @@ def initial_rows(
     table = table.float().cpu()
     return table.mean(0) + rows*table.std(0)
 
-# %% ../nbs/09_model.ipynb #1067a0dc
-def _grow(llm, tokenizer, tokens, seed=0):
-    "Make room for the tokenizer's words and set the rows of the added `tokens`, in the embedding and in an untied head."
+# %% ../nbs/09_model.ipynb #ed257605
+def _grow(llm, tokenizer, tokens, seed=0, fresh=True):
+    "Make room for the tokenizer's words and, for a `fresh` model, set the rows of the added `tokens`, in the embedding and in an untied head."
     if len(tokenizer) > llm.get_input_embeddings().num_embeddings: llm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     ids = tokenizer.convert_tokens_to_ids(tokens)
     old = torch.ones(llm.get_input_embeddings().num_embeddings, dtype=torch.bool)
     old[ids] = False; old[len(tokenizer):] = False
     tables = {id(m.weight): m.weight for m in (llm.get_input_embeddings(), llm.get_output_embeddings())}
-    for table in tables.values() if ids else ():
+    for table in tables.values() if ids and fresh else ():
         with torch.no_grad(): table[ids] = initial_rows(tokens, table[old], seed).to(table)
     return ids
 
@@ -126,12 +126,12 @@ class CADMLLMModel(nn.Module):
         pixels = dict(mean=self.image_encoder.mean, std=self.image_encoder.std) if image_tokens else {}
         self.builder = PromptBuilder(self.tokenizer, self.codec, image_tokens, point_tokens, config.max_seq_length, **pixels)
 
-# %% ../nbs/09_model.ipynb #3444d656
+# %% ../nbs/09_model.ipynb #00372f47
 @patch
 def _build_llm(self: CADMLLMModel, source, seed):
     "The language model, grown, wrapped, and the index from token id to trainable row."
     llm = _load_llm(self.config, len(self.tokenizer), source)
-    new_ids = _grow(llm, self.tokenizer, self.codec.added_tokens, seed)
+    new_ids = _grow(llm, self.tokenizer, self.codec.added_tokens, seed, fresh=not source)
     self.llm = _add_lora(llm, self.config, new_ids) if self.config.use_lora else llm
     slots = torch.full((self.llm.get_input_embeddings().weight.shape[0],), -1)
     slots[new_ids] = torch.arange(len(new_ids))

@@ -352,12 +352,12 @@ def row_html(
     spans = "".join(f'<span class="{"cm-number" if k in _NUMBERS else ""}">{v}</span>' for k, v in cells.items())
     return f'<div class="cm-row{" cm-picked" if picked else ""}">{spans}</div>'
 
-# %% ../nbs/14_panel.ipynb #c6bbdd5a
+# %% ../nbs/14_panel.ipynb #7589504d
 STYLE = """<style>
 .cm, .cm .widget-html, .cm .widget-html-content {color:var(--jp-widgets-label-color, inherit); font-size:13px; line-height:1.45}
 .cm .widget-html-content {overflow:visible} .cm h4 {margin:10px 0 4px; font-size:13px; font-weight:600}
 .cm-title {font-size:17px; font-weight:600} .cm-dim {opacity:.68}
-.cm-row, .cm-head {display:grid!important; grid-template-columns:minmax(70px,1.1fr) minmax(108px,1.1fr) 50px 66px 70px 122px 70px 112px minmax(220px,3.6fr); column-gap:10px; align-items:center;
+.cm-row, .cm-head {display:grid!important; grid-template-columns:minmax(70px,1.1fr) minmax(108px,1.1fr) 50px 66px 70px 122px 70px 112px minmax(170px,3.6fr); column-gap:10px; align-items:center;
   padding:0 8px; height:29px; border-bottom:1px solid rgba(128,128,128,.25); box-sizing:border-box; overflow:hidden}
 .cm-row>span {overflow:hidden; text-overflow:ellipsis; white-space:nowrap} .cm-number {text-align:right; padding-right:6px; font-variant-numeric:tabular-nums}
 .cm-row.cm-picked {background:rgba(66,133,244,.2); box-shadow:inset 3px 0 #4285f4}
@@ -366,7 +366,7 @@ STYLE = """<style>
 .cm button.cm-over:hover {background:rgba(128,128,128,.13); box-shadow:none} .cm button:focus-visible, .cm button.cm-over:focus-visible {outline:2px solid #4285f4; outline-offset:-2px}
 .cm .cm-head button {width:auto; margin:0; padding:0; height:27px; line-height:27px; background:transparent; box-shadow:none; text-align:left; font-weight:600; color:var(--jp-widgets-label-color, inherit)}
 .cm .cm-head button.cm-number {text-align:right} .cm .cm-head button:hover {text-decoration:underline}
-.cm-table {overflow-x:auto; border:1px solid rgba(128,128,128,.3); border-radius:6px} .cm-table>.widget-box {min-width:880px}
+.cm-table {overflow-x:auto; border:1px solid rgba(128,128,128,.3); border-radius:6px} .cm-table>.widget-box {min-width:936px}
 .cm-badge {display:inline-block; padding:0 7px; border-radius:9px; font-size:11px; line-height:17px; background:rgba(128,128,128,.2); vertical-align:1px}
 .cm-complete, .cm-training, .cm-badge.cm-good, .cm-note.cm-good {background:rgba(46,160,67,.25)} .cm-damaged {background:rgba(218,54,51,.32)} .cm-old-format {background:rgba(187,128,9,.28)}
 .cm-best {background:rgba(227,179,65,.42)} .cm-newest {background:rgba(66,133,244,.28)} .cm-resumed-from {background:rgba(163,113,247,.3)}
@@ -1422,3 +1422,26 @@ def watch(
     try:
         while self.tick() and time.monotonic() < until: time.sleep(min(every, max(0, until - time.monotonic())))
     except KeyboardInterrupt: self.say("Stopped watching; the training goes on.")
+
+# %% ../nbs/14_panel.ipynb #3a75cad0
+@patch
+def go_on(
+    self: CheckpointPanel,
+    recipe: str = "tiny", # of a run that is begun
+    **changes, # fields of `TrainConfig`, or "lr"
+) -> Path: # the output folder
+    "Resume the newest run, or begin one; what is running or done is left as it is."
+    self.tabs.selected_index = 2
+    self.refresh()
+    run = max((r for r in self.runs if r.newest), key=lambda r: r.newest.timestamp, default=None)
+    output = next((r.path for r in self.runs if r.name and read_training(r.path).is_active), run.path if run else self.folder/"run1")
+    given = dict(data_root=self.train.data.value, changes=changes)
+    while (training := read_training(output)).state == "away":
+        self.say(describe_training(training)[1], "warning")
+        time.sleep(5)
+    self.train.output.value = str(output)
+    if training.is_active: self.say("A training is running here already; it was left alone.")
+    elif (output/"final_model").exists(): self.say(f"{output}: this run is done; take another folder to begin a new one.")
+    else: start_training(self.command(resume_form(run, **given) if run else TrainForm(str(output), recipe=recipe, **given)), output)
+    self.train.show()
+    return output

@@ -692,7 +692,7 @@ def encode_partial(
     encoder = _Encoder(partial).stretch(partial.operations())
     return [*_head_tokens(encoder.grid), *(t for op in encoder.ops for t in _op_tokens(op))] if encoder.ops else []
 
-# %% ../nbs/02_tokens.ipynb #3078834d
+# %% ../nbs/02_tokens.ipynb #40e76e0d
 def decode_rest(
     partial: CADProgram, # the user's beginning
     tokens: list, # of str, what was written after `encode_partial(partial)`
@@ -702,6 +702,7 @@ def decode_rest(
     head = encode_partial(partial)
     decode([*head, *tokens])                      # says what is wrong, if anything
     grid, ops = _read([*head, *tokens])
+    if ops[:len(encoder.ops)] != encoder.ops: raise GrammarError("adds to the last sketch of the beginning, which is finished", f"token {len(head)}")
     def profile_ids(numbers): return [next(p for p, k in numbers.items() if k == n) for n in range(max(numbers.values()) + 1)]
     program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices),
                          {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})

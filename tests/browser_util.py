@@ -52,6 +52,8 @@ def _settings(folder, dark):
 
 
 def _command(kind, notebook, port, token, dark):
+    if kind == "notebook6":
+        return ["-m", "notebook", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--NotebookApp.token={token}", f"--NotebookApp.notebook_dir={Path(notebook).parent}"]
     if kind == "voila":
         return ["-m", "voila", str(notebook), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", f"--theme={'dark' if dark else 'light'}"]
     return ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}",
@@ -59,18 +61,18 @@ def _command(kind, notebook, port, token, dark):
 
 
 @contextlib.contextmanager
-def server(kind, notebook, dark=False, timeout=120):
-    "Serve a notebook with JupyterLab (\"lab\") or Voila (\"voila\"); yields a function that opens it in a page."
+def server(kind, notebook, dark=False, timeout=120, python=sys.executable):
+    "Serve a notebook with JupyterLab (\"lab\"), Voila (\"voila\") or Notebook 6 (\"notebook6\"); yields a function that opens it in a page."
     port, token, home = free_port(), "token", Path(tempfile.mkdtemp(prefix="jupyter-"))
     folders = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", JUPYTER_DATA_DIR="data", IPYTHONDIR="ipython")
     _settings(home/"settings", dark)
     env = {**os.environ, **{k: str(home/v) for k, v in folders.items()}}
     with open(home/"server.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, *_command(kind, notebook, port, token, dark)], env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen([python, *_command(kind, notebook, port, token, dark)], env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         wait_for_port(process, port, home/"server.log", timeout)
         url = f"http://127.0.0.1:{port}"
-        yield lambda page: (open_lab if kind == "lab" else open_voila)(page, url, token, Path(notebook).name)
+        yield lambda page: dict(lab=open_lab, voila=open_voila, notebook6=open_notebook6)[kind](page, url, token, Path(notebook).name)
     finally:
         process.terminate()
         try: process.wait(20)
@@ -111,6 +113,14 @@ def open_lab(page, url, token, notebook):
     page.evaluate("""async () => { const app = window.jupyterapp, w = app.shell.currentWidget;
         await w.context.ready; await w.sessionContext.ready; await w.sessionContext.session.kernel.info;
         await app.commands.execute('notebook:run-all-cells') }""")
+
+
+def open_notebook6(page, url, token, notebook):
+    "Open the notebook and run all cells, after the widget extension had time to load."
+    page.goto(f"{url}/notebooks/{notebook}?token={token}", wait_until="domcontentloaded", timeout=120_000)
+    page.wait_for_function("() => window.Jupyter?.notebook?.kernel?.is_connected()", timeout=120_000)
+    page.wait_for_timeout(6000)
+    page.evaluate("() => Jupyter.notebook.execute_all_cells()")
 
 
 def kill_kernel(page):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from cad_mllm import geometry
 from cad_mllm.cad import CADProgram, Contour, Frame, arc_circle, circle, contour_loop, rectangle
@@ -268,7 +268,7 @@ def programs(draw):
     return program
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(programs())
 def test_grid_programs_build_alike_in_both_kernels(program):
     try: light = build_solid(program, kernel="manifold")
@@ -276,10 +276,13 @@ def test_grid_programs_build_alike_in_both_kernels(program):
         with pytest.raises(GeometryError): build_solid(program)
         assert "operation" in str(e)
         return
+    size = np.ptp(light.bounding_box, axis=0).max()
+    chords = 2e-4*light.scale*light.area # by how much polygons for arcs can change the volume
+    assume(light.volume > 5*chords)      # thinner than that, the kernels need not agree
     solid = build_solid(program)
     assert light.is_valid and solid.is_valid and solid.mesh().is_watertight
-    assert np.isclose(solid.volume, light.volume, rtol=2e-3)
-    assert np.allclose(solid.bounding_box, light.bounding_box, atol=2e-3*np.ptp(light.bounding_box))
+    assert abs(solid.volume - light.volume) < 1e-3*solid.volume + chords
+    assert np.allclose(solid.bounding_box, light.bounding_box, atol=2e-3*max(size, light.scale))
 
 
 # real histories

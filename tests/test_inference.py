@@ -229,3 +229,19 @@ def test_a_batch_gives_what_each_gives_alone(autocomplete, plate):
     for item, result in zip(items, together, strict=True):
         alone = autocomplete.complete(**item, max_new_tokens=50, check=False)
         assert (alone["entities"], alone["sequence"]) == (result["entities"], result["sequence"])
+
+
+def test_an_evaluation_lies_beside_its_checkpoint(model, tmp_path):
+    from cad_mllm.checkpoint import verify_checkpoint
+    from cad_mllm.evaluate import BASELINE, CEILING, evaluate, find_evaluation
+    from cad_mllm.synthetic import synthesize
+    synthesize(tmp_path/"data", num=6)
+    path = save_checkpoint(model, tmp_path/"out", stage="stage1_text", step=1, epoch=0, loss=1.0)
+    report = evaluate(path, tmp_path/"data", num=5, split="all", modalities=("text", "text+points"), kernel="manifold", max_new_tokens=40, num_points=200, device="cpu")
+    assert verify_checkpoint(path) == [] and len(list_checkpoints(tmp_path/"out")) == 2
+    stored = find_evaluation(path)
+    assert [r["name"] for r in stored["table"]] == [BASELINE, "text", CEILING] and any("text+points" in n for n in stored["notes"])
+    rows = {r["name"]: r for r in report.rows}
+    assert rows["text"]["reads"] == 1 and rows["text"]["num"] == 5 and rows[CEILING]["iou"] > .999 and rows[BASELINE]["adds"] == 0
+    again = evaluate(path, tmp_path/"data", num=5, split="all", modalities=("text",), kernel="manifold", max_new_tokens=40, num_points=200, device="cpu")
+    assert again.rows[1] == rows["text"]

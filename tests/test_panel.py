@@ -43,7 +43,7 @@ def shot(page, name):
 
 
 def rows(page): return [r for r in page.locator(".cm-grid .cm-line:visible").all_inner_texts()]
-def tab(page, title): page.locator(".cm-tabs [role=tab]", has_text=title).first.click()
+def tab(page, title): page.locator(".cm-tabs .lm-TabBar-tab, .cm-tabs .p-TabBar-tab", has_text=title).first.click()
 def message(page, text): page.locator(".cm-message", has_text=text).wait_for(timeout=WAIT)
 def type_into(page, name, text): page.locator(f".cm-{name} input").fill(text); page.locator(f".cm-{name} input").press("Enter")
 
@@ -131,6 +131,34 @@ def test_train_outlives_the_kernel(tmp_path, folder):
         page.wait_for_function("() => /everything saved/.test(document.querySelector('.cm-progress').innerText)", timeout=WAIT)
         steps = [json.loads(line)["step"] for line in (run/"metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1)) and len(steps) > stopped
+        assert page.errors == []
+
+
+@pytest.mark.skipif(not os.environ.get("IPYWIDGETS7_PYTHON"), reason="set IPYWIDGETS7_PYTHON to the python of an environment with ipywidgets 7.7.1, notebook 6.5.7 and widgetsnbextension 3.6.6")
+def test_ipywidgets_7(tmp_path, folder):
+    notebook = panel_notebook(tmp_path, folder, extra="); import ipywidgets; print('ipywidgets', ipywidgets.__version__")
+    with server("notebook6", notebook, python=os.environ["IPYWIDGETS7_PYTHON"]) as show, browser_page() as page:
+        show(page)
+        page.wait_for_selector(".cm-plot[src]", timeout=WAIT)
+        assert "ipywidgets 7." in page.locator(".output_area").first.inner_text()
+        page.locator(".cm-sort-loss").click()
+        page.wait_for_function("() => document.querySelector('.cm-sort-loss').innerText.includes('▴')", timeout=WAIT)
+        page.locator(".cm-grid .cm-over").nth(2).click()
+        tab(page, "Train")
+        page.locator(".cm-mode button", has_text="picked").click()
+        page.locator(".cm-command", has_text="stage3_all").wait_for(timeout=WAIT)
+        type_into(page, "max-steps", "5000")
+        type_into(page, "output", str(folder/"night"))
+        page.locator(".cm-mode button", has_text="starting").click()
+        type_into(page, "data", str(tmp_path))
+        page.locator(".cm-command", has_text="--data_root").wait_for(timeout=WAIT)   # what is below it moves when it changes
+        page.locator(".cm-start").click()
+        message(page, "Started process")
+        page.locator(".cm-live button").first.click()
+        page.wait_for_function("() => /[1-9]\\d* of 5000/.test(document.querySelector('.cm-progress').innerText)", timeout=WAIT)
+        page.locator(".cm-stop").click()
+        page.wait_for_function("() => /everything saved/.test(document.querySelector('.cm-progress').innerText)", timeout=WAIT)
+        shot(page, "panel-ipywidgets7")
         assert page.errors == []
 
 

@@ -151,7 +151,7 @@ def test_missing_data_is_one_sentence(tmp_path):
 
 def test_two_trainings_on_one_folder_are_refused(small_data, tmp_path):
     out = tmp_path/"o"
-    process = start(small_data, out)
+    process = start(small_data, out, "--stage1_epochs", "500")
     wait_for(out, process, lambda n: n >= 1)
     done = subprocess.run(command(small_data, out), capture_output=True, text=True)
     process.kill(); process.wait()
