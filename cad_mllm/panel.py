@@ -13,9 +13,9 @@ __all__ = ['LAUNCH', 'LOG', 'COLUMNS', 'STYLE', 'X_AXES', 'CSV_COLUMNS', 'NUM_ST
            'load_completer', 'verdict_html', 'link_html', 'save_part', 'View', 'PickView', 'PlotView', 'DetailsView',
            'TrainView', 'CompleteView', 'HouseView', 'CheckpointPanel']
 
-# %% ../nbs/14_panel.ipynb #b6a44220
+# %% ../nbs/14_panel.ipynb #ff103bb2
 import base64, csv, errno, html, io, json, math, os, random, re, shlex, socket, subprocess, sys, time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from fastcore.basics import patch
 
 from .cad import CADProgram
 from .checkpoint import BEST, CheckpointError, CheckpointRecord, _human, _newness, list_checkpoints, prune_checkpoints, read_config, save_checkpoint, verify_checkpoint
-from .config import RECIPES, CADMLLMConfig, ConfigError, TrainConfig, recipe
+from .config import RECIPES, CADMLLMConfig, TrainConfig, recipe
 from .train import METRICS, RUN_CONFIG, STATUS, STOP, append_line, write_json
 
 # %% ../nbs/14_panel.ipynb #6f312527
@@ -1233,7 +1233,7 @@ def make(self: CompleteView):
     if self.result.get("metadata", {}).get("valid") is False: self.panel.say("Done, but this is no valid solid: try more candidates at a temperature of 0.5 to 1, another caption, or a better trained checkpoint.", "warning")
     else: self.panel.say("Done. Turn it with the slider; save it as JSON, STEP or STL.", "good")
 
-# %% ../nbs/14_panel.ipynb #34b89161
+# %% ../nbs/14_panel.ipynb #fb8b00f5
 @patch
 def draw(self: CompleteView):
     "Both pictures from the chosen side, at one scale."
@@ -1246,7 +1246,7 @@ def draw(self: CompleteView):
 def save(self: CompleteView, kind):
     "Write the part beside the run it was made with, with a link."
     if self.result is None: raise PanelError("There is no part to save: press Generate first")
-    run = self.panel.run_of(self.panel.picked)
+    run = self.panel.run_of(self.loaded[0])
     path = save_part(self.result, (run.path if run else self.panel.folder)/"completions"/f"{self.stamp}.{kind}")
     self.links.value += link_html(path)
     self.panel.say(f"Saved {path.name}.", "good")
