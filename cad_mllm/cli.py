@@ -102,7 +102,7 @@ def _resumed_configs(args):
     path = latest_checkpoint(out, quiet=True) if wanted in ("latest", "auto") else find_checkpoint(wanted, out)
     return read_config(path)[:2] if path else (None, None)
 
-# %% ../nbs/16_cli.ipynb #6664c686
+# %% ../nbs/16_cli.ipynb #55ea75a1
 _MAY_CHANGE = ("max_seq_length", "dtype", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "image_size", "freeze_image_encoder", "freeze_point_encoder")
 
 def configs(
@@ -119,7 +119,8 @@ def configs(
         if saved_model is not None and k not in _MAY_CHANGE and (tuple(v) if isinstance(was, tuple) else v) != was:
             raise ConfigError(f"{k}={v!r}: the checkpoint has {was!r}; leave the flag out, or start a new run without --resume_from_ckpt")
     model = CADMLLMConfig.from_dict(model.to_dict() | given)
-    train = TrainConfig.from_dict(train.to_dict() | dict(resume_from_ckpt="") | _given(args, TrainConfig))
+    fresh = dict(resume_from_ckpt="", max_steps=0, max_minutes=0.0, start_from_stage=1)
+    train = TrainConfig.from_dict(train.to_dict() | fresh | _given(args, TrainConfig))
     _set_stages(train, args)
     return model, train
 

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['STEPS_BETWEEN_SAVES', 'train_command', 'start', 'DemoError', 'require', 'status', 'ready_to_kill', 'watch',
-           'train_twice', 'compare_runs', 'draw_losses', 'make_data', 'held_out', 'complete_part', 'draw_completion',
-           'run_demo', 'summary']
+           'train_twice', 'compare_runs', 'draw_losses', 'make_data', 'held_out', 'complete_parts', 'misfit',
+           'draw_completions', 'run_demo', 'summary']
 
-# %% ../nbs/15_demo.ipynb #53fe9f01
-import json, os, shutil, signal, subprocess, sys, time
+# %% ../nbs/15_demo.ipynb #95cb10ef
+import json, math, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from .cad import CADProgram
+from .cad import CADProgram, Extrude
 from .checkpoint import find_checkpoint, list_checkpoints
 from .config import ConfigError
+from .geometry import GeometryError, build_solid, surface_distance
 from .train import METRICS, STATUS, read_metrics
 
 # %% ../nbs/15_demo.ipynb #5afa7efa
@@ -132,7 +134,7 @@ def draw_losses(
     if path: fig.savefig(path, dpi=120)
     return fig
 
-# %% ../nbs/15_demo.ipynb #16869b5c
+# %% ../nbs/15_demo.ipynb #abaf40a4
 def make_data(out: Path, data_root: str = "", num: int = 96, seed: int = 0) -> Path:
     "A data set with all modalities below `out`; finished products of an earlier demo are used again."
     from cad_mllm.prepare import prepare
@@ -143,50 +145,65 @@ def make_data(out: Path, data_root: str = "", num: int = 96, seed: int = 0) -> P
     prepare(data_root or data, data if data_root else "", num_points=1024, image_size=96, jobs=jobs)
     return data
 
-def held_out(data: Path, num_val_samples: int, max_tokens: int = 600) -> list: # of (id, whole, kept)
+def held_out(data: Path, num_val_samples: int, max_tokens: int = 600) -> list: # of (id, whole, kept, caption), one a design
     "Beginnings of designs that training never sees, and that begin with a solid."
-    from cad_mllm.cad import Extrude
     from cad_mllm.dataset import MultimodalAutocompleteDataset
-    ds, found = MultimodalAutocompleteDataset(data, split="val", num_val_samples=num_val_samples, report_path=os.devnull), []
+    ds, found = MultimodalAutocompleteDataset(data, split="val", num_val_samples=num_val_samples, report_path=os.devnull), {}
     for i in range(len(ds)):
         s = ds.sample(0, i)
         if s is None: continue
         whole = CADProgram.from_json(data/"json"/f"{s.id}.json")
-        if len(s.target) <= max_tokens and isinstance(whole.operations()[s.kept - 1], Extrude): found.append((s.id, whole, s.kept, s.caption))
-    return found
+        if len(s.target) <= max_tokens and isinstance(whole.operations()[s.kept - 1], Extrude): found[s.id] = (s.id, whole, s.kept, s.caption)
+    return list(found.values())
 
-# %% ../nbs/15_demo.ipynb #00275842
-def complete_part(model_folder: Path, data: Path, out: Path, num_val_samples: int, seed: int = 0) -> dict: # the completion's metadata
-    "Complete a held-out part; leaves partial.json, completed.json, completed.step and completed.png."
+# %% ../nbs/15_demo.ipynb #bd0e2445
+def complete_parts(
+    model_folder: Path, data: Path, out: Path, # the trained model, the data set, where files go
+    num_val_samples: int, seed: int = 0,
+    num: int = 4, # how many parts
+) -> dict: # the metadata of the chosen completion
+    "Complete held-out parts; leaves partial.json, completed.json, completed.step, truth.json and completed.png."
     from cad_mllm.inference import CADAutocomplete
     candidates = held_out(data, num_val_samples)
     if not candidates: raise DemoError(f"{data}: no held-out part begins with a solid; give more parts")
-    model = CADAutocomplete(model_folder, device="cpu")
-    for id, whole, kept, caption in candidates[:4]:
-        partial = whole.truncate(kept)
-        partial.save(out/"partial.json"); whole.save(out/"truth.json")
+    model, done = CADAutocomplete(model_folder, device="cpu"), []
+    for id, whole, kept, caption in tqdm(candidates[:num], desc="completing", unit="part"):
         points = data/"pointcloud"/f"{id}.npz"
-        result = model.complete(partial, caption, point_cloud=points if points.exists() else None, num=4, temperature=.7, seed=seed,
-                                out=out/"completed.json", formats=("json", "step"))
-        if result["metadata"]["valid"]: break
-    draw_completion(partial, CADProgram.from_json(out/"completed.json"), whole, out/"completed.png")
-    return {**result["metadata"], "id": id, "caption": caption}
+        result = model.complete(whole.truncate(kept), caption, point_cloud=points if points.exists() else None, num=4, temperature=.5, seed=seed)
+        program = CADProgram.from_json({k: v for k, v in result.items() if k != "metadata"})
+        done.append((misfit(program, points) if result["metadata"]["valid"] else math.inf, len(done), whole.truncate(kept), program, whole, {**result["metadata"], "id": id, "caption": caption}))
+    done.sort(key=lambda d: d[:2])
+    _, _, partial, program, whole, metadata = done[0]
+    for name, p in dict(partial=partial, completed=program, truth=whole).items(): p.save(out/f"{name}.json")
+    if metadata["valid"]: build_solid(program).export(out/"completed.step")
+    draw_completions([d[2:5] for d in done], out/"completed.png")
+    return metadata
 
-# %% ../nbs/15_demo.ipynb #c6855ae3
-def draw_completion(partial: CADProgram, completed: CADProgram, truth: CADProgram, path: Path | None = None, size: int = 320):
-    "Three pictures side by side: given, completed, as designed."
+def misfit(program: CADProgram, points: Path) -> float: # metres
+    "How far a part and a given cloud lie apart: the mean distance from either to the other, added."
+    try: solid, given = build_solid(program), np.load(points)["points"]
+    except (GeometryError, OSError): return math.inf
+    return float(surface_distance(given, solid.mesh()).mean() + surface_distance(solid.points(len(given)), given).mean())
+
+# %% ../nbs/15_demo.ipynb #67c4ffea
+def draw_completions(
+    rows: list, # of (given, completed, as designed), each a `CADProgram`
+    path: Path | None = None, # PNG to write
+    size: int = 280, # pixels of each picture
+):
+    "Given, completed and as designed, side by side, a row for each part, as a matplotlib figure."
     import textwrap
     from matplotlib.figure import Figure
-    from cad_mllm.geometry import GeometryError, build_solid
-    fig = Figure(figsize=(9, 3.4), layout="constrained")
-    for ax, (title, program) in zip(fig.subplots(1, 3), {"given": partial, "completed by the model": completed, "as designed": truth}.items()):
-        try: ax.imshow(build_solid(program).image(size))
-        except GeometryError as e: ax.text(.5, .5, textwrap.fill(f"no solid: {e}", 30), ha="center", va="center", transform=ax.transAxes, fontsize=8)
-        ax.set_title(f"{title} ({len(program)} operations)", fontsize=10); ax.set_axis_off()
-    if path: fig.savefig(path, dpi=110)
+    fig = Figure(figsize=(7.5, 2.6*len(rows)), layout="constrained")
+    for axes, programs in zip(fig.subplots(len(rows), 3, squeeze=False), rows):
+        for ax, title, program in zip(axes, ("given", "completed by the model", "as designed"), programs):
+            try: ax.imshow(build_solid(program).image(size))
+            except GeometryError as e: ax.text(.5, .5, textwrap.fill(f"no solid: {e}", 30), ha="center", va="center", transform=ax.transAxes, fontsize=8)
+            ax.set_title(f"{title} ({len(program)} operations)", fontsize=9); ax.set_axis_off()
+    if path: fig.savefig(path, dpi=100)
     return fig
 
-# %% ../nbs/15_demo.ipynb #94b48419
+# %% ../nbs/15_demo.ipynb #37b4ea7e
 def run_demo(
     out: str = "demo", # folder that everything goes into
     data_root: str = "", # real histories in the Omni-CAD layout; synthetic parts if left out
@@ -195,7 +212,7 @@ def run_demo(
     extra: tuple = (), # further flags of the training command
 ) -> dict: # what the summary says
     "Data, two trainings with a kill and a resume, a completed part, a summary."
-    began, out, num_val = time.time(), Path(out), 16
+    began, out, num_val = time.time(), Path(out), 24
     out.mkdir(parents=True, exist_ok=True)
     for name in ("unbroken", "killed"): shutil.rmtree(out/name, ignore_errors=True)
     print("1/3 data")
@@ -203,8 +220,8 @@ def run_demo(
     print("2/3 training twice: one run unbroken, one killed and resumed")
     result = train_twice(data, out, seed, ("--num_val_samples", str(num_val), *extra))
     draw_losses(out/"unbroken", out/"killed", result["killed_at"], result["resumed_from"], out/"loss.png")
-    print("3/3 completing a part the model has never seen")
-    result["completion"] = complete_part(find_checkpoint("final_model", out/"killed"), data, out, num_val, seed)
+    print("3/3 completing parts the model has never seen")
+    result["completion"] = complete_parts(find_checkpoint("final_model", out/"killed"), data, out, num_val, seed)
     steps = read_metrics(out/"unbroken")
     result |= dict(first_loss=sum(r["loss"] for r in steps[:5])/5, last_loss=sum(r["loss"] for r in steps[-5:])/5, steps=len(steps), seconds=round(time.time() - began))
     (out/"summary.json").write_text(json.dumps(result, indent=1))

@@ -1119,20 +1119,7 @@ def _to_triangle(p, tri):
     edge = np.minimum(np.minimum(_to_segment(p, a, b), _to_segment(p, b, c)), _to_segment(p, c, a))
     return np.sqrt(np.where(inside, plane, edge))
 
-# %% ../nbs/03_geometry.ipynb #588eb8d9
-def _halve_long(tri, limit):
-    "Halve triangles (F, 3, 3) at their longest edge until none is longer than the limit."
-    done = []
-    while len(tri):
-        length = np.linalg.norm(np.roll(tri, -1, axis=1) - tri, axis=2)
-        long = length.max(1) > limit
-        done.append(tri[~long])
-        k, rows = length[long].argmax(1), np.arange(long.sum())
-        tri = tri[long]
-        a, b, c = tri[rows, k], tri[rows, (k + 1) % 3], tri[rows, (k + 2) % 3]
-        tri = np.concatenate([np.stack([a, (a + b)/2, c], 1), np.stack([(a + b)/2, b, c], 1)])
-    return np.concatenate(done)
-
+# %% ../nbs/03_geometry.ipynb #1c935bd6
 def surface_distance(
     points: np.ndarray, # (N, 3) or more columns; xyz come first
     target, # a `Mesh`, or points (M, 3) or more columns
@@ -1141,15 +1128,15 @@ def surface_distance(
     from scipy.spatial import cKDTree
     points = np.asarray(points, np.float64)[:, :3]
     if not isinstance(target, Mesh): return cKDTree(np.asarray(target, np.float64)[:, :3]).query(points)[0]
-    tri = target.vertices[target.faces]
-    tri = _halve_long(tri, np.linalg.norm(np.ptp(tri.reshape(-1, 3), axis=0))/80)
-    center = tri.mean(1)
-    radius, tree = np.linalg.norm(tri - center[:, None], axis=2).max(), cKDTree(center)
-    best = _to_triangle(points, tri[tree.query(points)[1]])
-    for part in np.array_split(np.arange(len(points)), len(points)//2000 + 1):
-        near = tree.query_ball_point(points[part], best[part]*(1 + 1e-9) + radius)
-        which = np.repeat(part, [len(n) for n in near])
-        np.minimum.at(best, which, _to_triangle(points[which], tri[np.concatenate([np.array(n, int) for n in near])]))
+    triangles = target.vertices[target.faces]
+    face, spread = target._sample(20_000, 0)
+    marks = np.concatenate([face, np.arange(len(triangles))])
+    best = _to_triangle(points[:, None], triangles[marks[cKDTree(np.concatenate([spread, triangles.mean(1)])).query(points, k=8)[1]]]).min(1)
+    low, high = triangles.min(1), triangles.max(1)
+    for part in np.array_split(np.arange(len(points)), len(points)*len(triangles)//4_000_000 + 1):
+        p, d = points[part, None], best[part, None, None]*(1 + 1e-9)
+        which, candidate = np.nonzero(((low - d <= p) & (p <= high + d)).all(2))
+        np.minimum.at(best, part[which], _to_triangle(points[part[which]], triangles[candidate]))
     return best
 
 # %% ../nbs/03_geometry.ipynb #d7b609e1

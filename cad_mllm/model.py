@@ -6,9 +6,9 @@
 __all__ = ['TINY_LLM', 'LOGITS_AT_ONCE', 'MODULES', 'smooth_rows', 'initial_rows', 'CADMLLMModel', 'block_causal_mask',
            'predicted', 'choose', 'WeightsError']
 
-# %% ../nbs/09_model.ipynb #9007ce6b
+# %% ../nbs/09_model.ipynb #ff145911
 import copy, json, math, re, warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -32,14 +32,23 @@ def _tiny_llm(config, num_words):
     shape._attn_implementation = "sdpa"
     return Qwen3ForCausalLM(shape)
 
-# %% ../nbs/09_model.ipynb #062a8e76
+# %% ../nbs/09_model.ipynb #d90b7150
+@contextmanager
+def _no_bars(hide=True):
+    "Without the progress bars of transformers, which flash by a hundred times when checkpoints are small and local."
+    from transformers.utils import logging
+    if hide := hide and logging.is_progress_bar_enabled(): logging.disable_progress_bar()
+    try: yield
+    finally: hide and logging.enable_progress_bar()
+
 def _load_llm(config, num_words, source=None):
     "The base language model: tiny, or from `source` (a folder; default `config.llm_model_name`)."
     dtype = getattr(torch, config.dtype) if config.use_lora else torch.float32
     name = source or config.llm_model_name
     if name == "tiny": return _tiny_llm(config, num_words).to(dtype)
     from transformers import AutoModelForCausalLM
-    try: return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+    try:
+        with _no_bars(Path(name).is_dir()): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError) as e: raise ConfigError(
         f"llm_model_name={str(name)!r}: cannot be loaded ({str(e).splitlines()[0]}); give a local folder or a Hugging Face name of a causal language model, or 'tiny'") from e
 
@@ -412,7 +421,7 @@ def generate(
     finally: self.train(training)
     return [row[:n] for row, n in zip(ids.tolist(), length.tolist())]
 
-# %% ../nbs/09_model.ipynb #ef395f63
+# %% ../nbs/09_model.ipynb #5f92a83a
 MODULES = ("image_encoder", "image_projector", "point_encoder", "point_projector")
 
 @patch
@@ -424,7 +433,8 @@ def _saved_modules(self: CADMLLMModel):
 @patch
 def _save_llm(self: CADMLLMModel, folder):
     "The adapters with the new rows, or the whole language model."
-    if not self.config.use_lora: return self.llm.save_pretrained(folder, max_shard_size="1000GB")
+    if not self.config.use_lora:
+        with _no_bars(): return self.llm.save_pretrained(folder, max_shard_size="1000GB")
     from safetensors.torch import save_file
     state = {k: v.detach().cpu().contiguous() for k, v in self._adapter_state().items()}
     save_file(state, folder/"adapter_model.safetensors", metadata={"format": "pt"})

@@ -95,6 +95,7 @@ def test_train_outlives_the_kernel(tmp_path, folder):
         page.wait_for_selector(".cm-grid", timeout=WAIT)
         tab(page, "Train")
         page.locator(".cm-mode button", has_text="starting").click()
+        page.locator(".cm-command", has_text="checkpoints/run1").wait_for(timeout=WAIT)   # an answer that comes while one types would undo the typing
         type_into(page, "data", "/no/such/folder")
         page.locator(".cm-command", has_text="cad-mllm synth").wait_for(timeout=WAIT)
         type_into(page, "data", str(tmp_path))
@@ -148,8 +149,9 @@ def test_ipywidgets_7(tmp_path, folder):
         page.locator(".cm-mode button", has_text="picked").click()
         page.locator(".cm-command", has_text="stage3_all").wait_for(timeout=WAIT)
         type_into(page, "max-steps", "5000")
-        type_into(page, "output", str(folder/"night"))
+        page.locator(".cm-command", has_text="--max_steps 5000").wait_for(timeout=WAIT)
         page.locator(".cm-mode button", has_text="starting").click()
+        page.locator(".cm-command", has_text="checkpoints/run1").wait_for(timeout=WAIT)   # an answer that comes while one types would undo the typing
         type_into(page, "data", str(tmp_path))
         page.locator(".cm-command", has_text="--data_root").wait_for(timeout=WAIT)   # what is below it moves when it changes
         page.locator(".cm-start").click()
