@@ -1,12 +1,13 @@
 """How fine a grid, and which form: token counts, and what comes back as a solid, on real histories.
 
-usage: python benchmarks/tokens.py OMNI_CAD_ROOT [--levels 256,512,1024,2048,4096] [--tokenizer DIR] [--limit N]
+usage: python benchmarks/tokens.py OMNI_CAD_ROOT [--levels 256,1024,4096] [--tokenizer DIR] [--limit N] [--out FILE.md]
 
 Each history is encoded and decoded on grids of different fineness. Both the original and the decoded one are built by OpenCascade.
   valid    the kernel's own check passes on the decoded solid
   close    and the mean distance from its surface to the original's is below 1/1000 of the bounding box diagonal
   exact    share of the coordinates of the first sketch that fall on the grid within a thousandth of a level
 Shares are of all files; a history that cannot be encoded, decoded or built counts as failed.
+The tables are printed and, with --out, written as Markdown (the notebook 02_tokens and the README show benchmarks/results/tokens.md).
 With --tokenizer (a folder with a Hugging Face tokenizer such as Qwen3's) the JSON and text forms are counted too.
 """
 import argparse
@@ -64,29 +65,38 @@ def line(name, counts):
     return f"| {name} | {counts.mean():,.0f} | {np.median(counts):,.0f} | {np.percentile(counts, 95):,.0f} | {counts.max():,} | {100*(counts <= 2048).mean():.1f}% |"
 
 
+def tables(files, levels, results, tokenizer):
+    "Both tables as Markdown."
+    out = [f"{len(files)} real histories:", "", "| form | mean tokens | median | p95 | max | fits 2,048 |", "|---|---|---|---|---|---|"]
+    if tokenizer:
+        from transformers import AutoTokenizer
+        out += [line(name, counts) for name, counts in forms(files, AutoTokenizer.from_pretrained(tokenizer)).items()]
+    out += [line("CAD tokens", [len(encode(CADProgram.from_json(f))) for f in files]), ""]
+    out += ["| levels | mean tokens | valid | close | median distance / diagonal | exact |", "|---|---|---|---|---|---|"]
+    for num in levels:
+        rows = [r[num] for _, r in results]
+        hit, of = np.sum([r.get("on_grid", (0, 0)) for r in rows], axis=0)
+        close = [r["valid"] and r["distance"] is not None and r["distance"] < 1e-3 for r in rows]
+        out.append(f"| {num:,} | {np.mean([r['tokens'] for r in rows if r['tokens']]):.0f} | {100*np.mean([r['valid'] for r in rows]):.1f}% | {100*np.mean(close):.1f}% "
+                   f"| {np.median([r['distance'] for r in rows if r['distance'] is not None]):.1e} | {100*hit/of:.0f}% |")
+    return "\n".join(out) + "\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
-    parser.add_argument("--levels", default="256,512,1024,2048,4096")
+    parser.add_argument("--levels", default="256,1024,4096")
     parser.add_argument("--tokenizer", default="")
     parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     files = sorted(map(str, args.root.glob("json/*/*.json")))[:args.limit or None]
     levels = [int(n) for n in args.levels.split(",")]
     if not files: sys.exit(f"{args.root}/json holds no histories")
     results = [(f, compare(f, levels)) for f in tqdm(files, desc="histories")]
-    print(f"\n{len(files)} histories\n\n| form | mean | median | p95 | max | fits 2,048 |\n|---|---|---|---|---|---|")
-    if args.tokenizer:
-        from transformers import AutoTokenizer
-        for name, counts in forms(files, AutoTokenizer.from_pretrained(args.tokenizer)).items(): print(line(name, counts))
-    print(line("CAD tokens", [len(encode(CADProgram.from_json(f))) for f in files]))
-    print("\n| levels | mean tokens | valid | close | median distance / diagonal | exact |\n|---|---|---|---|---|---|")
-    for num in levels:
-        rows = [r[num] for _, r in results]
-        hit, of = np.sum([r.get("on_grid", (0, 0)) for r in rows], axis=0)
-        close = [r["valid"] and r["distance"] is not None and r["distance"] < 1e-3 for r in rows]
-        print(f"| {num:,} | {np.mean([r['tokens'] for r in rows if r['tokens']]):.0f} | {100*np.mean([r['valid'] for r in rows]):.1f}% | {100*np.mean(close):.1f}% "
-              f"| {np.median([r['distance'] for r in rows if r['distance'] is not None]):.1e} | {100*hit/of:.0f}% |")
+    made = tables(files, levels, results, args.tokenizer)
+    print("\n" + made)
+    if args.out: args.out.parent.mkdir(parents=True, exist_ok=True); args.out.write_text(made, encoding="utf-8")
     for file, r in results:
         bad = {n: x.get("error") or f"distance {x['distance']:.2e}" for n, x in r.items() if not x["valid"] or x["distance"] is None or x["distance"] >= 1e-3}
         if 1024 in bad: print(Path(file).name, bad)

@@ -7,7 +7,7 @@ __all__ = ['STEPS_BETWEEN_SAVES', 'train_command', 'start', 'DemoError', 'requir
            'train_twice', 'compare_runs', 'draw_losses', 'make_data', 'held_out', 'complete_parts', 'misfit',
            'draw_completions', 'run_demo', 'summary']
 
-# %% ../nbs/15_demo.ipynb #95cb10ef
+# %% ../nbs/15_demo.ipynb #ea98dca1
 import json, math, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .cad import CADProgram, Extrude
 from .checkpoint import find_checkpoint, list_checkpoints
 from .config import ConfigError
 from .geometry import GeometryError, build_solid, surface_distance
-from .train import METRICS, STATUS, read_metrics
+from .train import METRICS, STATUS, read_events, read_metrics
 
 # %% ../nbs/15_demo.ipynb #5afa7efa
 STEPS_BETWEEN_SAVES = 10
@@ -101,12 +101,12 @@ def train_twice(
     if killed_at is None: raise DemoError("the second training ended before it could be killed: give more data or epochs")
     return {"killed_at": killed_at, **compare_runs(*runs.values())}
 
-# %% ../nbs/15_demo.ipynb #b038c345
+# %% ../nbs/15_demo.ipynb #8c7f946a
 def compare_runs(unbroken: Path, resumed: Path) -> dict: # resumed_from, compared, equal
     "Compare the steps after the resume, number by number."
     first = {r["step"]: r for r in read_metrics(unbroken)}
     last = {r["step"]: r for r in read_metrics(resumed)}
-    began = next(e["step"] for e in read_metrics(resumed, events=True) if e["event"] == "resume")
+    began = next(e["step"] for e in read_events(resumed) if e["event"] == "resume")
     after = [s for s in last if s > began]
     same = [s for s in after if s in first and all(first[s][k] == last[s][k] for k in ("stage", "loss", "lr", "grad_norm"))]
     return dict(resumed_from=began, compared=len(after), equal=bool(after) and len(same) == len(after) and max(after) == max(first))

@@ -13,7 +13,7 @@ __all__ = ['LAUNCH', 'LOG', 'COLUMNS', 'STYLE', 'X_AXES', 'CSV_COLUMNS', 'NUM_ST
            'load_completer', 'verdict_html', 'link_html', 'save_part', 'View', 'PickView', 'PlotView', 'DetailsView',
            'TrainView', 'CompleteView', 'HouseView', 'CheckpointPanel']
 
-# %% ../nbs/14_panel.ipynb #ff103bb2
+# %% ../nbs/14_panel.ipynb #46de726e
 import base64, csv, errno, html, io, json, math, os, random, re, shlex, socket, subprocess, sys, time
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from .cad import CADProgram
 from .checkpoint import BEST, CheckpointError, CheckpointRecord, _human, _newness, list_checkpoints, prune_checkpoints, read_config, save_checkpoint, verify_checkpoint
 from .config import RECIPES, CADMLLMConfig, TrainConfig, recipe
-from .train import METRICS, RUN_CONFIG, STATUS, STOP, append_line, write_json
+from .train import EVENTS, METRICS, RUN_CONFIG, STATUS, STOP, append_line, read_events, write_json
 
 # %% ../nbs/14_panel.ipynb #6f312527
 class PanelError(ValueError):
@@ -69,7 +69,7 @@ def _toy_row(rng, step, stage, steps, before):
     return dict(stage=stage, step=step, epoch=0, loss=loss, lr=2e-3*.5*(1 + math.cos(math.pi*((step - 1) % steps)/steps)), grad_norm=rng.uniform(.4, 1.2), tokens=1900*step,
                 samples=16*step, seconds=38.0*step, tokens_per_second=50.0, skipped_samples=0, nan_steps=0, time=now.isoformat())
 
-# %% ../nbs/14_panel.ipynb #ab1fa035
+# %% ../nbs/14_panel.ipynb #14c7ba7c
 def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=None):
     "Three stages of made-up training; `crash_at` loses what came after the last save, once, and ends the run a little later."
     rng, step, crashed, stages = random.Random(seed), 0, False, train_config.stages
@@ -82,12 +82,12 @@ def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=Non
         append_line(output/METRICS, row)
         if crash_at and step == crash_at and not crashed:
             step, crashed = step - step % save_every, True
-            append_line(output/METRICS, dict(event="resume", step=step, stage=row["stage"], path=str(saved)))
+            append_line(output/EVENTS, dict(event="resume", step=step, stage=row["stage"], path=str(saved)))
         elif step % save_every == 0:
             end, val = step % steps == 0, row["loss"]*rng.uniform(.95, 1.2)
             saved = save_checkpoint(_ToyModel(), output, stage=row["stage"], step=step, epoch=0, loss=row["loss"], val_loss=val, train_config=train_config, keep_last_n=0,
                 trainer_state={"position": 16*step}, name=f"{row['stage']}_model" if end else None, extra_metadata={k: row[k] for k in ("tokens", "samples", "seconds")})
-            append_line(output/METRICS, dict(event="checkpoint", step=step, stage=row["stage"], loss=row["loss"], val_loss=val, path=str(saved.relative_to(output))))
+            append_line(output/EVENTS, dict(event="checkpoint", step=step, stage=row["stage"], loss=row["loss"], val_loss=val, path=str(saved.relative_to(output))))
         if crashed and step == crash_at + save_every: break
     write_json(output/STATUS, dict(state="running" if crash_at else "done", pid=2**22 + 1, host=socket.gethostname(), stage=row["stage"], stage_index=before, num_stages=3, step=step,
         total_steps=3*steps, loss=row["loss"], val_loss=val, lr=row["lr"], tokens_per_second=50.0, eta_seconds=None, gpu_memory=None, checkpoint=str(saved), message="", updated=row["time"]))
@@ -288,10 +288,10 @@ def sort_rows(
     known = [r for r in rows if getattr(r, key) not in (None, "")]
     return sorted(known, key=lambda r: getattr(r, key), reverse=reverse) + [r for r in rows if getattr(r, key) in (None, "")]
 
-# %% ../nbs/14_panel.ipynb #4b5bc403
+# %% ../nbs/14_panel.ipynb #3c9cc38e
 @dataclass
 class Curve:
-    "What metrics.jsonl tells."
+    "What metrics.jsonl and events.jsonl tell."
     rows: list = field(default_factory=list)   # of dict: the steps that count, in order
     lost: list = field(default_factory=list)   # of lists of dict: branches that a resume threw away
     events: list = field(default_factory=list) # lines that mark a resume, a stage, a checkpoint, a stop
@@ -299,23 +299,22 @@ class Curve:
 
     def add(self, line: dict):
         "Take in one more line."
-        if "event" in line: self.events.append(line)
         step = line.get("step")
-        if line.get("event", "resume") != "resume" or not isinstance(step, int): return
-        keep = step if line.get("event") else step - 1
-        if self.rows and self.rows[-1]["step"] == step and "event" not in line: self.rows[-1] = self.rows[-1] | line; return
-        if gone := [r for r in self.rows if r["step"] > keep]:
+        if not isinstance(step, int): return
+        if self.rows and self.rows[-1]["step"] == step: self.rows[-1] = self.rows[-1] | line; return
+        if gone := [r for r in self.rows if r["step"] >= step]:
             self.lost.append(gone)
-            self.rows = [r for r in self.rows if r["step"] <= keep]
-        if "event" not in line: self.rows.append(line)
+            self.rows = [r for r in self.rows if r["step"] < step]
+        self.rows.append(line)
 
-# %% ../nbs/14_panel.ipynb #1608f193
+# %% ../nbs/14_panel.ipynb #b8cbb10a
 @lru_cache(64)
 def _parse_metrics(path, stamp):
     curve = Curve()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try: curve.add(dict(json.loads(line)))
         except (ValueError, TypeError): curve.num_broken += 1
+    curve.events = read_events(path.parent)
     return curve
 
 def read_curve(
@@ -323,9 +322,8 @@ def read_curve(
 ) -> Curve:
     "The metrics of a run; empty where there are none. Read again only when the file has changed."
     path = Path(output_dir)/METRICS
-    try: stat = path.stat()
-    except OSError: return Curve()
-    return _parse_metrics(path, (stat.st_mtime_ns, stat.st_size))
+    if not path.exists(): return Curve()
+    return _parse_metrics(path, tuple((s.st_mtime_ns, s.st_size) for f in (path, path.with_name(EVENTS)) if f.exists() for s in [f.stat()]))
 
 # %% ../nbs/14_panel.ipynb #813e7a68
 COLUMNS = (("run", "Run"), ("stage", "Stage"), ("step", "Step"), ("loss", "Loss"), ("val_loss", "Val. loss"), ("saved", "Saved"), ("size", "Size"), ("state", "State"), ("name", "Folder"))

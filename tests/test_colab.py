@@ -52,9 +52,9 @@ def test_disconnect_and_run_again(tmp_path):
     second = start(tmp_path)
     assert second.wait(420) == 0, (tmp_path/"cells.log").read_text()[-3000:]
     assert (run/"final_model").exists() and json.loads((run/"status.json").read_text())["state"] == "done"
-    lines = [json.loads(line) for line in (run/"metrics.jsonl").read_text().splitlines()]
-    resumed, = [i for i, line in enumerate(lines) if line.get("event") == "resume"]
-    assert lines[resumed]["step"] == [e["step"] for e in lines[:resumed] if e.get("event") == "checkpoint"][-1] > 0
-    steps = {row["step"] for row in lines if "event" not in row}
+    events = [json.loads(line) for line in (run/"events.jsonl").read_text().splitlines()]
+    resumed, = [i for i, e in enumerate(events) if e["event"] == "resume"]
+    assert events[resumed]["step"] == [e["step"] for e in events[:resumed] if e["event"] == "checkpoint"][-1] > 0
+    steps = {json.loads(line)["step"] for line in (run/"metrics.jsonl").read_text().splitlines()}
     assert steps == set(range(1, max(steps) + 1))
     assert list((run.parent.parent/"completions").glob("flange*.json"))
