@@ -83,7 +83,7 @@ def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
             if f.name != "stages": _add_field(group, f, docments(cls)[f.name] or "")
     return p
 
-# %% ../nbs/16_cli.ipynb #0d01b846
+# %% ../nbs/16_cli.ipynb #8fdae5e9
 def _given(args, cls): return {f.name: v for f in fields(cls) if (v := getattr(args, f.name, None)) is not None}
 
 def _set_stages(train_config, args):
@@ -95,32 +95,37 @@ def _set_stages(train_config, args):
         stage.__post_init__()
 
 def _resumed_configs(args):
-    "(model, training) configuration of the run in the output folder, or of the checkpoint named; (None, None) where there is none."
+    "(model, training) configuration of the checkpoint to resume, else those the run in the output folder began with, else None; and whether there is a checkpoint."
     from cad_mllm.checkpoint import find_checkpoint, latest_checkpoint, read_config
     wanted, out = args.resume_from_ckpt, args.output_dir or TrainConfig.output_dir
-    if not wanted: return None, None
+    if not wanted: return None, None, False
     path = latest_checkpoint(out, quiet=True) if wanted in ("latest", "auto") else find_checkpoint(wanted, out)
-    return read_config(path)[:2] if path else (None, None)
+    if path: return (*read_config(path)[:2], True)
+    print(f"No complete checkpoint under {out}: starting at the beginning")
+    try: run = json.loads((Path(out)/"run_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return None, None, False
+    return CADMLLMConfig.from_dict(run["model"]), TrainConfig.from_dict(run["train"]), False
 
-# %% ../nbs/16_cli.ipynb #55ea75a1
-_MAY_CHANGE = ("max_seq_length", "dtype", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "image_size", "freeze_image_encoder", "freeze_point_encoder")
+# %% ../nbs/16_cli.ipynb #4d2c3826
+_MAY_CHANGE = ("max_seq_length", "dtype", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")
 
 def configs(
     args: argparse.Namespace, # of `train_parser`
 ) -> tuple: # (CADMLLMConfig, TrainConfig)
     "The configurations that a command line means."
-    saved_model, saved_train = _resumed_configs(args)
+    saved_model, saved_train, is_fixed = _resumed_configs(args)
     if args.recipe or saved_model is None: model, train = recipe(args.recipe or "qwen3_0_6b")
     else: model, train = saved_model, saved_train or recipe("qwen3_0_6b")[1]
-    if saved_model is not None: model = saved_model
+    if is_fixed: model = saved_model
     given = _given(args, CADMLLMConfig)
     for k, v in given.items():
         was = getattr(model, k)
-        if saved_model is not None and k not in _MAY_CHANGE and (tuple(v) if isinstance(was, tuple) else v) != was:
+        if is_fixed and k not in _MAY_CHANGE and (tuple(v) if isinstance(was, tuple) else v) != was:
             raise ConfigError(f"{k}={v!r}: the checkpoint has {was!r}; leave the flag out, or start a new run without --resume_from_ckpt")
     model = CADMLLMConfig.from_dict(model.to_dict() | given)
     fresh = dict(resume_from_ckpt="", max_steps=0, max_minutes=0.0, start_from_stage=1)
     train = TrainConfig.from_dict(train.to_dict() | fresh | _given(args, TrainConfig))
+    if train.resume_from_ckpt in ("latest", "auto") and not is_fixed: train.resume_from_ckpt = ""
     _set_stages(train, args)
     return model, train
 

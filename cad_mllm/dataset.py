@@ -102,7 +102,7 @@ def save(
         self.add(path.parent, f"report not written: {e.strerror}")
         return f"the full list is kept in memory (dataset.skipped), because {path} cannot be written: {e.strerror}"
 
-# %% ../nbs/07_dataset.ipynb #fe2ba5e4
+# %% ../nbs/07_dataset.ipynb #fd1ca14d
 @patch
 def sentence(
     self: SkipReport,
@@ -114,7 +114,7 @@ def sentence(
     kinds = ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
     named = ", ".join(f"{f} ({r.split(':')[0]})" for f, r in self.entries[:num_named])
     more = f" and {len(self.entries) - num_named} more" if len(self.entries) > num_named else ""
-    return f"left out {len(self.entries)} bad files of {where} ({kinds}): {named}{more}; {place}."
+    return f"left out {len(self.entries)} files of {where} ({kinds}): {named}{more}; {place}."
 
 # %% ../nbs/07_dataset.ipynb #f4471802
 def _walk(root, suffix, report):
@@ -919,7 +919,7 @@ def check_reachable(self: MultimodalAutocompleteDataset):
     except OSError as e:
         raise DataError(f"the data went away while training: {self.folders['json'].absolute()} ({e.strerror}); mount or restore it and resume from the last checkpoint") from None
 
-# %% ../nbs/07_dataset.ipynb #a65b24e3
+# %% ../nbs/07_dataset.ipynb #828fb6c0
 def batches(
     dataset: MultimodalAutocompleteDataset,
     builder: PromptBuilder,
@@ -941,6 +941,7 @@ def batches(
     try:
         for batch in loader:
             for note in batch.skipped: dataset._report.add(*note, log=True)
+            dataset._report.take()
             if not batch.num_samples: dataset.check_reachable()
             yield batch
     finally:

@@ -7,7 +7,7 @@ __all__ = ['POINT_FILES', 'FORMATS', 'begin', 'GrammarLogitsProcessor', 'InputEr
            'read_point_cloud', 'CADAutocomplete', 'Candidate', 'assemble', 'draw_program', 'draw_points',
            'side_by_side', 'draw_completion', 'autocomplete_cad']
 
-# %% ../nbs/12_inference.ipynb #1f14d83c
+# %% ../nbs/12_inference.ipynb #6a78966c
 import copy, functools, json, math, os, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .cad import CADFormatError, CADProgram, Extrude, Sketch, _polyline
-from .config import MODALITIES
+from .config import MODALITIES, ConfigError
 from .tokens import TOKEN_IDS, TOKENS, GrammarError, State, advance, allowed, min_length, read_state
 from .geometry import GeometryError, Mesh, Solid, build_solid, isolated, read_mesh, _read_ply
 from .dataset import Sample, prepare_image, prepare_points, read_points
@@ -135,7 +135,7 @@ def read_point_cloud(
     try: return _point_file(path, num_points, seed)
     except Exception as e: raise InputError(f"point_cloud={str(path)!r}: cannot be read as points ({type(e).__name__}: {e}); give a file that holds (N, 3) numbers or a mesh") from e
 
-# %% ../nbs/12_inference.ipynb #79472dd2
+# %% ../nbs/12_inference.ipynb #4b851d46
 def _checkpoint_folder(checkpoint):
     "The folder meant by a path, a name or a record."
     if isinstance(checkpoint, CheckpointRecord): return checkpoint.path
@@ -145,12 +145,20 @@ def _checkpoint_folder(checkpoint):
     if newest is None: raise CheckpointError(f"{checkpoint}: there is no complete checkpoint in it; give the folder of a checkpoint, or train one with cad-mllm train")
     return newest
 
+def _old_model(config, notes=()):
+    "(model, notes) for an old checkpoint; an encoder that is not to be had here is left out, and said."
+    try: return CADMLLMModel(config), list(notes)
+    except ConfigError as e:
+        missing = next((k for k in ("image_encoder_name", "point_encoder_name") if str(e).startswith(k) and getattr(config, k)), None)
+        if not missing: raise
+        return _old_model(replace(config, **{missing: ""}), [*notes, f"without it the model sees no {'images' if missing[0] == 'i' else 'points'}: {e}"])
+
 def _load_model(path):
     "(model, notes) of a verified checkpoint folder of any age."
     loaded = load_checkpoint(path, quiet=True, with_state=False)
     if not loaded.old_format: return (model := CADMLLMModel.from_pretrained(path)), loaded.notes + model.notes
-    model = CADMLLMModel(loaded.config)
-    return model, loaded.notes + list(model.load_weights(path))
+    model, notes = _old_model(loaded.config)
+    return model, loaded.notes + notes + list(model.load_weights(path))
 
 # %% ../nbs/12_inference.ipynb #eeab858c
 class CADAutocomplete:

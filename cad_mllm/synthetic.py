@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANES', 'OPENINGS', 'FAMILIES', 'pick', 'disc', 'via', 'outline', 'rect', 'slot', 'ring_of', 'row_of', 'grid_of',
            'Part', 'history_box', 'mm', 'count_of', 'count', 'family', 'make_part', 'replacing', 'write_text',
-           'synthesize']
+           'DataFolderError', 'synthesize']
 
 # %% ../nbs/05_synthetic.ipynb #aca9d758
 import json, math, os
@@ -925,7 +925,10 @@ def write_text(path: str | Path, text: str):
     "Write a text file atomically, as UTF-8."
     with replacing(path) as temporary: temporary.write_text(text, encoding="utf-8")
 
-# %% ../nbs/05_synthetic.ipynb #e8b61f9a
+# %% ../nbs/05_synthetic.ipynb #972b2d8d
+class DataFolderError(ValueError):
+    "A folder that a data set cannot be written to."
+
 def _claim(out, seed):
     "Mark a folder as the set of this seed, or say why it cannot be."
     marker = {"kind": "synthetic", "seed": seed, "families": list(FAMILIES)}
@@ -933,11 +936,11 @@ def _claim(out, seed):
     try:
         if path.exists():
             if (found := json.loads(path.read_text(encoding="utf-8"))) != marker:
-                raise ValueError(f"{out}: holds the synthetic set of seed {found.get('seed')}, made by other settings; choose an empty folder or the same seed")
+                raise DataFolderError(f"{out}: holds the synthetic set of seed {found.get('seed')}, made by other settings; choose an empty folder or the same seed")
         elif any((out/"json").glob("*/*.json")):
-            raise ValueError(f"{out}: holds histories that are not synthetic; choose an empty folder")
+            raise DataFolderError(f"{out}: holds histories that are not synthetic; choose an empty folder")
         else: write_text(path, json.dumps(marker))
-    except OSError as e: raise ValueError(f"{out}: cannot be written ({e.strerror}); choose another folder") from None
+    except OSError as e: raise DataFolderError(f"{out}: cannot be written ({e.strerror}); choose another folder") from None
 
 # %% ../nbs/05_synthetic.ipynb #d9739ba2
 def _write_parts(task): # -> ({id: caption}, number of operations)

@@ -9,7 +9,7 @@ __all__ = ['NUM_LEVELS', 'MANTISSAS', 'EXPONENTS', 'OPS', 'EXTENT_TOKENS', 'AXES
            'read_state', 'decode', 'to_text', 'from_text', 'encode_split', 'encode_partial', 'decode_rest', 'trim',
            'TokenCodec', 'TextCodec', 'salvage', 'JsonCodec', 'get_codec']
 
-# %% ../nbs/02_tokens.ipynb #638e57d2
+# %% ../nbs/02_tokens.ipynb #a9623aea
 import functools, itertools, json, math, re
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.spatial.transform import Rotation
 
-from .cad import (CADFormatError, CADProgram, Contour, Extrude, Frame, Profile, Sketch, arc_points, contour_loop)
+from .cad import (CADFormatError, CADProgram, Contour, Extrude, Frame, Profile, Sketch, arc_circle, arc_points, contour_loop)
 from .config import SEQUENCE_FORMATS, ConfigError
 
 # %% ../nbs/02_tokens.ipynb #45f7c408
@@ -589,6 +589,39 @@ def _read(tokens):
         ops.append(reader.sketch() if command == "sketch" else reader.extrude(command))
     return grid, ops
 
+# %% ../nbs/02_tokens.ipynb #8f475278
+def _project(point, circle):
+    "The nearest point of a circle if it rounds to the same level, else the point itself."
+    center, radius = circle
+    away = np.array(point, float) - center
+    moved = center + away*radius/max(np.hypot(*away), 1e-12)
+    return moved if np.abs(moved - point).max() < .499 else np.array(point, float)
+
+def _holds(circle, arc):
+    "Whether all three points of an arc of some length lie within a level of a circle."
+    return np.ptp(arc, axis=0).max() >= 3 and all(abs(np.hypot(*(p - circle[0])) - circle[1]) <= 1 for p in arc)
+
+def _shared_circles(loops):
+    "Where corners (point -> (2,)) and arc middles ((start, middle, end) -> (2,)) of these loops lie once arcs of one circle share it."
+    circles = [(np.array(l.points[0], float), l.radius) for l in loops if l.radius]
+    arcs = [(a, m, b) for l in loops for a, m, b in zip(l.points, l.mids, l.points[1:] + l.points[:1]) if m is not None]
+    corners, mids = {}, {}
+    for arc in sorted(set(arcs), key=lambda arc: (not any(_holds(c, np.array(arc, float)) for c in circles), -np.ptp(arc, axis=0).max(), arc)):
+        circle = next((c for c in circles if _holds(c, np.array(arc, float))), None)
+        for p in (arc[0], arc[2]): corners.setdefault(p, np.array(p, float) if circle is None else _project(p, circle))
+        mids[arc] = np.array(arc[1], float) if circle is None else _project(arc[1], circle)
+        if circle is None and (own := arc_circle(corners[arc[0]], mids[arc], corners[arc[2]])): circles.append(own)
+    return corners, mids
+
+def _contours_of(profiles):
+    "The loops of a sketch as contours in levels, profile by profile."
+    corners, mids = _shared_circles([l for p in profiles for l in p])
+    def contour(l):
+        if l.radius: return Contour(np.array(l.points, float), [], float(l.radius))
+        arcs = zip(l.points, l.mids, l.points[1:] + l.points[:1])
+        return Contour(np.array([corners.get(p, p) for p in l.points], float), [None if arc[1] is None else mids[arc] for arc in arcs])
+    return [[contour(l) for l in p] for p in profiles]
+
 # %% ../nbs/02_tokens.ipynb #61ab4bd4
 class _Builder:
     "Appends records to a program; `written` is (sketch id, [profile id of each number]) for each sketch the sequence has named."
@@ -601,7 +634,7 @@ class _Builder:
 
     def add(self, op): return self._sketch(op) if isinstance(op, SketchOp) else self._extrude(op)
 
-# %% ../nbs/02_tokens.ipynb #5d9055b0
+# %% ../nbs/02_tokens.ipynb #324bcfe2
 @patch
 def _sketch(self: _Builder, op):
     "Append a sketch; its origin is the lower left corner of its drawing."
@@ -609,9 +642,9 @@ def _sketch(self: _Builder, op):
     origin = tuple(float(v) + 0.0 for v in rotation.T @ np.array([self.grid.metres(n) for n in op.place]))
     frame = Frame(origin, *(tuple(float(v) + 0.0 for v in axis) for axis in rotation))
     def metres(p): return None if p is None else np.array([self.grid.metres(n) for n in p])
-    def loop(l): return contour_loop(Contour(np.array([metres(p) for p in l.points]), [metres(m) for m in l.mids], self.grid.metres(l.radius) if l.radius else None))
+    def loop(c): return contour_loop(Contour(np.array([metres(p) for p in c.vertices]), [metres(m) for m in c.mids], self.grid.metres(c.radius) if c.radius else None))
     id = self.new_id("S")
-    profiles = {f"P{i}": Profile([loop(l) for l in p]) for i, p in enumerate(op.profiles)}
+    profiles = {f"P{i}": Profile([loop(c) for c in p]) for i, p in enumerate(_contours_of(op.profiles))}
     self.program.append(Sketch(id, profiles, frame, f"Sketch {len(self.program) + 1}"))
     self.written.append((id, list(profiles)))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'EXIT_DONE', 'EXIT_FAILED', 'EXIT_STOPPED', 'write_json',
            'append_line', 'read_metrics', 'read_events', 'Stopper', 'World', 'join_world', 'pick_device', 'Plan',
-           'lr_factor', 'Progress', 'TrainResult', 'Trainer', 'running_pid', 'train']
+           'lr_factor', 'Progress', 'TrainResult', 'Trainer', 'RunningError', 'running_pid', 'train']
 
 # %% ../nbs/11_train.ipynb #011deccd
 import json, math, os, signal, socket, sys, time
@@ -133,7 +133,7 @@ def pick_device(
     if name == "cuda" and "LOCAL_RANK" in os.environ: name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
 
-# %% ../nbs/11_train.ipynb #24cdcdb0
+# %% ../nbs/11_train.ipynb #e91db756
 @dataclass(frozen=True)
 class Plan:
     "Which samples each step of a stage takes."
@@ -150,6 +150,11 @@ class Plan:
     def steps_per_epoch(self) -> int: return math.ceil(self.num_samples/self.per_step)
     @property
     def num_steps(self) -> int: return self.steps_per_epoch*self.num_epochs
+
+    def steps_before(self, position: int) -> int:
+        "Steps of this plan that lie before a position."
+        epoch, rest = divmod(position, self.num_samples)
+        return epoch*self.steps_per_epoch + math.ceil(rest/self.per_step)
 
     def epoch(self, position: int) -> int:
         "The epoch (from 0) that a position lies in; the last one at the very end."
@@ -207,7 +212,7 @@ class TrainResult:
     @property
     def exit_code(self) -> int: return EXIT_DONE if self.status == "done" else EXIT_STOPPED
 
-# %% ../nbs/11_train.ipynb #54063d9f
+# %% ../nbs/11_train.ipynb #c9c34c53
 class Trainer:
     "Trains a model through a curriculum; `run` does it."
     def __init__(self, config: CADMLLMConfig, train_config: TrainConfig, model: CADMLLMModel | None = None):
@@ -216,7 +221,7 @@ class Trainer:
         self.device = pick_device(train_config.device)
         self.world = join_world(self.device)
         self.progress, self.checkpoint, self.optimizer, self.scheduler, self.val_data = Progress(), None, None, None, None
-        self.protect, self.resumed_epoch_note, self.started = (), "", datetime.now().isoformat(timespec="seconds")
+        self.protect, self.idle_steps, self.started = (), 0, datetime.now().isoformat(timespec="seconds")
         torch.manual_seed(train_config.seed)
         self.model = (model or CADMLLMModel(config)).to(self.device)
         if train_config.use_gradient_checkpointing: self.model.gradient_checkpointing(True)
@@ -278,7 +283,7 @@ def backward(self: Trainer, step_batches: list) -> tuple: # (loss, predicted tok
         loss += loss_sum.detach().double()
     return self.world.sum(loss).item()/num_tokens, int(counts.item())
 
-# %% ../nbs/11_train.ipynb #fca17877
+# %% ../nbs/11_train.ipynb #e0e24482
 @patch
 def trainable(self: Trainer) -> list:
     "The parameters that train, in the optimizer's order."
@@ -293,8 +298,9 @@ def share_gradients(self: Trainer):
         self.world.sum(p.grad)
 
 @patch
-def update(self: Trainer) -> float: # gradient norm before clipping
-    "Clip and apply the gradients, unless one of them is not finite."
+def update(self: Trainer, num_tokens: int) -> float: # gradient norm before clipping
+    "Clip and apply the gradients, unless one of them is not finite or no sample of the step could be used."
+    if not num_tokens: self.scheduler.step(); return 0.0
     self.share_gradients()
     self.scaler.unscale_(self.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(self.trainable(), self.train_config.max_grad_norm).item()
@@ -305,7 +311,7 @@ def update(self: Trainer) -> float: # gradient norm before clipping
     self.optimizer.zero_grad(set_to_none=True)
     return norm
 
-# %% ../nbs/11_train.ipynb #4226bd92
+# %% ../nbs/11_train.ipynb #4b3148bf
 @patch
 def train_step(self: Trainer, stream, plan: Plan) -> dict: # the step's line for metrics.jsonl
     "One optimizer step, with its bookkeeping."
@@ -313,16 +319,29 @@ def train_step(self: Trainer, stream, plan: Plan) -> dict: # the step's line for
     parts = self.step_batches(stream, plan)
     lr = self.optimizer.param_groups[0]["lr"]
     loss, num_tokens = self.backward(parts)
-    norm = self.update()
+    norm = self.update(num_tokens)
+    if not num_tokens: loss = math.nan
     seconds = time.monotonic() - began
     end = plan.after(p.position)
+    used = self.world.sum(torch.tensor([float(sum(b.num_samples for b in parts))], device=self.device)).item()
+    p.skipped_samples += end - p.position - int(used)
     p.samples += end - p.position
     epoch, p.position = plan.epoch(p.position), end
     p.step += 1; p.stage_step += 1; p.tokens += num_tokens; p.seconds += seconds; p.last_loss = loss
     if math.isfinite(loss): p.loss_sum += loss; p.loss_steps += 1
-    p.skipped_samples += sum(b.num_dropped + len(b.skipped) for b in parts)
+    self.check_progress(num_tokens, plan, parts)
     return dict(stage=self.stage.name, step=p.step, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, tokens=p.tokens, samples=p.samples, seconds=p.seconds,
                 tokens_per_second=num_tokens/max(seconds, 1e-9), skipped_samples=p.skipped_samples, nan_steps=p.nan_steps)
+
+# %% ../nbs/11_train.ipynb #26826183
+@patch
+def check_progress(self: Trainer, num_tokens: int, plan: Plan, parts: list):
+    "Raise `ConfigError` after an epoch's worth of steps without a usable sample."
+    self.idle_steps = 0 if num_tokens else self.idle_steps + 1
+    if self.idle_steps < plan.steps_per_epoch: return
+    reasons = [str(note[-1]) for b in parts for note in b.skipped][:1]
+    raise ConfigError(f"max_seq_length={self.config.max_seq_length}: no sample of a whole epoch could be used ({'; '.join(reasons) or 'none could be read'}); "
+                      "raise --max_seq_length, use --sequence_format tokens, or look into data_report.json")
 
 # %% ../nbs/11_train.ipynb #726d3002
 @patch
@@ -407,7 +426,7 @@ def stage_of(self: Trainer, loaded) -> int:
     candidates = [told, loaded.path.parent.name, loaded.path.name.removesuffix("_model")]
     return next((names.index(n) for n in candidates if n in names), self.train_config.start_from_stage - 1)
 
-# %% ../nbs/11_train.ipynb #410d8f49
+# %% ../nbs/11_train.ipynb #c343d0d2
 @patch
 def resume(self: Trainer, path: Path):
     "Take weights and progress from a checkpoint; the optimizer follows when its stage begins."
@@ -422,7 +441,7 @@ def resume(self: Trainer, path: Path):
     else:
         p.step = int(state.get("step") or loaded.metadata.get("step") or 0)
         p.position = int(state.get("epoch") or loaded.metadata.get("epoch") or 0)*len(self.data) if stage_index >= first else 0
-        p.stage_step = p.position//self.plan().per_step
+        if p.step and self.world.is_main: print(f"  ⚠️  The data position is not in this checkpoint: epoch {p.position//len(self.data)} starts over")
     if stage_index < first: self.next_stage(first); state = {}
     self.pending = state
     self.log(event="resume", step=p.step, stage=self.stage.name, path=str(loaded.path))
@@ -434,7 +453,7 @@ def next_stage(self: Trainer, index: int):
     p.stage_index, p.stage_step, p.position, p.best, p.val_loss, p.loss_sum, p.loss_steps = index, 0, 0, math.inf, None, 0.0, 0
     self.pending = {}
 
-# %% ../nbs/11_train.ipynb #15e7d85a
+# %% ../nbs/11_train.ipynb #3cf81480
 @patch
 def compare_with(self: Trainer, state: dict) -> list: # of sentences
     "What differs from the run that a checkpoint comes from."
@@ -450,6 +469,16 @@ def compare_with(self: Trainer, state: dict) -> list: # of sentences
     return notes
 
 @patch
+def align_schedule(self: Trainer, plan: Plan):
+    "Put the learning rate where the data position is: with another batch size or other data the saved step count belongs to another plan."
+    p, schedule = self.progress, self.scheduler
+    p.stage_step = plan.steps_before(p.position)
+    if schedule.last_epoch == p.stage_step: return
+    schedule.last_epoch = p.stage_step
+    schedule._last_lr = [base*factor(p.stage_step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
+    for group, lr in zip(self.optimizer.param_groups, schedule._last_lr): group["lr"] = lr
+
+@patch
 def begin_stage(self: Trainer):
     "A fresh optimizer and schedule for the stage, then what a checkpoint has for them."
     t, p, plan = self.train_config, self.progress, self.plan()
@@ -460,6 +489,7 @@ def begin_stage(self: Trainer):
     if not state: return
     for note in self.compare_with(state): print(f"  ⚠️  {note}: the run goes on, but not bit for bit as it would have")
     restore_optimizer(self.optimizer, self.scheduler, state, quiet=not self.world.is_main)
+    self.align_schedule(plan)
     if state.get("scaler"): self.scaler.load_state_dict(state["scaler"])
     rng = state.get("rng")
     if isinstance(rng, list) and len(rng) == self.world.size: set_rng_state(rng[self.world.rank])
@@ -502,19 +532,20 @@ def report(self: Trainer, row: dict, bar):
         print(f"{row['stage']} step {row['step']} loss {row['loss']:.4f} lr {row['lr']:.2e} grad_norm {row['grad_norm']:.2f}"
               + (f" val_loss {row['val_loss']:.4f}" if row.get("val_loss") is not None else ""), flush=True)
 
-# %% ../nbs/11_train.ipynb #0649a1d4
+# %% ../nbs/11_train.ipynb #efd85401
 @patch
 def run(self: Trainer) -> TrainResult:
     "Train through the curriculum from wherever the run stands."
     t, p = self.train_config, self.progress
-    self.output_dir.mkdir(parents=True, exist_ok=True)
+    try: self.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ConfigError(f"output_dir={str(self.output_dir)!r}: cannot be made ({e.strerror}); choose a folder that you may write to") from e
     self.refuse_second_run()
+    if self.world.is_main: write_json(self.output_dir/RUN_CONFIG, dict(model=self.config.to_dict(), train=t.to_dict(), command=sys.argv))
     with Stopper(self.output_dir, t.max_minutes) as stopper:
         self.tell("starting")
         self.open_data()
         self.next_stage(t.start_from_stage - 1)
         if path := self.find_resume(): self.resume(path)
-        if self.world.is_main: write_json(self.output_dir/RUN_CONFIG, dict(model=self.config.to_dict(), train=t.to_dict(), command=sys.argv))
         self.run_stages(stopper)
         status = "done" if not stopper.reason or stopper.reason == "max_steps" else "stopped"
         if status == "stopped": self.log(event="stop", step=self.progress.step, reason=stopper.reason)
@@ -534,7 +565,10 @@ def run_stages(self: Trainer, stopper: Stopper):
         if self.progress.stage_index + 1 == len(t.stages): self.save("final_model"); return
         self.next_stage(self.progress.stage_index + 1)
 
-# %% ../nbs/11_train.ipynb #e2f2a049
+# %% ../nbs/11_train.ipynb #92bdb251
+class RunningError(ConfigError):
+    "Another live process trains into the same folder."
+
 def running_pid(
     output_dir: Path, # of a run
 ) -> int | None:
@@ -544,21 +578,22 @@ def running_pid(
     if status.get("state") not in ("starting", "running", "stopping") or status.get("host") != socket.gethostname(): return None
     try: os.kill(status["pid"], 0)
     except (OSError, KeyError, TypeError): return None
-    return status["pid"] if "python" in _command_of(status["pid"]) else None
+    command = _command_of(status["pid"])
+    return status["pid"] if "python" in command and ("train" in command or "ipykernel" in command or "pytest" in command or status["pid"] == os.getpid()) else None
 
 def _command_of(pid):
-    "The command line of a process, or \"python\" where the system does not tell."
+    "The command line of a process, or \"python train\" where the system does not tell."
     try: return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError: return "python"
+    except OSError: return "python train"
 
 @patch
 def refuse_second_run(self: Trainer):
-    "Raise `ConfigError` where another live process trains into the same folder."
+    "Raise `RunningError` where another live process trains into the same folder."
     pid = running_pid(self.output_dir) if self.world.is_main else None
     if pid and pid != os.getpid():
-        raise ConfigError(f"output_dir={str(self.output_dir)!r}: process {pid} is training into this folder; stop it first (touch {self.output_dir/STOP}) or choose another folder")
+        raise RunningError(f"output_dir={str(self.output_dir)!r}: process {pid} is training into this folder; stop it first (touch {self.output_dir/STOP}) or choose another folder")
 
-# %% ../nbs/11_train.ipynb #0cec2ac6
+# %% ../nbs/11_train.ipynb #66d61a87
 def train(
     config: CADMLLMConfig, # the model
     train_config: TrainConfig, # how to train it
@@ -568,5 +603,7 @@ def train(
     trainer = Trainer(config, train_config, model)
     try: return trainer.run()
     except BaseException as e:
-        if trainer.output_dir.exists() and not isinstance(e, ConfigError): trainer.tell("failed", message=f"{type(e).__name__}: {e}")
+        if trainer.output_dir.exists() and not isinstance(e, RunningError):
+            try: trainer.tell("failed", message=f"{type(e).__name__}: {e}")
+            except OSError: pass       # the first error is the one to tell
         raise

@@ -186,7 +186,7 @@ def test_one_warning_counts_names_and_points_to_the_list(tmp_path):
         ds = make(root)
     text = str(caught[0].message)
     assert len(caught) == 1 and caught[0].category is DataWarning and "\n" not in text
-    assert "left out 5 bad files" in text and "4 empty file, 1 missing whole" in text and "00000000_00000.json" in text and str(ds.report_path) in text
+    assert "left out 5 files" in text and "4 empty file, 1 missing whole" in text and "00000000_00000.json" in text and str(ds.report_path) in text
     assert ds.report == {"empty file": 4, "missing whole": 1}
 
 

@@ -234,3 +234,55 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(small_data, tmp
     (tmp_path/"file").write_text("in the way")
     done = subprocess.run(command(small_data, tmp_path/"file"/"o"), capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and str(tmp_path/"file") in done.stderr
+
+
+def test_another_batch_size_keeps_the_schedule_where_the_data_are(small_data, tmp_path):
+    "Resumed with a batch four times as large, the learning rate goes on from where it was, down to the end of the stage."
+    out, flags = tmp_path/"o", ["--stage1_epochs", "4", "--stage2_epochs", "0", "--stage3_epochs", "0", "--save_steps", "0"]
+    run(small_data, out, *flags, "--max_steps", "20")
+    said = run(small_data, out, *flags, "--batch_size", "16", "--resume_from_ckpt", "latest")
+    assert "batch_size was 4, is 16" in said
+    lrs = [r["lr"] for r in read_metrics(out) if r["step"] > 20]
+    assert len(lrs) >= 3 and min(lrs[:-1]) > 0 and lrs == sorted(lrs, reverse=True) and lrs[0] == pytest.approx(read_metrics(out)[19]["lr"], rel=.3)
+
+
+def test_killed_before_the_first_save_it_begins_again_as_it_was(small_data, tmp_path):
+    out = tmp_path/"o"
+    process = start(small_data, out, "--save_steps", "0")
+    wait_for(out, process, lambda n: n >= 1)
+    process.kill(); process.wait()
+    done = subprocess.run([sys.executable, "-m", "cad_mllm", "train", "--output_dir", str(out), "--resume_from_ckpt", "latest", "--max_steps", "3"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("No complete checkpoint") == 1 and max(numbers(out)) >= 3
+
+
+def test_samples_that_all_are_too_long_are_an_error(small_data, tmp_path):
+    said = subprocess.run(command(small_data, tmp_path/"o", "--max_seq_length", "24"), capture_output=True, text=True)
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    assert "max_seq_length=24" in said.stderr and "too long" in said.stderr
+
+
+def test_an_old_checkpoint_goes_on(small_data, tmp_path):
+    "LoRA weights of a local base and a pickled configuration, no trainer state, no manifest: it resumes with the warnings, and saves in the format of this project."
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from cad_mllm.config import CADMLLMConfig
+    from cad_mllm.dataset import tiny_tokenizer
+    from cad_mllm.model import CADMLLMModel
+    from small_data import LLM
+    base, old = tmp_path/"base", tmp_path/"o"/"stage2_text_pc"/"checkpoint-epoch0-step100"
+    words = tiny_tokenizer()
+    words.save_pretrained(base)
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=len(words), max_position_embeddings=8192, **LLM)).save_pretrained(base)
+    config = CADMLLMConfig(llm_model_name=str(base), lora_r=4, lora_alpha=8, sequence_format="json", image_encoder_name="", point_encoder_name="", max_seq_length=6000, dtype="float32")
+    old.mkdir(parents=True)
+    CADMLLMModel(config).save_pretrained(old)
+    (old/"cad_mllm_config.json").unlink()
+    torch.save(config, old/"config.pt")
+    done = subprocess.run([sys.executable, "-m", "cad_mllm", "train", "--data_root", str(small_data), "--output_dir", str(tmp_path/"o"), "--device", "cpu", "--batch_size", "2",
+                           "--num_val_samples", "0", "--logging_steps", "1", "--gradient_accumulation_steps", "1", "--max_steps", "102",
+                           "--resume_from_ckpt", "stage2_text_pc/checkpoint-epoch0-step100"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for line in ("⚠️  No trainer_state.pt found in checkpoint", "Using fresh optimizer/scheduler", "(This is normal for older checkpoints)"): assert line in done.stdout
+    steps, newest = numbers(tmp_path/"o"), list_checkpoints(tmp_path/"o")[-1]
+    assert set(steps) == {101, 102} and steps[101][0] == "stage2_text_pc"
+    assert newest.step == 102 and not newest.old_format and (newest.path/"manifest.json").exists()
