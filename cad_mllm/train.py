@@ -7,8 +7,8 @@ __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'EXIT_DONE', 'EX
            'append_line', 'read_metrics', 'read_events', 'Stopper', 'World', 'join_world', 'pick_device', 'Plan',
            'lr_factor', 'Progress', 'TrainResult', 'Trainer', 'RunningError', 'running_pid', 'train']
 
-# %% ../nbs/11_train.ipynb #011deccd
-import json, math, os, signal, socket, sys, time
+# %% ../nbs/11_train.ipynb #3690a08b
+import json, math, os, signal, socket, sys, time, uuid
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -212,7 +212,7 @@ class TrainResult:
     @property
     def exit_code(self) -> int: return EXIT_DONE if self.status == "done" else EXIT_STOPPED
 
-# %% ../nbs/11_train.ipynb #c9c34c53
+# %% ../nbs/11_train.ipynb #153223fa
 class Trainer:
     "Trains a model through a curriculum; `run` does it."
     def __init__(self, config: CADMLLMConfig, train_config: TrainConfig, model: CADMLLMModel | None = None):
@@ -221,7 +221,7 @@ class Trainer:
         self.device = pick_device(train_config.device)
         self.world = join_world(self.device)
         self.progress, self.checkpoint, self.optimizer, self.scheduler, self.val_data = Progress(), None, None, None, None
-        self.protect, self.idle_steps, self.started = (), 0, datetime.now().isoformat(timespec="seconds")
+        self.protect, self.idle_steps, self.wandb, self.started = (), 0, None, datetime.now().isoformat(timespec="seconds")
         torch.manual_seed(train_config.seed)
         self.model = (model or CADMLLMModel(config)).to(self.device)
         if train_config.use_gradient_checkpointing: self.model.gradient_checkpointing(True)
@@ -387,11 +387,24 @@ def save(self: Trainer, name: str | None = None):
         self.log(event="checkpoint", step=p.step, stage=self.stage.name, loss=loss, val_loss=p.val_loss, path=str(self.checkpoint.relative_to(self.output_dir)))
     if self.world.size > 1: dist.barrier()
 
-# %% ../nbs/11_train.ipynb #ee99b3e5
+# %% ../nbs/11_train.ipynb #9f49d72b
 @patch
 def log(self: Trainer, **row):
     "A line in metrics.jsonl, or in events.jsonl for an event."
     if self.world.is_main: append_line(self.output_dir/(EVENTS if "event" in row else METRICS), row | {"time": datetime.now().isoformat(timespec="milliseconds")})
+
+    if self.wandb and "event" not in row: self.wandb.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=row["step"])
+
+@patch
+def open_wandb(self: Trainer):
+    "Weights & Biases beside the files, where it is asked for; a resumed run goes on under its old id."
+    if not (self.train_config.use_wandb and self.world.is_main): return
+    try: import wandb
+    except ImportError as e: raise ConfigError("use_wandb=True: the package wandb is not installed; pip install wandb, or leave the flag out") from e
+    name = self.output_dir/"wandb_id"
+    if not name.exists(): name.write_text(uuid.uuid4().hex[:12])
+    self.wandb = wandb.init(project="cad_mllm", name=self.output_dir.name, id=name.read_text(), resume="allow", dir=str(self.output_dir),
+                            config=dict(model=self.config.to_dict(), train=self.train_config.to_dict()))
 
 @patch
 def tell(self: Trainer, state: str, message: str = "", **more):
@@ -532,7 +545,7 @@ def report(self: Trainer, row: dict, bar):
         print(f"{row['stage']} step {row['step']} loss {row['loss']:.4f} lr {row['lr']:.2e} grad_norm {row['grad_norm']:.2f}"
               + (f" val_loss {row['val_loss']:.4f}" if row.get("val_loss") is not None else ""), flush=True)
 
-# %% ../nbs/11_train.ipynb #efd85401
+# %% ../nbs/11_train.ipynb #3b77a402
 @patch
 def run(self: Trainer) -> TrainResult:
     "Train through the curriculum from wherever the run stands."
@@ -543,6 +556,7 @@ def run(self: Trainer) -> TrainResult:
     if self.world.is_main: write_json(self.output_dir/RUN_CONFIG, dict(model=self.config.to_dict(), train=t.to_dict(), command=sys.argv))
     with Stopper(self.output_dir, t.max_minutes) as stopper:
         self.tell("starting")
+        self.open_wandb()
         self.open_data()
         self.next_stage(t.start_from_stage - 1)
         if path := self.find_resume(): self.resume(path)
@@ -550,6 +564,7 @@ def run(self: Trainer) -> TrainResult:
         status = "done" if not stopper.reason or stopper.reason == "max_steps" else "stopped"
         if status == "stopped": self.log(event="stop", step=self.progress.step, reason=stopper.reason)
         self.tell(status, message=f"stopped by {stopper.reason}" if stopper.reason else "")
+        if self.wandb: self.wandb.finish()
     return TrainResult(status, self.progress.step, self.output_dir, self.checkpoint, stopper.reason)
 
 @patch

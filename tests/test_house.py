@@ -58,3 +58,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
     assert done.returncode == 0 and "cad-mllm VERB" in done.stdout, done.stderr
     assert (tmp_path/"site/bin/cad-mllm").exists()
+
+
+def test_the_readme_points_to_things_that_exist():
+    text = (REPO/"README.md").read_text()
+    targets = re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text)
+    assert len(targets) >= 5 and [t for t in targets if not (REPO/t).exists()] == []
