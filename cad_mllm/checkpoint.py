@@ -15,7 +15,6 @@ __all__ = ['FORMAT', 'METADATA', 'MANIFEST', 'CONFIG', 'STATE', 'BEST', 'DISK', 
 import errno, hashlib, itertools, json, math, os, random, re, shutil, socket, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from functools import lru_cache

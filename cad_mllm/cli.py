@@ -14,8 +14,8 @@ from pathlib import Path
 from fastcore.docments import docments
 from fastcore.script import Param, anno_parser, store_true
 
-from .cad import CADFormatError, CADProgram
-from .config import RECIPES, CADMLLMConfig, ConfigError, CurriculumStage, TrainConfig, default_stages, recipe
+from .cad import CADProgram
+from .config import RECIPES, CADMLLMConfig, ConfigError, TrainConfig, recipe
 
 # %% ../nbs/16_cli.ipynb #bbcebd1a
 def synth(

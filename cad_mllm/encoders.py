@@ -8,7 +8,7 @@ __all__ = ['MICHELANGELO_CONFIG', 'MICHELANGELO_WEIGHTS', 'seeded', 'Projector',
            'build_point_encoder']
 
 # %% ../nbs/08_encoders.ipynb #0ac54ffb
-import math, os, re
+import math, os
 from pathlib import Path
 
 import torch

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .cad import CADFormatError, CADProgram, Extrude, Sketch, _polyline
 from .config import MODALITIES, ConfigError
 from .tokens import TOKEN_IDS, TOKENS, GrammarError, State, advance, allowed, min_length, read_state
-from .geometry import GeometryError, Mesh, Solid, build_solid, isolated, read_mesh, _read_ply
+from .geometry import Mesh, Solid, build_solid, isolated, read_mesh, _read_ply
 from .dataset import Sample, prepare_image, prepare_points, read_points
 from .model import CADMLLMModel
 from .checkpoint import CheckpointError, CheckpointRecord, find_checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint

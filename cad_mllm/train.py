@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .config import CADMLLMConfig, ConfigError, CurriculumStage, TrainConfig
 from .dataset import MultimodalAutocompleteDataset, batches
 from .model import CADMLLMModel
-from .checkpoint import (CheckpointError, find_checkpoint, latest_checkpoint, load_checkpoint, optimizer_state, restore_optimizer, rng_state, save_checkpoint,
+from .checkpoint import (find_checkpoint, latest_checkpoint, load_checkpoint, optimizer_state, restore_optimizer, rng_state, save_checkpoint,
                                  set_rng_state)
 
 # %% ../nbs/11_train.ipynb #72a37f03
