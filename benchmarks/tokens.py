@@ -1,6 +1,6 @@
 """How fine a grid, and which form: token counts, and what comes back as a solid, on real histories.
 
-usage: python benchmarks/tokens.py OMNI_CAD_ROOT [--levels 256,1024,4096] [--tokenizer DIR] [--limit N] [--out FILE.md]
+usage: python benchmarks/tokens.py OMNI_CAD_ROOT [--levels 256,1024,4096] [--tokenizer DIR] [--limit N] [--jobs N] [--max-tokens N] [--out FILE.md]
 
 Each history is encoded and decoded on grids of different fineness. Both the original and the decoded one are built by OpenCascade.
   valid    the kernel's own check passes on the decoded solid
@@ -13,6 +13,7 @@ With --tokenizer (a folder with a Hugging Face tokenizer such as Qwen3's) the JS
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ def tables(files, levels, results, tokenizer):
         from transformers import AutoTokenizer
         out += [line(name, counts) for name, counts in forms(files, AutoTokenizer.from_pretrained(tokenizer)).items()]
     out += [line("CAD tokens", [len(encode(CADProgram.from_json(f))) for f in files]), ""]
+    if len(results) < len(files): out += [f"Solids, of the {len(results)} histories that are short enough to build on every grid in reasonable time:", ""]
     out += ["| levels | mean tokens | valid | close | median distance / diagonal | exact |", "|---|---|---|---|---|---|"]
     for num in levels:
         rows = [r[num] for _, r in results]
@@ -89,11 +91,15 @@ def main():
     parser.add_argument("--tokenizer", default="")
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=0, help="build only histories of at most so many tokens; the table says how many were left out")
     args = parser.parse_args()
     files = sorted(map(str, args.root.glob("json/*/*.json")))[:args.limit or None]
     levels = [int(n) for n in args.levels.split(",")]
     if not files: sys.exit(f"{args.root}/json holds no histories")
-    results = [(f, compare(f, levels)) for f in tqdm(files, desc="histories")]
+    built = [f for f in files if not args.max_tokens or len(encode(CADProgram.from_json(f))) <= args.max_tokens]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        results = list(tqdm(zip(built, pool.map(compare, built, [levels]*len(built))), total=len(built), desc="histories"))
     made = tables(files, levels, results, args.tokenizer)
     print("\n" + made)
     if args.out: args.out.parent.mkdir(parents=True, exist_ok=True); args.out.write_text(made, encoding="utf-8")
