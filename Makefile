@@ -2,6 +2,7 @@
 # make test      every notebook, every test; fails when notebooks and modules differ
 # make export    notebooks -> modules, README
 # make run-nbs   run the notebooks and store their outputs, for readers
+# make docs      the notebooks as a site, offline, every link checked
 # make dist      a wheel
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check -q
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check test-nbs test-py test-browser export run-nbs dist clean
+.PHONY: demo test check test-nbs test-py test-browser export run-nbs docs dist clean
 
 $(VENV)/.run: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +50,9 @@ export: $(VENV)/.dev
 
 run-nbs: $(VENV)/.dev
 	$(BIN)/python tools/run_notebooks.py $(NBS)
+
+docs: $(VENV)/.dev
+	$(BIN)/python tools/make_docs.py --out site
 
 dist: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation

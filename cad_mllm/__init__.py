@@ -1,10 +1,10 @@
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CADMLLMConfig": "config", "TrainConfig": "config", "CurriculumStage": "config", "recipe": "config",
     "CADProgram": "cad", "CADFormatError": "cad", "MultimodalAutocompleteDataset": "dataset", "CADMLLMModel": "model",
     "save_checkpoint": "checkpoint", "load_checkpoint": "checkpoint", "list_checkpoints": "checkpoint",
-    "CADAutocomplete": "inference", "autocomplete_cad": "inference", "CheckpointPanel": "panel",
+    "CADAutocomplete": "inference", "autocomplete_cad": "inference", "view3d": "views", "CheckpointPanel": "panel",
 }
 
 

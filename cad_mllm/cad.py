@@ -666,7 +666,7 @@ def problems(self: CADProgram) -> list: # of str
             if e.span()[0] == e.span()[1]: out.append(f"{e.id}: has no depth")
     return out
 
-# %% ../nbs/01_cad.ipynb #df29c24f
+# %% ../nbs/01_cad.ipynb #c1dcaa5e
 def _polyline(contour, num=24):
     "A contour as points for drawing."
     if contour.radius is not None:
@@ -686,7 +686,7 @@ def arc_points(start, mid, end, num: int = 24) -> np.ndarray: # (num, 2)
 @patch
 def draw(self: CADProgram, width: float = 2.4):
     "A matplotlib figure: one picture a sketch of the sequence."
-    from matplotlib.figure import Figure
+    from cad_mllm.show import Figure
     sketches = [e for e in self.operations() if isinstance(e, Sketch)]
     fig = Figure(figsize=(width*len(sketches), width), layout="constrained")
     for ax, s in zip(np.atleast_1d(fig.subplots(1, len(sketches))), sketches):

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'VIEW_SUFFIXES', 'POINT_SUFFIXES', 'CACHE_SIZE', 'IMAGENET_MEAN', 'IMAGENET_STD', 'DataError',
            'DataWarning', 'SkipReport', 'design_of', 'hold_out', 'read_captions', 'prepare_image', 'prepare_points',
-           'read_points', 'draw_modalities', 'Sample', 'MultimodalAutocompleteDataset', 'tiny_tokenizer',
+           'read_points', 'draw_modalities', 'Sample', 'MultimodalAutocompleteDataset', 'pack', 'tiny_tokenizer',
            'load_tokenizer', 'Batch', 'pack_rows', 'PromptBuilder', 'num_batches', 'batches']
 
-# %% ../nbs/07_dataset.ipynb #550b4d6d
-import copy, hashlib, json, logging, math, os, re, warnings
+# %% ../nbs/07_dataset.ipynb #1664a3ca
+import hashlib, io, json, logging, math, os, re, time, warnings
 from collections import Counter
+from contextlib import contextmanager
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields, replace
@@ -22,9 +23,11 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from . import __version__
-from .cad import CADFormatError, CADProgram, truncation_counts
+from .cad import MAX_BYTES, CADFormatError, CADProgram, truncation_counts
 from .config import CADMLLMConfig, ConfigError, parse_modalities
-from .tokens import get_codec
+from . import cad as cad_module, tokens as tokens_module
+from .pack import INDEX_NAME, Made, Pack, PackError, from_bytes, is_pack, save_arrays, to_bytes, write_pack
+from .tokens import encode_split, get_codec
 
 # %% ../nbs/07_dataset.ipynb #e54dd219
 class DataError(ValueError):
@@ -36,9 +39,8 @@ class DataWarning(UserWarning):
 class _Skip(Exception):
     "A file to leave out; the message is the reason."
 
-# %% ../nbs/07_dataset.ipynb #7259a7e0
-_KINDS = {"the file is empty": "empty file", "a history is far below": "too large", "not UTF-8": "not UTF-8 text", "breaks off or is malformed": "malformed JSON",
-          "nested too deeply": "malformed JSON", "cannot be read": "unreadable file", "unknown curve type": "unknown curve type",
+# %% ../nbs/07_dataset.ipynb #00703184
+_KINDS = {"nested too deeply": "malformed JSON", "unknown curve type": "unknown curve type",
           "unknown entity type": "unknown entity type", "unknown value": "unknown value", "not a number": "bad number", "usable number": "bad number",
           "not above 0": "bad number", "cyclic reference": "cyclic reference", "which does not exist": "dangling reference", "does not have": "dangling reference",
           "before it is drawn": "dangling reference"}
@@ -48,14 +50,46 @@ def _explain(error):
     kind = next((short for words, short in _KINDS.items() if words in error.reason), "malformed history")
     return f"{kind}: {error.field + ': ' if error.field else ''}{error.reason}"
 
-# %% ../nbs/07_dataset.ipynb #1ec575c0
-def _read_program(path):
-    "A history from a file; whatever is wrong with it comes as `_Skip`."
-    try: return CADProgram.from_json(path)
+# %% ../nbs/07_dataset.ipynb #5ddb3210
+def _signature(stat):
+    "A number that changes when a file does."
+    return hash((stat.st_size, stat.st_mtime_ns))
+
+def _signature_at(path):
+    "The signature of a file; 0 where there is none."
+    try: return _signature(os.stat(path))
+    except OSError: return 0
+
+def _read_file(path, missing="unreadable file: it is not there"):
+    "A history's bytes and signature; `_Skip` where it cannot be read or is far too large."
+    try:
+        with open(path, "rb") as f:
+            stat = os.fstat(f.fileno())
+            if stat.st_size > MAX_BYTES: raise _Skip(f"too large: the file has {stat.st_size/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB")
+            return f.read(), _signature(stat)
+    except FileNotFoundError: raise _Skip(missing) from None
+    except OSError as e: raise _Skip(f"unreadable file: {e.strerror}") from None
+
+# %% ../nbs/07_dataset.ipynb #d1e884b5
+def _parse(data):
+    "The JSON of a history; what is wrong with it comes as `_Skip`."
+    try:
+        text = data.decode("utf-8")
+        if not text.strip(): raise _Skip("empty file: there is nothing in it")
+        return json.loads(text)
+    except UnicodeDecodeError as e: raise _Skip(f"not UTF-8 text: byte {e.start}") from None
+    except json.JSONDecodeError as e: raise _Skip(f"malformed JSON: it breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}") from None
+    except RecursionError: raise _Skip("malformed JSON: it is nested too deeply") from None
+    except ValueError as e: raise _Skip(f"malformed JSON: {e}") from None
+
+def _program(content):
+    "A history from its JSON; what is wrong with it comes as `_Skip`."
+    if not isinstance(content, dict): raise _Skip("malformed history: the top level is not an object")
+    try: return CADProgram.from_json(content)
     except CADFormatError as e: raise _Skip(_explain(e)) from None
     except Exception as e: raise _Skip(f"malformed history: {type(e).__name__}: {e}") from None
 
-# %% ../nbs/07_dataset.ipynb #9d33eeaf
+# %% ../nbs/07_dataset.ipynb #5f509c85
 _log = logging.getLogger("cad_mllm.dataset")
 
 class SkipReport:
@@ -67,10 +101,11 @@ class SkipReport:
         return dict(Counter(reason.split(":")[0] for _, reason in self.entries).most_common())
 
     def add(self, file, reason: str, log: bool = False):
-        "Note a file once for each reason; `log` also tells the log, the first few of each kind."
+        "Note a file once for each reason (a sample that is too long once, whatever was drawn with it); `log` also tells the log, the first few of each kind."
         entry, kind = (str(file), str(reason)), str(reason).split(":")[0]
-        if entry in self._seen: return
-        self._seen.add(entry); self.entries.append(entry); self.pending.append(entry)
+        key = (entry[0], kind) if kind == "too long" else entry
+        if key in self._seen: return
+        self._seen.add(key); self.entries.append(entry); self.pending.append(entry)
         if log and torch.utils.data.get_worker_info() is None: self._tell(kind, entry)
 
     def _tell(self, kind, entry, limit=10):
@@ -102,7 +137,7 @@ def save(
         self.add(path.parent, f"report not written: {e.strerror}")
         return f"the full list is kept in memory (dataset.skipped), because {path} cannot be written: {e.strerror}"
 
-# %% ../nbs/07_dataset.ipynb #fd1ca14d
+# %% ../nbs/07_dataset.ipynb #94b950c5
 @patch
 def sentence(
     self: SkipReport,
@@ -112,72 +147,102 @@ def sentence(
 ) -> str:
     "All that was left out, in one sentence."
     kinds = ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
-    named = ", ".join(f"{f} ({r.split(':')[0]})" for f, r in self.entries[:num_named])
+    samples = re.compile(r"its \d+ samples")
+    named = ", ".join(f"{f} ({', '.join([r.split(':')[0], *samples.findall(r)])})" for f, r in self.entries[:num_named])
     more = f" and {len(self.entries) - num_named} more" if len(self.entries) > num_named else ""
     return f"left out {len(self.entries)} files of {where} ({kinds}): {named}{more}; {place}."
 
-# %% ../nbs/07_dataset.ipynb #f4471802
-def _walk(root, suffix, report):
+# %% ../nbs/07_dataset.ipynb #6010b246
+_DATED = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph"}
+
+def _dates_folders(path):
+    "Whether the file system is known to date a folder when names in it change."
+    try: mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError: return False
+    real = os.path.realpath(path)
+    return max((m for m in mounts if f"{real}/".startswith(m[0].rstrip("/") + "/")), key=lambda m: len(m[0]), default=["", ""])[1] in _DATED
+
+def _stamp(path, dated=True):
+    "When a folder or file changed, as far as it tells; None where that cannot be relied on."
+    try:
+        stat = os.stat(path)
+        if time.time_ns() - stat.st_mtime_ns < 2e9: return None
+        return [stat.st_mtime_ns, "" if dated else hashlib.sha1("/".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape")).hexdigest()]
+    except OSError: return None
+
+# %% ../nbs/07_dataset.ipynb #927899eb
+def _walk(root, suffix, report, seen=None):
     "Yield the paths below `root` that end in `suffix`, relative, with forward slashes, in a fixed order; a folder that cannot be listed is reported."
+    dated = seen is None or _dates_folders(root)
     for folder, dirs, names in os.walk(root, onerror=lambda e: report.add(e.filename, f"unreadable folder: {e.strerror}")):
         dirs.sort()
         prefix = "" if Path(folder) == Path(root) else Path(os.path.relpath(folder, root)).as_posix() + "/"
+        if seen is not None: seen[prefix] = _stamp(folder, dated)
         for name in sorted(names):
             if name.endswith(suffix) and not name.startswith("."): yield prefix + name
 
-def _candidates(json_root, truncated_root, report):
+def _candidates(json_root, truncated_root, report, seen=None):
     "Design id -> suffixes of its beginnings (such as _tr_03), or None where they are to be cut when read."
-    if not truncated_root: return {name[:-5]: None for name in _walk(json_root, ".json", report)}
+    if not truncated_root: return {name[:-5]: None for name in _walk(json_root, ".json", report, seen)}
     groups = {}
-    for name in _walk(truncated_root, ".json", report):
+    for name in _walk(truncated_root, ".json", report, seen):
         match = re.fullmatch(r"(.+?)(_tr_\d+)\.json", name)
         if match: groups.setdefault(match[1], []).append(match[2])
         else: report.add(Path(truncated_root, name), "odd name: a beginning is called ID_tr_01.json")
     return groups
 
-# %% ../nbs/07_dataset.ipynb #ab7eb680
-def _signature(path):
-    "A number that changes when the file does."
-    stat = os.stat(path)
-    return hash((stat.st_size, stat.st_mtime_ns))
+# %% ../nbs/07_dataset.ipynb #483f77fb
+def _num_kept(content, whole_content, whole):
+    "How many operations a beginning keeps, where its JSON is part of the whole's; else None."
+    try: entities, sequence, all_entities = content["entities"], content["sequence"], whole_content["entities"]
+    except (TypeError, KeyError): return None
+    if not (isinstance(entities, dict) and isinstance(sequence, list) and 0 < len(sequence) < len(whole)) or sequence != whole_content["sequence"][:len(sequence)]: return None
+    if not all(e in entities for e in whole.sequence[:len(sequence)]): return None
+    same = all(k in all_entities and v == all_entities[k] and all(r in entities for r in whole.entities[k].references()) for k, v in entities.items())
+    return len(sequence) if same else None
 
-def _check_beginning(whole, path):
+def _check_beginning(whole, whole_content, path):
     "How many operations the beginning keeps, and its signature."
-    try: signature = _signature(path)
-    except OSError as e: raise _Skip(f"unreadable file: {e.strerror}") from None
-    part = _read_program(path)
+    data, signature = _read_file(path)
+    content = _parse(data)
+    kept = _num_kept(content, whole_content, whole)
+    if kept: return kept, signature
+    part = _program(content)
     if not part.is_prefix_of(whole): raise _Skip("not a beginning: its operations are not the first ones of the whole history")
     return len(part), signature
 
-def _check_whole(path, codec):
-    "A whole history, its signature and its size in bytes."
-    try: signature, size = _signature(path), os.stat(path).st_size
-    except FileNotFoundError: raise _Skip("missing whole: there are beginnings of it") from None
-    except OSError as e: raise _Skip(f"unreadable file: {e.strerror}") from None
-    whole = _read_program(path)
-    try: codec.split(whole, 0)
-    except Exception as e: raise _Skip(f"cannot be encoded: {type(e).__name__}: {e}") from None
-    return whole, signature, size
-
-# %% ../nbs/07_dataset.ipynb #00655920
+# %% ../nbs/07_dataset.ipynb #aada432d
 def _cuts(num_operations):
     "The beginnings of a whole that are cut on the fly, as (suffix, kept, no signature)."
     return [(f"_tr_{i:02d}", n, 0) for i, n in enumerate(truncation_counts(num_operations), 1)]
 
+def _check_beginnings(whole, content, paths):
+    "Rows (suffix, operations kept or -1, signature) and notes (suffix, reason, formats) for the files of beginnings."
+    rows, notes = [], []
+    for suffix, path in paths:
+        try: rows.append((suffix, *_check_beginning(whole, content, path)))
+        except Exception as e:
+            rows.append((suffix, -1, _signature_at(path)))
+            notes.append((suffix, str(e) if isinstance(e, _Skip) else f"malformed history: {type(e).__name__}: {e}", ""))
+    return rows, notes
+
+# %% ../nbs/07_dataset.ipynb #c62c11c6
+def _num_tokens(whole, notes):
+    "CAD tokens of a whole history, end marker included; -1 and a note for the formats that write tokens where it has none."
+    try: return sum(map(len, encode_split(whole, 0)))
+    except Exception as e: notes.append(("", f"cannot be encoded: {type(e).__name__}: {e}", "tokens text")); return -1
+
 def _check_design(job):
-    "Check one whole with all its beginnings. Returns ((operations, signature, bytes), [(suffix, kept, signature)], [(file, reason)])."
-    full, beginnings, codec_name = job
-    good, notes = [], []
-    try: whole, signature, size = _check_whole(full, get_codec(codec_name))
-    except _Skip as e: return None, [], [(full, str(e))]
-    if beginnings is None:
-        good = _cuts(len(whole))
-        if not good: notes.append((full, "too short: a single operation has no beginning to complete"))
-    for suffix, path in beginnings or ():
-        try: good.append((suffix, *_check_beginning(whole, path)))
-        except _Skip as e: notes.append((path, str(e)))
-        except Exception as e: notes.append((path, f"malformed history: {type(e).__name__}: {e}"))
-    return (len(whole), signature, size), good, notes
+    "Check one whole with all its beginnings. Returns the verdict ((operations, signature, bytes, tokens), rows, notes); 0 operations where the whole is of no use."
+    full, beginnings = job
+    try:
+        data, signature = _read_file(full, "missing whole: there are beginnings of it")
+        content = _parse(data)
+        whole = _program(content)
+    except _Skip as e: return (0, _signature_at(full), 0, 0), [(s, -1, 0) for s, _ in beginnings or ()], [("", str(e), "")]
+    rows, notes = _check_beginnings(whole, content, beginnings) if beginnings is not None else (_cuts(len(whole)), [])
+    if not rows: notes.append(("", "too short: a single operation has no beginning to complete", ""))
+    return (len(whole), signature, len(data), _num_tokens(whole, notes)), rows, notes
 
 # %% ../nbs/07_dataset.ipynb #c679e5f3
 def _map(func, items, jobs):
@@ -220,14 +285,16 @@ def hold_out(
         if not room: break
     return held
 
-# %% ../nbs/07_dataset.ipynb #50b60c48
+# %% ../nbs/07_dataset.ipynb #bad82fea
 def read_captions(
     path, # a folder of JSON files, or one file
     report: SkipReport, # where bad files are noted
+    seen: dict | None = None, # takes the time of each folder and file
 ) -> dict: # id -> caption
     "All captions by id; the first one counts where an id comes twice."
-    files, captions = [Path(path, f) for f in _walk(path, ".json", report)] if os.path.isdir(path) else [Path(path)], {}
-    for file in files:
+    names, captions = list(_walk(path, ".json", report, seen)) if os.path.isdir(path) else [""], {}
+    for file in (Path(path, name) for name in names):
+        if seen is not None: seen[file.relative_to(path).as_posix()] = _stamp(file)
         try: entries = json.loads(file.read_bytes().decode("utf-8"))
         except (OSError, ValueError, RecursionError) as e: report.add(file, f"bad caption file: {type(e).__name__}: {e}"); continue
         if not isinstance(entries, list): report.add(file, "bad caption file: the top level is not a list"); continue
@@ -236,17 +303,19 @@ def read_captions(
         for e in good: captions.setdefault(e["id"], e["text caption"].strip())
     return captions
 
-# %% ../nbs/07_dataset.ipynb #07dc74e0
+# %% ../nbs/07_dataset.ipynb #3f127743
 MAX_PIXELS = 64_000_000
 
 def prepare_image(
-    image, # a file, a PIL image or an array (H, W, 3) uint8
+    image, # a file or its bytes, a PIL image, or an array (H, W, 3) uint8
     size: int = 224, # pixels a side, S
 ) -> np.ndarray: # (S, S, 3) uint8
     "A picture as the image encoder's input size; raises ValueError or OSError for what is not a picture."
-    from PIL import Image
-    if isinstance(image, (str, os.PathLike)):
-        with Image.open(image) as opened: return prepare_image(opened, size)
+    from PIL import Image, UnidentifiedImageError
+    if isinstance(image, (str, os.PathLike, bytes)):
+        try:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened: return prepare_image(opened, size)
+        except UnidentifiedImageError: raise ValueError("the file is not a picture of a known format") from None
     if isinstance(image, np.ndarray): image = Image.fromarray(image)
     if image.width*image.height > MAX_PIXELS: raise ValueError(f"the picture has {image.width} x {image.height} pixels")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -254,7 +323,7 @@ def prepare_image(
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
-# %% ../nbs/07_dataset.ipynb #dcb6d992
+# %% ../nbs/07_dataset.ipynb #4d3406e5
 def prepare_points(
     points: np.ndarray, # (N, 3) positions, or (N, 6) with normals
     num_points: int = 2048, # P
@@ -263,7 +332,7 @@ def prepare_points(
     "Draw `num_points` points, centred and scaled to the unit box; raises ValueError for what is not a cloud."
     points = np.asarray(points, float)
     if points.ndim != 2 or points.shape[1] not in (3, 6): raise ValueError(f"points have the shape {points.shape}, not (N, 3) or (N, 6)")
-    points = points[np.isfinite(points).all(1)]
+    if not np.isfinite(points).all(): points = points[np.isfinite(points).all(1)]
     low, high = (points[:, :3].min(0), points[:, :3].max(0)) if len(points) else (np.zeros(3), np.zeros(3))
     center, scale = (low + high)/2, float((high - low).max())
     if not scale > 0: raise ValueError(f"{len(points)} finite points without extent")
@@ -274,29 +343,29 @@ def prepare_points(
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     return np.concatenate([(points[chosen, :3] - center)/scale, normals/np.where(length > 0, length, 1)], 1).astype(np.float32), center, scale
 
-# %% ../nbs/07_dataset.ipynb #e91d5150
+# %% ../nbs/07_dataset.ipynb #a35383a6
 def read_points(
-    path, # .npz or .npy
+    source, # an .npz or .npy file, or its bytes
 ) -> np.ndarray: # (N, 3), or (N, 6) where the file has normals
     "The points of a file; raises OSError, ValueError or zipfile.BadZipFile for what is not one."
-    with np.load(path, allow_pickle=False) if str(path).endswith(".npz") else open(path, "rb") as data:
-        if str(path).endswith(".npy"): return np.load(data, allow_pickle=False)
+    with open(source, "rb") if not isinstance(source, bytes) else io.BytesIO(source) as file:
+        data = np.load(file, allow_pickle=False)
+        if isinstance(data, np.ndarray): return data
         if not data.files: raise ValueError("the file holds no array")
-        key = next((k for k in ("points", "xyz") if k in data.files), data.files[0])
-        points = data[key]
+        points = data[next((k for k in ("points", "xyz") if k in data.files), data.files[0])]
         normals = data["normals"] if "normals" in data.files else None
     if normals is None or normals.shape != points.shape: return points
     return np.concatenate([points, normals], 1)
 
-# %% ../nbs/07_dataset.ipynb #b780d11e
+# %% ../nbs/07_dataset.ipynb #57b7a0c1
 VIEW_SUFFIXES = (*(f"_{v:03d}.png" for v in range(8)), *(f"_{v:03d}.jpg" for v in range(8)), ".png", ".jpg", ".jpeg")
 POINT_SUFFIXES = (".npz", ".npy")
 
-def _media_index(root, suffixes, report):
+def _media_index(root, suffixes, report, seen=None):
     "Part id -> bits of the suffixes that exist below `root`; nothing where `root` is empty."
     found, bit = {}, {s: 1 << i for i, s in enumerate(suffixes)}
     pattern = re.compile("(.+?)(" + "|".join(map(re.escape, suffixes)) + ")")
-    for name in _walk(root, suffixes, report) if root else ():
+    for name in _walk(root, suffixes, report, seen) if root else ():
         if match := pattern.fullmatch(name): found[match[1]] = found.get(match[1], 0) | bit[match[2]]
     return found
 
@@ -335,7 +404,56 @@ class Sample:
 # %% ../nbs/07_dataset.ipynb #045e3c4e
 CACHE_SIZE = 2**23 # encoded tokens or characters that a data set remembers, 64 MB at most
 
-# %% ../nbs/07_dataset.ipynb #8f607f43
+# %% ../nbs/07_dataset.ipynb #6ff6fb1d
+_DESIGN = np.dtype([("total", "<i4"), ("signature", "<i8"), ("size", "<i8"), ("tokens", "<i4")])
+_SAMPLE = np.dtype([("design", "<i4"), ("suffix", "<i4"), ("kept", "<i4"), ("signature", "<i8")])
+
+@dataclass
+class _Verdicts:
+    "What `_check_design` said of each candidate, by id."
+    ids: list # of designs, sorted
+    suffixes: list # such as _tr_03
+    designs: np.ndarray # one row an id; `total` is 0 for a bad whole
+    samples: np.ndarray # one row a beginning, in order of designs; `kept` is -1 for a bad one
+    notes: list # of (place in `ids`, suffix or empty for the whole, reason, formats it matters for or empty for all)
+
+    @classmethod
+    def of(cls, verdicts):
+        "From a dict of verdicts by id."
+        ids, suffixes = sorted(verdicts), sorted({row[0] for v in verdicts.values() for row in v[1]})
+        code = {s: i for i, s in enumerate(suffixes)}
+        samples = [(i, code[s], kept, sig) for i, id in enumerate(ids) for s, kept, sig in verdicts[id][1]]
+        return cls(ids, suffixes, np.array([verdicts[id][0] for id in ids], _DESIGN), np.array(samples, _SAMPLE), [(i, *note) for i, id in enumerate(ids) for note in verdicts[id][2]])
+
+# %% ../nbs/07_dataset.ipynb #8d280876
+@patch
+def as_dict(self: _Verdicts) -> dict:
+    "The verdicts by id again."
+    found = {id: (design, [], []) for id, design in zip(self.ids, self.designs.tolist())}
+    by_place = list(found.values())
+    for design, suffix, kept, signature in self.samples.tolist(): by_place[design][1].append((self.suffixes[suffix], kept, signature))
+    for place, *note in self.notes: by_place[place][2].append(tuple(note))
+    return found
+
+@patch
+def only(self: _Verdicts, ids):
+    "The verdicts on some of the ids."
+    keep = np.array([id in ids for id in self.ids], bool)
+    place = np.cumsum(keep) - 1
+    samples = self.samples[keep[self.samples["design"]]].copy()
+    samples["design"] = place[samples["design"]]
+    return _Verdicts([id for id, k in zip(self.ids, keep) if k], self.suffixes, self.designs[keep], samples, [(int(place[i]), *note) for i, *note in self.notes if keep[i]])
+
+@patch
+def arrays(self: _Verdicts) -> dict:
+    "As arrays for a file."
+    return dict(ids=to_bytes(self.ids), suffixes=to_bytes(self.suffixes), notes=to_bytes(self.notes), designs=self.designs, samples=self.samples)
+
+def _verdicts_in(data):
+    "The verdicts of a file's arrays."
+    return _Verdicts(*(from_bytes(data[k]) for k in ("ids", "suffixes")), data["designs"], data["samples"], from_bytes(data["notes"]))
+
+# %% ../nbs/07_dataset.ipynb #22a4da61
 def _find_folders(data_root, given):
     "The folders of a data set by role; raises `DataError` where one that is needed or named is absent."
     defaults = {"truncated": ("json_truncated",), "txt": ("txt",), "json": ("json",), "img": ("img",), "points": ("pointcloud", "pcd")}
@@ -345,15 +463,236 @@ def _find_folders(data_root, given):
         folders[role] = next((p for p in paths if os.path.exists(p)), None)
         if folders[role] is None and (role == "json" or given.get(role)):
             raise DataError(f"no data: {paths[0].absolute()} does not exist (data_root={str(data_root)!r}). Make some with `cad-mllm synth {data_root} --num 200`, or "
-                            f"fetch Omni-CAD and give the folder that holds json/ and txt/ as --data_root, or its parts as --omnicad_json_root and so on.")
+                            f"fetch Omni-CAD and give the folder that holds json/ and txt/ (or the shards of `cad-mllm pack`) as --data_root, or its parts as --omnicad_json_root and so on.")
     return folders
 
-# %% ../nbs/07_dataset.ipynb #e6925d9a
+# %% ../nbs/07_dataset.ipynb #0124b5c0
+class _Folder:
+    "A data set as a folder of files in the Omni-CAD layout."
+    def __init__(self, folders): self.folders, self.found, self.seen = folders, {k: p and p.name for k, p in folders.items()}, {}
+
+    def _see(self, role): return self.seen.setdefault(role, {})
+
+    def path(self, role, id, ending): return self.folders[role]/f"{id}{ending}"
+
+    def where(self, id, suffix=""): return self.path("truncated", id, f"{suffix}.json") if suffix and self.folders["truncated"] else self.path("json", id, ".json")
+
+    def candidates(self, report):
+        "Design id -> suffixes of its beginnings, or None where they are to be cut when read."
+        groups = _candidates(self.folders["json"], self.folders["truncated"], report, self._see("truncated" if self.folders["truncated"] else "json"))
+        if not groups and self.folders["truncated"]:
+            self.folders["truncated"] = None
+            return self.candidates(report)
+        if self.folders["truncated"]:
+            for _ in _walk(self.folders["json"], "/", report, self._see("json")): pass
+        return groups
+
+# %% ../nbs/07_dataset.ipynb #45d6d6e7
+@patch
+def _job(self: _Folder, id, suffixes):
+    "What `_check_design` needs to know about one design."
+    return str(self.where(id)), None if suffixes is None else [(s, str(self.where(id, s))) for s in suffixes]
+
+@patch
+def _holds(self: _Folder, id, suffixes, verdict):
+    "Whether a verdict is about the files as they are."
+    (total, signature, *_), rows, _ = verdict
+    if _signature_at(self.where(id)) != signature: return False
+    if suffixes is None or not total: return [r[0] for r in rows] == ([r[0] for r in _cuts(total)] if suffixes is None else suffixes)
+    return [(s, sig) for s, _, sig in rows] == [(s, _signature_at(self.where(id, s))) for s in suffixes]
+
+@patch
+def verdicts(self: _Folder, groups, known, jobs):
+    "Yield (id, verdict) of each candidate: remembered where its files are the same, else by `_check_design`."
+    unread = [id for id, suffixes in groups.items() if id not in known or not self._holds(id, suffixes, known[id])]
+    fresh, unread = _map(_check_design, [self._job(id, groups[id]) for id in unread], _num_jobs(jobs, len(unread))), set(unread)
+    for id in groups: yield id, next(fresh) if id in unread else known[id]
+
+# %% ../nbs/07_dataset.ipynb #60a26072
+@patch
+def join(self: _Folder, ids, report):
+    "Captions, bits of views and bits of clouds of the ids; captions also by an id without its folder."
+    captions = read_captions(self.folders["txt"], report, self._see("txt")) if self.folders["txt"] else {}
+    views, clouds = (_media_index(self.folders[k], s, report, self._see(k)) for k, s in (("img", VIEW_SUFFIXES), ("points", POINT_SUFFIXES)))
+    return ([captions.get(id) or captions.get(id.rpartition("/")[2], "") for id in ids], *(np.array([found.get(id, 0) for id in ids], dtype="<i4") for found in (views, clouds)))
+
+@patch
+def state(self: _Folder):
+    "What tells whether the listing still holds: which folders there are, and the time of each folder and caption file."
+    return dict(form="folder", found=self.found, seen=self.seen, cut=self.folders["truncated"] is None)
+
+@patch
+def is_same(self: _Folder, state, verdicts) -> bool:
+    "Whether names are as they were, captions too, and no file that was found bad has changed. No sample is looked at."
+    if state.get("found") != self.found or not all(all(seen.values()) for seen in state["seen"].values()): return False
+    for role, seen in state["seen"].items():
+        folder = self.folders[role]
+        if not seen: continue
+        if folder is None: return False
+        dated = _dates_folders(folder)
+        if any(_stamp(folder/name, dated or bool(name) and not name.endswith("/")) != stamp for name, stamp in seen.items()): return False
+    if state["cut"]: self.folders["truncated"] = None
+    return all(self._bad_is_same(verdicts, *note) for note in verdicts.notes)
+
+# %% ../nbs/07_dataset.ipynb #5af4c2e6
+@patch
+def _bad_is_same(self: _Folder, verdicts, place, suffix, *_):
+    "Whether a file with a note is as it was."
+    id, rows = verdicts.ids[place], verdicts.samples
+    if not suffix: return _signature_at(self.where(id)) == verdicts.designs["signature"][place]
+    row = rows[(rows["design"] == place) & (rows["suffix"] == verdicts.suffixes.index(suffix))]
+    return [_signature_at(self.where(id, suffix))] == row["signature"].tolist()
+
+@patch
+def history(self: _Folder, id): # -> (bytes, signature)
+    "The file of a whole history."
+    return _read_file(self.where(id))
+
+@patch
+def beginning_signature(self: _Folder, id, suffix):
+    "The signature of a beginning's file; 0 where beginnings are cut when read."
+    return _signature_at(self.where(id, suffix)) if self.folders["truncated"] else 0
+
+@patch
+def whole_signature(self: _Folder, id): return _signature_at(self.where(id))
+
+@patch
+def media(self: _Folder, role, id, ending): return self.path(role, id, ending).read_bytes()
+
+@patch
+def check_reachable(self: _Folder): next(os.scandir(self.folders["json"]), None)
+
+# %% ../nbs/07_dataset.ipynb #c41f3702
+def _language():
+    "Names the code that turns histories into tokens: a hash of its source."
+    try: return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (cad_module, tokens_module))).hexdigest()[:16]
+    except OSError: return "unknown"
+
+def _encoded(path, kepts):
+    "The token sequences of a history's samples as JSON: [0, all tokens] and, for each beginning, [kept, how many of them are given] or [kept, given, rest]."
+    try:
+        whole = _program(_parse(_read_file(path)[0]))
+        everything = encode_split(whole, 0)[1]
+        rows = [[0, " ".join(everything)]]
+        for kept in kepts:
+            given, rest = encode_split(whole, kept)
+            rows.append([kept, len(given)] if given + rest == everything else [kept, " ".join(given), " ".join(rest)])
+        return json.dumps(rows).encode()
+    except Exception: return json.dumps([[kept] for kept in (0, *kepts)]).encode()
+
+def _decoded(data, kept):
+    "(given, rest) of one beginning from `_encoded`; None where there are no tokens."
+    rows = {row[0]: row[1:] for row in json.loads(data)}
+    row = rows.get(kept)
+    if not row: return None
+    if len(row) == 2: return row[0].split(), row[1].split()
+    everything = rows[0][0].split()
+    return ([], everything) if kept == 0 else (everything[:row[0]], everything[row[0]:])
+
+# %% ../nbs/07_dataset.ipynb #f3045fd3
+class _Packed:
+    "A data set as shards with an index."
+    def __init__(self, root, cache_dir="", verify=False):
+        try: self.pack = Pack(root, cache_dir, verify)
+        except PackError as e: raise DataError(str(e)) from None
+        self.root, self.folders, extra = Path(root), dict.fromkeys(("json", "truncated", "txt", "img", "points")), self.pack.extra
+        try: self.table, self.cut, self.listed = _verdicts_in(extra), bool(extra["cut"]), from_bytes(extra["listed"])
+        except KeyError as e: raise DataError(f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm pack ROOT OUT`") from None
+        self.place, self._held = {id: i for i, id in enumerate(self.pack.ids)}, ("", {})
+        self.has_tokens = (language := from_bytes(extra["language"])) == _language()
+        if language and not self.has_tokens: _log.warning("%s: its tokens are those of another version; histories are encoded when they are read, which takes longer (`cad-mllm pack` again to refresh them)", root)
+
+    def where(self, id, suffix=""):
+        if not suffix and id in self.place: return self.pack.where(self.place[id], ".json")
+        return f"{self.root}: {id}{suffix}.json (left out when it was packed)"
+
+    def candidates(self, report):
+        for file, reason in self.listed: report.add(f"{self.root}: {file} (left out when it was packed)", reason)
+        counts = np.bincount(self.table.samples["design"], minlength=len(self.table.ids)).tolist()
+        return {id: None if self.cut else range(n) for id, n in zip(self.table.ids, counts)}
+
+    def verdicts(self, groups, known, jobs): yield from self.table.only(groups).as_dict().items()
+
+# %% ../nbs/07_dataset.ipynb #d05e5556
+@patch
+def join(self: _Packed, ids, report):
+    "Captions, bits of views and bits of clouds of the ids."
+    extra, place = self.pack.extra, {id: i for i, id in enumerate(self.table.ids)}
+    chosen = [place[id] for id in ids]
+    captions = from_bytes(extra["captions"])
+    return [captions[i] for i in chosen], extra["views"][chosen], extra["clouds"][chosen]
+
+@patch
+def state(self: _Packed): return dict(form="pack", digest=self.pack.digest, problems=[[self.pack.shards[i]["name"], why] for i, why in self.pack.problems.items()])
+
+@patch
+def is_same(self: _Packed, state, verdicts): return state == self.state()
+
+@patch
+def check_reachable(self: _Packed):
+    usable = [p for i, p in enumerate(self.pack.paths) if i not in self.pack.problems]
+    if not any(map(os.path.exists, usable)): os.stat(usable[0])
+
+# %% ../nbs/07_dataset.ipynb #76f50fd2
+@patch
+def fetch(self: _Packed, id, endings):
+    "Read several files of a design at once and hold them until the next call."
+    self._held = id, self.pack.fetch(self.place[id], endings)
+
+@patch
+def _read(self: _Packed, id, ending):
+    held, files = self._held
+    return files[ending] if held == id and ending in files else self.pack.read(self.place[id], ending)
+
+@patch
+def split(self: _Packed, id, kept):
+    "The tokens of a sample as they were written, or None."
+    return _decoded(self._read(id, ".tokens.json"), kept) if self.has_tokens else None
+
+@patch
+def split(self: _Folder, id, kept): return None
+
+@patch
+def history(self: _Packed, id): return self._read(id, ".json"), 0
+
+@patch
+def whole_signature(self: _Packed, id): return 0
+
+@patch
+def beginning_signature(self: _Packed, id, suffix): return 0
+
+@patch
+def media(self: _Packed, role, id, ending): return self._read(id, ending)
+
+# %% ../nbs/07_dataset.ipynb #dd28e532
+@patch
+def unusable(self: _Folder, ids): return np.zeros(len(ids), bool), []
+
+@patch
+def forget(self: _Folder): self.seen = {}
+
+@patch
+def forget(self: _Packed): self.table, self.pack.extra = None, {}
+
+@patch
+def unusable(self: _Packed, ids):
+    "Which of the ids lie in shards that cannot be used, and for each such shard (file, reason, mask)."
+    shard = np.array([self.pack.shard[self.place[id]] if id in self.place else -1 for id in ids], int)
+    return np.isin(shard, list(self.pack.problems)), [(self.root/self.pack.shards[i]["name"], why, shard == i) for i, why in self.pack.problems.items()]
+
+def _open_files(data_root, given, cache_dir, verify):
+    "The files of a data set: a pack where the folder is one, else a folder in the Omni-CAD layout."
+    root = Path(data_root)
+    if given.get("json") or (root/"json").exists() or not (is_pack(root) or next(root.glob("shard-*.tar"), None)): return _Folder(_find_folders(data_root, given))
+    if named := [k for k, v in given.items() if v]: raise DataError(f"data_root={str(data_root)!r} holds shards, and a folder for {named[0]} is given beside it; give the one or the other")
+    return _Packed(root, cache_dir or os.environ.get("CAD_MLLM_CACHE_DIR", ""), verify)
+
+# %% ../nbs/07_dataset.ipynb #5967169f
 class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
     "Pairs of a beginning and its whole history, joined with captions, pictures and points by id; `ds[i]` is a `Sample` or None."
     def __init__(
         self,
-        data_root="data",                # folder in the Omni-CAD layout
+        data_root="data",                # folder in the Omni-CAD layout, or the shards that `pack` made of one
         truncated_json_root: str = "",   # instead of DATA_ROOT/json_truncated
         omnicad_txt_path: str = "",      # captions, a folder or a file, instead of DATA_ROOT/txt
         omnicad_json_root: str = "",     # instead of DATA_ROOT/json
@@ -370,20 +709,27 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         image_size: int = 224,           # pixels a side, S
         seed: int = 0,                   # of every draw
         report_path=None,                # where the list of what was left out goes; DATA_ROOT/dataset_report.json if left out
-        index_path=None,                 # a file that remembers what was found good (.npz), so that the next start need not read it all
+        index_path=None,                 # a file (.npz) that remembers what was found, so that the next start reads it instead of the data
         jobs: int = 0,                   # processes that check files; 0 for as many as pay
+        cache_dir: str = "",             # shards are copied to this folder first; the environment's CAD_MLLM_CACHE_DIR if left out
+        verify: bool = False,            # hash all shards when opening them
     ):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
         self.from_scratch_prob, self.num_points, self.image_size, self.epoch = from_scratch_prob, num_points, image_size, 0
         self.codec, self._report, self._cache, self._cache_room = get_codec(sequence_format), SkipReport(), {}, CACHE_SIZE
-        self.folders = _find_folders(data_root, dict(truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root,
-                                                     img=omnicad_img_root, points=omnicad_pc_root))
+        self.files = _open_files(data_root, dict(truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root,
+                                                 img=omnicad_img_root, points=omnicad_pc_root), cache_dir, verify)
         self.report_path = Path(report_path or self.data_root/f"dataset_report{'_val' if split == 'val' else ''}.json")
         self.index_path = Path(index_path) if index_path else None
         self.set_modalities(modality_probs or {"text": 1.0})
-        self._build(num_val_samples, max_samples, jobs)
-        self._join()
+        limits = [n for n in (max_samples, num_val_samples if split == "val" else 0) if n > 0]
+        self._request, self._limit = [split, num_val_samples, max_samples, str(data_root)], min(limits, default=0)
+        self._adopt(*(self._reopen() or self._build(jobs)))
+        self.files.forget()
         self._warn(report_path is not None)
+
+    @property
+    def folders(self) -> dict: return self.files.folders # role -> folder; None in a pack
 
 # %% ../nbs/07_dataset.ipynb #1d20f082
 @patch
@@ -404,112 +750,125 @@ def set_epoch(self: MultimodalAutocompleteDataset, epoch: int):
 @patch
 def __len__(self: MultimodalAutocompleteDataset): return len(self._samples)
 
-# %% ../nbs/07_dataset.ipynb #b19b8691
+# %% ../nbs/07_dataset.ipynb #246a4aff
 @patch
-def _choose(self: MultimodalAutocompleteDataset, num_val_samples):
+def _choose(self: MultimodalAutocompleteDataset):
     "Candidates of this split: design id -> suffixes or None."
-    if self.split not in ("all", "train", "val"): raise ConfigError(f"split={self.split!r}: choose one of all, train, val")
-    groups = _candidates(self.folders["json"], self.folders["truncated"], self._report)
-    if not groups and self.folders["truncated"]:
-        self.folders["truncated"] = None
-        groups = _candidates(self.folders["json"], None, self._report)
-    held = hold_out({id: len(s or "1") for id, s in groups.items()}, num_val_samples) if self.split != "all" else set()
-    return {id: s for id, s in groups.items() if self.split == "all" or (id in held) == (self.split == "val")}
+    split, num_val_samples, *_ = self._request
+    if split not in ("all", "train", "val"): raise ConfigError(f"split={split!r}: choose one of all, train, val")
+    groups = self.files.candidates(self._report)
+    held = hold_out({id: len(s or "1") for id, s in groups.items()}, num_val_samples) if split != "all" else set()
+    return {id: s for id, s in groups.items() if split == "all" or (id in held) == (split == "val")}
 
 @patch
-def _job(self: MultimodalAutocompleteDataset, id, suffixes):
-    "What `_check_design` needs to know about one design."
-    beginnings = None if suffixes is None else [(s, str(self.folders["truncated"]/f"{id}{s}.json")) for s in suffixes]
-    return str(self.folders["json"]/f"{id}.json"), beginnings, self.sequence_format
+def _usable(self: MultimodalAutocompleteDataset, verdict):
+    "How many samples a verdict gives."
+    if not verdict[0][0] or verdict[0][3] < 0 and self.sequence_format != "json": return 0
+    return sum(kept > 0 for _, kept, _ in verdict[1])
 
-# %% ../nbs/07_dataset.ipynb #33ff62d4
+# %% ../nbs/07_dataset.ipynb #360a5c3d
 @patch
-def _verdicts(self: MultimodalAutocompleteDataset, groups, known, jobs):
-    "Yield (id, checked, good, notes) for each candidate: remembered where its files are the same, else by `_check_design`."
-    unread = [id for id, suffixes in groups.items() if id not in known or not self._holds(id, suffixes, *known[id])]
-    fresh, unread = _map(_check_design, [self._job(id, groups[id]) for id in unread], _num_jobs(jobs, len(unread))), set(unread)
-    for id in groups: yield id, *(next(fresh) if id in unread else (*known[id], []))
+def _build(self: MultimodalAutocompleteDataset, jobs):
+    "Check the candidates, join what belongs to them, and keep both in the index. Returns (verdicts, captions, views, clouds)."
+    groups = self._choose()
+    table = self.files.table.only(groups) if isinstance(self.files, _Packed) and not self._limit else self._judge(groups, jobs)
+    joined = self.files.join(table.ids, self._report)
+    self._save_index(table, joined)
+    return table, *joined
 
 @patch
-def _holds(self: MultimodalAutocompleteDataset, id, suffixes, checked, good):
-    "Whether a remembered verdict is about the files as they are."
-    full, beginnings, _ = self._job(id, suffixes)
+def _judge(self: MultimodalAutocompleteDataset, groups, jobs):
+    "Verdicts on the candidates, or on as many as a limit needs."
+    known, judged, num, saved = self._known_verdicts(), {}, 0, time.monotonic()
+    ids, limit = _hash_order(groups) if self._limit else sorted(groups), self._limit
+    step = 4*limit or max(len(ids), 1)
     try:
-        if _signature(full) != checked[1]: return False
-        if beginnings is None: return good == _cuts(checked[0])
-        return [(s, signature) for s, _, signature in good] == [(s, _signature(path)) for s, path in beginnings]
-    except OSError: return False
+        with tqdm(total=len(ids), desc="checking histories", unit="", disable=len(ids) < 500) as bar:
+            for at in range(0, len(ids), step):
+                for id, verdict in self.files.verdicts({id: groups[id] for id in ids[at:at + step]}, known, jobs):
+                    judged[id] = verdict; num += self._usable(verdict); bar.update()
+                    if time.monotonic() - saved > 60: self._save_index(_Verdicts.of(known | judged)); saved = time.monotonic()
+                if limit and num >= limit: break
+    except BaseException:
+        self._save_index(_Verdicts.of(known | judged)); raise
+    return _Verdicts.of(judged)
 
-# %% ../nbs/07_dataset.ipynb #13a68fc7
+# %% ../nbs/07_dataset.ipynb #e191f2d8
 @patch
-def _save_index(self: MultimodalAutocompleteDataset):
-    "Write the index arrays to `index_path`, atomically; a folder that cannot be written costs only time."
-    if not self.index_path: return
-    part = self.index_path.with_name(f".{self.index_path.name}.{os.getpid()}.part")
-    try:
-        self.index_path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as f:
-            np.savez(f, made_by=self._made_by(), ids=json.dumps(self._ids), suffixes=json.dumps(self._suffixes), designs=self._designs, samples=self._samples)
-        os.replace(part, self.index_path)
+def _save_index(self: MultimodalAutocompleteDataset, verdicts, joined=None):
+    "Write the index to `index_path`, atomically; a folder that cannot be written costs only time."
+    if not self.index_path or joined is None and isinstance(self.files, _Packed): return
+    about = dict(made_by=_index_version(), request=self._request, state=self.files.state() if joined else None, listed=self._report.entries if joined else [])
+    captions, views, clouds = joined or ([], np.zeros(0, "<i4"), np.zeros(0, "<i4"))
+    try: save_arrays(self.index_path, dict(about=to_bytes(about), captions=to_bytes(captions), views=views, clouds=clouds, **verdicts.arrays()))
     except OSError as e: _log.warning("the index of the data set cannot be kept in %s: %s", self.index_path, e.strerror)
 
-@patch
-def _made_by(self: MultimodalAutocompleteDataset): return f"1 {__version__} {self.sequence_format}"
+def _index_version(): return f"2 {__version__}"
 
 @patch
 def _load_index(self: MultimodalAutocompleteDataset):
-    "What an earlier run found good: id -> (checked, good)."
-    if not self.index_path or not os.path.exists(self.index_path): return {}
+    "The content of the index file (about, verdicts, joined), or None."
+    if not self.index_path or not os.path.exists(self.index_path): return None
     try:
         with np.load(self.index_path, allow_pickle=False) as data:
-            if str(data["made_by"]) != self._made_by(): return {}
-            ids, suffixes, designs, samples = json.loads(str(data["ids"])), json.loads(str(data["suffixes"])), data["designs"].tolist(), data["samples"].tolist()
-        known = {id: ((total, signature, size), []) for id, (total, signature, size) in zip(ids, designs)}
-        for design, suffix, kept, signature in samples: known[ids[design]][1].append((suffixes[suffix], kept, signature))
-        return known
-    except Exception as e: _log.warning("the index %s cannot be read and is made anew: %s", self.index_path, e); return {}
+            about = from_bytes(data["about"]) if "about" in data.files else {}
+            if about.get("made_by") != _index_version(): return None
+            return about, _verdicts_in(data), (from_bytes(data["captions"]), data["views"], data["clouds"])
+    except Exception as e: _log.warning("the index %s cannot be read and is made anew: %s", self.index_path, e)
 
-# %% ../nbs/07_dataset.ipynb #bbbcbfc4
+# %% ../nbs/07_dataset.ipynb #e42d3515
 @patch
-def _build(self: MultimodalAutocompleteDataset, num_val_samples, max_samples, jobs):
-    "Check the candidates and keep the index: a row of numbers a design and a row a sample."
-    groups = self._choose(num_val_samples)
-    limit = min([n for n in (max_samples, num_val_samples if self.split == "val" else 0) if n > 0], default=0)
-    ids = _hash_order(groups) if limit else sorted(groups)
-    designs, samples, step, known = [], [], 4*limit or max(len(ids), 1), self._load_index()
-    with tqdm(total=len(ids), desc="checking histories", unit="", disable=len(ids) < 500) as bar:
-        for at in range(0, len(ids), step):
-            part = {id: groups[id] for id in ids[at:at + step]}
-            for id, checked, good, notes in self._verdicts(part, known, jobs):
-                for note in notes: self._report.add(*note)
-                if good: designs.append((id, *checked)); samples += [(id, *s) for s in good]
-                bar.update()
-            if limit and len(samples) >= limit: break
-    self._store(designs, samples[:limit or None])
-    self._save_index()
+def _reopen(self: MultimodalAutocompleteDataset):
+    "(verdicts, captions, views, clouds) of the index where it answers the same request about the same files, else None."
+    self._index = index = self._load_index()
+    if index is None: return None
+    about, verdicts, joined = index
+    if about["request"] != self._request or not about["state"] or not self.files.is_same(about["state"], verdicts): return None
+    for entry in about["listed"]: self._report.add(*entry)
+    self._index = None
+    return verdicts, *joined
 
-# %% ../nbs/07_dataset.ipynb #26246a15
 @patch
-def _store(self: MultimodalAutocompleteDataset, designs, samples):
-    "Index arrays, in the order of ids: 400,000 samples take a few tens of megabytes."
-    used = {s[0] for s in samples}
-    designs, samples = sorted(d for d in designs if d[0] in used), sorted(samples)
-    self._ids, place = [d[0] for d in designs], {d[0]: i for i, d in enumerate(designs)}
-    self._designs = np.array([d[1:] for d in designs], dtype=[("total", "i4"), ("signature", "i8"), ("size", "i8")])
-    self._suffixes = sorted({s[1] for s in samples})
-    code = {s: i for i, s in enumerate(self._suffixes)}
-    self._samples = np.array([(place[id], code[suffix], kept, signature) for id, suffix, kept, signature in samples],
-                             dtype=[("design", "i4"), ("suffix", "i4"), ("kept", "i4"), ("signature", "i8")])
+def _known_verdicts(self: MultimodalAutocompleteDataset):
+    "The verdicts of the index by id, for a folder that has changed."
+    index, self._index = self._index, None
+    return index[1].as_dict() if index and not isinstance(self.files, _Packed) else {}
 
-# %% ../nbs/07_dataset.ipynb #ae013bb0
+# %% ../nbs/07_dataset.ipynb #a388e147
 @patch
-def _join(self: MultimodalAutocompleteDataset):
-    "Join captions, pictures and points to the designs by id; captions also by an id without its folder."
-    captions = read_captions(self.folders["txt"], self._report) if self.folders["txt"] else {}
-    self._captions = [captions.get(id) or captions.get(id.rpartition("/")[2], "") for id in self._ids]
-    views, clouds = (_media_index(self.folders[k], s, self._report) for k, s in (("img", VIEW_SUFFIXES), ("points", POINT_SUFFIXES)))
-    self._views, self._clouds = (np.array([found.get(id, 0) for id in self._ids], dtype="i4") for found in (views, clouds))
+def _select(self: MultimodalAutocompleteDataset, table):
+    "The rows of `table.samples` that are used, and notes about shards that are not; a limit takes designs in the order of their hash."
+    rows, designs = table.samples, table.designs
+    good = (rows["kept"] > 0) & (designs["total"] > 0)[rows["design"]] & (designs["tokens"] >= (0 if self.sequence_format != "json" else -1))[rows["design"]]
+    chosen = np.flatnonzero(good)
+    if self._limit:
+        rank = np.empty(len(table.ids), int)
+        place = {id: i for i, id in enumerate(table.ids)}
+        rank[[place[id] for id in _hash_order(table.ids)]] = np.arange(len(rank))
+        chosen = np.sort(chosen[np.argsort(rank[rows["design"][chosen]], kind="stable")][:self._limit])
+    away, shards = self.files.unusable(table.ids)
+    for file, why, inside in shards:
+        self._report.add(file, f"{why}; its {int(inside[rows['design'][chosen]].sum())} samples are left out")
+    return chosen[~away[rows["design"][chosen]]]
 
+# %% ../nbs/07_dataset.ipynb #7879a048
+@patch
+def _adopt(self: MultimodalAutocompleteDataset, table, captions, views, clouds):
+    "Take what was found as the samples of this data set: a row of numbers a design and a row a sample."
+    self._listed = list(self._report.entries)
+    for place, suffix, reason, formats in table.notes:
+        if not formats or self.sequence_format in formats.split(): self._report.add(self.files.where(table.ids[place], suffix), reason)
+    rows = table.samples[self._select(table)]
+    used, design = np.unique(rows["design"], return_inverse=True)
+    names, suffix = np.unique(rows["suffix"], return_inverse=True)
+    self._samples, self._designs = rows.copy(), table.designs[used]
+    self._samples["design"], self._samples["suffix"] = design.reshape(-1), suffix.reshape(-1)
+    self._ids, self._captions = [table.ids[i] for i in used], [captions[i] for i in used]
+    self._suffixes = [table.suffixes[i] for i in names]
+    self._views, self._clouds = views[used], clouds[used]
+    self._table = table if self.split == "all" and not self._limit else None
+
+# %% ../nbs/07_dataset.ipynb #a329d5e6
 @patch
 def _warn(self: MultimodalAutocompleteDataset, wanted):
     "One warning for all that was left out, and the report file; an empty training set is an error."
@@ -518,11 +877,11 @@ def _warn(self: MultimodalAutocompleteDataset, wanted):
     place = self.save_report() if found or wanted else ""
     text = self._report.sentence(self.data_root, place) if self._report.entries else ""
     if not len(self) and self.split != "val":
-        raise DataError(f"no usable sample: {self.folders['json'].absolute()} gave none that can be trained on; "
+        raise DataError(f"no usable sample: {Path(self.folders['json'] or self.data_root).absolute()} gave none that can be trained on; "
                         f"{text or 'it holds no history of two operations or more. Make some with `cad-mllm synth DIR --num 200`.'}")
     if text: warnings.warn(text, DataWarning, stacklevel=3)
 
-# %% ../nbs/07_dataset.ipynb #3f7006e8
+# %% ../nbs/07_dataset.ipynb #3bfa1d09
 @patch(as_prop=True)
 def report(self: MultimodalAutocompleteDataset) -> dict: # kind of reason -> number of files
     "Counts of what was left out, by reason."
@@ -533,82 +892,120 @@ def skipped(self: MultimodalAutocompleteDataset) -> list: # of (file, reason)
     "Every file that was left out, with its reason."
     return self._report.entries
 
+@patch(as_prop=True)
+def num_tokens(self: MultimodalAutocompleteDataset) -> np.ndarray: # (len(ds),)
+    "CAD tokens of each sample's whole history, given and to be written together, end marker included; caption, image and points come on top."
+    return self._designs["tokens"][self._samples["design"]]
+
 @patch
 def save_report(self: MultimodalAutocompleteDataset) -> str: # where the list is, for a sentence
     "Write the report file; never raises."
     return self._report.save(self.report_path, data_root=str(self.data_root), split=self.split, samples=len(self))
 
-# %% ../nbs/07_dataset.ipynb #0a1635aa
+# %% ../nbs/07_dataset.ipynb #f1d825f1
 @patch
-def _paths(self: MultimodalAutocompleteDataset, index):
-    "The file of a sample's whole and of its beginning (None where it is cut when read)."
+def _named(self: MultimodalAutocompleteDataset, index):
+    "Row, id and suffix of a sample."
     row = self._samples[index]
-    id, suffix = self._ids[row["design"]], self._suffixes[row["suffix"]]
-    return self.folders["json"]/f"{id}.json", self.folders["truncated"] and self.folders["truncated"]/f"{id}{suffix}.json"
+    return row, self._ids[row["design"]], self._suffixes[row["suffix"]]
 
 @patch
-def _unchanged(self: MultimodalAutocompleteDataset, index):
-    "Whether both files are the ones that were checked."
-    full, cut = self._paths(index)
-    row = self._samples[index]
-    return _signature(full) == self._designs[row["design"]]["signature"] and (not cut or _signature(cut) == row["signature"])
+def _unchanged(self: MultimodalAutocompleteDataset, index, signature=None):
+    "Whether both files are the ones that were checked; `signature` is the whole's, where it is known."
+    row, id, suffix = self._named(index)
+    if signature is None: signature = self.files.whole_signature(id)
+    return signature == self._designs["signature"][row["design"]] and self.files.beginning_signature(id, suffix) == row["signature"]
 
-# %% ../nbs/07_dataset.ipynb #c746cbfb
+# %% ../nbs/07_dataset.ipynb #08a5f7b2
+@patch
+def whole(
+    self: MultimodalAutocompleteDataset,
+    index: int, # from 0 to len(ds) - 1
+) -> CADProgram: # the whole history that the sample is a beginning of
+    "The history itself, from a folder or from shards. Raises `DataError` where its file has gone bad."
+    try: return self._whole(index % len(self))
+    except (_Skip, OSError) as e: raise DataError(f"{self.files.where(self._named(index)[1])}: {e}") from None
+
 @patch
 def _whole(self: MultimodalAutocompleteDataset, index):
     "The whole history of a sample; `_Skip` where it, or its beginning, is no longer what was checked."
-    (full, cut), row = self._paths(index), self._samples[index]
-    whole = _read_program(full)
-    if not self._unchanged(index):
-        kept = _check_beginning(whole, cut)[0] if cut else row["kept"]
-        if kept != row["kept"] or len(whole) != self._designs[row["design"]]["total"]: raise _Skip("changed while training: it has another number of operations")
+    row, id, suffix = self._named(index)
+    data, signature = self.files.history(id)
+    content = _parse(data)
+    whole = _program(content)
+    if not self._unchanged(index, signature):
+        kept = _check_beginning(whole, content, self.files.where(id, suffix))[0] if self.folders["truncated"] else row["kept"]
+        if kept != row["kept"] or len(whole) != self._designs["total"][row["design"]]: raise _Skip("changed while training: it has another number of operations")
     return whole
 
-# %% ../nbs/07_dataset.ipynb #839f8add
+# %% ../nbs/07_dataset.ipynb #732eb642
 @patch
 def _split(self: MultimodalAutocompleteDataset, index, kept):
     "Prefix and target of a sample of which `kept` operations are given."
     key = (int(self._samples[index]["design"]), kept)
     if key in self._cache and self._unchanged(index): return self._cache[key]
-    split = self.codec.split(self._whole(index), kept)
+    row, id, _ = self._named(index)
+    split = self.files.split(id, kept) if self.sequence_format == "tokens" else None
+    split = split or self.codec.split(self._whole(index), kept)
     size = len(split[0]) + len(split[1])
     if size <= self._cache_room and key not in self._cache: self._cache[key] = split; self._cache_room -= size
     return split
 
-# %% ../nbs/07_dataset.ipynb #94b50cc3
+# %% ../nbs/07_dataset.ipynb #aae93666
 @patch
-def _media_path(self: MultimodalAutocompleteDataset, name, epoch, index):
-    "The file of a sample's picture (a view is drawn) or cloud."
+def _media_name(self: MultimodalAutocompleteDataset, name, epoch, index):
+    "Role, id and ending of a sample's picture (a view is drawn) or cloud."
     design = self._samples[index]["design"]
-    bits, suffixes, folder = (self._views, VIEW_SUFFIXES, "img") if name == "image" else (self._clouds, POINT_SUFFIXES, "points")
+    bits, suffixes, role = (self._views, VIEW_SUFFIXES, "img") if name == "image" else (self._clouds, POINT_SUFFIXES, "points")
     existing = [s for i, s in enumerate(suffixes) if bits[design] >> i & 1]
-    chosen = existing[_rng("view", self.seed, epoch, index).integers(len(existing))] if name == "image" else existing[0]
-    return self.folders[folder]/f"{self._ids[design]}{chosen}"
+    return role, self._ids[design], existing[_rng("view", self.seed, epoch, index).integers(len(existing))] if name == "image" else existing[0]
 
 @patch
-def _load_media(self: MultimodalAutocompleteDataset, name, path, epoch, index):
-    "A picture or cloud as `Sample` fields."
-    if name == "image": return dict(image=prepare_image(path, self.image_size))
-    points, center, scale = prepare_points(read_points(path), self.num_points, _rng("points", self.seed, epoch, index))
+def _load_media(self: MultimodalAutocompleteDataset, name, data, epoch, index):
+    "A picture's or cloud's bytes as `Sample` fields."
+    if name == "image": return dict(image=prepare_image(data, self.image_size))
+    points, center, scale = prepare_points(read_points(data), self.num_points, _rng("points", self.seed, epoch, index))
     return dict(points=points, points_center=center, points_scale=scale)
 
-# %% ../nbs/07_dataset.ipynb #c9c0ad8c
+# %% ../nbs/07_dataset.ipynb #c2e65fa8
+@patch
+def _media_where(self: MultimodalAutocompleteDataset, role, id, ending):
+    "A picture or cloud, for a sentence."
+    return self.files.pack.where(self.files.place[id], ending) if isinstance(self.files, _Packed) else self.files.path(role, id, ending)
+
+# %% ../nbs/07_dataset.ipynb #cec10d3c
+@patch
+def _available(self: MultimodalAutocompleteDataset, index):
+    "The modalities that a sample has."
+    design = self._samples[index]["design"]
+    return {"text"} | ({"image"} if self._views[design] else set()) | ({"points"} if self._clouds[design] else set())
+
+@patch
+def _draw(self: MultimodalAutocompleteDataset, epoch, index, available):
+    "The modalities drawn among those."
+    return draw_modalities(self.modality_probs, available, _rng("modality", self.seed, epoch, index).random())
+
+@patch
+def _fetch(self: MultimodalAutocompleteDataset, epoch, index):
+    "Let the files of a sample be read at once, where the form of the data allows it."
+    media = [self._media_name(name, epoch, index)[2] for name in self._draw(epoch, index, self._available(index))[1:]]
+    self.files.fetch(self._named(index)[1], [*media, ".tokens.json" if self.sequence_format == "tokens" and self.files.has_tokens else ".json"])
+
 @patch
 def _media(self: MultimodalAutocompleteDataset, epoch, index):
     "The modalities drawn for a sample and their `Sample` fields."
-    design = self._samples[index]["design"]
-    available = {"text"} | ({"image"} if self._views[design] else set()) | ({"points"} if self._clouds[design] else set())
+    available = self._available(index)
     while True:
-        drawn, loaded = draw_modalities(self.modality_probs, available, _rng("modality", self.seed, epoch, index).random()), {}
+        drawn, loaded = self._draw(epoch, index, available), {}
         for name in drawn[1:]:
-            path = self._media_path(name, epoch, index)
-            try: loaded.update(self._load_media(name, path, epoch, index))
+            file = self._media_name(name, epoch, index)
+            try: loaded.update(self._load_media(name, self.files.media(*file), epoch, index))
             except Exception as e:
-                self._report.add(path, f"bad {name}: {type(e).__name__}: {e}", log=True)
+                self._report.add(self._media_where(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
                 available.discard(name); break
         else: return drawn, loaded
 
-# %% ../nbs/07_dataset.ipynb #757e0e59
+# %% ../nbs/07_dataset.ipynb #82d77e41
 @patch
 def sample(
     self: MultimodalAutocompleteDataset,
@@ -616,15 +1013,15 @@ def sample(
     index: int, # from 0 to len(ds) - 1
 ) -> Sample: # None where the files have gone bad since they were checked
     "The sample at `index` as `epoch` draws it: a pure function of (seed, epoch, index) and the files. Never raises for a file."
-    row = self._samples[index]
-    id = self._ids[row["design"]]
+    row, id, suffix = self._named(index)
     try:
         scratch = _rng("from scratch", self.seed, epoch, index).random() < self.from_scratch_prob
         kept = 0 if scratch else int(row["kept"])
+        if isinstance(self.files, _Packed): self._fetch(epoch, index)
         prefix, target = self._split(index, kept)
     except Exception as e:
         reason = str(e) if isinstance(e, _Skip) else f"{type(e).__name__}: {e}"
-        self._report.add(self.folders["json"]/f"{id}.json", f"went bad while training: {self._suffixes[row['suffix']]}: {reason}", log=True)
+        self._report.add(self.files.where(id), f"went bad while training: {suffix}: {reason}", log=True)
         return None
     modalities, media = self._media(epoch, index)
     return Sample(id, self._captions[row["design"]], prefix, target, kept, modalities, **media)
@@ -660,6 +1057,75 @@ def __repr__(self: MultimodalAutocompleteDataset):
     return (f"{len(self)} samples ({self.split}) of {len(self._ids)} histories; with caption {share([bool(c) for c in self._captions])}, "
             f"pictures {share(self._views > 0)}, points {share(self._clouds > 0)}; {sum(self.report.values())} files left out")
 
+# %% ../nbs/07_dataset.ipynb #05904883
+@patch
+def _group(self: MultimodalAutocompleteDataset, place, kepts, encode):
+    "A design's files for a pack: (id, [(ending, file, bytes or `Made`)])."
+    id, caption = self._ids[place], self._captions[place]
+    whole = self.files.where(id)
+    files = [(".json", whole)]
+    if encode: files.append((".tokens.json", Made([_language(), kepts], lambda: encode(str(whole), kepts))))
+    if caption: files.append((".txt", caption.encode("utf-8", "surrogateescape")))
+    for role, bits, endings in (("points", self._clouds, POINT_SUFFIXES), ("img", self._views, VIEW_SUFFIXES)):
+        files += [(e, self.files.path(role, id, e)) for i, e in enumerate(endings) if bits[place] >> i & 1]
+    return id, files
+
+@patch
+def _pack_extra(self: MultimodalAutocompleteDataset, language):
+    "What a pack's index keeps beside the members: nothing that depends on where or when."
+    table, place = self._table, {id: i for i, id in enumerate(self._ids)}
+    designs, samples, chosen = table.designs.copy(), table.samples.copy(), np.array([place.get(id, -1) for id in table.ids])
+    designs["signature"], samples["signature"] = 0, 0
+    captions = [self._captions[i] if i >= 0 else "" for i in chosen]
+    views, clouds = (np.where(chosen >= 0, bits[chosen], 0).astype("<i4") for bits in (self._views, self._clouds))
+    listed = [(os.path.relpath(file, self.data_root), reason) for file, reason in self._listed]
+    return dict(replace(table, designs=designs, samples=samples).arrays(), captions=to_bytes(captions), views=views, clouds=clouds,
+                listed=to_bytes(listed), language=to_bytes(language), cut=np.array(self.folders["truncated"] is None))
+
+@patch
+def _groups(self: MultimodalAutocompleteDataset, encode):
+    "All designs for a pack."
+    kepts = [set() for _ in self._ids]
+    for row in self._samples: kepts[row["design"]].add(int(row["kept"]))
+    return [self._group(i, sorted(k), encode) for i, k in enumerate(kepts)]
+
+# %% ../nbs/07_dataset.ipynb #a21c2eb5
+@contextmanager
+def _processes(func, jobs):
+    "`func` by `jobs` processes, callable from several threads; 1 means none but this one. Where a process dies, the rest is done here."
+    if jobs < 2: yield func; return
+    with ProcessPoolExecutor(jobs) as pool:
+        pool.submit(int).result()                 # processes are started before there are threads
+        def call(*args):
+            try: return pool.submit(func, *args).result()
+            except BrokenProcessPool: return func(*args)
+        try: yield call
+        finally: pool.shutdown(cancel_futures=True)
+
+# %% ../nbs/07_dataset.ipynb #a7c3e827
+def pack(
+    root: str, # a data set in the Omni-CAD layout
+    out: str, # a folder for the shards; give it as data_root afterwards
+    shard_mb: float = 256, # megabytes after which a shard is closed
+    jobs: int = 0, # processes that check histories; 0 for as many as pay
+    readers: int = 8, # threads that read files ahead; more help on a slow disk
+    tokens: bool = True, # keep the tokens of every sample too: packing takes longer, reading a fraction
+) -> dict: # samples, histories, shards, bytes, what was left out by reason, and the fingerprint
+    "Pack a data set into tar shards (WebDataset's layout) with an index; goes on where it was killed."
+    root, out = Path(root), Path(out)
+    if (out/"json").exists(): raise DataError(f"out={str(out)!r}: holds a data set as a folder; choose an empty folder for the shards")
+    if is_pack(root) and not (root/"json").exists(): raise DataError(f"root={str(root)!r}: is packed already; copy it, or pack the folder that it was made of")
+    ds = MultimodalAutocompleteDataset(root, sequence_format="json", index_path=out/"checked.npz", report_path=out/"pack_report.json", jobs=jobs)
+    with _processes(_encoded, _num_jobs(jobs, 4*len(ds))) as encode:
+        made = write_pack(out, ds._groups(encode if tokens else None), ds._pack_extra(_language() if tokens else ""), shard_mb, readers)
+    packed = Pack(out)
+    sizes = packed.members["size"][packed.first[:-1]]
+    if changed := [id for id, size, known in zip(ds._ids, sizes, ds._designs["size"]) if size != known]:
+        (out/INDEX_NAME).unlink()
+        raise PackError(f"{root}: {changed[0]}.json and {len(changed) - 1} others changed while they were packed; run again when nothing writes there")
+    return dict(root=str(root), out=str(out), samples=len(ds), histories=len(ds._ids), shards=len(made["shards"]), bytes=sum(s["bytes"] for s in made["shards"]),
+                kept_shards=made["kept_shards"], left_out=ds.report, fingerprint=ds.fingerprint)
+
 # %% ../nbs/07_dataset.ipynb #da382b97
 _WORDS = """a an the of with and in on at to by from for into through over under between near along across around above below inside outside each every both its is are that
 one two three four five six seven eight nine ten twelve single double several many plate flat bracket flange shaft housing gear block bar rod tube pipe ring disc disk washer bushing
@@ -686,7 +1152,7 @@ def tiny_tokenizer():
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>")
 
-# %% ../nbs/07_dataset.ipynb #46a75a2c
+# %% ../nbs/07_dataset.ipynb #ea1d9e78
 def load_tokenizer(
     config: CADMLLMConfig, # `llm_model_name` says which: "tiny", a Hugging Face name or a local folder
     codec, # as `get_codec` gives it; its `added_tokens` are added
@@ -696,7 +1162,7 @@ def load_tokenizer(
     from transformers import AddedToken, AutoTokenizer
     if config.llm_model_name == "tiny": tokenizer = tiny_tokenizer()
     else:
-        try: tokenizer = AutoTokenizer.from_pretrained(config.llm_model_name)
+        try: tokenizer = AutoTokenizer.from_pretrained(config.llm_model_name, trust_remote_code=False)
         except (OSError, ValueError) as e:
             raise ConfigError(f"llm_model_name={config.llm_model_name!r}: no tokenizer could be loaded ({str(e).splitlines()[0]}); check the name and the connection, "
                               "or give a local folder or \"tiny\"") from e
@@ -853,7 +1319,7 @@ def collate(
     rows = pack_rows([n for _, n in fitting], max_tokens or self.max_seq_length) if pack else [[i] for i in range(len(fitting))]
     return replace(self._fill([[fitting[i][0] for i in row] for row in rows]), num_dropped=len(skipped), skipped=skipped)
 
-# %% ../nbs/07_dataset.ipynb #a6a38b99
+# %% ../nbs/07_dataset.ipynb #f85b8c06
 @patch
 def draw(
     self: PromptBuilder,
@@ -861,7 +1327,7 @@ def draw(
 ): # -> a matplotlib figure
     "The rows of a batch as coloured blocks: image, points, given, to be written, padding."
     from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
+    from cad_mllm.show import Figure
     from matplotlib.patches import Patch
     colours = {"image": "#e8a33d", "points": "#5aa469", "text and given CAD": "#a9c6e8", "to be written": "#1f4e8c", "padding": "#f2f2f2"}
     kind = np.where(batch.segment_ids < 0, 4, np.where(batch.labels != -100, 3, 2))
@@ -911,13 +1377,13 @@ class _MicroBatches(torch.utils.data.Dataset):
 
 def _as_is(batch): return batch
 
-# %% ../nbs/07_dataset.ipynb #f92ea81c
+# %% ../nbs/07_dataset.ipynb #bf7350be
 @patch
 def check_reachable(self: MultimodalAutocompleteDataset):
-    "Raise `DataError` where the folder of histories has gone away."
-    try: next(os.scandir(self.folders["json"]), None)
+    "Raise `DataError` where the folder of histories, or of shards, has gone away."
+    try: self.files.check_reachable()
     except OSError as e:
-        raise DataError(f"the data went away while training: {self.folders['json'].absolute()} ({e.strerror}); mount or restore it and resume from the last checkpoint") from None
+        raise DataError(f"the data went away while training: {Path(self.folders['json'] or self.data_root).absolute()} ({e.strerror}); mount or restore it and resume from the last checkpoint") from None
 
 # %% ../nbs/07_dataset.ipynb #828fb6c0
 def batches(

@@ -111,14 +111,14 @@ def compare_runs(unbroken: Path, resumed: Path) -> dict: # resumed_from, compare
     same = [s for s in after if s in first and all(first[s][k] == last[s][k] for k in ("stage", "loss", "lr", "grad_norm"))]
     return dict(resumed_from=began, compared=len(after), equal=bool(after) and len(same) == len(after) and max(after) == max(first))
 
-# %% ../nbs/15_demo.ipynb #21e31ddf
+# %% ../nbs/15_demo.ipynb #8b6869f8
 def draw_losses(
     unbroken: Path, resumed: Path, # output folders of the two runs
     killed_at: int, resumed_from: int, # steps
     path: Path | None = None, # PNG to write
 ):
     "Both loss curves, the stages, the kill and the resume, as a matplotlib figure."
-    from matplotlib.figure import Figure
+    from cad_mllm.show import Figure
     fig = Figure(figsize=(8, 3.6), layout="constrained"); ax = fig.subplots()
     rows = read_metrics(unbroken)
     ax.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="C0", lw=3, alpha=.35, label="unbroken run")
@@ -134,7 +134,7 @@ def draw_losses(
     if path: fig.savefig(path, dpi=120)
     return fig
 
-# %% ../nbs/15_demo.ipynb #abaf40a4
+# %% ../nbs/15_demo.ipynb #3ee481c8
 def make_data(out: Path, data_root: str = "", num: int = 96, seed: int = 0) -> Path:
     "A data set with all modalities below `out`; finished products of an earlier demo are used again."
     from cad_mllm.prepare import prepare
@@ -152,7 +152,7 @@ def held_out(data: Path, num_val_samples: int, max_tokens: int = 600) -> list: #
     for i in range(len(ds)):
         s = ds.sample(0, i)
         if s is None: continue
-        whole = CADProgram.from_json(data/"json"/f"{s.id}.json")
+        whole = ds.whole(i)
         if len(s.target) <= max_tokens and isinstance(whole.operations()[s.kept - 1], Extrude): found[s.id] = (s.id, whole, s.kept, s.caption)
     return list(found.values())
 
@@ -185,7 +185,7 @@ def misfit(program: CADProgram, points: Path) -> float: # metres
     except (GeometryError, OSError): return math.inf
     return float(surface_distance(given, solid.mesh()).mean() + surface_distance(solid.points(len(given)), given).mean())
 
-# %% ../nbs/15_demo.ipynb #67c4ffea
+# %% ../nbs/15_demo.ipynb #e073af7f
 def draw_completions(
     rows: list, # of (given, completed, as designed), each a `CADProgram`
     path: Path | None = None, # PNG to write
@@ -193,7 +193,7 @@ def draw_completions(
 ):
     "Given, completed and as designed, side by side, a row for each part, as a matplotlib figure."
     import textwrap
-    from matplotlib.figure import Figure
+    from cad_mllm.show import Figure
     fig = Figure(figsize=(7.5, 2.6*len(rows)), layout="constrained")
     for axes, programs in zip(fig.subplots(len(rows), 3, squeeze=False), rows):
         for ax, title, program in zip(axes, ("given", "completed by the model", "as designed"), programs):

@@ -81,7 +81,7 @@ def _tiny_vision(image_size):
     with seeded(0):
         return Dinov2Model(Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=4, patch_size=16, image_size=image_size))
 
-# %% ../nbs/08_encoders.ipynb #42cc9598
+# %% ../nbs/08_encoders.ipynb #c9b458b4
 def _pixel_statistics(name):
     "Mean and standard deviation a colour, from the backbone's own preprocessor file where it has one."
     from transformers.image_processing_base import ImageProcessingMixin
@@ -92,7 +92,7 @@ def _pixel_statistics(name):
 def _pretrained_vision(name, dtype):
     "The vision part of the model of that name; one sentence where it cannot be had."
     from transformers import AutoModel
-    try: model = AutoModel.from_pretrained(name, dtype=dtype)
+    try: model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as e: raise ConfigError(
         f"image_encoder_name={name!r}: no such model here or on the hub ({str(e).splitlines()[0]}); give a local folder, a Hugging Face name, 'tiny', or '' for none") from e
     return getattr(model, "vision_model", model)

@@ -7,7 +7,8 @@ __all__ = ['COMMANDS', 'PARAMETERS', 'nearest', 'chamfer', 'draw_chamfer', 'cham
            'precision_recall', 'fscore', 'normal_consistency', 'Repaired', 'repair', 'segment_error',
            'relative_segment_error', 'self_intersections', 'topology', 'draw_topology', 'align_box', 'align_inertia',
            'iou', 'jensen_shannon', 'pairwise_chamfer', 'cov_mmd_jsd', 'entity_counts', 'deepcad_commands',
-           'command_accuracy', 'parameter_accuracy', 'curve_matches', 'f1_score', 'curve_f1', 'Summary', 'score_solids']
+           'command_accuracy', 'parameter_accuracy', 'draw_commands', 'curve_matches', 'f1_score', 'curve_f1',
+           'score_programs', 'Summary', 'score_clouds', 'score_meshes', 'score_solids']
 
 # %% ../nbs/04_metrics.ipynb #4bd9e8ea
 import json, math
@@ -24,10 +25,15 @@ from scipy.spatial import cKDTree
 
 from .cad import CADProgram, Sketch, Extrude, Line, Arc, Circle, Contour
 
-# %% ../nbs/04_metrics.ipynb #0410d1c5
+# %% ../nbs/04_metrics.ipynb #2a34657a
+def _array(values, kind=float):
+    "Numbers as an array: of lists, arrays, and tensors wherever they live."
+    if hasattr(values, "detach"): values = values.detach().cpu().numpy()
+    return np.asarray(values, kind)
+
 def _cloud(points, columns=3):
     "The first `columns` columns of a cloud as floats, checked."
-    points = np.asarray(points, float)
+    points = _array(points)
     if points.ndim != 2 or points.shape[1] < columns or not len(points):
         raise ValueError(f"a cloud has shape (P, {columns}) with P above 0, not {points.shape}; count an empty result with Summary.fail")
     if not np.isfinite(points).all(): raise ValueError("a cloud holds NaN or infinite numbers; count it with Summary.fail")
@@ -51,14 +57,14 @@ def chamfer(
     power, share = (2 if squared else 1), (.5 if averaged else 1.)
     return float(share*sum(np.mean(nearest(p, q)[0]**power) for p, q in ((a, b), (b, a))))
 
-# %% ../nbs/04_metrics.ipynb #53ac80e6
+# %% ../nbs/04_metrics.ipynb #49e9f8a3
 def draw_chamfer(
     a: np.ndarray, # (P, 2 or 3); the first two coordinates are drawn
     b: np.ndarray, # (Q, 2 or 3)
     names: tuple = ("prediction", "truth"),
 ):
     "A matplotlib figure of both clouds and the ways that the Chamfer distance averages."
-    from matplotlib.figure import Figure
+    from cad_mllm.show import Figure
     fig = Figure(figsize=(6, 3), layout="constrained")
     for ax, (p, q), (n, m), c in zip(fig.subplots(1, 2), ((a, b), (b, a)), (names, names[::-1]), (("C0", "C1"), ("C1", "C0"))):
         distance, to = nearest(p, q)
@@ -115,15 +121,17 @@ def normal_consistency(
     def one(p, q): return np.mean(np.abs(np.sum(p[:, 3:]*q[nearest(p, q)[1], 3:], 1)))
     return float((one(a, b) + one(b, a))/2)
 
-# %% ../nbs/04_metrics.ipynb #3a1c328c
+# %% ../nbs/04_metrics.ipynb #59acd8c5
 def _mesh(mesh):
     "`(vertices, faces)` of a pair or of an object with those attributes, checked."
     vertices, faces = (mesh.vertices, mesh.faces) if hasattr(mesh, "faces") else mesh
-    vertices, faces = np.asarray(vertices, float).reshape(-1, 3), np.asarray(faces)
-    if not faces.size: return vertices, np.zeros((0, 3), int)
+    vertices, faces = _array(vertices), _array(faces, None)
+    if not faces.size: return np.zeros((0, 3)), np.zeros((0, 3), int)
+    if vertices.ndim != 2 or vertices.shape[1] != 3: raise ValueError(f"vertices have shape {vertices.shape}; a mesh has (V, 3)")
     if faces.ndim != 2 or faces.shape[1] != 3: raise ValueError(f"faces have shape {faces.shape}; triangulate the mesh to (F, 3)")
-    faces = faces.astype(int)
-    if faces.min() < 0 or faces.max() >= len(vertices): raise ValueError(f"faces name the vertex {faces.max()}, and there are {len(vertices)} vertices")
+    if not np.array_equal(faces, whole := faces.astype(int)): raise ValueError("faces hold numbers that are not whole; a face names three vertices by their row")
+    faces = whole
+    if faces.min() < 0 or faces.max() >= len(vertices): raise ValueError(f"faces name the vertex {faces.min() if faces.min() < 0 else faces.max()}, and there are {len(vertices)} vertices")
     if not np.isfinite(vertices[faces]).all(): raise ValueError("vertices hold NaN or infinite numbers; count the mesh with Summary.fail")
     return vertices, faces
 
@@ -470,14 +478,14 @@ def topology(
     return dict(components=mesh.num_components, dangel=_dangling_length(mesh), sir=len(cut)/max(len(mesh.faces), 1),
                 fluxee=_flux(mesh), closed=_is_closed(mesh))
 
-# %% ../nbs/04_metrics.ipynb #a532b55d
+# %% ../nbs/04_metrics.ipynb #380889ad
 def draw_topology(
     mesh, # (vertices, faces), or an object with those
     ax=None, # a matplotlib 3D axes; a new figure if left out
     title: str = "", # with the numbers below it
 ):
     "The mesh with its free edges in red and its intersecting faces in orange; a figure, or the axes that were given."
-    from matplotlib.figure import Figure
+    from cad_mllm.show import Figure
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
     fig = None if ax is not None else Figure(figsize=(3, 3), layout="constrained")
     if ax is None: ax = fig.add_subplot(projection="3d")
@@ -728,6 +736,28 @@ def parameter_accuracy(
     counted = _MASK[gt[:, 0]] & (pred[:, :1] == gt[:, :1])
     return float(right[counted].mean()) if counted.any() else math.nan
 
+# %% ../nbs/04_metrics.ipynb #4d316ac1
+def draw_commands(
+    pred, # `CADProgram`, or commands (C, 17)
+    gt, # the same
+    tolerance: int = 3, # as in `parameter_accuracy`
+    ax=None, # matplotlib axes; a new figure if left out
+):
+    "Which commands and parameters are right, place by place; a figure, or the axes that were given."
+    from cad_mllm.show import Figure
+    p, g = _commands_of(pred, gt)
+    exact = np.isin(PARAMETERS, ("f", "b", "u"))
+    delta = np.abs(p[:, 1:] - g[:, 1:])
+    asked = _MASK[g[:, 0]] & (p[:, :1] == g[:, :1])
+    cells = np.where(asked, np.where(np.where(exact, delta == 0, delta < tolerance), 2, 1), 0)
+    cells = np.concatenate([np.where(p[:, :1] == g[:, :1], 2, 1), cells], 1)
+    fig = None if ax is not None else Figure(figsize=(3.6, .16*len(g) + .5), layout="constrained")
+    if ax is None: ax = fig.subplots()
+    ax.imshow(np.array([(.92, .92, .92), (.85, .3, .3), (.35, .7, .4)])[cells], aspect="auto")
+    ax.set_xticks(range(17), ("cmd", *PARAMETERS), fontsize=6, rotation=90); ax.set_yticks(range(len(g)), [COMMANDS[c] for c in g[:, 0]], fontsize=6)
+    ax.set_title(f"ACC_cmd {command_accuracy(p, g):.2f}, ACC_param {parameter_accuracy(p, g, tolerance):.2f}", fontsize=8)
+    return ax if fig is None else fig
+
 # %% ../nbs/04_metrics.ipynb #e106e18c
 def _curve_box(curve):
     "The box of a curve's ends and middle (of a circle: of its whole) as (4,): low x, low y, high x, high y."
@@ -777,12 +807,29 @@ def curve_f1(
     "F1 of each kind of entity for one part."
     return {k: f1_score(*v) for k, v in curve_matches(pred, gt, tolerance).items()}
 
-# %% ../nbs/04_metrics.ipynb #8e0d3b0b
+# %% ../nbs/04_metrics.ipynb #9a9bfcf8
+def _or_nan(metric, *args):
+    "A metric, nan where it is undefined for these parts."
+    try: return metric(*args)
+    except ValueError: return math.nan
+
+def score_programs(
+    pred: CADProgram,
+    gt: CADProgram,
+) -> dict: # command_accuracy, parameter_accuracy, line_f1, arc_f1, circle_f1, extrude_f1, operations_error, curves_error
+    "All metrics of one pair of histories; nan where one is undefined."
+    counts = [entity_counts(p) for p in (pred, gt)]
+    curves = [sum(c[k] for k in _KINDS.values()) for c in counts]
+    return dict(command_accuracy=_or_nan(command_accuracy, pred, gt), parameter_accuracy=_or_nan(parameter_accuracy, pred, gt),
+                **{f"{k}_f1": v for k, v in curve_f1(pred, gt).items()},
+                operations_error=abs(counts[0]["operation"] - counts[1]["operation"]), curves_error=abs(curves[0] - curves[1]))
+
+# %% ../nbs/04_metrics.ipynb #500bdbb8
 class Summary:
     "Results of many parts by metric; failures are counted, never dropped."
     def __init__(
         self,
-        worst: dict | None = None, # metric -> the value that a failed part gets in `mean_all`
+        worst: dict | None = None, # metric -> the value that a failed part gets in `mean_all` and `median_all`
     ): self.results, self.failures, self.worst = {}, {}, worst or {}
 
     def add(self, id: str, **values):
@@ -802,7 +849,7 @@ class Summary:
         "Failed parts over all parts; nan where there are none."
         return len(self.failures)/len(self) if len(self) else math.nan
 
-# %% ../nbs/04_metrics.ipynb #6afe0c13
+# %% ../nbs/04_metrics.ipynb #bfaa54bc
 @patch
 def values(
     self: Summary,
@@ -813,14 +860,20 @@ def values(
     return v[~np.isnan(v)]
 
 @patch
+def num_lacking(self: Summary, metric: str) -> int:
+    "How many parts failed or gave nan for a metric; not those whose result does not name it, since it was not asked of them."
+    return len(self.failures) + sum(math.isnan(r.get(metric, 0.)) for r in self.results.values())
+
+@patch
 def table(self: Summary) -> list: # of dicts
-    "One row a metric: mean, median, how many results it rests on, how many were undefined, how many parts failed; `mean_all` where `worst` names it."
+    "One row a metric: mean, median, how many results it rests on, how many were undefined, how many parts failed; `mean_all` and `median_all` where `worst` names it."
     rows = []
     for metric in dict.fromkeys(k for r in self.results.values() for k in r):
-        v = self.values(metric)
+        v, lacking = self.values(metric), self.num_lacking(metric)
+        everyone = [*v, *[self.worst.get(metric, math.nan)]*lacking]
         row = dict(metric=metric, mean=float(v.mean()) if len(v) else math.nan, median=float(np.median(v)) if len(v) else math.nan,
-                   num=len(v), undefined=len(self.results) - len(v), failed=len(self.failures))
-        if metric in self.worst: row["mean_all"] = float((v.sum() + self.worst[metric]*(len(self) - len(v)))/len(self))
+                   num=len(v), undefined=lacking - len(self.failures), failed=len(self.failures))
+        if metric in self.worst: row.update(mean_all=float(np.mean(everyone)), median_all=float(np.median(everyone)))
         rows.append(row)
     return rows
 
@@ -829,7 +882,7 @@ def reasons(self: Summary) -> dict: # reason -> how many, most frequent first
     "Why parts failed."
     return dict(Counter(self.failures.values()).most_common())
 
-# %% ../nbs/04_metrics.ipynb #4431f38c
+# %% ../nbs/04_metrics.ipynb #37c17a65
 @patch
 def to_dict(self: Summary) -> dict:
     "All of it as plain JSON types (nan as None)."
@@ -842,7 +895,7 @@ def to_dict(self: Summary) -> dict:
 
 @patch
 def __repr__(self: Summary):
-    rows = [("metric", "mean", "median", "mean_all", "num", "undefined", "failed")]
+    rows = [("metric", "mean", "median", "mean_all", "median_all", "num", "undefined", "failed")]
     rows += [tuple(f"{v:.4g}" if isinstance(v := r.get(k, ""), float) else str(v) for k in rows[0]) for r in self.table()]
     lines = ["| " + " | ".join(r) + " |" for r in rows]
     head = f"{len(self)} parts, {len(self.failures)} failed (invalidity ratio {self.invalidity_ratio:.1%})"
@@ -851,46 +904,77 @@ def __repr__(self: Summary):
 @patch
 def _repr_markdown_(self: Summary): return repr(self)
 
-# %% ../nbs/04_metrics.ipynb #a683c112
+# %% ../nbs/04_metrics.ipynb #b7b10ab5
 @patch
 def draw(
     self: Summary,
     metrics: tuple = (), # which; all if left out
     width: float = 2.6, # inches a picture
+    columns: int = 5, # pictures in a row
 ):
-    "A matplotlib figure: a histogram of each metric, failures and undefined ones in red at its right."
-    from matplotlib.figure import Figure
+    "A matplotlib figure: a histogram of each metric with its median, failures and undefined ones in red at its right."
+    from cad_mllm.show import Figure
     metrics = list(metrics) or [r["metric"] for r in self.table()]
-    fig = Figure(figsize=(width*max(len(metrics), 1), width*.8), layout="constrained")
-    for ax, metric in zip(np.atleast_1d(fig.subplots(1, max(len(metrics), 1))), metrics):
+    columns, rows = min(columns, max(len(metrics), 1)), max(-(-len(metrics)//columns), 1)
+    fig = Figure(figsize=(width*columns, width*.8*rows), layout="constrained")
+    axes = np.ravel(fig.subplots(rows, columns))
+    for ax in axes[len(metrics):]: ax.axis("off")
+    for ax, metric in zip(axes, metrics):
         v = self.values(metric)
         low, high = (v.min(), v.max()) if len(v) else (0, 1)
         step = (high - low)/20 or 1/20
         ax.hist(v, bins=20, range=(low, low + 20*step), color="C0")
-        ax.bar(low + 22.5*step, len(self) - len(v), width=2*step, color="C3")
+        ax.bar(low + 22.5*step, self.num_lacking(metric), width=2*step, color="C3")
         if len(v): ax.axvline(np.median(v), color="k", lw=.8)
         ax.set_title(metric, fontsize=9); ax.tick_params(labelsize=7)
     return fig
 
-# %% ../nbs/04_metrics.ipynb #82bb18ee
+# %% ../nbs/04_metrics.ipynb #9b2289d0
+def _unit(points, center, scale):
+    "Points (with normals, or without) moved and scaled."
+    points = np.asarray(points, float)
+    return np.concatenate([(points[:, :3] - center)*scale, points[:, 3:6]], 1)
+
+def score_clouds(
+    pred: np.ndarray, # (P, 3), or (P, 6) with unit normals
+    gt: np.ndarray, # (Q, 3) or (Q, 6)
+    threshold: float = 0.05, # of the F-score, at size 1
+) -> dict: # chamfer, chamfer_deepcad, fscore, precision, recall, normal_consistency
+    "All point metrics of one pair; normal consistency is nan where normals are missing."
+    low, high = _box(_cloud(gt))
+    p, g = (_unit(_array(c), (low + high)/2, 1/(high - low).max()) for c in (pred, gt))
+    precision, recall = precision_recall(p, g, threshold)
+    return dict(chamfer=chamfer(p, g), chamfer_deepcad=chamfer_deepcad(pred, gt), fscore=2*precision*recall/(precision + recall) if precision + recall else 0.,
+                precision=precision, recall=recall, normal_consistency=normal_consistency(p, g) if p.shape[1] == g.shape[1] == 6 else math.nan)
+
+def score_meshes(
+    pred, # a mesh: (vertices, faces), or an object with those
+    gt, # the true mesh
+) -> dict: # iou, iou_box, sege, sege_relative, components, dangel, sir, fluxee, closed
+    "All metrics of one pair of meshes, both at the size at which the truth's box is 1; iou is nan where the prediction bounds no volume, and left out where the truth does not."
+    pred, gt = _mesh(pred), _mesh(gt)
+    if not len(gt[1]): raise ValueError("the true mesh is empty; leave it out of the test set")
+    low, high = _box(gt[0][np.unique(gt[1])])
+    p, g = (((v - (low + high)/2)/(high - low).max(), f) for v, f in (pred, gt))
+    shape, num = topology(*p), repair(*g).num_components
+    shared = dict(iou=_iou_or_nan(p, g), iou_box=_iou_or_nan(p, g, "box")) if _bounds_volume(g) else {}
+    return dict(**shared, sege=segment_error(shape["components"], num), sege_relative=relative_segment_error(shape["components"], num), **shape)
+
+# %% ../nbs/04_metrics.ipynb #d4f3faa4
 def score_solids(
     pred, # a solid with .points(num, seed) and .mesh()
     gt, # the true solid
     num_points: int = 2000, # as the field; name it in your table
     threshold: float = 0.05, # of the F-score, at size 1
     seed: int = 0, # of the sampling
-) -> dict: # chamfer, chamfer_deepcad, fscore, normal_consistency, iou, iou_box, sege, sege_relative, components, dangel, sir, fluxee, closed
-    "All shape metrics of one pair; iou is nan where a mesh bounds no volume."
-    p, g = pred.points(num_points, seed=seed), gt.points(num_points, seed=seed + 1)
-    low, high = _box(_cloud(g))
-    def unit(c, center=(low + high)/2, scale=1/(high - low).max()): return np.concatenate([(_cloud(c) - center)*scale, np.asarray(c, float)[:, 3:6]], 1)
-    p_unit, g_unit = unit(p), unit(g)
-    p_mesh, g_mesh = (((m.vertices - (low + high)/2)/(high - low).max(), m.faces) for m in (pred.mesh(), gt.mesh()))
-    shape, num = topology(*p_mesh), repair(*g_mesh).num_components
-    return dict(chamfer=chamfer(p_unit[:, :3], g_unit[:, :3]), chamfer_deepcad=chamfer_deepcad(p, g), fscore=fscore(p_unit, g_unit, threshold),
-                normal_consistency=normal_consistency(p_unit, g_unit), iou=_iou_or_nan(p_mesh, g_mesh), iou_box=_iou_or_nan(p_mesh, g_mesh, "box"),
-                sege=segment_error(shape["components"], num), sege_relative=relative_segment_error(shape["components"], num), **shape)
+) -> dict: # what `score_clouds` and `score_meshes` give
+    "All shape metrics of one pair of solids."
+    return {**score_clouds(pred.points(num_points, seed=seed), gt.points(num_points, seed=seed + 1), threshold), **score_meshes(pred.mesh(), gt.mesh())}
 
 def _iou_or_nan(a, b, align=""):
     try: return iou(a, b, align)
     except ValueError: return math.nan
+
+def _bounds_volume(mesh):
+    try: return _manifold(_solid_mesh(mesh)) is not None
+    except ValueError: return False

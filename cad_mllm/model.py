@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TINY_LLM', 'LOGITS_AT_ONCE', 'MODULES', 'smooth_rows', 'initial_rows', 'CADMLLMModel', 'block_causal_mask',
-           'predicted', 'choose', 'WeightsError']
+           'predicted', 'choose', 'Writer', 'WeightsError']
 
-# %% ../nbs/09_model.ipynb #ff145911
-import copy, json, math, re, warnings
+# %% ../nbs/09_model.ipynb #f303eb1d
+import copy, json, math, os, re, tempfile, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from .config import CADMLLMConfig, ConfigError
 from .tokens import get_codec
 from .dataset import Batch, PromptBuilder, load_tokenizer
+from .safe import ADAPTERS, LLM_WEIGHTS, UnsafeFile, check_safetensors, check_sizes, check_trust, inside, read_json, read_tensors, stated, weight_files, write_safetensors
 from .encoders import Projector, build_image_encoder, build_point_encoder, seeded
 
 # %% ../nbs/09_model.ipynb #e35df286
@@ -32,7 +33,7 @@ def _tiny_llm(config, num_words):
     shape._attn_implementation = "sdpa"
     return Qwen3ForCausalLM(shape)
 
-# %% ../nbs/09_model.ipynb #d90b7150
+# %% ../nbs/09_model.ipynb #4b77d59a
 @contextmanager
 def _no_bars(hide=True):
     "Without the progress bars of transformers, which flash by a hundred times when checkpoints are small and local."
@@ -44,11 +45,12 @@ def _no_bars(hide=True):
 def _load_llm(config, num_words, source=None):
     "The base language model: tiny, or from `source` (a folder; default `config.llm_model_name`)."
     dtype = getattr(torch, config.dtype) if config.use_lora else torch.float32
-    name = source or config.llm_model_name
+    if source: return _llm_of_folder(Path(source), dtype)
+    name = config.llm_model_name
     if name == "tiny": return _tiny_llm(config, num_words).to(dtype)
     from transformers import AutoModelForCausalLM
     try:
-        with _no_bars(Path(name).is_dir()): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+        with _no_bars(Path(name).is_dir()): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
     except (OSError, ValueError) as e: raise ConfigError(
         f"llm_model_name={str(name)!r}: cannot be loaded ({str(e).splitlines()[0]}); give a local folder or a Hugging Face name of a causal language model, or 'tiny'") from e
 
@@ -113,7 +115,7 @@ def _add_lora(llm, config, new_ids):
 
 def _module_name(model, module): return next(name.rsplit(".", 1)[-1] for name, m in model.named_modules() if m is module)
 
-# %% ../nbs/09_model.ipynb #9c22f5fd
+# %% ../nbs/09_model.ipynb #f508c4e3
 class CADMLLMModel(nn.Module):
     "Text, images and points in; the tokens of a parametric history out."
     def __init__(self,
@@ -124,6 +126,7 @@ class CADMLLMModel(nn.Module):
     ):
         super().__init__()
         self.config, self.codec = config, get_codec(config.sequence_format)
+        stated(config)
         self.tokenizer = load_tokenizer(config, self.codec) if tokenizer is None else tokenizer
         with seeded(seed):
             self._build_llm(llm_source, seed)
@@ -347,21 +350,28 @@ def gradient_checkpointing(
     if on: getattr(self._base, f"{name}_enable")({"use_reentrant": False})
     else: getattr(self._base, f"{name}_disable")()
 
-# %% ../nbs/09_model.ipynb #cf6ab33c
+# %% ../nbs/09_model.ipynb #18ebeb5c
 def choose(
     logits: torch.Tensor, # (R, V)
-    temperature: float = 0.0, # 0 takes the likeliest token
+    temperature=0.0, # 0 takes the likeliest token; a number, or one a row (R,)
     top_p: float = 1.0, # keep the likeliest tokens that together have this probability
-    generator: torch.Generator = None, # where the random numbers come from
+    generator=None, # where the random numbers come from: a `torch.Generator` on the CPU, or a list with one for each row
 ) -> torch.Tensor: # (R,) token ids
     "Greedy choice, or a draw at a temperature among the nucleus of probability `top_p` (arXiv 1904.09751)."
-    if temperature == 0: return logits.argmax(-1)
-    p, order = (logits/temperature).softmax(-1).sort(-1, descending=True)
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.)
-    device = p.device if generator is None else generator.device
-    return order.gather(-1, torch.multinomial(p.to(device), 1, generator=generator).to(p.device))[:, 0]
+    heat = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).expand(len(logits))
+    likeliest = logits.argmax(-1)
+    if not bool(heat.any()): return likeliest
+    p = (logits/heat.clamp_min(1e-6)[:, None]).softmax(-1)
+    if top_p < 1:
+        ranked, order = p.sort(-1, descending=True)
+        p = p.masked_fill((ranked.cumsum(-1) - ranked >= top_p).gather(-1, order.argsort(-1)), 0.)
+    if isinstance(generator, list): uniform = torch.cat([torch.rand(1, generator=g) if h else torch.zeros(1) for g, h in zip(generator, heat.tolist())])
+    else: uniform = torch.rand(len(p), generator=generator)
+    total = p.double().cumsum(-1)
+    drawn = torch.searchsorted(total, uniform.to(total)[:, None]*total[:, -1:], right=True)[:, 0]
+    return torch.where((heat > 0) & (drawn < p.shape[1]), drawn, likeliest)
 
-# %% ../nbs/09_model.ipynb #970a30d6
+# %% ../nbs/09_model.ipynb #6b1afb34
 @patch
 def eos_token_ids(self: CADMLLMModel) -> list:
     "Ids that end a sequence: the codec's end marker, the tokenizer's end of text, and what the language model itself names."
@@ -370,36 +380,93 @@ def eos_token_ids(self: CADMLLMModel) -> list:
     if "<end>" in self.codec.added_tokens: ids.add(self.tokenizer.convert_tokens_to_ids("<end>"))
     return sorted(i for i in ids if i is not None)
 
-@patch
-def _step(self: CADMLLMModel, token, position, seen, cache):
-    "Feed one more token a row; the hidden state after it (R, D). `seen` (R, T) says which positions so far are not padding; None when all."
-    mask = None if seen is None else seen[:, None, None]
-    return self._base.get_decoder()(inputs_embeds=self._words(token[:, None]), attention_mask=mask, position_ids=position[:, None],
-                                    past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+# %% ../nbs/09_model.ipynb #11badfe3
+class Writer:
+    "Rows of a batch that are being written, a token each a step."
+    @torch.no_grad()
+    def __init__(self,
+        model, # a `CADMLLMModel` in evaluation mode
+        batch: Batch, # from `builder.prompts`
+        repeats: int = 1, # rows a prompt
+        temperature: float = 0.0,
+    ):
+        from transformers import DynamicCache
+        self.model, self.cache = model, DynamicCache()
+        with model._autocast(): hidden = model.hidden(batch, self.cache)[:, -1]
+        if repeats > 1: self.cache.batch_repeat_interleave(repeats)
+        self.hidden, self.seen, self.position = (x.repeat_interleave(repeats, 0) for x in (hidden, batch.segment_ids >= 0, batch.position_ids[:, -1]))
+        self.is_plain, self.num_rows = bool(self.seen.all()), len(self.hidden)   # plain: nothing is hidden, so attention needs no mask
+        self.ids = self.position.new_zeros(self.num_rows, 0)       # (R, t) everything written, discarded tokens and padding too
+        self.kept = self.ids.bool()                                # (R, t) what counts of it
+        self.done = torch.zeros_like(self.position, dtype=torch.bool)
+        self.temperature = torch.full_like(self.position, temperature, dtype=torch.float32)
+        self.marks = [(0, h) for h in self.hidden]                 # (column, hidden state there) of each row
 
-# %% ../nbs/09_model.ipynb #b6522b0c
+# %% ../nbs/09_model.ipynb #8c01b943
 @patch
-def _write(self: CADMLLMModel, batch, max_new_tokens, logits_processor, ends, **sampling):
-    "The generation loop: ids (R, t), and how many of each row count."
-    from transformers import DynamicCache
-    cache, seen, position = DynamicCache(), batch.segment_ids >= 0, batch.position_ids[:, -1]
-    if bool(seen.all()): seen = None
-    hidden = self.hidden(batch, cache)[:, -1]
-    ids, ends = batch.input_ids[:, :0], torch.tensor(ends, device=self.device)
-    done, length = torch.zeros_like(position, dtype=torch.bool), torch.zeros_like(position)
-    for _ in range(max_new_tokens):
-        logits = self._head(hidden)
-        logits[:, len(self.tokenizer):] = -math.inf
-        if logits_processor is not None: logits = logits_processor(ids, logits)
-        token = choose(logits.masked_fill(done[:, None], 0.), **sampling).masked_fill(done, self.tokenizer.pad_token_id)
-        ids, length = torch.cat([ids, token[:, None]], 1), length + ~done
-        done = done | torch.isin(token, ends)
-        if bool(done.all()): break
-        seen, position = None if seen is None else F.pad(seen, (0, 1), value=True), position + 1
-        hidden = self._step(token, position, seen, cache)
-    return ids, length
+@torch.no_grad()
+def feed(
+    self: Writer,
+    token: torch.Tensor, # (R,) ids, already in `ids`
+):
+    "Let the model read one more token a row."
+    self.seen, self.position = F.pad(self.seen, (0, 1), value=True), self.position + 1
+    mask = None if self.is_plain else self.seen[:, None, None]
+    with self.model._autocast():
+        self.hidden = self.model._base.get_decoder()(inputs_embeds=self.model._words(token[:, None]), attention_mask=mask, position_ids=self.position[:, None],
+                                                     past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
 
-# %% ../nbs/09_model.ipynb #5ac97ecf
+@patch
+@torch.no_grad()
+def pick(self: Writer, logits_processor=None, top_p: float = 1.0, generator: torch.Generator = None) -> torch.Tensor: # (R,) ids
+    "Choose the next token of each row, and note it; rows that are done get padding."
+    tokenizer = self.model.tokenizer
+    with self.model._autocast(): logits = self.model._head(self.hidden)
+    logits[:, len(tokenizer):] = -math.inf
+    if logits_processor is not None: logits = logits_processor(self.ids, logits)
+    token = choose(logits.masked_fill(self.done[:, None], 0.), self.temperature, top_p, generator).masked_fill(self.done, tokenizer.pad_token_id)
+    self.ids, self.kept = torch.cat([self.ids, token[:, None]], 1), torch.cat([self.kept, ~self.done[:, None]], 1)
+    return token
+
+# %% ../nbs/09_model.ipynb #c69cc532
+@patch
+def run(
+    self: Writer,
+    max_steps: int,
+    ends: list, # ids that end a row
+    logits_processor=None, # called with the ids (R, t) and the logits (R, V); returns logits
+    **sampling, # top_p, generator
+):
+    "Write until all rows are done; yields after each step, when rows may be marked or sent back."
+    ends = torch.tensor(ends, device=self.ids.device)
+    for _ in range(max_steps):
+        token = self.pick(logits_processor, **sampling)
+        self.done = self.done | torch.isin(token, ends)
+        if bool(self.done.all()): return
+        self.feed(token)
+        yield
+
+@patch
+def mark(self: Writer, row: int):
+    "Remember where a row stands, to be able to come back."
+    self.marks[row] = (self.ids.shape[1], self.hidden[row].clone())
+
+@patch
+def rewind(self: Writer, row: int) -> int: # tokens that no longer count
+    "Take a row back to its mark, or to its beginning."
+    column, hidden = self.marks[row]
+    discarded = int(self.kept[row, column:].sum())
+    self.position[row] -= self.ids.shape[1] - column
+    self.kept[row, column:], self.seen[row, self.seen.shape[1] - self.ids.shape[1] + column:] = False, False
+    self.hidden[row], self.done[row], self.is_plain = hidden, False, False
+    return discarded
+
+@patch
+def rows(self: Writer) -> list: # of lists of ids
+    "What counts of each row."
+    return [ids[kept].tolist() for ids, kept in zip(self.ids, self.kept)]
+
+# %% ../nbs/09_model.ipynb #44383e0f
 @patch
 @torch.no_grad()
 def generate(
@@ -411,17 +478,18 @@ def generate(
     top_p: float = 1.0,
     generator: torch.Generator = None, # for repeatable draws
     eos_token_ids: list = None, # default: `self.eos_token_ids()`
-) -> list: # for each prompt a list of token ids, the prompt not included, an end token included
+    repeats: int = 1, # answers to each prompt, one after another in the result
+) -> list: # for each row a list of token ids, the prompt not included, an end token included
     "Write on from prompts until each row has ended or has `max_new_tokens` tokens."
     training, ends = self.training, self.eos_token_ids() if eos_token_ids is None else list(eos_token_ids)
     self.eval()
     try:
-        with self._autocast():
-            ids, length = self._write(batch, max_new_tokens, logits_processor, ends, temperature=temperature, top_p=top_p, generator=generator)
+        writer = Writer(self, batch, repeats, temperature)
+        for _ in writer.run(max_new_tokens, ends, logits_processor, top_p=top_p, generator=generator): pass
     finally: self.train(training)
-    return [row[:n] for row, n in zip(ids.tolist(), length.tolist())]
+    return writer.rows()
 
-# %% ../nbs/09_model.ipynb #5f92a83a
+# %% ../nbs/09_model.ipynb #52a27eb3
 MODULES = ("image_encoder", "image_projector", "point_encoder", "point_projector")
 
 @patch
@@ -431,61 +499,78 @@ def _saved_modules(self: CADMLLMModel):
     return {name: m for name, m in found.items() if m is not None and (name.endswith("projector") or any(p.requires_grad for p in m.parameters()))}
 
 @patch
-def _save_llm(self: CADMLLMModel, folder):
-    "The adapters with the new rows, or the whole language model."
-    if not self.config.use_lora:
-        with _no_bars(): return self.llm.save_pretrained(folder, max_shard_size="1000GB")
-    from safetensors.torch import save_file
-    state = {k: v.detach().cpu().contiguous() for k, v in self._adapter_state().items()}
-    save_file(state, folder/"adapter_model.safetensors", metadata={"format": "pt"})
-    adapter = copy.copy(self.llm.peft_config["default"])
-    adapter.inference_mode = True
-    adapter.save_pretrained(folder)
-
-@patch
 def _adapter_state(self: CADMLLMModel):
     "LoRA matrices and new rows by the names of peft's files; the tensors are the model's own, not copies."
     from peft import get_peft_model_state_dict
     return get_peft_model_state_dict(self.llm, save_embedding_layers=False)
 
-# %% ../nbs/09_model.ipynb #d6aa2846
+@patch
+def _llm_state(self: CADMLLMModel):
+    "The language model's tensors, each once: of tied ones the first name."
+    once = dict(self.llm.named_parameters())
+    return {k: v.detach() for k, v in self.llm.state_dict(keep_vars=True).items() if k in once or not isinstance(v, nn.Parameter)}
+
+# %% ../nbs/09_model.ipynb #e6b9581e
+@patch
+def _small_files(self: CADMLLMModel):
+    "Name -> bytes of configurations and tokenizer files."
+    if "_files_once" in self.__dict__: return self._files_once
+    with tempfile.TemporaryDirectory() as folder:
+        if self.config.use_lora:
+            adapter = copy.copy(self.llm.peft_config["default"])
+            adapter.inference_mode = True
+            adapter.save_pretrained(folder)
+        else:
+            shape = self.llm.config
+            shape.architectures, shape.dtype = [type(self.llm).__name__], str(self.llm.dtype).removeprefix("torch.")
+            shape.save_pretrained(folder); self.llm.generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.__dict__["_files_once"] = {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+    return self._files_once
+
+@patch
+def saved_files(
+    self: CADMLLMModel,
+) -> dict: # name -> bytes, or a dict of tensors, which are the model's own and not copies
+    "What `save_pretrained` writes: everything that `from_pretrained` needs beyond the pretrained models that the configuration names."
+    weights = {"adapter_model.safetensors": self._adapter_state()} if self.config.use_lora else {"model.safetensors": self._llm_state()}
+    modules = {f"{name}.pt": {k: v.detach() for k, v in module.state_dict().items()} for name, module in self._saved_modules().items()}
+    return {**self._small_files(), "cad_mllm_config.json": json.dumps({"model": self.config.to_dict()}, indent=1).encode(), **weights, **modules}
+
+# %% ../nbs/09_model.ipynb #028402b9
 @patch
 def save_pretrained(
     self: CADMLLMModel,
     folder: str, # made where it does not exist
 ):
-    "Write everything that `from_pretrained` needs beyond the pretrained models that the configuration names."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    self._save_llm(folder)
-    for name, module in self._saved_modules().items():
-        torch.save({k: v.detach().cpu() for k, v in module.state_dict().items()}, folder/f"{name}.pt")
-    self.tokenizer.save_pretrained(folder)
-    (folder/"cad_mllm_config.json").write_text(json.dumps({"model": self.config.to_dict()}, indent=1), encoding="utf-8")
+    "Write `saved_files` into a folder."
+    for name, content in self.saved_files().items():
+        path = Path(folder)/name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes): path.write_bytes(content)
+        elif path.suffix == ".pt": torch.save({k: v.cpu() for k, v in content.items()}, path)
+        else:
+            with open(path, "wb") as f: write_safetensors(f, content)
 
-# %% ../nbs/09_model.ipynb #34a3181f
+# %% ../nbs/09_model.ipynb #441693fa
 class WeightsError(ValueError):
     "A file of weights that does not fit the model or cannot be read."
 
-def _read_tensors(path):
-    "A dict of tensors from a .safetensors or .pt file, mapped rather than read at once; nothing in it can run."
+def _read_tensors(paths):
+    "One dict of the tensors of one or more files; nothing in them can run or lead elsewhere."
+    found = {}
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as e: raise WeightsError(f"{path}: cannot be read as weights ({str(e).splitlines()[0][:120]}); take another checkpoint or copy the file again") from e
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise WeightsError(f"{path}: holds a {type(found).__name__} that is not a plain dict of tensors; take another checkpoint")
+        for path in paths: found |= read_tensors(path)
+    except UnsafeFile as e: raise WeightsError(f"{e}; take another checkpoint or copy the file again") from e
     return found
 
-# %% ../nbs/09_model.ipynb #83cd6f95
+# %% ../nbs/09_model.ipynb #2650e72c
 def _copy_tensors(
-    path, # the file, for messages
+    paths: list, # the files
     wanted: dict, # name -> the model's own tensor
 ) -> list: # of notes
-    "Copy the tensors of a file into `wanted`; raises `WeightsError` for the first wrong shape, before anything is changed."
-    found = _read_tensors(path)
+    "Copy the tensors of files into `wanted`; raises `WeightsError` for the first wrong shape, before anything is changed."
+    found, path = _read_tensors(paths), paths[0]
     shared = [key for key in wanted if key in found]
     for key in shared:
         if found[key].shape != wanted[key].shape: raise WeightsError(
@@ -497,17 +582,15 @@ def _copy_tensors(
     return ([f"{path.name}: {len(missing)} tensors are not in the file and keep their initial values, such as {missing[0]}"] if missing else []) + \
            ([f"{path.name}: {len(unknown)} tensors are not in this model and were left out, such as {unknown[0]}"] if unknown else [])
 
-# %% ../nbs/09_model.ipynb #f5e04b27
+# %% ../nbs/09_model.ipynb #ffadae45
 @patch
 def _load_llm_weights(self: CADMLLMModel, folder):
     "Adapters or the whole language model from a folder; notes."
-    if self.config.use_lora: name, wanted = "adapter_model.safetensors", self._adapter_state()
-    else: name, wanted = "model.safetensors", dict(self.llm.named_parameters())
-    if (folder/name).is_file(): return _copy_tensors(folder/name, wanted)
-    other = folder/("model.safetensors" if self.config.use_lora else "adapter_model.safetensors")
-    if other.is_file(): raise WeightsError(
-        f"{other}: was saved with use_lora={not self.config.use_lora}, but this model has use_lora={self.config.use_lora}; use CADMLLMModel.from_pretrained")
-    return [f"{name} is missing: the language model keeps its initial weights"]
+    (names, wanted), others = ((ADAPTERS, self._adapter_state()), LLM_WEIGHTS) if self.config.use_lora else ((LLM_WEIGHTS, self._llm_state()), ADAPTERS)
+    if paths := weight_files(folder, names): return _copy_tensors(paths, wanted)
+    if other := weight_files(folder, others): raise WeightsError(
+        f"{other[0]}: was saved with use_lora={not self.config.use_lora}, but this model has use_lora={self.config.use_lora}; use CADMLLMModel.from_pretrained")
+    return [f"{names[0]} is missing: the language model keeps its initial weights"]
 
 @patch
 def _load_modules(self: CADMLLMModel, folder):
@@ -516,10 +599,18 @@ def _load_modules(self: CADMLLMModel, folder):
              if name not in self._saved_modules() and (folder/f"{name}.pt").is_file()]
     for name, module in self._saved_modules().items():
         path = folder/f"{name}.pt"
-        notes += _copy_tensors(path, module.state_dict()) if path.is_file() else [f"{path.name} is missing: the {name.replace('_', ' ')} keeps its initial weights"]
+        notes += _copy_tensors([path], module.state_dict()) if path.is_file() else [f"{path.name} is missing: the {name.replace('_', ' ')} keeps its initial weights"]
     return notes
 
-# %% ../nbs/09_model.ipynb #0315ad0b
+# %% ../nbs/09_model.ipynb #7044adb8
+def _check_folder(folder):
+    "Raise `WeightsError` where there is no folder, or where anything in it leads out of it."
+    if not folder.is_dir(): raise WeightsError(f"{folder}: is not a folder; give the folder of a checkpoint")
+    try:
+        for entry in os.scandir(folder):
+            if not entry.is_dir(follow_symlinks=False): inside(folder, entry.name)
+    except UnsafeFile as e: raise WeightsError(f"{folder}/{e}") from e
+
 @patch
 def load_weights(
     self: CADMLLMModel,
@@ -527,23 +618,56 @@ def load_weights(
 ) -> list: # notes on what was missing or left out; empty when all is well
     "Load what trained into this model; raises `WeightsError` where file and model do not fit."
     folder = Path(folder)
-    if not folder.is_dir(): raise WeightsError(f"{folder}: is not a folder; give the folder of a checkpoint")
-    return self._load_llm_weights(folder) + self._load_modules(folder)
+    _check_folder(folder)
+    try: return self._load_llm_weights(folder) + self._load_modules(folder)
+    except UnsafeFile as e: raise WeightsError(f"{folder}/{e}") from e
 
+# %% ../nbs/09_model.ipynb #0a6efcdf
+def _shapes(paths):
+    "Name -> shape of the tensors in weights files, from the headers where they have any."
+    return {k: tuple(v[1]) for p in paths if p.suffix == ".safetensors" for k, v in check_safetensors(p).items()} | {
+        k: tuple(v.shape) for p in paths if p.suffix != ".safetensors" for k, v in read_tensors(p).items()}
+
+def _check_layers(values):
+    "Raise `UnsafeFile` for a number of layers that no model has: transformers makes a list of them before anything else."
+    for key, value in values.items():
+        if isinstance(value, dict): _check_layers(value)
+        if "layer" in key and isinstance(value, (int, float)) and value > 1000: raise UnsafeFile(f"config.json: {key} is {value:,}; more than 1,000 are not built from a checkpoint")
+
+def _llm_of_folder(folder, dtype):
+    "The language model whose shape and weights a checkpoint's folder holds."
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    there = _shapes(paths := weight_files(folder, LLM_WEIGHTS))
+    try:
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"): sketch = dict(AutoModelForCausalLM.from_config(shape, trust_remote_code=False).named_parameters())
+    except Exception as e: raise UnsafeFile(f"config.json: is no usable model configuration ({str(e).splitlines()[0][:120]})") from e    # whatever numbers that make no sense lead to
+    if wrong := next((k for k, p in sketch.items() if there.get(k) != tuple(p.shape)), None): raise UnsafeFile(f"config.json: wants {wrong} of shape {tuple(sketch[wrong].shape)}, and the weights have {there.get(wrong)}")
+    with _no_bars(): llm = AutoModelForCausalLM._model_mapping[type(shape)].from_pretrained(None, config=shape, state_dict=_read_tensors(paths), dtype=dtype, attn_implementation="sdpa")
+    if (folder/"generation_config.json").exists(): llm.generation_config = GenerationConfig(**read_json(inside(folder, "generation_config.json")))
+    return llm
+
+# %% ../nbs/09_model.ipynb #2f930145
 @patch(cls_method=True)
 def from_pretrained(
     cls: CADMLLMModel,
     folder: str, # what `save_pretrained` wrote
+    trust: tuple = (), # names of other base models that the user knows and trusts; see `cad_mllm.safe.check_trust`
 ) -> CADMLLMModel: # in evaluation mode; `.notes` has what `load_weights` had to say
-    "The model of a folder, with the tokenizer saved there."
+    "The model of a folder, with the tokenizer saved there. Raises `WeightsError` for a folder that is more than data."
     from transformers import AutoTokenizer
     folder = Path(folder)
-    try: config = CADMLLMConfig.from_dict(json.loads((folder/"cad_mllm_config.json").read_text(encoding="utf-8"))["model"])
-    except FileNotFoundError as e: raise WeightsError(
-        f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoint.load_checkpoint)") from e
-    tokenizer = AutoTokenizer.from_pretrained(folder) if (folder/"tokenizer_config.json").is_file() else None
-    whole = not config.use_lora and (folder/"config.json").is_file()
-    model = cls(config, tokenizer, llm_source=str(folder) if whole else "")
+    _check_folder(folder)
+    if not (folder/"cad_mllm_config.json").exists(): raise WeightsError(
+        f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoint.load_checkpoint)")
+    try:
+        config = CADMLLMConfig.from_dict(read_json(folder/"cad_mllm_config.json").get("model"))
+        check_sizes(config); check_trust(folder, config, trust)
+        if (folder/"config.json").exists(): _check_layers(read_json(folder/"config.json"))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if (folder/"tokenizer_config.json").is_file() else None
+        whole = not config.use_lora and (folder/"config.json").is_file()
+        model = cls(config, tokenizer, llm_source=str(folder) if whole else "")
+    except UnsafeFile as e: raise WeightsError(f"{folder}/{e}") from e
     model.notes = model._load_modules(folder) if whole else model.load_weights(folder)
     return model.eval()
 

@@ -9,7 +9,7 @@ __all__ = ['NUM_LEVELS', 'MANTISSAS', 'EXPONENTS', 'OPS', 'EXTENT_TOKENS', 'AXES
            'read_state', 'decode', 'to_text', 'from_text', 'encode_split', 'encode_partial', 'decode_rest', 'trim',
            'TokenCodec', 'TextCodec', 'salvage', 'JsonCodec', 'get_codec']
 
-# %% ../nbs/02_tokens.ipynb #a9623aea
+# %% ../nbs/02_tokens.ipynb #d814db85
 import functools, itertools, json, math, re
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +17,8 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.spatial.transform import Rotation
 
-from .cad import (CADFormatError, CADProgram, Contour, Extrude, Frame, Profile, Sketch, arc_circle, arc_points, contour_loop)
+from .cad import (CADFormatError, CADProgram, Circle, Contour, Extrude, Frame, Loop, Profile, Sketch, arc_circle, arc_points, contour_loop)
+from .cad import _number, _read_curve, _read_entity, _vector
 from .config import SEQUENCE_FORMATS, ConfigError
 
 # %% ../nbs/02_tokens.ipynb #45f7c408
@@ -759,7 +760,7 @@ def trim(
         if not state.slots and state.node in ("op", "done"): good = i + 1
     return list(tokens[:good])
 
-# %% ../nbs/02_tokens.ipynb #7f90cc9d
+# %% ../nbs/02_tokens.ipynb #654fd85c
 class TokenCodec:
     "One added token a command or number."
     name, added_tokens = "tokens", TOKENS
@@ -778,12 +779,12 @@ class TokenCodec:
         "What is given of a user's beginning."
         return encode_partial(partial)
 
-    def decode(self, generated, partial: CADProgram | None = None) -> CADProgram:
+    def decode(self, generated, partial: CADProgram | None = None, notes: list | None = None) -> CADProgram:
         "The whole part; an unfinished last operation is left out. Raises `CADFormatError` where nothing was said."
         if partial is None: return decode(trim(generated))
         return decode_rest(partial, trim(generated, encode_partial(partial)))
 
-# %% ../nbs/02_tokens.ipynb #3341ac61
+# %% ../nbs/02_tokens.ipynb #d33dcba9
 class TextCodec(TokenCodec):
     "The readable form; no token is added."
     name, added_tokens = "text", []
@@ -795,7 +796,7 @@ class TextCodec(TokenCodec):
 
     def prefix(self, partial): return _render(encode_partial(partial))
 
-    def decode(self, generated, partial=None):
+    def decode(self, generated, partial=None, notes=None):
         words = re.findall(r"[^\s,]+", generated)
         while words:
             try: return super().decode(_text_tokens(" ".join(words)), partial)
@@ -804,7 +805,7 @@ class TextCodec(TokenCodec):
                 words.pop()
         return super().decode([], partial)
 
-# %% ../nbs/02_tokens.ipynb #f3f47c2c
+# %% ../nbs/02_tokens.ipynb #3baabf7d
 def _minified(program):
     "The JSON text with entities in order of execution, those nothing refers to last."
     d = program.to_json()
@@ -812,22 +813,183 @@ def _minified(program):
     top = {"entities": {k: d["entities"][k] for k in order if k in d["entities"]}, **{k: v for k, v in d.items() if k not in ("entities", "truncation_metadata")}}
     return json.dumps(top, separators=(",", ":"))
 
-def salvage(
-    text: str, # JSON of a history, perhaps broken off
-) -> CADProgram:
-    "The operations that a broken JSON text states completely, in order. Raises `CADFormatError` where there is none."
-    entities, reader = {}, json.JSONDecoder()
-    for m in re.finditer(r'"([^"]+)":(?=\{"[a-z_]+":)', text):
-        try: value, _ = reader.raw_decode(text, m.end())
-        except ValueError: continue
-        if value.get("type") in ("Sketch", "ExtrudeFeature"): entities[m[1]] = value
-    for drop in range(len(entities)):
-        kept = dict(list(entities.items())[:len(entities) - drop])
-        try: return CADProgram.from_json({"entities": kept, "sequence": [{"index": i, "type": e["type"], "entity": k} for i, (k, e) in enumerate(kept.items())]})
-        except CADFormatError as e: last = e
-    raise CADFormatError("no operation is complete" if not entities else f"no operation can be read: {last}")
+# %% ../nbs/02_tokens.ipynb #ff19d6fa
+class _BreaksOff(ValueError):
+    "The text ends before the value does; `partial` is what was read of it."
+    partial = None
 
-# %% ../nbs/02_tokens.ipynb #3c1a87b3
+_NAME = r'"((?:[^"\\]|\\.)*)"\s*:\s*'
+_KEY, _OBJECT, _GAP = re.compile(_NAME), re.compile(_NAME + r"(?=\{)"), re.compile(r"[\s,]*")
+_MARK, _LEAF = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]'), json.JSONDecoder()
+
+class _LooseReader:
+    "Reads JSON that is broken in places; what is lost goes into `notes`."
+    def __init__(self, text): self.text, self.notes = text, []
+
+    def value(self, at, where="", depth=0): # (value, where it ends); ValueError where nothing begins
+        if depth > 40: raise _BreaksOff("nested too deeply")
+        if self.text[at:at+1] == "{": return self._items(at + 1, where, depth, {}, "}")
+        if self.text[at:at+1] == "[": return self._items(at + 1, where, depth, [], "]")
+        return _LEAF.raw_decode(self.text, at)
+
+    def skip(self, at):
+        "The next comma or bracket that belongs to the level of `at`."
+        depth = 0
+        for m in _MARK.finditer(self.text, at):
+            if depth == 0 and m[0] in (",", "}", "]"): return m.start()
+            depth += (m[0] in ("{", "[")) - (m[0] in ("}", "]"))
+        raise _BreaksOff("the text ends")
+
+# %% ../nbs/02_tokens.ipynb #9ea6aacf
+@patch
+def _items(self: _LooseReader, at, where, depth, out, close):
+    "The members of an object or a list, up to its closing bracket."
+    try:
+        while True:
+            at = _GAP.match(self.text, at).end()
+            if at >= len(self.text): raise _BreaksOff("the text ends")
+            if self.text[at] == close: return out, at + 1
+            if self.text[at] in "}]" or close == "]" and _KEY.match(self.text, at):
+                self.notes.append(f"{where}: a {close!r} is missing at character {at}")
+                return out, at
+            at = self._item(at, where, depth, out)
+    except _BreaksOff as e: e.partial = out; raise
+
+@patch
+def _item(self: _LooseReader, at, where, depth, out):
+    "One member into `out`; where it ends."
+    key = _KEY.match(self.text, at) if isinstance(out, dict) else None
+    name = f"{where}.{key[1]}" if key else f"{where}[{len(out)}]" if isinstance(out, list) else where
+    try:
+        if isinstance(out, dict) and not key: raise ValueError
+        value, end = self.value(key.end() if key else at, name, depth + 1)
+    except _BreaksOff: raise
+    except ValueError:
+        end = self.skip(key.end() if key else at)
+        self.notes.append(f"{name}: {self.text[at:end][:30]!r} makes no sense at character {at}")
+        return end
+    if isinstance(out, list): out.append(value)
+    elif key[1] not in out: out[key[1]] = value
+    elif out[key[1]] != value: self.notes.append(f"{name}: stated twice; the first statement is kept")
+    return end
+
+# %% ../nbs/02_tokens.ipynb #ab9efb73
+def _broken(d, key):
+    "Whether a vector of an object is there but cannot be read, or is not there."
+    try: _vector(d, key, ""); return False
+    except CADFormatError: return True
+
+def _mend_reference(d):
+    "The direction of angle 0 of an arc, from its ends, centre and angles; `CADFormatError` where these do not agree on one."
+    center, start, end = (np.array(_vector(d, k, "")[:2], float) for k in ("center_point", "start_point", "end_point"))
+    radius, (a, b) = _number(d.get("radius"), "radius"), (_number(d.get(k), k) for k in ("start_angle", "end_angle"))
+    if max(abs(np.hypot(*(p - center)) - radius) for p in (start, end)) > 1e-3*abs(radius): raise CADFormatError("the ends of an arc are not on its circle")
+    def turned(v, t): return np.array([v[0]*math.cos(t) - v[1]*math.sin(t), v[0]*math.sin(t) + v[1]*math.cos(t)])
+    found = [turned(p - center, -a)/radius for p, q in ((start, end), (end, start)) if np.hypot(*(turned(p - center, b - a) - (q - center))) < 1e-3*radius]
+    if len(found) != 1: raise CADFormatError("an arc has no reference_vector, and its ends and angles do not say which way it runs")
+    return dict(zip("xyz", (*found[0].tolist(), 0.0)))
+
+def _mend_curve(d, frame, note):
+    "A curve, mended where the rest says how; `CADFormatError` with the reason where it is none."
+    if not isinstance(d, dict): raise CADFormatError("a curve is not an object")
+    if d.get("type") == "Arc3D" and _broken(d, "reference_vector"):
+        d = {**d, "reference_vector": _mend_reference(d)}; note("the direction of an arc's angle 0 is missing; taken from its ends and angles")
+    if "normal" in d and _broken(d, "normal"):
+        d = {**d, "normal": dict(zip("xyz", frame.z_axis))}; note("a normal is malformed; taken from the sketch's axes")
+    curve = _read_curve(d, "")
+    points = [curve.center] if isinstance(curve, Circle) else [curve.start, curve.end]
+    if (off := max(abs(p[2]) for p in points)) > 1e-3*max(map(abs, [c for p in points for c in p[:2]] + [getattr(curve, "radius", 0)])):
+        raise CADFormatError(f"a curve lies {off:g} m off its sketch's plane")
+    return curve
+
+# %% ../nbs/02_tokens.ipynb #2abf1e8a
+def _mend_profile(d, frame, note):
+    "A profile whose loops are all drawn and closed; `CADFormatError` where it says no region."
+    if not isinstance(d, dict) or not isinstance(d.get("loops"), list) or not d["loops"]: raise CADFormatError("it has no loops")
+    loops = []
+    for l in d["loops"]:
+        curves = l.get("profile_curves") if isinstance(l, dict) else None
+        if not isinstance(curves, list) or not curves: raise CADFormatError("a loop has no curves")
+        loops.append(Loop([_mend_curve(c, frame, note) for c in curves], l.get("is_outer", True)))
+    profile = Profile(loops)
+    if profile.contours()[0].area() < 1e-18: raise CADFormatError("it has no area")
+    return profile
+
+def _mend_frame(d, note):
+    "Where a sketch stands; one unreadable axis follows from the other two."
+    if not isinstance(d, dict): raise CADFormatError("its transform is missing")
+    axes = ("x_axis", "y_axis", "z_axis")
+    if len(lost := [i for i, k in enumerate(axes) if _broken(d, k)]) == 1:
+        i, (u, v) = lost[0], (np.array(_vector(d, axes[(lost[0] + j) % 3], ""), float) for j in (1, 2))
+        d = {**d, axes[i]: dict(zip("xyz", np.cross(u, v).tolist()))}; note(f"its {axes[i]} is malformed; taken from the other two")
+    return Frame._read(d, "transform")
+
+# %% ../nbs/02_tokens.ipynb #38bf2337
+def _mend_sketch(id, d, notes):
+    "A sketch of the profiles that say a region."
+    frame, profiles = _mend_frame(d.get("transform"), lambda what: notes.append(f"{id}: {what}")), {}
+    for name, p in (d["profiles"] if isinstance(d.get("profiles"), dict) else {}).items():
+        mended = []
+        try: profiles[name] = _mend_profile(p, frame, mended.append)
+        except CADFormatError as e: notes.append(f"{id}.{name}: left out, {' '.join(filter(None, (e.field.strip('.'), e.reason)))}")
+        else: notes += [f"{id}.{name}: {what}" for what in mended]
+    if not profiles: raise CADFormatError("none of its profiles says a region")
+    return Sketch(id, profiles, frame, d["name"] if isinstance(d.get("name"), str) else "")
+
+def _mend_extrude(id, d, sketches, notes):
+    "An extrude of the profiles that were kept."
+    named = d.get("profiles") if isinstance(d.get("profiles"), list) else []
+    kept = [p for p in named if isinstance(p, dict) and all(isinstance(p.get(k), str) for k in ("sketch", "profile")) and p["profile"] in getattr(sketches.get(p["sketch"]), "profiles", ())]
+    if not kept: raise CADFormatError("no profile that it pushes was kept" if named else "it pushes no profile")
+    if len(kept) < len(named): notes.append(f"{id}: pushes {len(kept)} of the {len(named)} profiles that it names")
+    if "extent_one" not in d: raise CADFormatError("its extent_one is missing")
+    d = {**d, "profiles": kept}
+    try: return _read_entity(id, d)
+    except CADFormatError:
+        if d.get("extent_type") == "TwoSidesFeatureExtentType" or "extent_two" not in d: raise
+    notes.append(f"{id}: its extent_two is malformed, and of no use to its kind of extent")
+    return _read_entity(id, {k: v for k, v in d.items() if k != "extent_two"})
+
+# %% ../nbs/02_tokens.ipynb #7c9e21b6
+def _kind(d, notes, id):
+    "Sketch, ExtrudeFeature or None; told by the fields where the type is malformed."
+    if d.get("type") in ("Sketch", "ExtrudeFeature"): return d["type"]
+    kind = "Sketch" if isinstance(d.get("profiles"), dict) and "transform" in d else "ExtrudeFeature" if isinstance(d.get("profiles"), list) and "extent_one" in d else None
+    if kind: notes.append(f"{id}: its type is malformed; its fields are those of {kind}")
+    return kind
+
+def _stated(text):
+    "(id, object or None, notes) of every operation that a text states, in its order; None for what breaks off, and for what is lost beside operations."
+    at = 0
+    while m := _OBJECT.search(text, at):
+        reader, id, at, broken = _LooseReader(text), m[1], m.end(), False
+        try: value, end = reader.value(at, id)
+        except _BreaksOff as e: value, broken = e.partial or {}, True
+        if not (kind := _kind(value, reader.notes, id)): yield id, None, [n for n in reader.notes if n.startswith(f"{id}: ")]
+        elif broken: yield id, None, [f"{id}: left out, the text breaks off within it"]
+        else: at = end; yield id, {**value, "type": kind}, reader.notes
+
+def _mended(text, notes):
+    "The operations of a text by id, in its order."
+    kept = {}
+    for id, value, lost in _stated(text):
+        if id in kept and value: lost = [f"{id}: stated again; the first statement is kept"]
+        notes += lost
+        if id in kept or value is None: continue
+        try: kept[id] = _mend_sketch(id, value, notes) if value["type"] == "Sketch" else _mend_extrude(id, value, kept, notes)
+        except CADFormatError as e: notes.append(f"{id}: left out, {' '.join(filter(None, (e.field, e.reason)))}")
+    return kept
+
+def salvage(
+    text: str, # JSON of a history, perhaps broken
+    notes: list | None = None, # is given a line for each thing left out or mended
+) -> CADProgram:
+    "The operations that a broken JSON text states, in order. Raises `CADFormatError` where there is none."
+    notes = [] if notes is None else notes
+    if not (kept := _mended(text, notes)): raise CADFormatError(f"no operation can be read: {'; '.join(notes[:3])}" if notes else "no operation is complete")
+    return CADProgram(kept, list(kept))
+
+# %% ../nbs/02_tokens.ipynb #9664c4ef
 class JsonCodec(TokenCodec):
     "Minified JSON, as older checkpoints were trained on."
     name, added_tokens = "json", []
@@ -842,10 +1004,10 @@ class JsonCodec(TokenCodec):
         text = _minified(partial)
         return text[:text.index('},"properties":') if '},"properties":' in text else text.index('},"sequence":')]
 
-    def decode(self, generated, partial=None):
+    def decode(self, generated, partial=None, notes=None):
         text = (self.prefix(partial) if partial else "") + generated
         try: whole = CADProgram.from_json(json.loads(text))
-        except ValueError: whole = salvage(text)
+        except ValueError: whole = salvage(text, notes)
         if partial is None: return whole
         new = [whole.entities[i] for i in whole.sequence if i not in partial.entities]
         program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices), {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})

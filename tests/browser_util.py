@@ -54,6 +54,9 @@ def _settings(folder, dark):
 def _command(kind, notebook, port, token, dark):
     if kind == "notebook6":
         return ["-m", "notebook", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--NotebookApp.token={token}", f"--NotebookApp.notebook_dir={Path(notebook).parent}"]
+    if kind == "notebook7":
+        return ["-m", "notebook", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={Path(notebook).parent}",
+                "--JupyterNotebookApp.expose_app_in_browser=True"]
     if kind == "voila":
         return ["-m", "voila", str(notebook), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", f"--theme={'dark' if dark else 'light'}"]
     return ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}",
@@ -62,7 +65,7 @@ def _command(kind, notebook, port, token, dark):
 
 @contextlib.contextmanager
 def server(kind, notebook, dark=False, timeout=120, python=sys.executable):
-    "Serve a notebook with JupyterLab (\"lab\"), Voila (\"voila\") or Notebook 6 (\"notebook6\"); yields a function that opens it in a page."
+    "Serve a notebook with \"lab\" (JupyterLab 4), \"voila\", \"notebook7\" or \"notebook6\"; yields a function that opens it in a page and runs it."
     port, token, home = free_port(), "token", Path(tempfile.mkdtemp(prefix="jupyter-"))
     folders = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", JUPYTER_DATA_DIR="data", IPYTHONDIR="ipython")
     _settings(home/"settings", dark)
@@ -72,7 +75,10 @@ def server(kind, notebook, dark=False, timeout=120, python=sys.executable):
     try:
         wait_for_port(process, port, home/"server.log", timeout)
         url = f"http://127.0.0.1:{port}"
-        yield lambda page: dict(lab=open_lab, voila=open_voila, notebook6=open_notebook6)[kind](page, url, token, Path(notebook).name)
+        try: yield lambda page: dict(lab=open_lab, voila=open_voila, notebook7=open_notebook7, notebook6=open_notebook6)[kind](page, url, token, Path(notebook).name)
+        except BaseException:
+            print(f"{kind} server, {'still there' if process.poll() is None else f'ended with {process.returncode}'}; its last words:\n{(home/'server.log').read_text(errors='replace')[-3000:]}")
+            raise
     finally:
         process.terminate()
         try: process.wait(20)
@@ -106,9 +112,12 @@ def open_voila(page, url, token, notebook):
     page.goto(url, wait_until="domcontentloaded", timeout=120_000)
 
 
-def open_lab(page, url, token, notebook):
+def open_notebook7(page, url, token, notebook): open_lab(page, url, token, notebook, "notebooks")
+
+
+def open_lab(page, url, token, notebook, where="doc/tree"):
     "Open the notebook, wait until the kernel answers (the idle icon lies), run all cells."
-    page.goto(f"{url}/doc/tree/{notebook}?token={token}&reset", wait_until="domcontentloaded", timeout=120_000)
+    page.goto(f"{url}/{where}/{notebook}?token={token}&reset", wait_until="domcontentloaded", timeout=120_000)
     page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext", timeout=120_000)
     page.evaluate("""async () => { const app = window.jupyterapp, w = app.shell.currentWidget;
         await w.context.ready; await w.sessionContext.ready; await w.sessionContext.session.kernel.info;

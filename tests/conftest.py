@@ -1,6 +1,7 @@
 "Shared by all tests: offline, one thread, and where the real histories are."
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CAD_MLLM_LOCAL", tempfile.mkdtemp(prefix="cad-mllm-"))   # what tests could not deliver
 sys.path.insert(0, str(Path(__file__).parent))
 
 

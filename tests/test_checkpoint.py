@@ -27,9 +27,15 @@ class Weights:
         return []
 
 
+class Told(Weights):
+    "The same, telling its files instead of writing them."
+    def saved_files(self): return {**{name: {"w": self.tensor} for name in ("model.safetensors", "extra.safetensors")}, "sub/tokenizer.json": b"{}"}
+
+
 def save(output, step, **more):
+    "Saves alternately with a model that writes its files and with one that tells them."
     state = {"position": step, "moments": torch.full((1000,), float(step))}
-    return ck.save_checkpoint(Weights(step), output, **({"stage": "stage1_text", "step": step, "epoch": 0, "loss": 1/step, "trainer_state": state, "keep_last_n": 2} | more))
+    return ck.save_checkpoint((Weights, Told)[step % 2](step), output, **({"stage": "stage1_text", "step": step, "epoch": 0, "loss": 1/step, "trainer_state": state, "keep_last_n": 2} | more))
 
 
 @pytest.fixture
@@ -91,6 +97,10 @@ class DyingDisk(ck.Disk):
         self._count(Path(path).write_bytes, b"PK\3\4 half a file")
         return super().save(path, value)
 
+    def save_tensors(self, path, tensors):
+        self._count(Path(path).write_bytes, b"\x40\0\0\0\0\0\0\0{")
+        return super().save_tensors(path, tensors)
+
     def remove(self, folder):
         self._count(lambda: next(p for p in Path(folder).iterdir() if p.is_file()).unlink())
         super().remove(folder)
@@ -150,11 +160,11 @@ def test_killed_at_random_moments(run_dir):
     assert died_saving > 5
 
 
-_FAULTS = [("write", errno.ENOSPC), ("write", errno.ENOTCONN), ("save", errno.ENOSPC), ("save", errno.EIO), ("mkdir", errno.EACCES), ("rename", errno.EIO),
-           ("rename", errno.ENOTCONN), ("link", errno.ENOSPC), ("sync", errno.EIO), ("remove", errno.EACCES)]
+_CODES = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.ENOTCONN)
 
-@pytest.mark.parametrize("operation, code", _FAULTS, ids=[f"{o}-{errno.errorcode[c]}" for o, c in _FAULTS])
-def test_disk_that_fails_once_at_any_call(run_dir, monkeypatch, operation, code):
+@pytest.mark.parametrize("operation", ["write", "save", "save_tensors", "mkdir", "rename", "link", "sync", "remove"])
+def test_disk_that_fails_once_at_any_call(run_dir, monkeypatch, operation):
+    "Each call of each operation fails in turn, for both kinds of model: the disk is full, broken, forbidden, or gone."
     for step in (1, 2, 3): save(run_dir, step)
 
     class Faulty(ck.Disk):
@@ -164,18 +174,70 @@ def test_disk_that_fails_once_at_any_call(run_dir, monkeypatch, operation, code)
         if Faulty.calls == at: raise OSError(code, os.strerror(code))
         return getattr(ck.Disk, operation)(self, *args)
     setattr(Faulty, operation, failing)
-    newest = 3
-    for at in range(1, 60):
+    newest, step, quiet_ends = 3, 3, 0
+    for at, code in ((n, _CODES[(n + kind) % 4]) for n in range(1, 60) for kind in (0, 1)):
         monkeypatch.setattr(ck, "DISK", Faulty())
-        Faulty.calls, step = 0, 3 + at
+        Faulty.calls, step = 0, step + 1
         try: newest = ck.read_record(save(run_dir, step)).step
         except ck.CheckpointError as e: assert os.strerror(code) in str(e) and "earlier checkpoints are untouched" in str(e)
         monkeypatch.setattr(ck, "DISK", ck.Disk())
         assert check(run_dir, at_least=newest) <= step
-        if Faulty.calls < at: break
-    assert Faulty.calls < at
+        quiet_ends = quiet_ends + 1 if Faulty.calls < at else 0
+        if quiet_ends == 2: break      # one of each kind of model went through without meeting the fault
+    assert quiet_ends == 2
     save(run_dir, 1000)
     assert not list((run_dir/"stage1_text").glob(".*"))
+
+
+@pytest.mark.parametrize("operation", ["write", "save", "save_tensors", "link"])
+def test_a_disk_that_keeps_less_than_it_was_given(run_dir, monkeypatch, operation):
+    "A short write that nobody reports: the checkpoint does not get its name."
+    good = save(run_dir, 2, is_best=False, keep_last_n=0)
+
+    class Short(ck.Disk):
+        calls = 0
+    def short(self, *args):
+        done = getattr(ck.Disk, operation)(self, *args)
+        Short.calls += 1
+        path = args[1] if operation == "link" else args[0]
+        if Short.calls == at:
+            if operation == "link": shutil.copyfile(args[0], f"{path}.copy"); os.replace(f"{path}.copy", path)
+            os.truncate(path, os.path.getsize(path)//2)
+        return done
+    setattr(Short, operation, short)
+    met = 0
+    for at in range(1, 20):
+        monkeypatch.setattr(ck, "DISK", Short())
+        Short.calls = 0
+        try: new = save(run_dir, 2*at + 1, is_best=operation == "link", keep_last_n=0)
+        except ck.CheckpointError as e: assert "bytes were written" in str(e); new = None
+        monkeypatch.setattr(ck, "DISK", ck.Disk())
+        for folder in visible(run_dir): assert ck.verify_checkpoint(folder) == []
+        if Short.calls < at: break
+        met += 1
+        assert new is None or operation == "link"
+    assert met >= {"write": 4, "save": 1, "save_tensors": 2, "link": 4}[operation] and good.exists()
+
+
+def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path, monkeypatch):
+    "In the order of disk operations: every file, the manifest, the name, the folder that holds the name; then the best; then removal."
+    for step in (1, 2): save(tmp_path, step)
+    done = []
+    class Logging(ck.Disk): pass
+    for name in ("write", "save", "save_tensors", "rename", "sync", "link", "remove"):
+        def logged(self, *args, name=name):
+            done.append((name, *(Path(a).name for a in args[:2] if isinstance(a, (str, Path)))))
+            return getattr(ck.Disk, name)(self, *args)
+        setattr(Logging, name, logged)
+    monkeypatch.setattr(ck, "DISK", Logging())
+    new = save(tmp_path, 3, keep_last_n=1)
+    at = {what: done.index(what) for what in (("write", "manifest.json"), ("sync", "manifest.json"), ("sync", "trainer_state.pt"), ("sync", "model.safetensors"))}
+    named = next(i for i, d in enumerate(done) if d[0] == "rename" and d[2] == new.name)
+    durable = next(i for i, d in enumerate(done) if i > named and d == ("sync", "stage1_text"))
+    removed = [i for i, d in enumerate(done) if d[0] == "remove"]
+    assert at["sync", "trainer_state.pt"] < at["write", "manifest.json"] < at["sync", "manifest.json"] < named < durable < min(removed)
+    assert at["sync", "model.safetensors"] < at["write", "manifest.json"] and len(removed) == 3       # two old ones and the old copy of the best
+    assert next(i for i, d in enumerate(done) if d[0] == "link") > durable
 
 
 def test_a_failing_model_leaves_nothing(tmp_path):
@@ -207,14 +269,124 @@ def test_every_damage_is_named_refused_and_passed_over(tmp_path):
     assert ck.verify_checkpoint(bad) == [] and ck.latest_checkpoint(tmp_path) == bad
     (bad/"sub"/"more.bin").write_bytes(b"x")
     assert ck.verify_checkpoint(bad) == ["sub/more.bin: is not listed in manifest.json"]
+    with pytest.raises(ck.CheckpointError, match=f"(?s){bad.name}.*sub/more.bin.*{good.name}"): ck.load_checkpoint(bad, quiet=True)
+    (bad/"sub"/"more.bin").unlink()
+    empty = {"format": ck.FORMAT, "metadata": {}, "files": {}}
+    (bad/ck.MANIFEST).write_bytes(ck._json(empty | {"sha256": ck._self_hash(empty)}))
+    assert ck.verify_checkpoint(bad) == ["manifest.json: lists no files"] and ck.latest_checkpoint(tmp_path, quiet=True) == good
+
+
+def test_the_offer_reaches_into_other_stages_of_the_run(tmp_path):
+    good, bad = save(tmp_path, 1, is_best=False), save(tmp_path, 2, stage="stage2", is_best=False)
+    (bad/"model.safetensors").unlink()
+    with pytest.raises(ck.CheckpointError, match="there is no good one beside it"): ck.load_checkpoint(bad, quiet=True)
+    (tmp_path/"run_config.json").write_text("{}")
+    with pytest.raises(ck.CheckpointError, match=f"the newest good one is .*{good.name}"): ck.load_checkpoint(bad, quiet=True)
+
+
+def test_a_proof_is_used_once_and_only_for_what_is_untouched(tmp_path, monkeypatch):
+    "`latest` and `load` together read each file once; a file that was touched in between is read again."
+    path, read = save(tmp_path, 1, is_best=False), []
+    monkeypatch.setattr(ck.time, "time_ns", lambda: int((time.time() + 10)*1e9))      # as if ten seconds had passed
+    hashed = ck.file_sha256
+    monkeypatch.setattr(ck, "file_sha256", lambda p: read.append(Path(p).name) or hashed(p))
+    assert ck.latest_checkpoint(tmp_path) == path and len(read) == len(set(read)) == 6
+    ck.load_checkpoint(path, quiet=True)
+    assert len(read) == 6
+    with open(path/"model.safetensors", "r+b") as f: f.seek(-2, 2); f.write(b"?")
+    os.utime(path/"model.safetensors", (0, 0))
+    with pytest.raises(ck.CheckpointError, match="its content has changed"): ck.load_checkpoint(path, quiet=True)
+    assert len(read) == 12
+
+
+def test_what_training_does_while_a_snapshot_is_written_does_not_show(tmp_path):
+    "Weights, moments and position are of one instant, although a thread writes while they change."
+    import threading
+    model, moments, memory = Told(0), torch.zeros(200_000), ck.SnapshotMemory()
+    for step in range(1, 6):
+        model.tensor.fill_(step); moments.fill_(step)
+        snapshot = ck.snapshot_checkpoint(model, tmp_path, stage="s", step=step, epoch=0, loss=1.0, trainer_state={"position": step, "moments": moments, "step": torch.tensor(float(step))}, memory=memory, keep_last_n=0)
+        writer = threading.Thread(target=ck.write_snapshot, args=(snapshot,))
+        writer.start()
+        while writer.is_alive(): model.tensor.add_(1); moments.add_(1)
+        writer.join()
+    for record in ck.list_checkpoints(tmp_path/"s"):
+        loaded = ck.load_checkpoint(record.path, other := Weights(), quiet=True)
+        assert other.tensor.unique().tolist() == loaded.trainer_state["moments"].unique().tolist() == [loaded.trainer_state["position"]] == [record.step]
+    size = memory.nbytes
+    class Full(ck.Disk):
+        def save(self, path, value): raise OSError(errno.ENOSPC, "No space left on device")
+    kept, ck.DISK = ck.DISK, Full()
+    try:
+        with pytest.raises(ck.CheckpointError, match="No space left"):
+            ck.write_snapshot(ck.snapshot_checkpoint(model, tmp_path, stage="s", step=9, epoch=0, loss=1.0, trainer_state={"moments": moments}, memory=memory))
+    finally: ck.DISK = kept
+    assert memory.nbytes == size >= 800_000       # given back, also when writing failed
+
+
+def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
+    "On a slow file system a second list looks at two things for each checkpoint; what changed is seen, and a fast disk is always looked at."
+    paths = [save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 5)]
+    reads, opened = [], ck._read_manifest
+    monkeypatch.setattr(ck, "_read_manifest", lambda folder: reads.append(Path(folder).name) or opened(folder))
+    ck.list_checkpoints(tmp_path); ck.list_checkpoints(tmp_path)
+    assert len(reads) == 8             # a fast disk: nothing is remembered
+    monkeypatch.setattr(ck, "SLOW", -1.0)
+    first = ck.list_checkpoints(tmp_path)
+    assert ck.list_checkpoints(tmp_path) == first and len(reads) == 12
+    first[0].problem = "mine"          # what a caller does to a record stays with the caller
+    assert ck.list_checkpoints(tmp_path)[0].problem == "" and len(reads) == 12
+    (paths[1]/"extra.safetensors").unlink()
+    shutil.rmtree(paths[2])
+    assert [(r.step, r.complete) for r in ck.list_checkpoints(tmp_path)] == [(1, True), (2, False), (4, True)]
+    os.truncate(paths[3]/"model.safetensors", 5)
+    assert ck.list_checkpoints(tmp_path)[-1].complete and not ck.list_checkpoints(tmp_path, fresh=True)[-1].complete      # as the notebook says
+    assert ck.latest_checkpoint(tmp_path, quiet=True) == paths[0]
+
+
+def test_a_list_reads_one_file_each(tmp_path, monkeypatch):
+    for step in range(1, 4): save(tmp_path, step, keep_last_n=0, is_best=False)
+    opened, real = [], open
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(Path(path).name) or real(path, *a, **k))
+    records = ck.list_checkpoints(tmp_path)
+    monkeypatch.undo()
+    assert opened == [ck.MANIFEST]*3 and [(r.step, r.loss, r.complete) for r in records] == [(1, 1.0, True), (2, .5, True), (3, 1/3, True)]
+
+
+def test_removing_frees_space_before_the_trash(tmp_path, monkeypatch):
+    "On a drive with a trash, what lands there is empty; a file with a second name is left whole."
+    trash, unlink = {}, os.unlink
+    def to_trash(path, *args, dir_fd=None, **kwargs):
+        if dir_fd is not None: trash[path] = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_size; return unlink(path, dir_fd=dir_fd)
+        trash[Path(path).name] = os.lstat(path).st_size
+        return unlink(path)
+    for mode, is_empty in (("ext4", False), ("fuse.drive", True)):
+        monkeypatch.setattr(ck, "_file_system", lambda path: mode)
+        monkeypatch.setattr(os, "unlink", to_trash)
+        out = tmp_path/mode
+        for step in (1, 2, 3): save(out, step, keep_last_n=0, is_best=step == 2)
+        best = out/"stage1_text"/"checkpoint-best"
+        trash.clear()
+        ck.prune_checkpoints(out, 1)
+        assert trash and (max(trash.values()) == 0) == is_empty
+        assert ck.verify_checkpoint(best) == [] and len(visible(out)) == 3           # step 2 stays: it is the best
+        records = ck.list_checkpoints(out)
+        shutil_target = next(r for r in records if r.step == 2 and r.path != best).path
+        ck.DISK.remove(shutil_target)
+        assert ck.verify_checkpoint(best) == [], mode     # it shares its bytes with what was removed
+        monkeypatch.undo()
 
 
 def test_latest_says_what_it_passed_over(tmp_path, capsys):
     good, bad = save(tmp_path, 1, is_best=False), save(tmp_path, 2, is_best=False)
-    with open(bad/"model.safetensors", "r+b") as f: f.seek(-1, 2); f.write(b"?")
+    with open(bad/"model.safetensors", "r+b") as f: f.seek(-2, 2); f.write(b"?")
     assert ck.find_checkpoint("latest", tmp_path) == good
     said = capsys.readouterr().out
-    assert "model.safetensors: its content has changed" in said and f"Using {good} instead" in said
+    assert said.splitlines() == [f"⚠️  {bad} is not complete: model.safetensors: its content has changed (SHA-256 differs). Using {good} instead"]
+    assert ck.find_checkpoint("auto", tmp_path) == good
+    with open(good/"model.safetensors", "r+b") as f: f.seek(-2, 2); f.write(b"?")
+    capsys.readouterr()
+    assert ck.latest_checkpoint(tmp_path) is None and capsys.readouterr().out.count("is not complete: model.safetensors") == 2
 
 
 def test_manifest_names_cannot_reach_outside(tmp_path):
@@ -344,7 +516,7 @@ def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
     from cad_mllm.model import CADMLLMModel
     from cad_mllm.synthetic import FAMILIES
     config, train_config = recipe("tiny")
-    config.use_lora, config.lora_r = use_lora, 4
+    config.use_lora, config.lora_r, config.llm_config = use_lora, 4, dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
 
     def start(seed):
         torch.manual_seed(seed)
@@ -385,3 +557,154 @@ def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
     trained = set(resumed[0].trainable_names())
     assert trained and all(torch.equal(after[n], expected[n]) for n in trained)
     assert ck.verify_checkpoint(saved) == [] and CADMLLMModel.from_pretrained(saved).config == config
+
+
+# -- every older form
+
+OLD_NAMES = {"first form": "stage1_text/checkpoint-epoch0-step100", "an epoch's end": "stage1_text/checkpoint-epoch0", "best": "stage1_text/checkpoint-best", "a stage's model": "stage1_text_model",
+             "second form": "stage3_all/checkpoint-step552-loss0.0385-20251130_014518"}
+FRESH = ["     Using fresh optimizer/scheduler", "     (This is normal for older checkpoints)"]
+
+
+@pytest.fixture(scope="module")
+def lora():
+    "A small real model with adapters, and what it would have left behind years ago: its weights, a pickled configuration, an optimizer that has made a step."
+    from dataclasses import replace
+    from cad_mllm.model import CADMLLMModel
+    config = replace(recipe("tiny")[0], use_lora=True, lora_r=2, sequence_format="json", projector_hidden_dim=16, image_encoder_name="", point_encoder_hidden_dim=16, num_point_tokens=2, num_points=16,
+                     llm_config=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=16))
+    model = CADMLLMModel(config)
+    with torch.no_grad():
+        for p in model.parameters(): p.requires_grad and p.add_(.1*torch.randn_like(p))
+    return model
+
+
+def optimizers(model):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1/(1 + s))
+
+
+def stepped(model):
+    optimizer, scheduler = optimizers(model)
+    for p in model.parameters(): p.grad = torch.full_like(p, .5) if p.requires_grad else None
+    optimizer.step(); scheduler.step(); optimizer.zero_grad()
+    return optimizer, scheduler
+
+
+def pickled(name, values, path):
+    "An instance of a class of that name in cad_mllm.config, with any fields, as an older version would have saved it."
+    import cad_mllm.config as module
+    kept, cls = getattr(module, name), type(name, (), {"__module__": "cad_mllm.config"})
+    instance = cls()
+    instance.__dict__.update(values)
+    setattr(module, name, cls)
+    try:
+        if path: torch.save(instance, path)
+        return instance
+    finally: setattr(module, name, kept)
+
+
+STATES = {"no trainer_state": (None, ["  ⚠️  No trainer_state.pt found in checkpoint", *FRESH]), "epoch and step": ({}, ["  ⚠️  No optimizer state in trainer_state.pt", *FRESH]),
+          "optimizer and scheduler, no RNG": ("optimizer", [])}
+
+@pytest.mark.parametrize("state", list(STATES))
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"])
+def test_every_older_form_loads_goes_on_and_can_be_upgraded(lora, tmp_path, capsys, state, weights):
+    "Weights, words, optimizer; then the next save is in this format; then the same of the upgraded one."
+    from cad_mllm.model import CADMLLMModel
+    form = list(OLD_NAMES.values())[(list(STATES).index(state)*3 + ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"].index(weights)) % 5]
+    folder, (kind, words) = tmp_path/form, STATES[state]
+    lora.save_pretrained(folder)
+    for name in ("cad_mllm_config.json", "tokenizer.json", "tokenizer_config.json"): (folder/name).unlink()
+    if weights != "adapter_model.safetensors": torch.save(load_file(folder/"adapter_model.safetensors"), folder/weights); (folder/"adapter_model.safetensors").unlink()
+    pickled("CADMLLMConfig", lora.config.to_dict() | {"device": "cuda"}, folder/"config.pt")
+    optimizer, scheduler = stepped(lora)
+    told = {"epoch": 0, "step": 100}
+    if kind == "optimizer": told |= {"loss": .5, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "timestamp": "2025-11-30T01:45:18", "config": {"output_dir": Path("/content/drive")}}
+    if kind is not None: torch.save(told, folder/ck.STATE)
+    lora.load_weights(folder)
+
+    def goes_on(path):
+        model = CADMLLMModel(lora.config, seed=9)
+        capsys.readouterr()
+        loaded = ck.load_checkpoint(ck.find_checkpoint("latest", tmp_path), model)
+        said = capsys.readouterr().out.splitlines()
+        assert loaded.path == path and said[1:3] == ["  ✓ Loaded LLM with LoRA adapters", "  ✓ Loaded point cloud module"] and [line for line in said if line in words] == words
+        assert all(torch.equal(a, b) for a, b in zip(lora.saved_files()["adapter_model.safetensors"].values(), model.saved_files()["adapter_model.safetensors"].values()))
+        assert all(torch.equal(a, b) for a, b in zip(lora.point_projector.state_dict().values(), model.point_projector.state_dict().values()))
+        mine, schedule = optimizers(model)
+        done = ck.restore_optimizer(mine, schedule, loaded.trainer_state, quiet=True)
+        assert (done.optimizer, done.scheduler) == (kind == "optimizer",)*2
+        if kind == "optimizer": assert all(torch.equal(mine.state[a]["exp_avg"], optimizer.state[b]["exp_avg"]) for a, b in zip(mine.param_groups[0]["params"], optimizer.param_groups[0]["params"]))
+        assert loaded.config == lora.config and loaded.metadata["step"] == (100 if kind is not None else loaded.metadata["step"])
+        return loaded
+    assert goes_on(folder).old_format
+    new = ck.upgrade_checkpoint(folder)
+    aside = folder.with_name(f"{folder.name}-old")
+    assert new == folder and ck.verify_checkpoint(new) == [] and "upgraded" in capsys.readouterr().out and ck.read_record(aside).complete
+    shutil.rmtree(aside)
+    assert not goes_on(new).old_format
+    later = ck.save_checkpoint(lora, tmp_path, stage="stage1_text", step=101, epoch=0, loss=.4, trainer_state={"optimizer": ck.optimizer_state(optimizer, lora.named_parameters())})
+    assert ck.latest_checkpoint(tmp_path) == later and not ck.read_record(later).old_format and new.exists()
+
+
+def test_the_real_old_checkpoint_can_be_upgraded(tmp_path, capsys):
+    root = os.environ.get("OMNI_CAD_ROOT")
+    source = Path(root).parent/"legacy-checkpoint" if root else None
+    if not source or not (source/"config.pt").exists(): pytest.skip("set OMNI_CAD_ROOT to a folder beside which legacy-checkpoint/config.pt lies")
+    folder = legacy(tmp_path/"stage1_text"/"checkpoint-epoch0-step100", trainer_state_pt={"epoch": 0, "step": 100})
+    shutil.copy(source/"config.pt", folder/"config.pt")
+    before = ck.read_config(folder)[0]
+    new = ck.upgrade_checkpoint(folder, keep_original=False)
+    loaded = ck.load_checkpoint(new, quiet=True)
+    assert not loaded.old_format and loaded.config == before and loaded.config.lora_r == 64 and not (new/"config.pt").exists() and loaded.metadata["step"] == 100
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+@needs_fork
+def test_an_upgrade_that_is_killed_leaves_the_original(run_dir):
+    "At every disk operation: there is always a complete one, and an upgrade can be done again."
+    folder = legacy(run_dir/"s"/"checkpoint-epoch0-step100", trainer_state_pt={"epoch": 0, "step": 100}, image_projector_pt={"w": torch.ones(3)})
+    died = 0
+
+    def child(at, path):
+        ck.DISK = DyingDisk(at)
+        ck.upgrade_checkpoint(path, quiet=True)
+    for at in range(1, 100):
+        path = ck.latest_checkpoint(run_dir, quiet=True)
+        _, status = os.waitpid(in_child(child, at, path), 0)
+        newest = ck.latest_checkpoint(run_dir, quiet=True)
+        assert newest is not None and ck.load_checkpoint(newest, quiet=True).metadata["step"] == 100
+        if not os.WIFSIGNALED(status): break
+        died += 1
+        if not ck.is_old_format(newest): break         # it died after the new one was there
+    assert died > 5 and not ck.is_old_format(ck.latest_checkpoint(run_dir, quiet=True)) and folder.parent.exists()
+
+
+def test_an_adapter_more_and_a_projector_less(lora, capsys):
+    "The state of a model is put into the optimizer of another: what both have is restored, the rest is named."
+    from dataclasses import replace
+    from cad_mllm.model import CADMLLMModel
+    train_config = recipe("tiny")[1]
+    def start(config):
+        model = CADMLLMModel(config)
+        optimizer = torch.optim.AdamW(model.parameter_groups(train_config, 1e-2), lr=1e-2)
+        return model, optimizer, dict(model.named_parameters())
+    names = ("q_proj", "v_proj")
+    one, optimizer, parameters = start(replace(lora.config, lora_target_modules=names))
+    for i, p in enumerate(parameters.values()): p.grad = torch.full_like(p, 1. + i) if p.requires_grad else None
+    optimizer.step()
+    state = ck.plain({"step": 7, "optimizer": ck.optimizer_state(optimizer)})
+    other, fresh, there = start(replace(lora.config, lora_target_modules=(*names, "k_proj"), point_encoder_name=""))
+    done = ck.restore_optimizer(fresh, None, state)
+    said = capsys.readouterr().out
+    both = [n for n, p in there.items() if p.requires_grad and n in parameters]
+    added, gone = [n for n in there if "k_proj.lora" in n], [n for n, p in parameters.items() if p.requires_grad and n.startswith("point_")]
+    assert done.optimizer and both and len(added) == 2 and gone
+    for n in both: assert torch.equal(fresh.state[there[n]]["exp_avg"], optimizer.state[parameters[n]]["exp_avg"]), n
+    for n in added: assert there[n] not in fresh.state and n in said
+    assert any(n in said for n in gone) and "optimizer state of parameters that are not here" in said
+    wider, fresh, there = start(replace(lora.config, lora_target_modules=names, lora_r=4))
+    done = ck.restore_optimizer(fresh, None, state, quiet=True)
+    assert done.optimizer and any("shape" in note for note in done.notes)
+    assert all((p in fresh.state) == (p.requires_grad and ".lora_" not in n) for n, p in there.items())

@@ -1,6 +1,7 @@
-"The Colab notebook from top to bottom, with a pretended `google.colab` and a Drive-like folder, and a disconnect in the middle."
+"The Colab notebook from top to bottom, with a pretended `google.colab` and a Drive-like folder, and a disconnect in the middle that leaves nothing but the Drive."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,23 +13,25 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT/"nbs"/"tutorials"/"colab.ipynb"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not NOTEBOOK.exists(), reason="nbs/tutorials/colab.ipynb is not there (an installed package has no notebooks)")]
+SETTINGS = '"tiny", "synthetic", 400, 0'
 
 
-def write_script(folder, max_steps):
-    "The notebook's code cells as one script, with few parts, and /content inside `folder`."
-    cells = ["".join(c["source"]) for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
+def code_cells(): return ["".join(c["source"]) for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
+
+
+def write_runtime(folder, cells, settings=SETTINGS):
+    "A fresh runtime in `folder`: the notebook's cells as one script, /content inside the folder, and a google.colab whose Drive is whatever lies in content/drive."
     text = "\n".join(cells)
-    assert '"tiny", 400, 0' in text and '"/content' in text
-    text = text.replace('"tiny", 400, 0', f'"tiny", 24, {max_steps}').replace('"/content', f'"{folder}/content')
+    assert SETTINGS in text and '"/content' in text
+    text = text.replace(SETTINGS, settings).replace('"/content', f'"{folder}/content')
     (folder/"google"/"colab").mkdir(parents=True, exist_ok=True)
     (folder/"google"/"colab"/"__init__.py").write_text("")
     (folder/"google"/"colab"/"drive.py").write_text("def mount(where): __import__('pathlib').Path(where, 'MyDrive').mkdir(parents=True, exist_ok=True)\n")
     (folder/"cells.py").write_text(text)
 
 
-def start(folder, max_steps=0):
-    write_script(folder, max_steps)
-    env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
+def start(folder):
+    env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "CUDA_VISIBLE_DEVICES": "", "HOME": str(folder), "TMPDIR": str(folder)}
     with open(folder/"cells.log", "ab") as log:
         return subprocess.Popen([sys.executable, "cells.py"], cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -40,21 +43,69 @@ def wait_for(holds, process, folder, seconds=420):
         time.sleep(.2)
 
 
-def test_disconnect_and_run_again(tmp_path):
-    run = tmp_path/"content"/"drive"/"MyDrive"/"CAD-MLLM"/"checkpoints"/"run1"
-    first = start(tmp_path)
-    wait_for(lambda: (run/"stage1_text_model").exists(), first, tmp_path)
-    training = json.loads((run/"status.json").read_text())["pid"]
-    os.killpg(first.pid, signal.SIGKILL)
-    os.kill(training, signal.SIGKILL)                       # the runtime is gone; what is on Drive stays
-    assert not (run/"final_model").exists()
+def lose_the_runtime(folder, process, run):
+    "What a disconnect does: every process ends, the local disk is empty, and the Drive remembers a machine that nobody can ask any more."
+    status = json.loads((run/"status.json").read_text())
+    os.killpg(process.pid, signal.SIGKILL)
+    os.kill(status["pid"], signal.SIGKILL)
+    process.wait()
+    for name in ("launch.json", "status.json"):
+        said = json.loads((run/name).read_text())
+        (run/name).write_text(json.dumps(dict(said, host="the-runtime-before")))
+        os.utime(run/name, (time.time() - 900, time.time() - 900))
+    kept = folder/"content"/"drive"
+    for path in [p for p in (*folder.iterdir(), *(folder/"content").iterdir()) if p not in (kept, folder/"content")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert [p.name for p in folder.rglob("*") if p.parent == folder or p.parent == folder/"content"] == ["content", "drive"]
 
+
+def test_disconnect_and_run_again(tmp_path):
+    from cad_mllm.checkpoint import list_checkpoints
+    run = tmp_path/"content"/"drive"/"MyDrive"/"CAD-MLLM"/"checkpoints"/"run1"
+    settings = SETTINGS.replace("400", "24")
+    write_runtime(tmp_path, code_cells(), settings)
+    first = start(tmp_path)
+    wait_for(lambda: (run/"stage1_text_model"/"manifest.json").exists(), first, tmp_path)
+    lose_the_runtime(tmp_path, first, run)
+    newest = max(r.step for r in list_checkpoints(run) if r.complete)
+    assert not (run/"final_model").exists() and newest > 0
+
+    write_runtime(tmp_path, code_cells(), settings)
     second = start(tmp_path)
     assert second.wait(420) == 0, (tmp_path/"cells.log").read_text()[-3000:]
     assert (run/"final_model").exists() and json.loads((run/"status.json").read_text())["state"] == "done"
     events = [json.loads(line) for line in (run/"events.jsonl").read_text().splitlines()]
-    resumed, = [i for i, e in enumerate(events) if e["event"] == "resume"]
-    assert events[resumed]["step"] == [e["step"] for e in events[:resumed] if e["event"] == "checkpoint"][-1] > 0
+    assert [e["step"] for e in events if e["event"] == "resume"] == [newest]
     steps = {json.loads(line)["step"] for line in (run/"metrics.jsonl").read_text().splitlines()}
     assert steps == set(range(1, max(steps) + 1))
     assert list((run.parent.parent/"completions").glob("flange*.json"))
+
+
+def test_omni_cad_is_fetched_and_prepared(tmp_path, small_data):
+    "The cells up to the data, with a hub that hands out a small archive of the same layout."
+    source = tmp_path/"archive"/"Omni-CAD"
+    for name in ("json", "txt"): shutil.copytree(small_data/name, source/name)
+    shutil.make_archive(str(tmp_path/"Omni-CAD"), "zip", tmp_path/"archive")
+    (tmp_path/"huggingface_hub.py").write_text(f"def hf_hub_download(repo, name, repo_type, local_dir):\n    assert (repo, name, repo_type) == ('jingwei-xu-00/Omni-CAD', 'Omni-CAD.zip', 'dataset')\n    return {str(tmp_path/'Omni-CAD.zip')!r}\n")
+    cells = code_cells()
+    last = next(i for i, text in enumerate(cells) if "hf_hub_download" in text)
+    write_runtime(tmp_path, cells[:last + 1], SETTINGS.replace('"synthetic", 400', '"omni-cad", 3'))
+    for _ in range(2):                                      # the second time there is nothing left to do
+        process = start(tmp_path)
+        assert process.wait(300) == 0, (tmp_path/"cells.log").read_text()[-3000:]
+    data = tmp_path/"content"/"data"
+    names = sorted(p.stem for p in data.glob("json/*/*.json"))
+    assert len(names) == 3 and (data/"complete").exists()
+    for name in names:
+        assert list(data.glob(f"json_truncated/*/{name}_tr_*.json")) and list(data.glob(f"pointcloud/*/{name}.npz")) and list(data.glob(f"img/*/{name}*.png"))
+
+
+def test_nothing_that_colab_has_is_replaced(tmp_path):
+    "The install cell gives pip every installed version as a constraint."
+    cell = next(text for text in code_cells() if "pip" in text and "installed.txt" in text).split("import cad_mllm")[0]
+    script = "import subprocess, sys\nfrom pathlib import Path\nasked = []\nsubprocess.run = lambda words, **kwargs: asked.append(words)\nREPOSITORY = 'git+repository'\n" \
+             "import importlib.util; importlib.util.find_spec = lambda name: None\n" + cell + "\nprint(asked[0][asked[0].index('-c') + 1], asked[0][-1])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["installed.txt", "git+repository"]
+    listed = {line.split("==")[0].lower() for line in (tmp_path/"installed.txt").read_text().splitlines()}
+    assert {"torch", "ipywidgets", "numpy"} <= listed

@@ -201,6 +201,55 @@ def test_unreadable_files_and_folders_and_a_folder_that_cannot_be_written(tmp_pa
     finally: root.chmod(0o755); folder.chmod(0o755)
 
 
+# --- the index -------------------------------------------------------------------------------------------------------
+
+def age(root, seconds):
+    "Set the times of folders and caption files back, so that they count as settled."
+    for f in [root, *root.rglob("*")]:
+        if f.is_dir() or "txt" in f.parts: os.utime(f, ns=(f.stat().st_mtime_ns - int(seconds*1e9),)*2)
+
+
+def change(rng, root):
+    "One change that somebody might make between two runs; true where the file system dates it."
+    wholes, cuts = (sorted((root/d).rglob("*.json")) for d in ("json", "json_truncated"))
+    pick, how = (lambda files: files[rng.integers(len(files))]), rng.integers(8)
+    if how == 0: pick(cuts).unlink()
+    elif how == 1: pick(wholes).unlink()
+    elif how == 2:                                                      # a part is added
+        whole, id = CADProgram.from_json(pick(wholes)), f"0009/{rng.integers(10**8):08d}_00001"
+        whole.save(root/"json"/f"{id}.json")
+        for i, kept in enumerate(truncation_counts(len(whole)), 1): whole.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{i:02d}.json")
+    elif how == 3: (root/"txt"/"0000.json").write_text(json.dumps([{"id": pick(wholes).relative_to(root/"json").with_suffix("").as_posix(), "text caption": "Another caption."}]))
+    elif how == 4:                                                      # a download replaces a file
+        (root/"new").write_bytes(pick(wholes).read_bytes()); os.replace(root/"new", pick(wholes))
+    elif how == 5: (root/"img"/"0000"/"00000000_00000.png").write_bytes(b"no picture, but a name")
+    elif how == 6: pick(cuts).write_bytes(pick(cuts).read_bytes())      # overwritten in place, whole files: no folder gets another time
+    else: pick(wholes).write_bytes(pick(wholes).read_bytes()[:-rng.integers(1, 50)])
+    return how < 6
+
+
+def test_a_stale_index_never_gives_a_wrong_sample(tmp_path):
+    "Random changes between two starts: what is dated is noticed at once and gives the data set of a fresh start; what is not is found when it is read."
+    original = write_data(tmp_path/"original", 6)
+    for seed in range(8):
+        rng, root = np.random.default_rng(seed), Path(tmp_path, str(seed))
+        os.system(f"cp -a {original} {root}"); age(root, 100)
+        kw = dict(index_path=tmp_path/f"{seed}.npz", from_scratch_prob=0, report_path=os.devnull)
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make(root, **kw)
+            dated = [change(rng, root) for _ in range(rng.integers(1, 4))]
+            again, fresh = make(root, **kw), make(root, **{**kw, "index_path": None})
+            if all(dated):
+                assert again.fingerprint == fresh.fingerprint and again.report == fresh.report
+                assert all(same(again.sample(1, i), fresh.sample(1, i)) for i in range(len(fresh)))
+            true = {(s.id, s.kept): (s.caption, s.prefix, s.target) for s in fresh if s}
+            seen = [s for s in again if s]
+            assert all((s.caption, s.prefix, s.target) == true[s.id, s.kept] for s in seen) and len(seen) >= len(again) - sum(not d for d in dated)*5
+        logging.disable(logging.NOTSET)
+
+
 # --- packing and splits ----------------------------------------------------------------------------------------------
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(100, 300))

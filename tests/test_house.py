@@ -64,3 +64,12 @@ def test_the_readme_points_to_things_that_exist():
     text = (REPO/"README.md").read_text()
     targets = re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text)
     assert len(targets) >= 5 and [t for t in targets if not (REPO/t).exists()] == []
+
+
+def test_the_readme_shows_the_results_as_they_are():
+    "No placeholder is left, and each table that the index shows is the file that a benchmark wrote."
+    import json
+    text, cells = (REPO/"README.md").read_text(), json.loads((REPO/"nbs/index.ipynb").read_text())["cells"]
+    shown = re.findall(r'result\("(\w+)"\)', "\n".join("".join(c["source"]) for c in cells))
+    assert shown and not re.search(r"\b[A-Z]+_(TABLE|FIGURE)\b|TODO|XXX", text)
+    for name in shown: assert (REPO/f"benchmarks/results/{name}.md").read_text().strip() in text, f"README does not show benchmarks/results/{name}.md as it is: run tools/run_notebooks.py index, tools/make_readme.py"

@@ -200,7 +200,7 @@ def test_broken_text_of_a_real_model_does_no_harm(tmp_path):
     completer = CADAutocomplete(CADMLLMModel(replace(TINY, sequence_format="json", max_seq_length=16384)), kernel="manifold")
     caption, _, text = raw.read_text().partition("\n")
     ids = completer.model.tokenizer.encode(text, add_special_tokens=False)
-    completer.write = lambda requests, budgets, *a, **k: [ids]*len(requests)
+    completer.write = lambda requests, budgets, **k: [completer.read(ids, r) for r in requests]
     result = completer.complete(caption=caption, out=tmp_path/"out.json")
     assert result["metadata"]["total_operations"] == len(result["sequence"])
     assert result["metadata"]["valid"] or result["metadata"]["notes"]
@@ -211,7 +211,7 @@ def test_broken_text_of_a_real_model_does_no_harm(tmp_path):
 
 @pytest.mark.parametrize("request_, words", [
     (dict(), "nothing to go by"), (dict(partial_json="none.json"), "none.json: the file cannot be read"), (dict(image="none.png"), "image='none.png'"),
-    (dict(point_cloud="none.npz"), "point_cloud='none.npz'"), (dict(point_cloud="part.step"), "unknown suffix"), (dict(point_cloud=np.full((9, 3), np.nan)), "without extent"),
+    (dict(point_cloud="none.npz"), "point_cloud='none.npz'"), (dict(point_cloud="part.dwg"), "unknown suffix"), (dict(point_cloud=np.full((9, 3), np.nan)), "without extent"),
     (dict(caption="x", max_new_tokens=2), "at least"), (dict(caption="word "*3000), "leaves no room"), (dict(caption="x", num=0), "num=0"),
     (dict(caption="x", temperature=-1), "temperature=-1"), (dict(caption="x", formats=("dwg",)), "formats='dwg'")])
 def test_a_request_that_cannot_be_served_says_why(autocomplete, request_, words):

@@ -15,13 +15,13 @@ SMALL = dict(image_size=48, num_points=200)
 
 
 def tree_of(root):
-    "Every file but the report, with its bytes."
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file() and p.name != "prepare_report.json"}
+    "Every file but reports and records of failures, with its bytes."
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file() and not p.name.startswith("prepare_")}
 
 
-def start(root, out, jobs):
+def start(root, out, jobs, **more):
     "`prepare` in a process of its own, with its workers in its group."
-    code = f"from cad_mllm.prepare import prepare; prepare({str(root)!r}, {str(out)!r}, jobs={jobs}, image_size=48, num_points=200)"
+    code = f"from cad_mllm.prepare import prepare; prepare({str(root)!r}, {str(out)!r}, jobs={jobs}, image_size=48, num_points=200, **{more!r})"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -79,6 +79,62 @@ def test_killed_and_resumed(source, whole, tmp_path, jobs):
 def test_workers_give_the_same_tree(source, whole, tmp_path):
     prepare(source, tmp_path, jobs=2, **SMALL)
     assert tree_of(tmp_path) == whole
+
+
+def test_shards_together_are_the_whole(source, whole, tmp_path):
+    "Three processes at once, one of them killed and started again: the tree of one run, captions in files of their own."
+    processes = [start(source, tmp_path, 0, shard=f"{i}/3") for i in (1, 2, 3)]
+    wait_for(lambda: len(list(tmp_path.rglob("*.png"))) > 12, processes[0])
+    processes[0].send_signal(signal.SIGKILL); processes[0].wait()
+    processes[0] = start(source, tmp_path, 0, shard="1/3")
+    assert [p.wait() for p in processes] == [0, 0, 0]
+    temporary = list(tmp_path.rglob(".tmp-*"))   # of the killed one: younger than an hour, so that no other machine's are taken
+    for p in temporary: p.unlink()
+    def captions(tree): return {e["id"]: e["text caption"] for k, v in tree.items() if k.startswith("txt/") for e in json.loads(v)}
+    found = tree_of(tmp_path)
+    assert {k: v for k, v in found.items() if not k.startswith("txt/")} == {k: v for k, v in whole.items() if not k.startswith("txt/")}
+    assert captions(found) == captions(whole)
+    reports = [json.loads((tmp_path/f"prepare_report_{i}_of_3.json").read_text()) for i in (1, 2, 3)]
+    assert sum(r["histories"] for r in reports) == 16 and sum(r["products"]["history"].get("failed", 0) for r in reports) == 2
+    assert set(prepare(source, tmp_path, jobs=0, **SMALL)["products"]["images"]) == {"skipped"}
+
+
+def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch):
+    "Recorded at once; left alone by the next run, tried again when asked or when the history changes."
+    (tmp_path/"hanging_kernel.py").write_text(
+        "import time\nfrom cad_mllm import prepare as module\n"
+        "def hangs(task):\n    if '00000005' in task[2]: time.sleep(600)\n    return module._prepare_one(task)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _close_workers()
+    import hanging_kernel
+    started = []
+    def watched(func, tasks, jobs, timeout, run=module._run):
+        started.append([t[2] for t in tasks])
+        return run(hanging_kernel.hangs, tasks, jobs, timeout)
+    monkeypatch.setattr(module, "_run", watched)
+    root, out = tmp_path/"root", tmp_path/"out"
+    for path in sorted((source/"json/0000").glob("0000000[456]_0*.json")): (root/"json/0000").mkdir(parents=True, exist_ok=True); (root/"json/0000"/path.name).write_bytes(path.read_bytes())
+    settings = dict(jobs=1, images=False, num_points=64, timeout=8)
+    first = prepare(root, out, **settings)
+    assert first["reasons"] == {"worker: timeout": 1} and len(started[-1]) == 3
+    again = prepare(root, out, **settings)
+    assert len(started[-1]) == 2 and again["reasons"] == first["reasons"] and again["failures"][0]["known"]
+    assert again["products"]["history"] == {"done": 2, "failed": 1}
+    prepare(root, out, **{**settings, "timeout": 6}); assert len(started[-1]) == 2
+    monkeypatch.setattr(module, "_run", lambda func, tasks, jobs, timeout, run=module._run: [(started.append([t[2] for t in tasks])), [(t, module._prepare_one(t)) for t in tasks]][1])
+    assert prepare(root, out, **settings, retry=True)["products"]["history"] == {"done": 3} and len(started[-1]) == 3
+    assert "known" not in json.dumps(prepare(root, out, **settings)["failures"]) and len(started[-1]) == 3
+
+
+def test_a_dry_run_writes_nothing_and_counts_what_a_run_makes(source, tmp_path):
+    out = tmp_path/"out"
+    made = prepare(source, out, jobs=2, dry_run=True, **SMALL)
+    assert not out.exists() and made["todo"] == made["histories"] == 16 and made["sampled"] == 16 and 0 < made["seconds_range"][1]
+    assert "16 of 16 histories lack products" in module.describe_estimate(made)
+    prepare(source, out, jobs=0, **SMALL)
+    files = [p for f in ("img", "pointcloud", "json_truncated") for p in (out/f).rglob("*") if p.is_file()]
+    assert made["files"] == len(files)                 # the sample is the whole here
+    assert made["bytes"] == pytest.approx(sum(p.stat().st_size for p in files), rel=1e-6)
 
 
 def test_a_worker_that_dies_costs_one_part(source, tmp_path, monkeypatch):

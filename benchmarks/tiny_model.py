@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""A tiny model, twenty minutes on two cores: from points to parts, against the nearest training part.
+
+    python benchmarks/tiny_model.py [--minutes 20] [--train 2000] [--test 100] [--work FOLDER] [--out benchmarks/results/tiny_model.md]
+
+Trains on synthetic parts from their points alone (no captions: those of synthetic parts tell the dimensions), on two threads. The time is CPU time: two minutes of it are one minute on two cores, whatever else the machine does. Then held-out synthetic parts, none of which
+is a copy of a training part, are written from their points: greedily, and as the best of eight by the points that were given. The baseline is retrieval: the training part whose points are nearest, by the same Chamfer distance, moved and scaled to the box of the given points. Both are judged by the Chamfer distance to other points of the true surface.
+The work folder keeps data, training and results; a second call goes on from there.
+"""
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cad_mllm.cad import CADProgram
+from cad_mllm.config import CurriculumStage, TrainConfig, recipe
+from cad_mllm.geometry import build_solid, map_isolated
+from cad_mllm.inference import CADAutocomplete
+from cad_mllm.metrics import chamfer
+from cad_mllm.prepare import prepare
+from cad_mllm.synthetic import synthesize
+from cad_mllm.tokens import encode
+from cad_mllm.train import Trainer, train
+
+LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3)
+
+
+def make_data(work, num_train, num_test, jobs):
+    "Two sets of parts with points; empty captions."
+    for name, num, seed in (("train", num_train, 101), ("test", num_test, 202)):
+        if (work/name/"done").exists(): continue
+        synthesize(work/name, num=num, seed=seed, jobs=jobs)
+        prepare(work/name, truncations=False, images=False, captions=False, num_points=4096, jobs=jobs)
+        (work/name/"done").touch()
+    (work/"no captions").mkdir(exist_ok=True)
+
+
+def parts(work, name):
+    "id -> (program, points (P, 6))."
+    out = {}
+    for path in sorted((work/name/"json").rglob("*.json")):
+        id = path.relative_to(work/name/"json").with_suffix("").as_posix()
+        cloud = work/name/"pointcloud"/f"{id}.npz"
+        if not cloud.exists(): continue
+        with np.load(cloud) as data: out[id] = CADProgram.from_json(path), np.concatenate([data["points"], data["normals"]], 1)
+    return out
+
+
+def configs(work, steps_per_second, minutes, batch_size, num_train, lr):
+    model, _ = recipe("tiny")
+    model = replace(model, image_encoder_name="", num_points=1024, num_point_tokens=32, point_encoder_hidden_dim=128, llm_config=LLM)
+    epochs = max(1, round(60*minutes*2*steps_per_second*batch_size/num_train))
+    stage = CurriculumStage("stage1_points", {"text+points": 1.0}, num_epochs=epochs, lr=lr)
+    return model, TrainConfig(stages=[stage], data_root=str(work/"train"), omnicad_txt_path=str(work/"no captions"), output_dir=str(work/"run"), batch_size=batch_size, from_scratch_prob=1.0,
+                              max_tokens_per_batch=512, warmup_steps=100, save_steps=0, save_minutes=5, logging_steps=10, num_val_samples=0, projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, device="cpu")
+
+
+def steps_a_second(model, training, steps=12):
+    "Of CPU time, after three steps to warm up."
+    trainer = Trainer(model, replace(training, output_dir=f"{training.output_dir}-timing"))
+    trainer.output_dir.mkdir(parents=True, exist_ok=True)
+    trainer.open_data(); trainer.next_stage(0); trainer.begin_stage(); trainer.model.train()
+    stream = trainer.micro_batches(trainer.plan())
+    for _ in range(3): trainer.train_step(stream, trainer.plan())
+    began = time.process_time()
+    for _ in range(steps): trainer.train_step(stream, trainer.plan())
+    return steps/(time.process_time() - began)
+
+
+def boxed(points):
+    "(points in the unit box around the origin, center, scale)."
+    low, high = points.min(0), points.max(0)
+    return (points - (low + high)/2)/(high - low).max(), (low + high)/2, (high - low).max()
+
+
+def retrieve(given, library):
+    "The library's cloud that is nearest to the given one, both in their unit boxes."
+    unit = boxed(given)[0]
+    return min(library, key=lambda id: chamfer(unit, library[id]))
+
+
+def judge(points, truth):
+    "Chamfer distance (unsquared, both directions) with the truth's longest side 1."
+    _, center, scale = boxed(truth)
+    return chamfer((points - center)/scale, (truth - center)/scale)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20, help="on two cores")
+    parser.add_argument("--train", type=int, default=2000)
+    parser.add_argument("--test", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--temperature", type=float, default=.7)
+    parser.add_argument("--work", default="tiny_model")
+    parser.add_argument("--out", default="")
+    args = parser.parse_args()
+    work = Path(args.work); work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    make_data(work, args.train, args.test, args.threads)
+    known, asked = parts(work, "train"), parts(work, "test")
+    seen = {tuple(encode(p)) for p, _ in known.values()}
+    asked = {id: v for id, v in asked.items() if tuple(encode(v[0])) not in seen}
+    if not (work/"run"/"final_model").exists():
+        plan = work/"plan.json"
+        if not plan.exists(): plan.write_text(json.dumps(steps_a_second(*configs(work, 1, 1, args.batch, len(known), args.lr))))
+        model, training = configs(work, json.loads(plan.read_text()), args.minutes, args.batch, len(known), args.lr)
+        print(f"{json.loads(plan.read_text()):.2f} steps a CPU second: {training.stages[0].num_epochs} epochs")
+        resume = "latest" if (work/"run").exists() else ""
+        train(model, replace(training, resume_from_ckpt=resume))
+    spent = json.loads((work/"run"/"final_model"/"checkpoint_metadata.json").read_text())
+    completer = CADAutocomplete(work/"run"/"final_model", device="cpu", kernel="manifold")
+    library = {id: boxed(cloud[::4, :3])[0] for id, (_, cloud) in known.items()}
+    rows = {}
+    items = [dict(point_cloud=cloud[:2048]) for _, cloud in asked.values()]
+    runs = {"greedy": dict(temperature=0.), f"best of {args.candidates}": dict(temperature=args.temperature, num=args.candidates)}
+    truths = {id: cloud[2048:, :3] for id, (_, cloud) in asked.items()}
+    for name, sampling in runs.items():
+        results = completer.complete_many(items, **sampling, batch_size=32, check="kernel")
+        solids = [r for _, r in map_isolated(build_solid_light, [CADProgram.from_json(r) if r["sequence"] else None for r in results], args.threads)]
+        rows[name] = [np.inf if isinstance(s, Exception) else judge(s.points(2048, 1)[:, :3], truths[id]) for id, s in zip(truths, solids)]
+        rows[name + " parses"] = np.mean([bool(r["sequence"]) for r in results]); rows[name + " builds"] = np.mean([not isinstance(s, Exception) for s in solids])
+    rows["nearest training part"] = []
+    for id, (_, cloud) in asked.items():
+        unit, center, scale = boxed(cloud[:2048, :3])
+        nearest = known[retrieve(cloud[:2048:2, :3], library)][1][:2048, :3]
+        rows["nearest training part"].append(judge(boxed(nearest)[0]*scale + center, truths[id]))
+    rows["the truth, sampled twice"] = [judge(cloud[:2048, :3], truths[id]) for id, (_, cloud) in asked.items()]
+    base = np.median(rows["nearest training part"])
+    lines = [f"# From points to parts in {args.minutes:g} minutes on two cores\n", f"{len(known):,} training parts, {len(asked)} held-out parts (copies of training parts left out), points only; {spent['step']:,} steps of {args.batch} parts.", "",
+             "| | parses | builds | Chamfer distance, median | against retrieval | mean of those that build |", "|---|---|---|---|---|---|"]
+    for name in [*runs, "nearest training part", "the truth, sampled twice"]:
+        v = np.array(rows[name]); finite = v[np.isfinite(v)]
+        shares = [f"{100*rows[f'{name} {k}']:.1f}%" if f"{name} {k}" in rows else "" for k in ("parses", "builds")]
+        lines.append(f"| {name} | {' | '.join(shares)} | {np.median(v):.4f} | {np.median(v)/base:.2f} | {finite.mean():.4f} |")
+    print("\n".join(lines))
+    if args.out: Path(args.out).write_text("\n".join(lines) + "\n")
+
+
+def build_solid_light(program):
+    if program is None: raise ValueError("nothing was written")
+    return build_solid(program, "manifold")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"The site of the notebooks: it builds without a network, shows what readers shall see and nothing else, and every link in it leads somewhere."
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = ROOT/"tools"/"make_docs.py"
+pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="tools/make_docs.py is not there (an installed package has no notebooks)")
+
+
+@pytest.fixture(scope="module")
+def docs():
+    spec = importlib.util.spec_from_file_location("make_docs", TOOL)
+    module = sys.modules["make_docs"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(docs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("docs")/"site"
+    return docs.build(out), out
+
+
+def test_every_link_leads_somewhere(docs, site):
+    pages, out = site
+    assert len(pages) >= 18 and docs.check_links(out) == []
+
+
+def test_the_check_finds_what_is_broken(docs, tmp_path):
+    (tmp_path/"a.html").write_text('<h1 id="x">a</h1><h2 id="x">again</h2><a href="b.html">1</a><a href="#y">2</a><a href="a.html#x">good</a><img src="no.png"><a href="htp://x.org">3</a>'
+                                   '<a href="https://nowhere">4</a><a href="https://example.org/a#b">good</a><a href="../../etc">5</a>')
+    broken = {(link, why.split(" ")[0]) for _, link, why in docs.check_links(tmp_path)}
+    assert {link for link, _ in broken} == {"#x", "b.html", "#y", "no.png", "htp://x.org", "https://nowhere", "../../etc"}
+    assert docs.check_links(tmp_path/"empty")
+
+
+def test_nothing_comes_from_a_network(site):
+    "Scripts, styles and pictures of the pages are files beside them or written into them; the one badge of Colab's own is a picture outside."
+    for page in site[1].rglob("*.html"):
+        outside = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(https?:[^"]+)"', page.read_text())
+        assert [u for u in outside if "colab-badge" not in u] == [], page.name
+
+
+def test_hidden_cells_and_directives_are_left_out(docs, site):
+    pages, out = site
+    for page in pages:
+        text = re.sub(r"<[^>]+>", "", (out/page.name).read_text())
+        assert "#| export" not in text and "#| hide" not in text and "default_exp" not in text.replace("default_exp`", ""), page.name
+    hidden = next(c for p in pages if p.notebook.stem == "01_cad" for c in p.cells if "#| hide" in "".join(c["source"]) and "assert" in "".join(c["source"]))
+    assert "".join(hidden["source"]).splitlines()[1] not in re.sub(r"<[^>]+>", "", (out/"01_cad.html").read_text())
+
+
+def test_every_exported_name_has_a_card(docs, site):
+    "What a module says it exports is on its page, with its signature."
+    for page in site[0]:
+        if not (module := docs.module_of(page)): continue
+        source = (ROOT/"cad_mllm"/f"{module}.py").read_text()
+        names = re.search(r"__all__ = \[(.*?)\]", source, re.S)[1]
+        defined = {n for n in re.findall(r"'(\w+)'", names) if re.search(rf"^(?:def|class) {n}\b", source, re.M)}
+        cards = set(re.findall(r'<section class="card" id="(\w+)"', (site[1]/page.name).read_text()))
+        assert defined <= cards, f"{page.name}: no card for {defined - cards}"
+
+
+def test_signatures_are_read_from_the_source(docs):
+    cell = '''class Part:
+    "A part."
+    size: float = 1.0 # in metres
+    def grow(self, by): return self
+
+@patch
+def shrink(
+    self: Part,
+    by: float = 2, # how often
+) -> Part: # a smaller one
+    "Make it smaller."
+
+def _private(): pass'''
+    part, grow, shrink = docs.symbols(cell)
+    assert (part.name, part.params) == ("Part", [("size", "float", "1.0", "in metres")]) and grow.signature == "Part.grow(by)"
+    assert (shrink.name, shrink.params, shrink.returns) == ("Part.shrink", [("by", "float", "2", "how often")], ("Part", "a smaller one"))
+
+
+def test_pages_follow_each_other_and_can_be_searched(site):
+    pages, out = site
+    for before, after in zip(pages, pages[1:]):
+        assert re.search(rf'<a href="[./]*{re.escape(after.name)}" rel="next">', (out/before.name).read_text()), before.name
+    entries = json.loads((out/"search.js").read_text().removeprefix("window.SEARCH = ").rstrip(";\n"))
+    assert ["panel", "CheckpointPanel", "14_panel.html#CheckpointPanel"] in [e[:3] for e in entries]
+
+
+def test_formulas_are_drawn(docs, site):
+    "All formulas of the notebooks can be drawn without a network."
+    drawn = {p.name: (site[1]/p.name).read_text() for p in site[0]}
+    assert [n for n, text in drawn.items() if 'class="tex"' in text] == [] and 'class="formula"' in drawn["04_metrics.html"]

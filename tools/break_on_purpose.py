@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+"""Break each guarantee on purpose and see that a test notices: `python tools/break_on_purpose.py [--only 2,3] [--jobs 2] [--match WORD] [--list] [--out FILE.md]`.
+
+Each mutation below replaces one piece of code in a copy of the repository and runs the test that has to fail then. Every such test is run first on the copy as it is, and has to pass there. Prints a Markdown table: the guarantee,
+what was broken, which test noticed, and with which words. Exits with 1 when a mutation went unnoticed, when a test fails without one, or when the text to replace is not there exactly once (then the code has moved on: adapt the
+mutation). Takes minutes, so it is not part of `make test`. A file may also be a notebook (`nbs/NAME.ipynb`): then the mutation is made in its cells and the notebook is run.
+"""
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GUARANTEES = {1: "exact", 2: "atomic", 3: "verified", 4: "delivery to a folder that comes and goes", 5: "stops well", 6: "elastic", 7: "old checkpoints", 8: "safe", 9: "optimizer matching"}
+
+
+@dataclass
+class Mutation:
+    guarantee: int      # 1 to 9
+    what: str           # what is broken, in words
+    file: str           # the file that is changed
+    old: str            # text in it, there exactly once
+    new: str            # what takes its place
+    test: str           # a pytest node id, or a notebook, that has to fail
+
+
+CK, TRAIN, DELIVERY, SAFE = "cad_mllm/checkpoint.py", "cad_mllm/train.py", "cad_mllm/delivery.py", "cad_mllm/safe.py"
+T_CK, T_OURS, T_SAFE, T_DELIVERY = (f"tests/test_{name}.py::test_" for name in ("checkpoint", "guarantees", "safety", "delivery"))
+T_TRAIN, T_CHANGES, T_ENDS, T_OLD, T_PEERS = (f"tests/test_train{name}.py::test_" for name in ("", "_changes", "_ends", "_old", "_processes"))
+EXACT = T_TRAIN + "killed_and_resumed_is_as_if_never_stopped[lora, dropout 0.1, accumulation 3]"
+IN_PARTS = T_TRAIN + "killed_in_an_epoch_at_its_end_and_between_stages"
+EVERY_CALL, DAMAGE = T_CK + "killed_at_every_single_disk_operation", T_CK + "every_damage_is_named_refused_and_passed_over"
+DURABLE = T_OURS + "durable_before_it_is_named_and_named_before_others_go"
+
+MUTATIONS = [
+    # 1 exact
+    Mutation(1, "the random state is not put back", TRAIN, "if rank < len(states): set_rng_state(states[rank])", "if rank < len(states): pass", EXACT),
+    Mutation(1, "the optimizer's moments are not put back", TRAIN, "restore_optimizer(self.optimizer, self.scheduler, state,", "restore_optimizer(self.optimizer, self.scheduler, {},", EXACT),
+    Mutation(1, "the data position is not put back", TRAIN, 'if hasattr(p, k) and k != "stage_index"', 'if hasattr(p, k) and k not in ("stage_index", "position")', IN_PARTS),
+    Mutation(1, "the counts of samples and tokens are not put back", TRAIN, 'if hasattr(p, k) and k != "stage_index"', 'if hasattr(p, k) and k not in ("stage_index", "samples", "tokens")', IN_PARTS),
+    Mutation(1, "the best so far is not put back", TRAIN, 'if hasattr(p, k) and k != "stage_index"', 'if hasattr(p, k) and k not in ("stage_index", "best")', T_OURS + "every_field_of_the_progress_is_put_back"),
+    Mutation(1, "the learning rate begins its curve anew", TRAIN, "p.stage_step = schedule.last_epoch = plan.steps_before(p.position)", "p.stage_step = schedule.last_epoch = 0", EXACT),
+    Mutation(1, "the gradient scaler is not put back", TRAIN, 'if state.get("scaler"): self.scaler.load_state_dict(state["scaler"])', "pass", T_TRAIN + "killed_and_resumed_is_as_if_never_stopped[fp16, GradScaler]"),
+    Mutation(1, "the best so far is not put back (by what follows)", TRAIN, 'if hasattr(p, k) and k != "stage_index"', 'if hasattr(p, k) and k not in ("stage_index", "best")', T_TRAIN + "killed_and_resumed_is_as_if_never_stopped[not packed, best by the training loss]"),
+    Mutation(1, "the learning rate is a step ahead", TRAIN, "p.stage_step = schedule.last_epoch = plan.steps_before(p.position)", "p.stage_step = schedule.last_epoch = plan.steps_before(p.position) + 1", EXACT),
+    Mutation(1, "a background save is not a copy", CK, "            copy.copy_(t.detach(), non_blocking=t.is_cuda)\n            self.taken.append(copy)\n", "            self.made[key] = t\n", T_CK + "what_training_does_while_a_snapshot_is_written_does_not_show"),
+    # 2 atomic
+    Mutation(2, "files are written straight under the final name", CK, 'temporary = _hidden(final, "tmp")', "temporary = final if not final.exists() else _hidden(final, 'tmp')", EVERY_CALL),
+    Mutation(2, "left-over temporaries are not cleaned", CK, "    clean_temporaries(final.parent)\n    temporary", "    temporary", EVERY_CALL),
+    Mutation(2, "a replaced folder is removed before the new one has its name", CK, "    try: DISK.rename(temporary, target)\n", "    if aside: DISK.remove(aside); aside = None\n    try: DISK.rename(temporary, target)\n", T_OURS + "a_replaced_model_is_there_before_or_after"),
+    Mutation(2, "files are not synced", CK, "    _threads(lambda n: DISK.sync(folder/n), names, len(names) > 2)", "    #", DURABLE),
+    Mutation(2, "the folder that holds the new name is not synced", CK, "    DISK.sync(target.parent)\n", "", DURABLE),
+    Mutation(2, "a write that kept less than it was given passes", CK, 'if size != known[name]["size"]: raise', "if False: raise", T_CK + "a_disk_that_keeps_less_than_it_was_given"),
+    Mutation(2, "the best may be pruned", CK, "if r is not best and ", "if ", "nbs/10_checkpoint.ipynb"),
+    Mutation(2, "the one resumed from may be pruned", CK, "r.path.resolve() not in keep", "True", T_CK + "the_one_resumed_from_stays"),
+    Mutation(2, "old ones go before the new one is written", CK, "        path = _publish_snapshot(final, s, metadata)\n", '        prune_checkpoints(stage_dir, max(1, options["keep_last_n"] - 1), options["protect"])\n        path = _publish_snapshot(final, s, metadata)\n', DURABLE),
+    # 3 verified
+    Mutation(3, "hashes are not compared", CK, 'if file_sha256(Path(folder)/name) == want.get("sha256") else', "if True else", DAMAGE),
+    Mutation(3, "sizes are not compared", CK, 'elif there[name].st_size != want.get("size"):', "elif False:", T_OURS + "a_file_cut_short_shows_in_a_list"),
+    Mutation(3, "missing files pass", CK, 'if name not in there: problems.append(f"{name}: is missing")', "if name not in there: pass", DAMAGE),
+    Mutation(3, "extra files pass", CK, "for name in sorted(set(there) - set(listed) - {MANIFEST})]", "for name in ()]", DAMAGE),
+    Mutation(3, "an empty manifest passes", CK, "if not isinstance(files, dict) or not files: raise", "if not isinstance(files, dict): raise", T_OURS + "an_empty_manifest_proves_nothing"),
+    Mutation(3, "the manifest's own hash is not compared", CK, 'if manifest.get("sha256") != _self_hash(manifest): raise', "if False: raise", T_OURS + "one_digit_of_a_manifest"),
+    Mutation(3, "loading does not refuse", CK, "if problems := verify_checkpoint(path, hashes): _refuse(path, problems)", "if False: pass", DAMAGE),
+    Mutation(3, "latest takes the newest without reading it", CK, "problems = [record.problem] if record.problem else [] if _just_proved(record.path) else verify_checkpoint(record.path)", "problems = [record.problem] if record.problem else []", DAMAGE),
+    Mutation(3, "auto does not say what it passes over", CK, "    if passed and not quiet: print(", "    if False: print(", T_CK + "latest_says_what_it_passed_over"),
+    Mutation(3, "auto does not say what it passes over (training)", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (self.delivery.find(wanted, quiet=True) or "")', T_TRAIN + "auto_names_what_it_passes_over"),
+    Mutation(3, "a proof holds also when files were touched since", CK, "and signature == _signature(path)", "", T_CK + "a_proof_is_used_once_and_only_for_what_is_untouched"),
+    # 4 delivery
+    Mutation(4, "what was copied is not read back", DELIVERY, 'if not t.linked and out.sha256(target) != want["sha256"]:', "if False:", T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"),
+    Mutation(4, "a failure there ends the delivery", DELIVERY, "        with self.cond: self._failed(e, room)\n", "        raise\n", T_DELIVERY + "training_goes_on_while_the_folder_fails_and_all_is_delivered_when_it_returns"),
+    Mutation(4, "old ones go before a newer one is proved there", DELIVERY, "if not any(self._rel(r.path) in self.proved for r in newer):", "if False:", T_DELIVERY + "nothing_is_pruned_before_a_newer_one_is_proved_there"),
+    Mutation(4, "the backlog has no bound", DELIVERY, "while len(self.pending) > self.max_pending and self._drop_one(): pass", "pass", T_DELIVERY + "the_backlog_is_bounded_by_count_and_keeps_what_matters"),
+    Mutation(4, "a rename that happened is not looked for", DELIVERY, "if not _arrived(t, out): raise OSError(errno.EAGAIN,", "if False: raise OSError(errno.EAGAIN,", T_DELIVERY + "a_rename_that_is_lost_is_made_again"),
+    Mutation(4, "what shows late is copied again", DELIVERY, "    if since is not None and clock() - since < settle: raise", "    if False: raise", T_DELIVERY + "what_shows_late_is_not_copied_twice"),
+    Mutation(4, "a killed run's backlog is forgotten", DELIVERY, "(self.kept if same(rel) else self.pending)[rel] = record", "self.kept[rel] = record", T_DELIVERY + "a_killed_run_leaves_its_backlog_to_the_next_one"),
+    Mutation(4, "copies grow under the final name", DELIVERY, 'ck._hidden(self.final, "tmp"), {}, set(), set(), None', "self.final, {}, set(), set(), None", T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"),
+    Mutation(4, "files that have a second name are emptied for the trash", DELIVERY, "    if not self.links_work():", "    if True:", T_DELIVERY + "files_are_emptied_before_the_trash_only_where_no_links_are"),
+    Mutation(4, "nothing is emptied for the trash", DELIVERY, "    if not self.links_work():", "    if False:", T_DELIVERY + "files_are_emptied_before_the_trash_only_where_no_links_are"),
+    Mutation(4, "a full folder makes no room for the newest", DELIVERY, "        room = _is_full(e) and self._make_room_there()", "        room = False", T_DELIVERY + "a_full_folder_gives_up_its_oldest_for_the_newest"),
+    Mutation(4, "the end of a run does not wait for the delivery", TRAIN, "while not self.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():", "while False:", T_ENDS + "training_goes_on_while_the_output_folder_is_away"),
+    Mutation(4, "what lies locally only is not found", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (find_checkpoint(wanted, self.output_dir) or "")', T_ENDS + "local_first_killed_and_delivered_by_the_next_run"),
+    Mutation(4, "undelivered checkpoints do not show in the exit code", TRAIN, "else EXIT_UNDELIVERED if self.undelivered else EXIT_DONE", "else EXIT_DONE", T_ENDS + "trained_to_the_end_without_the_output_folder_has_a_code_of_its_own"),
+    # 5 stops well
+    Mutation(5, "SIGTERM is not caught", TRAIN, "for s in (signal.SIGTERM, signal.SIGINT):\n            try", "for s in (signal.SIGINT,):\n            try", T_TRAIN + "it_stops_when_asked_and_goes_on"),
+    Mutation(5, "the stop file is not looked for", TRAIN, "if self.files and self.files.seen(STOP):", "if False:", T_TRAIN + "it_stops_when_asked_and_goes_on"),
+    Mutation(5, "a stopped run ends with the code of a finished one", TRAIN, "return EXIT_STOPPED if self.status != \"done\" else", "return", T_TRAIN + "it_stops_when_asked_and_goes_on"),
+    Mutation(5, "the time budget is not looked at", TRAIN, "if time.monotonic() >= self.deadline:", "if False:", T_TRAIN + "by_the_clock"),
+    Mutation(5, "a disk too small is not looked for", TRAIN, "said, self.space = self.space, check_space(self.delivery.root, self.needed)", 'said, self.space = self.space, ""', T_ENDS + "a_disk_too_small_is_noticed_before_it_is_needed"),
+    Mutation(5, "nothing is saved when asked to stop", TRAIN, "    if p.position < plan.total and p.step > self.saved_step: self.save()", "    pass", T_TRAIN + "it_stops_when_asked_and_goes_on"),
+    Mutation(5, "no save by the clock", TRAIN, "by_clock = t.save_minutes and self.world.is_main and", "by_clock = False and", T_TRAIN + "by_the_clock"),
+    # 6 elastic
+    Mutation(6, "another number of processes keeps the batch of a process, not that of a step", TRAIN, "share, rest = divmod(was.per_step, world)", "share, rest = divmod(was.per_step*world, world)", T_CHANGES + "other_processes_keep_the_step"),
+    Mutation(6, "other data are not noticed", TRAIN, 'if state.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:', "if False:", T_CHANGES + "refused_before_anything_happens"),
+    Mutation(6, "changes are told but not refused", TRAIN, "    if refused:\n", "    if False:\n", T_CHANGES + "refused_before_anything_happens"),
+    Mutation(6, "a sequence length of its own is not compared", TRAIN, '    "max_seq_length": ("max_seq_length", OTHER_RUN, "other samples fit: longer ones join or are left out"),\n', "", T_CHANGES + "every_setting_is_either_compared_or_without_meaning"),
+    Mutation(6, "each process gets the random state of the first", TRAIN, "set_rng_state(states[rank])", "set_rng_state(states[0])", T_PEERS + "stopped_by_one_killed_all_and_still_as_if_never_stopped"),
+    Mutation(6, "one that fails leaves no word", TRAIN, '    try: self.store.set(f"end/{self.rank}"', '    try: f(f"end/{self.rank}"', T_PEERS + "one_fails_and_the_other_repeats_its_last_words"),
+    Mutation(6, "gradients are not added up", TRAIN, "        self.world.sum(p.grad)\n", "        pass\n", T_PEERS + "other_processes_same_data"),
+    Mutation(6, "a dead process is not named", TRAIN, "    except RuntimeError as e: raise PeerError(self.obituary(e)) from e", "    except RuntimeError as e: raise e", T_PEERS + "one_dies_and_the_other_does_not_wait"),
+    Mutation(6, "processes told different things begin all the same", TRAIN, "    if len(set(same)) > 1: raise", "    if False: raise", T_PEERS + "told_different_things_they_do_not_begin"),
+    Mutation(6, "an acceptance is kept for the next time", TRAIN, 'trainer_state=state, train_config=replace(t, accept_changes=""),', "trainer_state=state, train_config=t,", T_CHANGES + "accepted_it_goes_on_and_says_so"),
+    Mutation(6, "other data go on at the old number of samples", TRAIN, 'if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.data))', "pass", T_CHANGES + "changed_data_go_on_from_the_same_share_of_the_epoch"),
+    # 7 old checkpoints
+    Mutation(7, "fields of an old configuration are not mapped", CK, "            taken[key] = value\n", "", T_CK + "old_config_variants"),
+    Mutation(7, "an old checkpoint is taken for one of ours", CK, 'try: return "format" not in _read_json(folder/METADATA)', 'try: return False', T_OLD + "an_old_checkpoint_goes_on"),
+    Mutation(7, "the best of an old run may be overwritten", CK, "keep = is_old_format(target)", "keep = False", T_CK + "the_best_of_years_ago_is_kept"),
+    Mutation(7, "an old checkpoint's step is forgotten", TRAIN, 'p.step = int(state.get("step") or loaded.metadata.get("step") or 0)', "p.step = 0", T_OLD + "an_old_checkpoint_goes_on"),
+    # 8 safe
+    Mutation(8, "a pickle may name any class (our own look)", SAFE, "        raise _Name(full)\n", "        return _Inert\n", T_SAFE + "no_pickle_runs"),
+    Mutation(8, "neither of the two looks at pickles is there", SAFE, "        check_pt(path, [name for _, name in names])\n        with torch.serialization.safe_globals(list(names)): return torch.load(path, map_location=\"cpu\", weights_only=True, mmap=mmap)",
+             "        return torch.load(path, map_location=\"cpu\", weights_only=False, mmap=mmap)", T_SAFE + "no_pickle_runs"),
+    Mutation(8, "names may lead out of the folder", SAFE, 'or os.path.isabs(name) or ".." in name.split("/"):', "or False:", T_SAFE + "a_weight_map_stays_inside"),
+    Mutation(8, "links may lead out of the folder", SAFE, "if not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep): raise", "if False: raise", T_SAFE + "no_link_leads_out"),
+    Mutation(8, "a tensor may claim more than its bytes", SAFE, "if num > storage.num: _small(", "if False: _small(", T_SAFE + "a_tensor_is_as_large_as_its_bytes"),
+    Mutation(8, "a safetensors header may lie", SAFE, "if offsets[0] != begin or offsets[1] - begin != need: raise", "if False: raise", T_SAFE + "safetensors_headers_that_lie"),
+    Mutation(8, "compressed archives are read", SAFE, "if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size: raise", "if False: raise", T_SAFE + "zip_bombs"),
+    Mutation(8, "a JSON file may be of any size", SAFE, "if found.st_size > limit: raise", "if False: raise", T_SAFE + "json_that_bites"),
+    Mutation(8, "a checkpoint may name another base without the user's word", SAFE, "        if name not in trust: raise", "        if False: raise", T_SAFE + "what_needs_a_word"),
+    # 9 optimizer matching
+    Mutation(9, "matched by position, not by name", CK, "key = (g, i) if positional else names[g][i]", "key = list(have)[0] if have else None", "nbs/10_checkpoint.ipynb"),
+    Mutation(9, "shapes are not compared", CK, "elif shape is not None and shape != list(p.shape) or _odd_moment(values, p):", "elif False:", "nbs/10_checkpoint.ipynb"),
+    Mutation(9, "what does not match is not listed", CK, 'return state, notes + _listed("fresh optimizer state for", misfits) + _listed(', "return state, notes + [] and _listed(", "nbs/10_checkpoint.ipynb"),
+]
+
+
+def find(mutation, text):
+    "The text of the file, changed; an error as a string where the old text is not there exactly once."
+    if (times := text.count(mutation.old)) != 1: return None, f"its text is there {times} times, not once: adapt the mutation"
+    return text.replace(mutation.old, mutation.new), None
+
+
+def change(root, mutation):
+    "Make the change in a copy of the repository; a sentence where it cannot be made."
+    as_notebook = mutation.test.endswith(".ipynb")
+    if not as_notebook:
+        path = root/mutation.file
+        text, problem = find(mutation, path.read_text(encoding="utf-8"))
+        if not problem: path.write_text(text, encoding="utf-8")
+        return problem
+    module = Path(mutation.file).stem                     # the cells of the notebook that makes this module are what its tests run
+    path = next((p for p in sorted((root/"nbs").glob("*.ipynb")) if f"#| default_exp {module}\n" in "\n".join(cells(p)) + "\n"), None) if mutation.file.endswith(".py") else root/mutation.file
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    found = [c for c in notebook["cells"] if mutation.old in "".join(c["source"])]
+    if len(found) != 1: return f"its text is in {len(found)} cells of {path.name}, not in one: adapt the mutation"
+    text, problem = find(mutation, "".join(found[0]["source"]))
+    if problem: return problem
+    found[0]["source"] = text.splitlines(keepends=True)
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def cells(path): return ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+
+
+def copy_of_repository(target):
+    "What git knows of, and what it does not ignore."
+    names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        if (ROOT/name).is_file():
+            (target/name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT/name, target/name)
+    return target
+
+
+def run(root, *tests, timeout=900):
+    "(whether all passed, output)"
+    env = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    notebooks = [t for t in tests if t.endswith(".ipynb")]
+    others = [t for t in tests if not t.endswith(".ipynb")]
+    said, good = "", True
+    commands = [[sys.executable, "-c", f"import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path({str(root/n)!r}), skip_flags=['slow'])[0])"] for n in notebooks]
+    if others: commands.append([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=short", *others])
+    for command in commands:
+        try: done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired: return False, said + f"not through after {timeout} s"
+        good, said = good and done.returncode == 0, said + done.stdout + done.stderr
+    return good, said
+
+
+def words(said):
+    "The line that tells what the test found: pytest's first, a notebook's last."
+    lines = [l.strip() for l in said.splitlines()]
+    marked = [l.removeprefix("E").strip() for l in lines if re.match(r"E\s+\S", l)]
+    plain = [l for l in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", l)] or [l for l in lines if l]
+    found = re.sub(r"\s+", " ", marked[0] if marked else plain[-1] if plain else "")
+    return re.sub(r"/[\w.~-]*(/[\w.~-]+)+", lambda m: m[0].rsplit("/", 1)[-1], found)[:110].replace("|", "/").replace("`", "'")
+
+
+def try_one(mutation):
+    "(mutation, problem or None, words of the test)"
+    with tempfile.TemporaryDirectory() as folder:
+        root = copy_of_repository(Path(folder)/"repo")
+        if problem := change(root, mutation): return mutation, problem, ""
+        good, said = run(root, mutation.test)
+        if re.search(r"no tests ran|not found:|errors? during collection|ERROR collecting|^\d+ skipped in", said, re.M): return mutation, f"the test could not be run: {words(said)}", ""
+        return (mutation, "NOT NOTICED", "") if good else (mutation, None, words(said))
+
+
+def baseline(tests):
+    "Tests that fail although nothing is broken."
+    with tempfile.TemporaryDirectory() as folder:
+        root = copy_of_repository(Path(folder)/"repo")
+        good, said = run(root, *tests, timeout=3000)
+        return "" if good else said
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="numbers of guarantees, with commas")
+    parser.add_argument("--match", default="", help="only mutations with this in their description or test")
+    parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
+    parser.add_argument("--list", action="store_true", help="see whether each mutation can be made, and run nothing")
+    parser.add_argument("--skip-baseline", action="store_true", help="do not run the tests without a mutation first")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    chosen = [m for m in MUTATIONS if (not args.only or str(m.guarantee) in args.only.split(",")) and args.match in m.what + m.test]
+    if args.list:
+        bad = 0
+        for m in chosen:
+            with tempfile.TemporaryDirectory() as folder:
+                for part in ("cad_mllm", "nbs"): shutil.copytree(ROOT/part, Path(folder)/part, ignore=shutil.ignore_patterns("__pycache__", "images"))
+                problem = change(Path(folder), m)
+            bad += bool(problem)
+            print(f"{m.guarantee} {m.what}: {problem or 'can be made'}")
+        sys.exit(bool(bad))
+    if not args.skip_baseline and (said := baseline(sorted({m.test for m in chosen}))): sys.exit(f"these tests fail without a mutation too:\n{said[-3000:]}")
+    rows, bad = ["| guarantee | broken on purpose | test that noticed | what it said |", "|---|---|---|---|"], 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for m, problem, noticed in pool.map(try_one, chosen):
+            bad += bool(problem)
+            print(f"{'!!' if problem else 'ok'} {m.guarantee} {m.what}: {problem or noticed}", file=sys.stderr, flush=True)
+            rows.append(f"| {m.guarantee} {GUARANTEES[m.guarantee]} | {m.what} | {problem or '`' + m.test.removeprefix('tests/') + '`'} | {f'`{noticed}`' if noticed else ''} |")
+    text = "\n".join(rows) + f"\n\n{len(chosen) - bad} of {len(chosen)} noticed.\n"
+    print(text)
+    if args.out: args.out.parent.mkdir(parents=True, exist_ok=True); args.out.write_text(text, encoding="utf-8")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
