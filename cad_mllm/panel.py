@@ -506,7 +506,7 @@ def _legend(top, runs, ink):
     handles += [Line2D([], [], **{"color": ink, "ls": "", **style}, label=text) for text, style, occurs in marks if occurs]
     if handles: top.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, .94), fontsize=8, frameon=False, labelcolor=ink, ncols=2)
 
-# %% ../nbs/14_panel.ipynb #e03e97a8
+# %% ../nbs/14_panel.ipynb #ef0d8ee6
 def loss_figure(
     runs: list, # of `Plotted`
     axis: str = "step", # "step", "time" or "tokens"
@@ -516,7 +516,7 @@ def loss_figure(
     size: tuple = (10.5, 5.4), # inches
 ): # a matplotlib Figure
     "Loss and learning rate of several runs."
-    from matplotlib.figure import Figure
+    from cad_mllm.show import Figure
     ink, grid = "#1f2328", "#e3e5e8"
     fig = Figure(figsize=size, facecolor="#ffffff")
     top, low = fig.subplots(2, 1, sharex=True, height_ratios=(4, 1), gridspec_kw=dict(left=.07, right=.985, top=.975, bottom=.1, hspace=.16))
@@ -537,6 +537,7 @@ def loss_figure(
     else: top.text(.5, .5, "nothing to plot yet", transform=top.transAxes, ha="center", color=ink)
     return fig
 
+# %% ../nbs/14_panel.ipynb #86104de6
 def figure_png(
     fig, # a matplotlib Figure
     dpi: int = 110,
@@ -1101,7 +1102,7 @@ def verify_job(
         finally: done.set()
     return verify
 
-# %% ../nbs/14_panel.ipynb #de3f13ea
+# %% ../nbs/14_panel.ipynb #56a1af54
 class View(widgets.VBox):
     "A part of the panel."
     def __init__(self, panel):
@@ -1125,6 +1126,7 @@ def _guard(panel, func):
                 panel.say(sentence(e), "error")
     return handle
 
+# %% ../nbs/14_panel.ipynb #a3c7d70f
 def _control(kind, label, width="250px", label_width="110px", **kwargs):
     "A labelled control."
     return kind(description=label, style={"description_width": label_width}, layout=widgets.Layout(width=width), **kwargs)
@@ -1141,6 +1143,7 @@ def _button(panel, text, func, style="", tooltip="", width="auto"):
     return made
 
 def _row(*children): return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
+
 def _set_options(control, options, default=None):
     "Replace a control's options and keep what was chosen, where it is still there."
     values, chosen = [o[1] if isinstance(o, tuple) else o for o in options], control.value
@@ -1345,7 +1348,7 @@ def propose(self: TrainView) -> Path:
     if self.mode.value != "new" and run is not None: return run.path
     return next(p for i in range(1, 10**6) if not (p := self.panel.folder/f"run{i}").exists())
 
-# %% ../nbs/14_panel.ipynb #492d2064
+# %% ../nbs/14_panel.ipynb #af5f8d98
 @patch
 def update(self: TrainView):
     runs, new = [r for r in self.panel.runs if r.name], self.mode.value == "new"
@@ -1370,6 +1373,7 @@ def show(self: TrainView):
     self.tail.value = f'<h4>{LOG}</h4><pre class="cm-text">{html.escape(text)}</pre>' if text else ""
     self.start.disabled, self.stop.disabled = training.is_active, not training.is_active
 
+# %% ../nbs/14_panel.ipynb #33f1ccf2
 @patch
 def begin(self: TrainView):
     "Start what the form says."
@@ -1718,7 +1722,7 @@ class CheckpointPanel(widgets.VBox):
     @property
     def tab(self) -> View: return self.tabs.children[self.tabs.selected_index or 0]
 
-# %% ../nbs/14_panel.ipynb #e8f85879
+# %% ../nbs/14_panel.ipynb #ae3e5e9b
 @patch
 def say(self: CheckpointPanel, text: str, kind: str = ""):
     "Show a sentence; `kind` is good, warning or error."
@@ -1743,6 +1747,7 @@ def quiet(self: CheckpointPanel):
         try: yield
         finally: self.filling = before
 
+# %% ../nbs/14_panel.ipynb #b73381a8
 @patch
 def refresh(self: CheckpointPanel):
     "Read the disk again and show what is there; may be called as often as you like."
