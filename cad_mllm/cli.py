@@ -113,7 +113,7 @@ def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
             if f.name != "stages": _add_field(group, f, help[f.name] or "")
     return p
 
-# %% ../nbs/16_cli.ipynb #a02cb421
+# %% ../nbs/16_cli.ipynb #20013544
 def _given(args, cls): return {f.name: v for f in fields(cls) if (v := getattr(args, f.name, None)) is not None}
 
 def _set_stages(train_config, args):
@@ -133,7 +133,7 @@ def _known(path, args, out):
     except (OSError, ValueError, KeyError, TypeError): run = {}
     own = [args.llm_model_name, args.image_encoder_name, run.get("llm_model_name"), run.get("image_encoder_name")]
     try: check_sizes(model); check_trust(path, model, tuple(n for n in own if n))
-    except UnsafeFile as e: raise CheckpointError(f"{path}: {e}") from e
+    except UnsafeFile as e: raise CheckpointError(f"{path}: {e} (on the command line: --trust NAME)") from e
     return model, train
 
 def _resumed_configs(args):

@@ -104,7 +104,7 @@ def test_an_old_checkpoint_goes_on(name, base, data, tmp_path):
     old = form(base, out/place, change(base))
     before = {p.name: p.read_bytes() for p in old.iterdir()}
     process = Training(data, out, only=["--data_root", str(data), "--output_dir", str(out), "--device", "cpu", "--batch_size", "2", "--num_val_samples", "0", "--logging_steps", "1",
-                                        "--gradient_accumulation_steps", "1", "--max_steps", str(first + 1), "--stage1_epochs", "2", "--stage3_epochs", "0", "--resume_from_ckpt", place])
+                                        "--gradient_accumulation_steps", "1", "--max_steps", str(first + 1), "--stage1_epochs", "2", "--stage3_epochs", "0", "--resume_from_ckpt", place, "--trust", base[1].llm_model_name])
     process.wait(0)
     for line in ["✓ Loaded LLM with LoRA adapters", "✓ Loaded image module", *lines]: assert line in process.text
     rows = read_metrics(out)
@@ -122,8 +122,12 @@ def test_its_weights_are_the_ones_that_train_on(base, data, tmp_path):
         weights = {k: torch.full_like(v, .25) for k, v in load_file(folder/"adapter_model.safetensors").items()}
         torch.save(weights, folder/"adapter_model.bin"); (folder/"adapter_model.safetensors").unlink()
     form(base, out/"stage1_text/checkpoint-epoch0-step3", mark)
-    Training(data, out, only=["--data_root", str(data), "--output_dir", str(out), "--device", "cpu", "--batch_size", "2", "--num_val_samples", "0", "--max_steps", "4",
-                              "--gradient_accumulation_steps", "1", "--resume_from_ckpt", "stage1_text/checkpoint-epoch0-step3"]).wait(0)
+    flags = ["--data_root", str(data), "--output_dir", str(out), "--device", "cpu", "--batch_size", "2", "--num_val_samples", "0", "--max_steps", "4",
+             "--gradient_accumulation_steps", "1", "--resume_from_ckpt", "stage1_text/checkpoint-epoch0-step3"]
+    refused = Training(data, out, only=flags)          # the base model is one that only the checkpoint names
+    refused.wait(1)
+    assert "names the model" in refused.text and "--trust NAME" in refused.text
+    Training(data, out, only=[*flags, "--llm_model_name", base[1].llm_model_name]).wait(0)
     saved = load_file(list_checkpoints(out)[-1].path/"adapter_model.safetensors")
     lora = [v for k, v in saved.items() if "lora" in k]
     assert lora and all(torch.allclose(v, torch.tensor(.25), atol=1e-2) for v in lora) and not all(bool((v == .25).all()) for v in lora)
