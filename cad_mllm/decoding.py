@@ -137,7 +137,7 @@ class Row:
         "Whether the row has written a whole extrude since its mark."
         return state.node == "op" and not state.slots and state.num_extrudes > self.state.num_extrudes
 
-# %% ../nbs/11b_decoding.ipynb #5eab9c20
+# %% ../nbs/11b_decoding.ipynb #50e8884b
 class OperationCheck:
     "Judges each operation as a row finishes it; takes back what is no good. Call it after each step of the writer."
     def __init__(self,
@@ -147,17 +147,18 @@ class OperationCheck:
         build, # CADProgram -> (solid, ""), or (None, why not)
         rows: list, # of `Row`, as they begin
         max_tries: int = 6, # for an operation
+        max_seconds: float = 20, # of the kernel for a row, after which it ends with what was accepted
         heat: float = 0.8, # least temperature of the first try after a failure; each further one adds a tenth
     ):
         self.writer, self.processor, self.read, self.build, self.rows = writer, processor, read, build, rows
-        self.max_tries, self.heat, self.usual = max_tries, heat, writer.temperature.clone()
+        self.max_tries, self.max_seconds, self.heat, self.usual = max_tries, max_seconds, heat, writer.temperature.clone()
 
     def __call__(self) -> list: # rows whose operation was accepted
         self.processor.follow(self.writer.ids)
         finished = [i for i, (row, state) in enumerate(zip(self.rows, self.processor.states)) if row.is_watched and row.has_finished(state)]
         return [i for i in finished if self._look(i)]
 
-# %% ../nbs/11b_decoding.ipynb #a3feb7a5
+# %% ../nbs/11b_decoding.ipynb #e6a6923f
 @patch
 def _look(self: OperationCheck, i: int) -> bool:
     "Build what row i has written; accept it, or take it back."
@@ -182,14 +183,14 @@ def _take_back(self: OperationCheck, i: int, reason: str):
     row.tries += 1
     self.processor.rewind(i, row.state, self.writer.rewind(i))
     self.writer.temperature[i] = max(self.usual[i].item(), self.heat + .1*(row.tries - 1))
-    if row.tries >= self.max_tries: self._give_up(i)
+    if row.tries >= self.max_tries or row.seconds >= self.max_seconds: self._give_up(i)
 
 @patch
 def _give_up(self: OperationCheck, i: int):
-    "End with what was accepted; a row with nothing accepted gets four times the tries, then the kernel has no say in it."
+    "End with what was accepted; a row with nothing accepted gets four times the tries, if there is time, then the kernel has no say in it."
     row = self.rows[i]
     if row.state.num_extrudes: self.processor.finish(i)
-    elif row.tries >= 4*self.max_tries: row.is_watched = False
+    elif row.tries >= 4*self.max_tries or row.seconds >= self.max_seconds: row.is_watched = False
 
 # %% ../nbs/11b_decoding.ipynb #78746d37
 @patch
