@@ -324,7 +324,7 @@ def demo(
     from cad_mllm.demo import run_demo
     return run_demo(out, data_root=data_root, num=num, seed=seed)
 
-# %% ../nbs/16_cli.ipynb #b78eb915
+# %% ../nbs/16_cli.ipynb #a1685d3a
 VERBS = {"demo": demo, "synth": synth, "prepare": prepare_data, "doctor": "doctor", "pack": pack, "train": run_train, "complete": complete, "evaluate": evaluate, "score": "score", "card": card,
          "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export}
 _ELSEWHERE = {"doctor": "Say what a data set holds and lacks, its lengths in tokens, twins and leaks.", "score": "Measure a folder of parts against another: JSON, STEP, meshes or points."}
@@ -361,6 +361,7 @@ def _run(verb, argv):
     if isinstance(VERBS[verb], str): print(result)
     return result if isinstance(result, int) else 0
 
+# %% ../nbs/16_cli.ipynb #d5ccf35e
 def main(argv: list | None = None):
     "The entry point of `cad-mllm`; exits with the verb's code."
     argv = sys.argv[1:] if argv is None else argv

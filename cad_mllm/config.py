@@ -139,9 +139,10 @@ def default_stages(
     epochs = (epochs,)*3 if isinstance(epochs, int) else epochs
     return [CurriculumStage(name, p, n, lr) for (name, p), n, lr in zip(probs.items(), epochs, lrs)]
 
-# %% ../nbs/00_config.ipynb #fe941818
+# %% ../nbs/00_config.ipynb #3f60abef
 CHANGES = ("data", "batch_size", "max_seq_length", "seed", "from_scratch_prob", "modality_probs", "inputs", "base_model")  # what `accept_changes` may name
 
+# %% ../nbs/00_config.ipynb #5eb2fa04
 @dataclass
 class TrainConfig(_JSONConfig):
     "How a model is trained: data, curriculum, optimisation, logging, saving."
