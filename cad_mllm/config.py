@@ -182,6 +182,7 @@ class TrainConfig(_JSONConfig):
     accept_changes: str = ""             # what may differ from the resumed run, comma separated, such as data,batch_size; "all" for anything
     num_workers: int = 0                 # processes that read data
     use_gradient_checkpointing: bool = False # less memory for about a third more time
+    compile: bool = False                # compile the language model's layers: faster steps on a GPU, after a minute or two at the first batch
     use_wandb: bool = False              # also log to Weights & Biases
     device: str = "auto"                 # "auto", "cpu", "cuda", "cuda:1"
     deterministic: bool = False          # on a GPU use algorithms that give the same bits every time, at some speed; a CPU always does

@@ -202,7 +202,7 @@ def seed_all(seed: int):
 def use_deterministic_algorithms():
     "On a GPU: the same bits every time; an operation that has no such algorithm says so."
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 # %% ../nbs/11_train.ipynb #e91db756
@@ -300,6 +300,7 @@ class Trainer:
         self.wandb, self.started = None, datetime.now().isoformat(timespec="seconds")
         self.model = (model or CADMLLMModel(config)).to(self.device)
         if train_config.use_gradient_checkpointing: self.model.gradient_checkpointing(True)
+        if train_config.compile: self.model.compile_layers()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "float16")
         seed_all(train_config.seed + 1_000_003*self.world.rank)   # every process drops out other units
 
@@ -587,7 +588,7 @@ MEANINGS = {                     # setting -> (name for `accept_changes`, kind, 
     "seed": ("seed", OTHER_RUN, "samples come in another order: some come twice in this epoch, others not at all"),
     "from_scratch_prob": ("from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"),
     "pack": ("pack", SAME_DATA, _ROUNDING), "max_tokens_per_batch": ("max_tokens_per_batch", SAME_DATA, _ROUNDING),
-    "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, _ROUNDING), "dtype": ("dtype", SAME_DATA, _ROUNDING),
+    "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, _ROUNDING), "compile": ("compile", SAME_DATA, _ROUNDING), "dtype": ("dtype", SAME_DATA, _ROUNDING),
     **{name: (name, CHOICE, _FROM_HERE) for name in ("lora_dropout", "projector_dropout", "freeze_image_encoder", "freeze_point_encoder", "warmup_steps", "weight_decay", "max_grad_norm",
                                                      "projector_lr_multiplier", "new_token_lr_multiplier")}}
 

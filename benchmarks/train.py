@@ -1,0 +1,320 @@
+#!/usr/bin/env python3
+"""Training speed and memory, side by side with how this is commonly trained, in one run.
+
+    python benchmarks/train.py OMNI_CAD_ROOT --tokenizer QWEN3_FOLDER [--shape tiny|qwen3_0_6b] [--device cpu|cuda] [--only ours,trl] [--rounds 2] [--out benchmarks/results/train.md]
+
+Every variant trains the same model (a Qwen3 of the given shape with random weights and the real vocabulary) on the same samples in the same order: the beginnings and wholes of real histories, text only. `tiny` is trained whole, `qwen3_0_6b` by LoRA.
+Each is a process of its own, so that its peak memory is its own; rounds are interleaved, so that a slow spell of the machine hits all, and the best of the rounds counts for each. What is counted is CAD models a second, from reading to the optimizer's step.
+
+    common    minified JSON, padded to 4,000 tokens, batch of 2, logits everywhere: what repositories of this field do
+    trainer   Hugging Face Trainer, our tokens, batches padded to their longest, samples grouped by length
+    trl       TRL SFTTrainer, our tokens, packing (with its Liger kernels on a GPU)
+    ours      this project as it comes;  ours+compile  with --compile
+
+trainer and trl are tried with several batch sizes, and their best counts. `python benchmarks/train.py ... --sweep` shows how a step grows with row length and batch tokens; `--data` how fast the data side alone is; on a GPU the share of the card's measured bf16 matrix rate is given.
+"""
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch  # noqa: E402
+import torch.utils._python_dispatch  # noqa: E402
+import torch.utils.flop_counter  # noqa: E402
+
+SHAPES = {"tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True),
+          "qwen3_0_6b": dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, initializer_range=0.02)}
+ROW = {"tiny": 1024, "qwen3_0_6b": 4096}          # tokens of a packed row
+LR = 2e-4
+
+
+def settings(args):
+    "(CADMLLMConfig, TrainConfig) of this project."
+    from cad_mllm.config import CADMLLMConfig, CurriculumStage, TrainConfig
+    lora = args.shape != "tiny"
+    model = CADMLLMConfig(llm_model_name="tiny", llm_config=SHAPES[args.shape], use_lora=lora, lora_dropout=args.lora_dropout, image_encoder_name="", point_encoder_name="", max_seq_length=ROW[args.shape],
+                          dtype="bfloat16" if args.device == "cuda" else "float32")
+    training = TrainConfig(data_root=args.data_root, output_dir=args.work, stages=[CurriculumStage("stage1_text", {"text": 1.0}, num_epochs=1000, lr=LR)], batch_size=args.batch or (512 if args.device == "cuda" else 32),
+                           num_val_samples=0, device=args.device, num_workers=args.workers, compile=args.variant == "ours+compile", max_tokens_per_batch=args.row or (0 if args.device == "cuda" else 0))
+    return model, training
+
+
+def tokenizer_of(args, codec):
+    from cad_mllm.config import CADMLLMConfig
+    from cad_mllm.dataset import load_tokenizer
+    return load_tokenizer(CADMLLMConfig(llm_model_name=args.tokenizer or "tiny"), codec)
+
+
+def build(args):
+    "(model of this project, its Trainer)"
+    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.tokens import get_codec
+    from cad_mllm.train import Trainer
+    config, training = settings(args)
+    model = CADMLLMModel(config, tokenizer_of(args, get_codec("tokens")))
+    trainer = Trainer(config, training, model)
+    Path(args.work).mkdir(parents=True, exist_ok=True)
+    trainer.open_data(); trainer.next_stage(0)
+    return model, trainer
+
+
+def order(data, rounds=1000):
+    "Places of samples in the order that every variant takes them."
+    return itertools.chain.from_iterable(((epoch, int(i)) for i in data.order(epoch)) for epoch in range(rounds))
+
+
+def sync(device): device == "cuda" and torch.cuda.synchronize()
+
+
+def measure(args, steps, warmup=2):
+    "Run `steps`, a generator that yields the samples of each step after it; seconds and samples behind the warm-up, and the peak of memory."
+    if args.device == "cuda": torch.cuda.reset_peak_memory_stats()
+    num, began, done = 0, None, 0
+    for samples in steps:
+        done += 1
+        if done == warmup: sync(args.device); began = time.perf_counter(); continue
+        if began is None: continue
+        num += samples
+        sync(args.device)
+        if done >= warmup + args.steps or time.perf_counter() - began > args.seconds: break
+    sync(args.device)
+    seconds = time.perf_counter() - began
+    memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    return dict(samples=num, seconds=seconds, rate=num/seconds, memory=memory)
+
+
+def run_ours(args):
+    model, trainer = build(args)
+    trainer.begin_stage(); model.train()
+    plan = trainer.plan()
+    stream = trainer.micro_batches(plan)
+    def steps():
+        while True:
+            before = trainer.progress.position
+            trainer.train_step(stream, plan)
+            yield trainer.progress.position - before
+    result = measure(args, steps(), warmup=4 if args.variant == "ours+compile" else 2)
+    result["skipped"] = trainer.progress.skipped_samples
+    if args.device == "cuda": result |= matrix_share(args, model, trainer)
+    return result
+
+
+def run_common(args):
+    "The loop of the field: JSON text, everything padded to 4,000, loss over all positions, two at a time."
+    model, trainer = build(args)
+    llm, tokenizer, data = model.llm.train(), model.tokenizer, trainer.data
+    llm = model._base if not model.config.use_lora else llm
+    optimizer = torch.optim.AdamW([p for p in llm.parameters() if p.requires_grad], lr=LR)
+    places, cut = order(data), [0, 0]
+    def steps():
+        while True:
+            texts = []
+            for epoch, i in itertools.islice(places, 2):
+                path = Path(args.data_root)/"json"/f"{data._named(i)[1]}.json"
+                texts.append("Complete this CAD sequence: \n" + json.dumps(json.loads(path.read_text()), separators=(",", ":")) + tokenizer.eos_token)
+            enc = tokenizer(texts, padding="max_length", truncation=True, max_length=4000, return_tensors="pt", padding_side="right")
+            cut[0] += sum(len(tokenizer(t).input_ids) > 4000 for t in texts); cut[1] += 2
+            labels = enc.input_ids.masked_fill(enc.attention_mask == 0, -100)
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
+                loss = llm(input_ids=enc.input_ids.to(args.device), attention_mask=enc.attention_mask.to(args.device), labels=labels.to(args.device), use_cache=False).loss
+            loss.backward(); torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0); optimizer.step(); optimizer.zero_grad()
+            yield 2
+    return measure(args, steps(), warmup=1) | dict(cut=cut[0]/cut[1])
+
+
+def token_rows(model, trainer, num):
+    "The first `num` samples as ids and labels, as our builder lays them out."
+    rows, places = [], order(trainer.data)
+    while len(rows) < num:
+        sample = trainer.data.sample(*next(places))
+        context, target = model.builder.context_ids(sample), model.builder.target_ids(sample)
+        if len(context) + len(target) <= model.builder.max_seq_length: rows.append(dict(input_ids=context + target, labels=[-100]*len(context) + target))
+    return rows
+
+
+class Clock:
+    "A callback for Hugging Face's loop that measures as `measure` does."
+    def __new__(cls, args, samples_of):
+        from transformers import TrainerCallback
+        class Inner(TrainerCallback):
+            started, steps, samples = None, 0, 0
+            def on_step_end(self, _, state, control, **kwargs):
+                sync(args.device)
+                self.steps += 1
+                if self.steps == 3:
+                    self.started = time.perf_counter()
+                    if args.device == "cuda": torch.cuda.reset_peak_memory_stats()
+                elif self.steps > 3:
+                    self.samples = samples_of(self.steps) - samples_of(3)
+                    self.seconds = time.perf_counter() - self.started
+                    if self.steps >= 3 + args.steps or self.seconds > args.seconds: control.should_training_stop = True
+        return Inner()
+
+
+def hf_common(args, batch):
+    "TrainingArguments that both of Hugging Face's trainers get."
+    return dict(output_dir=f"{args.work}/hf", per_device_train_batch_size=batch, num_train_epochs=50, learning_rate=LR, warmup_steps=0, lr_scheduler_type="constant", weight_decay=0.01, max_grad_norm=1.0, logging_steps=10**9,
+                save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False, bf16=args.device == "cuda", use_cpu=args.device == "cpu", optim="adamw_torch_fused" if args.device == "cuda" else "adamw_torch",
+                dataloader_num_workers=0, torch_compile=args.hf_compile)
+
+
+def run_trainer(args):
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    model, trainer = build(args)
+    llm = model.llm.train()
+    batch = args.batch or 8
+    rows = token_rows(model, trainer, 4000)
+    if args.device == "cuda": rows = rows*4
+    options = hf_common(args, batch)
+    import inspect
+    known = inspect.signature(TrainingArguments).parameters
+    options |= {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
+    clock = Clock(args, lambda n: n*batch)
+    pad = DataCollatorForSeq2Seq(model.tokenizer, padding=True, label_pad_token_id=-100, pad_to_multiple_of=8)
+    Trainer(llm, TrainingArguments(**options), train_dataset=rows, data_collator=pad, callbacks=[clock]).train()
+    return finish(args, clock)
+
+
+def run_trl(args):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    model, trainer = build(args)
+    llm = model.llm.train()
+    batch, length = args.batch or 8, ROW[args.shape]
+    rows = token_rows(model, trainer, 4000)
+    if args.device == "cuda": rows = rows*4
+    packing = dict(packing=True, max_length=length, packing_strategy=args.packing, use_liger_kernel=args.liger)
+    config = SFTConfig(**hf_common(args, batch), **packing, dataset_kwargs={"skip_prepare_dataset": False}, gradient_checkpointing=False)
+    data = Dataset.from_list([{"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]} for r in rows])
+    own = SFTTrainer(llm, config, train_dataset=data, processing_class=model.tokenizer)
+    per_row = len(rows)/len(own.train_dataset)
+    clock = Clock(args, lambda n: n*batch*per_row)
+    own.add_callback(clock)
+    own.train()
+    return finish(args, clock) | dict(samples_per_row=per_row)
+
+
+def finish(args, clock):
+    memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    return dict(samples=clock.samples, seconds=clock.seconds, rate=clock.samples/clock.seconds, memory=memory)
+
+
+def matrix_rate(size=8192, rounds=10):
+    "Operations a second of a bf16 matrix product on this card."
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3): a @ b
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(rounds):
+        began = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began[0].record(); a @ b; began[1].record(); torch.cuda.synchronize()
+        times.append(began[0].elapsed_time(began[1])/1e3)
+    return 2*size**3/statistics.median(times)
+
+
+class MatrixFlops(torch.utils._python_dispatch.TorchDispatchMode):
+    "Counts the operations of matrix products."
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        count = torch.utils.flop_counter.flop_registry.get(func._overloadpacket)
+        if count: self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def matrix_share(args, model, trainer):
+    "Share of the measured matrix rate that a step's own matrix products reach, on batches that are at hand. Attention's products are not counted."
+    stream = trainer.micro_batches(trainer.plan())
+    batches = [next(stream).to(model.device) for _ in range(4)]
+    def step(batch):
+        loss = model(batch)["loss_sum"]/batch.num_tokens
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainer.trainable(), 1.0); trainer.optimizer.step(); trainer.optimizer.zero_grad()
+    for batch in batches: step(batch)
+    torch.cuda.synchronize(); began = time.perf_counter()
+    for batch in batches*2: step(batch)
+    torch.cuda.synchronize(); seconds = (time.perf_counter() - began)/2
+    for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)): layer._compiled_call_impl = None
+    model.__dict__.pop("_chunk_loss", None)
+    with MatrixFlops() as counter:
+        for batch in batches: (model(batch)["loss_sum"]/batch.num_tokens).backward()
+    trainer.optimizer.zero_grad()
+    rate, tokens = matrix_rate(), sum(int((b.segment_ids >= 0).sum()) for b in batches)
+    flops = counter.total
+    return dict(flops=flops, step_seconds=seconds, tokens_per_second=tokens/seconds, achieved=flops/seconds, matrix_rate=rate, share=flops/seconds/rate, rows=[list(b.input_ids.shape) for b in batches],
+                real=tokens/sum(b.input_ids.numel() for b in batches))
+
+
+def run_data(args):
+    "Samples a second of the data side alone."
+    model, trainer = build(args)
+    plan = trainer.plan()
+    stream = trainer.micro_batches(plan)
+    def steps():
+        for batch in stream: yield batch.num_samples
+    return measure(args, steps())
+
+
+VARIANTS = {"common": run_common, "trainer": run_trainer, "trl": run_trl, "ours": run_ours, "ours+compile": run_ours, "data": run_data}
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_root")
+    parser.add_argument("--tokenizer", default="", help="a folder with the tokenizer of Qwen3; without it a tiny vocabulary is used")
+    parser.add_argument("--shape", default="tiny", choices=list(SHAPES))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", default="common,trainer,trl,ours")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12, help="counted steps of a process at most")
+    parser.add_argument("--seconds", type=float, default=20, help="and seconds")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that read data, for ours and for --only data")
+    parser.add_argument("--batches", default="", help="sizes that trainer and trl are tried with; by default 4,8,16 on a CPU and 32,64 on a GPU")
+    parser.add_argument("--lora_dropout", type=float, default=0.1)
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--out", default="")
+    parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--row", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--packing", default="bfd", help=argparse.SUPPRESS)
+    parser.add_argument("--liger", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--hf_compile", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--work", default="", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def child(args, **changes):
+    "Run one variant in a process of its own; its result, or why there is none."
+    flags = {**vars(args), **changes}
+    with tempfile.TemporaryDirectory() as work:
+        flags["work"] = work
+        command = [sys.executable, __file__, flags.pop("data_root")]
+        for key, value in flags.items():
+            if value is True: command.append(f"--{key}")
+            elif value not in (False, ""): command += [f"--{key}", str(value)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if lines: return json.loads(lines[-1][7:])
+    return dict(error=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300], log=done.stderr[-3000:])
+
+
+if __name__ == "__main__":
+    args = parse()
+    if args.variant:
+        torch.set_num_threads(args.threads); torch.manual_seed(0)
+        print("RESULT " + json.dumps(VARIANTS[args.variant](args)))
+        sys.exit()
+    main(args)
