@@ -11,9 +11,10 @@ Each is a process of its own, so that its peak memory is its own; rounds are int
     trl       TRL SFTTrainer, our tokens, packing (with its Liger kernels on a GPU)
     ours      this project as it comes;  ours+compile  with --compile
 
-trainer and trl are tried with several batch sizes, and their best counts. `python benchmarks/train.py ... --sweep` shows how a step grows with row length and batch tokens; `--data` how fast the data side alone is; on a GPU the share of the card's measured bf16 matrix rate is given.
+trainer and trl are tried with several batch sizes, and their best counts. On a GPU every history is taken twelve times under other ids, packed into shards, so that a step can take hundreds of samples. `python benchmarks/train.py ... --sweep` shows how a step grows with row length and batch tokens; `--data` how fast the data side alone is; on a GPU the share of the card's measured bf16 matrix rate is given.
 """
 import argparse
+import fcntl
 import itertools
 import json
 import os
@@ -23,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +39,7 @@ import torch.utils.flop_counter  # noqa: E402
 SHAPES = {"tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True),
           "qwen3_0_6b": dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, initializer_range=0.02)}
 ROW = {"tiny": 1024, "qwen3_0_6b": 4096}          # tokens of a packed row
+LONGEST = {"tiny": 1024, "qwen3_0_6b": 2048}      # tokens of a sample: the recipe's max_seq_length
 LR = 2e-4
 
 
@@ -43,10 +47,10 @@ def settings(args):
     "(CADMLLMConfig, TrainConfig) of this project."
     from cad_mllm.config import CADMLLMConfig, CurriculumStage, TrainConfig
     lora = args.shape != "tiny"
-    model = CADMLLMConfig(llm_model_name="tiny", llm_config=SHAPES[args.shape], use_lora=lora, lora_dropout=args.lora_dropout, image_encoder_name="", point_encoder_name="", max_seq_length=ROW[args.shape],
+    model = CADMLLMConfig(llm_model_name="tiny", llm_config=SHAPES[args.shape], use_lora=lora, lora_dropout=args.lora_dropout, image_encoder_name="", point_encoder_name="", max_seq_length=LONGEST[args.shape],
                           dtype="bfloat16" if args.device == "cuda" else "float32")
-    training = TrainConfig(data_root=args.data_root, output_dir=args.work, stages=[CurriculumStage("stage1_text", {"text": 1.0}, num_epochs=1000, lr=LR)], batch_size=args.batch or (512 if args.device == "cuda" else 32),
-                           num_val_samples=0, device=args.device, num_workers=args.workers, compile=args.variant == "ours+compile", max_tokens_per_batch=args.row or (0 if args.device == "cuda" else 0))
+    training = TrainConfig(data_root=args.data_root, output_dir=args.work, stages=[CurriculumStage("stage1_text", {"text": 1.0}, num_epochs=1000, lr=LR)], batch_size=args.batch if args.variant.startswith(("ours", "data")) and args.batch else 320 if args.device == "cuda" else 32,
+                           num_val_samples=0, device=args.device, num_workers=args.workers, compile=args.variant == "ours+compile", max_tokens_per_batch=args.row or ROW[args.shape], warmup_steps=0)
     return model, training
 
 
@@ -63,6 +67,7 @@ def build(args):
     from cad_mllm.train import Trainer
     config, training = settings(args)
     model = CADMLLMModel(config, tokenizer_of(args, get_codec("tokens")))
+    args.turn = turn(args); args.turn.__enter__()
     trainer = Trainer(config, training, model)
     Path(args.work).mkdir(parents=True, exist_ok=True)
     trainer.open_data(); trainer.next_stage(0)
@@ -75,6 +80,15 @@ def order(data, rounds=1000):
 
 
 def sync(device): device == "cuda" and torch.cuda.synchronize()
+
+
+@contextmanager
+def turn(args):
+    "Variants that were started together measure one after the other."
+    if not args.lock: yield; return
+    with open(args.lock, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def measure(args, steps, warmup=2):
@@ -106,7 +120,9 @@ def run_ours(args):
             yield trainer.progress.position - before
     result = measure(args, steps(), warmup=4 if args.variant == "ours+compile" else 2)
     result["skipped"] = trainer.progress.skipped_samples
-    if args.device == "cuda": result |= matrix_share(args, model, trainer)
+    if args.device == "cuda":
+        result |= matrix_share(args, model, trainer)
+        if args.variant == "ours": result["memory_by_tokens"] = memory_table(model, trainer)
     return result
 
 
@@ -121,7 +137,7 @@ def run_common(args):
         while True:
             texts = []
             for epoch, i in itertools.islice(places, 2):
-                path = Path(args.data_root)/"json"/f"{data._named(i)[1]}.json"
+                path = Path(args.json_root or args.data_root)/"json"/f"{data._named(i)[1]}.json"
                 texts.append("Complete this CAD sequence: \n" + json.dumps(json.loads(path.read_text()), separators=(",", ":")) + tokenizer.eos_token)
             enc = tokenizer(texts, padding="max_length", truncation=True, max_length=4000, return_tensors="pt", padding_side="right")
             cut[0] += sum(len(tokenizer(t).input_ids) > 4000 for t in texts); cut[1] += 2
@@ -174,8 +190,7 @@ def run_trainer(args):
     model, trainer = build(args)
     llm = model.llm.train()
     batch = args.batch or 8
-    rows = token_rows(model, trainer, 4000)
-    if args.device == "cuda": rows = rows*4
+    rows = token_rows(model, trainer, 2000)*4
     options = hf_common(args, batch)
     import inspect
     known = inspect.signature(TrainingArguments).parameters
@@ -187,16 +202,17 @@ def run_trainer(args):
 
 
 def run_trl(args):
-    from datasets import Dataset
+    import uuid
+    import datasets
     from trl import SFTConfig, SFTTrainer
+    datasets.arrow_dataset.generate_fingerprint = lambda dataset: uuid.uuid4().hex[:16]      # its hash of a table fails with some versions of pyarrow
     model, trainer = build(args)
     llm = model.llm.train()
     batch, length = args.batch or 8, ROW[args.shape]
-    rows = token_rows(model, trainer, 4000)
-    if args.device == "cuda": rows = rows*4
+    rows = token_rows(model, trainer, 2000)*4
     packing = dict(packing=True, max_length=length, packing_strategy=args.packing, use_liger_kernel=args.liger)
     config = SFTConfig(**hf_common(args, batch), **packing, dataset_kwargs={"skip_prepare_dataset": False}, gradient_checkpointing=False)
-    data = Dataset.from_list([{"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]} for r in rows])
+    data = datasets.Dataset.from_list([{"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]} for r in rows])
     own = SFTTrainer(llm, config, train_dataset=data, processing_class=model.tokenizer)
     per_row = len(rows)/len(own.train_dataset)
     clock = Clock(args, lambda n: n*batch*per_row)
@@ -208,6 +224,22 @@ def run_trl(args):
 def finish(args, clock):
     memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
     return dict(samples=clock.samples, seconds=clock.seconds, rate=clock.samples/clock.seconds, memory=memory)
+
+
+def memory_table(model, trainer, sizes=(40, 80, 160)):
+    "Peak of memory and seconds of one step, by tokens of the batch, without and with gradient checkpointing."
+    rows, samples = [], [trainer.data.sample(0, int(i)) for i in trainer.data.order(0)[:max(sizes)]]
+    for checkpointing in (False, True):
+        model.gradient_checkpointing(checkpointing)
+        for size in sizes:
+            batch = model.builder.collate(samples[:size], max_tokens=ROW["qwen3_0_6b"]).to(model.device)
+            for _ in range(2):
+                torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); began = time.perf_counter()
+                (model(batch)["loss_sum"]/batch.num_tokens).backward()
+                torch.cuda.synchronize()
+            rows.append(dict(checkpointing=checkpointing, tokens=int((batch.segment_ids >= 0).sum()), predicted=batch.num_tokens, peak=torch.cuda.max_memory_allocated(), seconds=time.perf_counter() - began))
+    model.gradient_checkpointing(False)
+    return rows
 
 
 def matrix_rate(size=8192, rounds=10):
@@ -235,7 +267,8 @@ class MatrixFlops(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def matrix_share(args, model, trainer):
-    "Share of the measured matrix rate that a step's own matrix products reach, on batches that are at hand. Attention's products are not counted."
+    "Share of the measured matrix rate that a step reaches, on batches that are at hand: what its matrix products and causal attention need, once."
+    from cad_mllm.packed import Ragged
     stream = trainer.micro_batches(trainer.plan())
     batches = [next(stream).to(model.device) for _ in range(4)]
     def step(batch):
@@ -246,13 +279,14 @@ def matrix_share(args, model, trainer):
     torch.cuda.synchronize(); began = time.perf_counter()
     for batch in batches*2: step(batch)
     torch.cuda.synchronize(); seconds = (time.perf_counter() - began)/2
-    for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)): layer._compiled_call_impl = None
+    for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)): layer._compiled_call_impl = None      # counted as the model is written
     model.__dict__.pop("_chunk_loss", None)
     with MatrixFlops() as counter:
         for batch in batches: (model(batch)["loss_sum"]/batch.num_tokens).backward()
     trainer.optimizer.zero_grad()
     rate, tokens = matrix_rate(), sum(int((b.segment_ids >= 0).sum()) for b in batches)
-    flops = counter.total
+    shape, squares = model._base.config, sum(float((Ragged.of(b.segment_ids).starts.diff().double()**2).sum()) for b in batches)
+    flops = counter.total + 6*squares*shape.num_attention_heads*shape.head_dim*shape.num_hidden_layers       # causal attention: two products forward, four backward, half of each square
     return dict(flops=flops, step_seconds=seconds, tokens_per_second=tokens/seconds, achieved=flops/seconds, matrix_rate=rate, share=flops/seconds/rate, rows=[list(b.input_ids.shape) for b in batches],
                 real=tokens/sum(b.input_ids.numel() for b in batches))
 
@@ -282,8 +316,7 @@ def parse(argv=None):
     parser.add_argument("--seconds", type=float, default=20, help="and seconds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="processes that read data, for ours and for --only data")
-    parser.add_argument("--batches", default="", help="sizes that trainer and trl are tried with; by default 4,8,16 on a CPU and 32,64 on a GPU")
-    parser.add_argument("--lora_dropout", type=float, default=0.1)
+    parser.add_argument("--lora_dropout", type=float, default=0.1, help="as in the recipe")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--out", default="")
     parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
@@ -293,6 +326,8 @@ def parse(argv=None):
     parser.add_argument("--liger", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--hf_compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--json_root", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--lock", default="", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -303,6 +338,7 @@ def child(args, **changes):
         flags["work"] = work
         command = [sys.executable, __file__, flags.pop("data_root")]
         for key, value in flags.items():
+            if key in ("out", "only", "rounds"): continue
             if value is True: command.append(f"--{key}")
             elif value not in (False, ""): command += [f"--{key}", str(value)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -311,10 +347,78 @@ def child(args, **changes):
     return dict(error=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300], log=done.stderr[-3000:])
 
 
+def jobs(args):
+    "(variant, its changes) of a round."
+    sizes = {"trainer": (64, 128) if args.device == "cuda" else (4, 8, 16), "trl": (4, 8) if args.device == "cuda" else (1, 2)}
+    for name in args.only.split(","):
+        for size in sizes.get(name, (0,)): yield name, dict(batch=size, **({"liger": size == 8} if name == "trl" and args.device == "cuda" else {}))
+
+
+def enlarge(args, folder, times=12):
+    "Every history `times` times under other ids, as a folder and packed: enough for steps that take hundreds; the flags that point there."
+    from cad_mllm.dataset import pack
+    for path in Path(args.data_root, "json").rglob("*.json"):
+        for n in range(times):
+            copy = folder/"many"/"json"/f"{n:02d}{path.parent.name[-2:]}"/path.name
+            copy.parent.mkdir(parents=True, exist_ok=True); copy.write_bytes(path.read_bytes())
+    pack(folder/"many", folder/"pack")
+    return dict(data_root=str(folder/"pack"), json_root=str(folder/"many"))
+
+
+def run_all(args):
+    "name -> the best result of rounds and batch sizes; all of them are printed."
+    best, todo = {}, [job for _ in range(args.rounds) for job in jobs(args)]
+    together = len(todo) if args.device == "cuda" else 1        # starting takes long and no GPU; measuring goes by turns
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(together) as pool:
+        changes = dict(lock=args.lock or f"{folder}/lock", **enlarge(args, Path(folder))) if together > 1 else {}
+        def do(job):
+            result = child(args, variant=job[0], **job[1], **changes)
+            print(*job, {k: v for k, v in result.items() if k != "log"}, result.get("log", "") if "error" in result else "", flush=True)
+            return result
+        for (name, options), result in zip(todo, pool.map(do, todo)):
+            if "rate" in result and result["rate"] > best.get(name, {}).get("rate", 0): best[name] = result | options
+    return best
+
+
+LABELS = {"common": "the common loop: JSON, padded to 4,000, batch 2", "trainer": "Hugging Face Trainer, our tokens", "trl": "TRL SFTTrainer, packing, our tokens", "ours": "this project", "ours+compile": "this project, --compile",
+          "data": "this project, data side alone"}
+
+
+def table(args, best):
+    "The results as lines of Markdown."
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} threads of an x86-64 CPU"
+    ours = max((best[k] for k in ("ours", "ours+compile") if k in best), key=lambda r: r["rate"])
+    lines = [f"## {args.shape} on {where}", "", "| variant | CAD models/s | ours / this | peak memory, GB | ours / this | best of its batch sizes |", "|---|---|---|---|---|---|"]
+    for name, r in best.items():
+        lines.append(f"| {LABELS[name]} | {r['rate']:.2f} | {ours['rate']/r['rate']:.2f} | {r['memory']/1e9:.1f} | {ours['memory']/r['memory']:.2f} | {r['batch'] or ''} |")
+    if "cut" in best.get("common", {}): lines.append(f"\nThe common loop cuts off {100*best['common']['cut']:.0f}% of its parts.")
+    if "data" in best: lines.append(f"\nThe data side alone gives {best['data']['rate']:.0f} samples/s, {best['data']['rate']/ours['rate']:.1f} times what the model takes.")
+    for name, r in best.items():
+        for row in r.get("memory_by_tokens", ()): lines.append(f"- {'with' if row['checkpointing'] else 'without'} gradient checkpointing, {row['tokens']:,} tokens of which {row['predicted']:,} are predicted: {row['peak']/1e9:.1f} GB, {row['seconds']:.2f} s")
+        if "share" in r: lines.append(f"\n{LABELS[name]}: {r['tokens_per_second']:,.0f} tokens/s, {r['achieved']/1e12:.0f} TFLOP/s in matrix products and attention, {100*r['share']:.0f}% of the {r['matrix_rate']/1e12:.0f} TFLOP/s "
+                                      f"that an 8,192 x 8,192 bf16 product reaches on this card; {100*r['real']:.1f}% of the packed positions are real.")
+    return lines
+
+
+def sweep(args):
+    "How a step grows with the length of rows and with samples a batch."
+    lines = ["", "How this project's step grows:", "", "| samples a batch | tokens of a row | CAD models/s | milliseconds a sample | peak memory, GB |", "|---|---|---|---|---|"]
+    for batch, row in ((8, 1024), (16, 1024), (32, 1024), (64, 1024), (32, 320), (32, 4096)):
+        r = child(args, variant="ours", batch=batch, row=row)
+        lines.append(f"| {batch} | {row:,} | {r['rate']:.2f} | {1e3/r['rate']:.0f} | {r['memory']/1e9:.1f} |" if "rate" in r else f"| {batch} | {row:,} | {r['error']} | | |")
+    return lines
+
+
+def main(args):
+    lines = table(args, run_all(args)) + (sweep(args) if args.sweep else [])
+    print("\n".join(lines))
+    if args.out: Path(args.out).write_text("\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
     args = parse()
     if args.variant:
         torch.set_num_threads(args.threads); torch.manual_seed(0)
-        print("RESULT " + json.dumps(VARIANTS[args.variant](args)))
-        sys.exit()
+        print("RESULT " + json.dumps(VARIANTS[args.variant](args)), flush=True)
+        os._exit(0)
     main(args)

@@ -111,7 +111,14 @@ def _add_lora(llm, config, new_ids):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ensure_weight_tying") # it looks for tied layers among the LoRA targets only
         warnings.simplefilter("ignore", FutureWarning) # peft asks transformers by an old name
-        return get_peft_model(llm, adapter)
+        wrapped = get_peft_model(llm, adapter)
+    for layer in wrapped.modules():
+        if hasattr(layer, "lora_A"): layer._cast_input_dtype = _input_as_it_is
+    return wrapped
+
+def _input_as_it_is(x, dtype):
+    "What the matrices of LoRA are given: under autocast the input itself, else in their own precision."
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 def _module_name(model, module): return next(name.rsplit(".", 1)[-1] for name, m in model.named_modules() if m is module)
 

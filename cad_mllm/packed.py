@@ -94,8 +94,7 @@ def _flash(q, k, v, starts, longest, scale, window):
     "Flash attention over samples laid end to end: q (N, H, D), k and v (N, H', D) -> (N, H, D)."
     attend, known = VARLEN
     options = {"window_size": (window - 1 if window else -1, 0)} if "window_size" in known else {"is_causal": True}
-    if "enable_gqa" in known: options["enable_gqa"] = True
-    elif q.shape[1] != k.shape[1]: k, v = (x.repeat_interleave(q.shape[1]//x.shape[1], 1) for x in (k, v))
+    if "enable_gqa" in known: options["enable_gqa"] = True         # before it was asked for, the kernel did it unasked
     if "scale" in known: options["scale"] = scale
     else: q = q*(scale*q.shape[-1]**.5)
     return attend(q.contiguous(), k.contiguous(), v.contiguous(), starts, starts, longest, longest, **options)
@@ -183,13 +182,13 @@ class _SummedLoss(torch.autograd.Function):
         return None, None, to_hidden, None, *to_weights
 
 # %% ../nbs/08c_packed.ipynb #pk000028
-LOGITS_AT_ONCE = 2**26 # numbers in a chunk on a CPU or a small card; 256 MB in float32
+LOGITS_AT_ONCE = 2**25 # numbers in a chunk on a CPU; 128 MB in float32
 
 def chunk_size(
     vocabulary: int, # V
     device: torch.device,
 ) -> int: # positions
-    "Positions whose logits are held at once: on a GPU logits in float32 take up to a sixty-fourth of its memory."
+    "Positions whose logits are held at once: on a GPU those of a chunk take a sixty-fourth of its memory in float32, at most 1 GB."
     numbers = LOGITS_AT_ONCE
     if device.type == "cuda": numbers = min(2**28, max(numbers, torch.cuda.get_device_properties(device).total_memory//256))
     return max(256, numbers//vocabulary)

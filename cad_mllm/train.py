@@ -802,7 +802,7 @@ def begin_stage(self: Trainer):
     "A fresh optimizer and schedule for the stage, then what a checkpoint has for them."
     t, plan = self.train_config, self.plan()
     self.data.set_modalities(self.stage.modality_probs)
-    self.optimizer = torch.optim.AdamW(self.model.parameter_groups(t, self.stage.lr), lr=self.stage.lr)
+    self.optimizer = torch.optim.AdamW(self.model.parameter_groups(t, self.stage.lr), lr=self.stage.lr, fused=self.device.type == "cuda")
     self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, t.warmup_steps, plan.num_steps))
     state, self.pending = self.pending, {}
     if not state: return
