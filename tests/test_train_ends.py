@@ -127,7 +127,7 @@ def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys
     "Checkpoints land in the local folder; killed at once, the next run goes on from them bit for bit and brings everything to the output folder."
     out, local = tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
     Training(data, tmp_path/"whole", *RUN).wait(0)
-    process = Training(data, out, *RUN, *local).until(lambda: any(r.complete for r in list_checkpoints(tmp_path/"local", depth=5)))
+    process = Training(data, out, *RUN, *local, fence=8).until(lambda: any(r.complete for r in list_checkpoints(tmp_path/"local", depth=5)))
     process.kill()
     shutil.rmtree(out, ignore_errors=True)                 # nothing has arrived
     assert find_to_resume("auto", out, local[1]).is_relative_to(tmp_path/"local")

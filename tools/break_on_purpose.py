@@ -108,6 +108,10 @@ MUTATIONS = [
     Mutation(6, "processes told different things begin all the same", TRAIN, "    if len(set(same)) > 1: raise", "    if False: raise", T_PEERS + "told_different_things_they_do_not_begin"),
     Mutation(6, "an acceptance is kept for the next time", TRAIN, 'trainer_state=state, train_config=replace(t, accept_changes=""),', "trainer_state=state, train_config=t,", T_CHANGES + "accepted_it_goes_on_and_says_so"),
     Mutation(6, "other data go on at the old number of samples", TRAIN, 'if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.data))', "pass", T_CHANGES + "changed_data_go_on_from_the_same_share_of_the_epoch"),
+    Mutation(6, "a signal counts for one process before the others know", TRAIN, '        self.caught = "Ctrl-C" if', '        self.reason = self.caught = "Ctrl-C" if', T_PEERS + "a_signal_while_they_agree_counts_at_the_next_step"),
+    Mutation(6, "the group lives on after it was left", TRAIN, "    from torch.distributed.nn import functional  # noqa: F401   (must not meet a group that it could keep)\n", "", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
+    Mutation(6, "the first one through does not wait for the others", TRAIN, '        self.store.wait([f"left/{rank}" for rank in range(self.size)], timedelta(minutes=self.minutes))\n', "", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
+    Mutation(6, "one of several takes its interpreter down", "cad_mllm/cli.py", 'if int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)', "sys.exit(code)", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
     # 7 old checkpoints
     Mutation(7, "fields of an old configuration are not mapped", CK, "            taken[key] = value\n", "", T_CK + "old_config_variants"),
     Mutation(7, "an old checkpoint is taken for one of ours", CK, 'try: return "format" not in _read_json(folder/METADATA)', 'try: return False', T_OLD + "an_old_checkpoint_goes_on"),
