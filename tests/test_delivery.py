@@ -708,7 +708,7 @@ def in_namespace(func, place):
     unshare = ["unshare", "-m"] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["unshare", "-Urm"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode: pytest.skip("no mount namespace can be made here")
     code = f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_delivery as t; print('SEEN', json.dumps(t.{func.__name__}({str(place)!r})))"
-    done = subprocess.run([*unshare, sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*unshare, sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     if done.returncode and "Operation not permitted" in done.stderr and "mount" in done.stderr: pytest.skip("mounting is not permitted here")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("SEEN "))[5:])

@@ -72,6 +72,9 @@ MUTATIONS = [
     Mutation(3, "latest takes the newest without reading it", CK, "problems = [record.problem] if record.problem else [] if _just_proved(record.path) else verify_checkpoint(record.path)", "problems = [record.problem] if record.problem else []", DAMAGE),
     Mutation(3, "auto does not say what it passes over", CK, "    if passed and not quiet: print(", "    if False: print(", T_CK + "latest_says_what_it_passed_over"),
     Mutation(3, "auto does not say what it passes over (training)", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (self.delivery.find(wanted, quiet=True) or "")', T_TRAIN + "auto_names_what_it_passes_over"),
+    Mutation(3, "the command does not tell what is wrong", "cad_mllm/cli.py", """+ "".join(f"\\n    {p}" for p in problems))""", ")", T_CK + "the_command_names_what_is_wrong_and_rewrites_what_is_old"),
+    Mutation(3, "the command ends with 0 whatever it finds", "cad_mllm/cli.py", "        bad += bool(problems)\n", "", T_CK + "the_command_names_what_is_wrong_and_rewrites_what_is_old"),
+    Mutation(7, "the command does not upgrade", "cad_mllm/cli.py", "if upgrade else (): upgrade_checkpoint(", "if False else (): upgrade_checkpoint(", T_CK + "the_command_names_what_is_wrong_and_rewrites_what_is_old"),
     Mutation(3, "a proof holds also when files were touched since", CK, "and signature == _signature(path)", "", T_CK + "a_proof_is_used_once_and_only_for_what_is_untouched"),
     # 4 delivery
     Mutation(4, "what was copied is not read back", DELIVERY, 'if not t.linked and out.sha256(target) != want["sha256"]:', "if False:", T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"),
