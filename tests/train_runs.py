@@ -130,7 +130,7 @@ class Training:
         "Wait until `condition()`; the training has to be alive so long."
         while not condition():
             assert self.poll() is None, f"it ended with {self.code}: {self.text[-4000:]}"
-            time.sleep(.005)
+            time.sleep(.02)
         return self
 
 
