@@ -354,6 +354,7 @@ def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
     paths = [save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 5)]
     reads, opened = [], ck._read_manifest
     monkeypatch.setattr(ck, "_read_manifest", lambda folder: reads.append(Path(folder).name) or opened(folder))
+    monkeypatch.setattr(ck, "SLOW", 1e9)
     ck.list_checkpoints(tmp_path); ck.list_checkpoints(tmp_path)
     assert len(reads) == 8             # a fast disk: nothing is remembered
     monkeypatch.setattr(ck, "SLOW", -1.0)

@@ -151,7 +151,7 @@ def test_it_stops_when_asked_and_goes_on(data, whole, tmp_path):
 def test_by_the_clock(data, tmp_path):
     "`--save_minutes` saves between, `--max_minutes` ends the run after its step, saved."
     out = tmp_path/"o"
-    Training(data, out, "--stage1_epochs", "5000", "--save_steps", "0", "--save_minutes", "0.005", "--max_minutes", "0.08").wait(EXIT_STOPPED)
+    Training(data, out, "--stage1_epochs", "5000", "--save_steps", "0", "--save_minutes", "0.001", "--max_minutes", "0.08").wait(EXIT_STOPPED)
     status, saved = json.loads((out/"status.json").read_text()), [e["step"] for e in read_events(out) if e["event"] == "checkpoint"]
     assert status["state"] == "stopped" and "max_minutes" in status["message"]
     assert len(saved) > 1 and saved[-1] == status["step"] == max(rows(out)) and saved == sorted(set(saved))
