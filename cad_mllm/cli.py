@@ -7,7 +7,7 @@ __all__ = ['VERBS', 'synth', 'prepare_data', 'pack', 'train_parser', 'configs', 
            'checkpoints', 'deliver', 'inspect', 'export', 'demo', 'main']
 
 # %% ../nbs/16_cli.ipynb #aaabf806
-import argparse, json, os, sys
+import argparse, atexit, json, os, sys
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
@@ -361,6 +361,14 @@ def _run(verb, argv):
     if isinstance(VERBS[verb], str): print(result)
     return result if isinstance(result, int) else 0
 
+# %% ../nbs/16_cli.ipynb #b81e07d4
+def _end(code):
+    "Exit with a code; one process of several without taking the interpreter down."
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr): stream.flush()
+    os._exit(code)
+
 # %% ../nbs/16_cli.ipynb #d5ccf35e
 def main(argv: list | None = None):
     "The entry point of `cad-mllm`; exits with the verb's code."
@@ -368,12 +376,13 @@ def main(argv: list | None = None):
     if not argv or argv[0] not in VERBS:
         print(_usage(), file=sys.stdout if argv[:1] in ([], ["-h"], ["--help"]) else sys.stderr)
         sys.exit(0 if argv[:1] in ([], ["-h"], ["--help"]) else 2)
-    try: sys.exit(_run(argv[0], _take_trust(argv[1:]) if "--trust" in argv else argv[1:]))
+    try: code = _run(argv[0], _take_trust(argv[1:]) if "--trust" in argv else argv[1:])
     except (ValueError, OSError) as e:
         if not type(e).__module__.startswith("cad_mllm") and not isinstance(e, OSError): raise
         print(f"cad-mllm {argv[0]}: {e}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt: sys.exit(130)
+        code = 1
+    except KeyboardInterrupt: code = 130
+    _end(code)
 
 # %% ../nbs/16_cli.ipynb #977ea894
 if __name__ == "__main__" and __spec__: main()   # python -m, not a notebook

@@ -83,7 +83,7 @@ class Stopper:
         files=None,              # where the stop file is looked for: `RunFiles` or `Delivery`; None looks for none
         max_minutes: float = 0.0, # from now on; 0 for no limit
     ):
-        self.files, self.reason, self._old = files, "", {}
+        self.files, self.reason, self.caught, self._old = files, "", "", {}
         self.deadline = time.monotonic() + 60*max_minutes if max_minutes else math.inf
 
     def __enter__(self):
@@ -97,11 +97,12 @@ class Stopper:
         for s, old in self._old.items(): signal.signal(s, old)
 
     def _caught(self, number, frame):
-        if self.reason and number == signal.SIGINT: raise KeyboardInterrupt
-        self.reason = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        if (self.caught or self.reason) and number == signal.SIGINT: raise KeyboardInterrupt
+        self.caught = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
     def check(self) -> str:
-        "The reason to stop, or an empty string."
+        "The reason to stop, or an empty string; only here does a signal become one."
+        if self.caught: self.reason, self.caught = self.reason or self.caught, ""
         if self.files and self.files.seen(STOP): self.reason = self.reason or "the stop file"; self.files.forget(STOP)
         if time.monotonic() >= self.deadline: self.reason = self.reason or "max_minutes"
         return self.reason
@@ -172,6 +173,7 @@ def join_world(
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
             print("⚠️  accelerate launch started one process only (it does so with --cpu): for several on CPUs use torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N")
         return World()
+    from torch.distributed.nn import functional  # noqa: F401   (must not meet a group that it could keep)
     limit = timedelta(minutes=minutes)
     if device.type == "cuda": torch.cuda.set_device(device)
     try:
@@ -182,8 +184,13 @@ def join_world(
 
 @patch
 def leave(self: World):
-    "The end of doing things together."
-    if self.size > 1: dist.destroy_process_group()
+    "The end of doing things together, once all have come to it; the threads behind it have ended when this returns."
+    if self.size == 1: return
+    try:
+        self.store.set(f"left/{self.rank}", "")
+        self.store.wait([f"left/{rank}" for rank in range(self.size)], timedelta(minutes=self.minutes))
+    except RuntimeError: pass              # whoever kept the notes has left already, or someone never comes: nothing is left to do together
+    dist.destroy_process_group()
 
 # %% ../nbs/11_train.ipynb #5dc77d98
 def pick_device(
@@ -913,8 +920,9 @@ def deliver_rest(self: Trainer, stopper: Stopper, patience: float = 600.0, hurry
     if self.world.is_main: self.delivery.wait_written()
     self.world.gather(None)                # a launcher ends all processes as soon as one has ended with another code than 0
     if not self.world.is_main: return 0
-    until = time.monotonic() + (patience if stopper.reason in ("", "max_steps", "the stop file") else hurry)
-    asked, stopper.reason, stopper.deadline = stopper.reason, "", math.inf
+    asked, stopper.deadline = stopper.reason, math.inf
+    until = time.monotonic() + (patience if stopper.check() in ("", "max_steps", "the stop file") else hurry)
+    stopper.reason = ""
     while not self.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():
         left = self.delivery.status()
         self.tell("running", message=f"waiting for {self.output_dir} to take {left['pending'] + left['unsaved']} checkpoints: {left['last_error']}")

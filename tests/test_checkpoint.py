@@ -276,6 +276,31 @@ def test_every_damage_is_named_refused_and_passed_over(tmp_path):
     assert ck.verify_checkpoint(bad) == ["manifest.json: lists no files"] and ck.latest_checkpoint(tmp_path, quiet=True) == good
 
 
+def test_the_command_names_what_is_wrong_and_rewrites_what_is_old(tmp_path, capsys):
+    "`cad-mllm checkpoints`: with --verify a line for every file that is not as it was written, and 1; with --upgrade an old one takes today's form, the original beside it."
+    from cad_mllm.cli import main
+    def command(*more):
+        with pytest.raises(SystemExit) as end: main(["checkpoints", str(tmp_path), *more])
+        return end.value.code, capsys.readouterr().out
+    good, flipped, cut, missing, extra, empty = (save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 7))
+    assert command("--verify")[0] == 0
+    name = "model.safetensors"
+    data = bytearray((flipped/name).read_bytes()); data[-1] ^= 1; (flipped/name).write_bytes(data)
+    os.truncate(cut/name, 100)
+    (missing/name).unlink()
+    (extra/"more.bin").write_bytes(b"x")
+    nothing = {"format": ck.FORMAT, "metadata": {}, "files": {}}
+    (empty/ck.MANIFEST).write_bytes(ck._json(nothing | {"sha256": ck._self_hash(nothing)}))
+    code, said = command("--verify")
+    assert code == 1 and f"✓ {good}\n" in said
+    for folder, problem in ((flipped, f"{name}: its content has changed"), (cut, f"{name}: has 100 bytes instead of"), (missing, f"{name}: is missing"), (extra, "more.bin: is not listed"), (empty, "manifest.json: lists no files")):
+        assert f"✗ {folder}\n    {problem}" in said
+    old = legacy(tmp_path/"stage2"/"checkpoint-epoch0-step100", trainer_state_pt={"epoch": 0, "step": 100})
+    assert command("--upgrade")[0] == 0 and not ck.is_old_format(old) and ck.verify_checkpoint(old) == [] and ck.is_old_format(old.with_name(f"{old.name}-old"))
+    code, said = command("--upgrade", "--remove_original")
+    assert code == 0 and not ck.is_old_format(old) and ck.verify_checkpoint(old) == []
+
+
 def test_the_offer_reaches_into_other_stages_of_the_run(tmp_path):
     good, bad = save(tmp_path, 1, is_best=False), save(tmp_path, 2, stage="stage2", is_best=False)
     (bad/"model.safetensors").unlink()
@@ -329,6 +354,7 @@ def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
     paths = [save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 5)]
     reads, opened = [], ck._read_manifest
     monkeypatch.setattr(ck, "_read_manifest", lambda folder: reads.append(Path(folder).name) or opened(folder))
+    monkeypatch.setattr(ck, "SLOW", 1e9)
     ck.list_checkpoints(tmp_path); ck.list_checkpoints(tmp_path)
     assert len(reads) == 8             # a fast disk: nothing is remembered
     monkeypatch.setattr(ck, "SLOW", -1.0)

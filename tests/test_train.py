@@ -95,9 +95,9 @@ def whole(data, tmp_path_factory):
     return of
 
 
-def killed_at(data, out, flags, reached):
-    "Resume, kill when `reached()`; what the resume said."
-    process = Training(data, out, *flags, "--resume_from_ckpt", "auto").until(reached)
+def killed_at(data, out, flags, reached, fence):
+    "Resume, kill when `reached()`, before the step after `fence`; what the resume said."
+    process = Training(data, out, *flags, "--resume_from_ckpt", "auto", fence=fence).until(reached)
     process.kill()
     assert process.code == -signal.SIGKILL
     return process.text
@@ -109,10 +109,10 @@ def after(out, n): return lambda: len(read_metrics(out)) >= n
 def test_killed_in_an_epoch_at_its_end_and_between_stages(data, whole, tmp_path):
     "Four lives with 0, 1, 2 and 0 data workers: killed in the middle of an epoch, right after a save at its end, right after a stage's model."
     out, flags = tmp_path/"killed", [*COMMON, *VARIANTS["full"]]
-    killed_at(data, out, flags, after(out, 5))
-    said = killed_at(data, out, [*flags, "--num_workers", "1"], lambda: any(r.step == 6 and r.complete for r in list_checkpoints(out)))
+    killed_at(data, out, flags, after(out, 5), 8)
+    said = killed_at(data, out, [*flags, "--num_workers", "1"], lambda: any(r.step == 6 and r.complete for r in list_checkpoints(out)), 8)
     assert "✓ Restored optimizer state" in said and "✓ Restored scheduler state" in said and "✓ Resuming from epoch 0, step 3" in said
-    said = killed_at(data, out, [*flags, "--num_workers", "2"], (out/"stage1_text_model"/"manifest.json").exists)
+    said = killed_at(data, out, [*flags, "--num_workers", "2"], (out/"stage1_text_model"/"manifest.json").exists, 14)
     assert "✓ Resuming from epoch 1, step 6" in said
     done = Training(data, out, *flags, "--resume_from_ckpt", "auto"); done.wait(0)
     assert "was" not in re.findall(r"⚠️.*", done.text)
@@ -123,7 +123,7 @@ def test_killed_in_an_epoch_at_its_end_and_between_stages(data, whole, tmp_path)
 def test_killed_and_resumed_is_as_if_never_stopped(name, data, whole, tmp_path):
     out, flags = tmp_path/"killed", [*COMMON, *VARIANTS[name]]
     at = len(rows(whole(name)))//2
-    killed_at(data, out, flags, after(out, at))
+    killed_at(data, out, flags, after(out, at), at + 2)
     said = Training(data, out, *flags, "--resume_from_ckpt", "auto", "--num_workers", "1"); said.wait(0)
     assert "✓ Resuming from step" in said.text
     assert_same(whole(name), out)
@@ -137,7 +137,7 @@ def test_it_stops_when_asked_and_goes_on(data, whole, tmp_path):
     "SIGTERM, Ctrl-C and the stop file in one run: each finishes its step, saves, and ends with the code for going on."
     out, flags = tmp_path/"stopped", [*COMMON, *VARIANTS["full"], "--save_steps", "0"]
     for n, how in enumerate(("SIGTERM", "SIGINT", "stop file"), 1):
-        process = Training(data, out, *flags, "--resume_from_ckpt", "auto").until(after(out, 4*n))
+        process = Training(data, out, *flags, "--resume_from_ckpt", "auto", fence=4*n + 2).until(after(out, 4*n))
         if how == "stop file": (out/STOP).touch()
         else: process.send(getattr(signal, how))
         assert process.wait() == EXIT_STOPPED == 75
@@ -151,7 +151,7 @@ def test_it_stops_when_asked_and_goes_on(data, whole, tmp_path):
 def test_by_the_clock(data, tmp_path):
     "`--save_minutes` saves between, `--max_minutes` ends the run after its step, saved."
     out = tmp_path/"o"
-    Training(data, out, "--stage1_epochs", "5000", "--save_steps", "0", "--save_minutes", "0.005", "--max_minutes", "0.08").wait(EXIT_STOPPED)
+    Training(data, out, "--stage1_epochs", "5000", "--save_steps", "0", "--save_minutes", "0.001", "--max_minutes", "0.08").wait(EXIT_STOPPED)
     status, saved = json.loads((out/"status.json").read_text()), [e["step"] for e in read_events(out) if e["event"] == "checkpoint"]
     assert status["state"] == "stopped" and "max_minutes" in status["message"]
     assert len(saved) > 1 and saved[-1] == status["step"] == max(rows(out)) and saved == sorted(set(saved))
@@ -183,7 +183,7 @@ def test_auto_names_what_it_passes_over(data, tmp_path, capsys):
 def test_killed_before_the_first_save_it_begins_again_as_it_was(data, tmp_path):
     "With no checkpoint the settings come from the run's own record."
     out = tmp_path/"o"
-    Training(data, out, "--save_steps", "0", "--seed", "5").until(after(out, 1)).kill()
+    Training(data, out, "--save_steps", "0", "--seed", "5", fence=4).until(after(out, 1)).kill()
     first = rows(out)[1]
     process = Training(data, out, only=["--output_dir", str(out), "--resume_from_ckpt", "auto", "--max_steps", "3"]); process.wait(0)
     assert "No complete checkpoint" in process.text and max(rows(out)) >= 3 and rows(out)[1] == first

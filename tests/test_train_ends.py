@@ -27,7 +27,7 @@ def test_the_users_commands(data, tmp_path):
     "The two commands of the script, word for word; the checkpoint's folder is looked for below the output folder."
     script, out = Path(__file__).parent.parent/"scripts/train_curriculum.py", tmp_path/"out"
     small = FLAGS[:FLAGS.index("--max_tokens_per_batch")]
-    base = [*small, "--stage1_epochs", "1", "--stage2_epochs", "1", "--stage3_epochs", "2", "--data_root", str(data), "--use_autocomplete_dataset", "--output_dir", str(out), "--max_seq_length", "4000", "--batch_size", "2"]
+    base = [*small, "--stage1_epochs", "1", "--stage2_epochs", "1", "--stage3_epochs", "1", "--data_root", str(data), "--use_autocomplete_dataset", "--output_dir", str(out), "--max_seq_length", "4000", "--batch_size", "2"]
     done = subprocess.run([sys.executable, str(script), *base, "--save_steps", "10", "--keep_last_n_checkpoints", "3"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(script.parent.parent), os.environ.get("PYTHONPATH")]))})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -127,7 +127,7 @@ def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys
     "Checkpoints land in the local folder; killed at once, the next run goes on from them bit for bit and brings everything to the output folder."
     out, local = tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
     Training(data, tmp_path/"whole", *RUN).wait(0)
-    process = Training(data, out, *RUN, *local).until(lambda: any(r.complete for r in list_checkpoints(tmp_path/"local", depth=5)))
+    process = Training(data, out, *RUN, *local, fence=8).until(lambda: any(r.complete for r in list_checkpoints(tmp_path/"local", depth=5)))
     process.kill()
     shutil.rmtree(out, ignore_errors=True)                 # nothing has arrived
     assert find_to_resume("auto", out, local[1]).is_relative_to(tmp_path/"local")

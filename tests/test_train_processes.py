@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cad_mllm.checkpoint import list_checkpoints
-from cad_mllm.train import EXIT_FAILED, EXIT_STOPPED, Split, read_events, read_metrics, split_for
+from cad_mllm.config import TrainConfig
+from cad_mllm.train import EXIT_FAILED, EXIT_STOPPED, Progress, Split, Stopper, Trainer, World, read_events, read_metrics, split_for
 from small_data import make
 from test_train import assert_same, rows
 from train_runs import FLAGS, Training, configs, peers
@@ -27,7 +28,8 @@ def data(tmp_path_factory):
     return make(tmp_path_factory.mktemp("data"), 14)
 
 
-def several(data, out, *flags, size=2, each=None): return [Training(data, out, *flags, *((each or {}).get(r, [])), env=env) for r, env in enumerate(peers(size))]
+def several(data, out, *flags, size=2, each=None, fence=None):
+    return [Training(data, out, *flags, *((each or {}).get(r, [])), env=env, fence=fence if r == 1 else None) for r, env in enumerate(peers(size))]
 
 
 def after(out, n): return lambda: len(read_metrics(out)) >= n
@@ -85,11 +87,11 @@ def test_accelerate_launch_one_dies_the_other_says_so_and_two_go_on_bit_for_bit(
 def test_stopped_by_one_killed_all_and_still_as_if_never_stopped(data, whole, tmp_path):
     "A SIGTERM to one process ends both, saved; a SIGKILL to both leaves the last save; the third pair ends as the unbroken pair did."
     out = tmp_path/"o"
-    pair = several(data, out, *TWO)
+    pair = several(data, out, *TWO, fence=6)
     pair[0].until(after(out, 4)); pair[1].send(signal.SIGTERM)
     for p in pair: p.wait(EXIT_STOPPED)
     assert "another process" in json.loads((out/"status.json").read_text())["message"]
-    pair = several(data, out, *TWO, "--resume_from_ckpt", "auto")
+    pair = several(data, out, *TWO, "--resume_from_ckpt", "auto", fence=12)
     pair[0].until(after(out, 9))
     for p in pair: p.kill()
     for p in several(data, out, *TWO, "--resume_from_ckpt", "auto", "--num_workers", "1"): p.wait(0)
@@ -154,8 +156,19 @@ def test_one_dies_and_the_other_does_not_wait(victim, data, tmp_path):
     assert any(r.complete for r in list_checkpoints(tmp_path/"o"))
 
 
+def test_a_signal_while_they_agree_counts_at_the_next_step(data, tmp_path):
+    "It strikes after the process has told the others that it goes on: then it goes on with them."
+    class Struck(World):
+        def sum(self, tensor): os.kill(os.getpid(), signal.SIGTERM); return tensor
+    trainer = Trainer.__new__(Trainer)
+    trainer.train_config, trainer.progress, trainer.world = TrainConfig(data_root=str(data)), Progress(), Struck(1, 2)
+    with Stopper() as stopper:
+        assert not trainer.asked_to_stop(stopper) and not stopper.reason
+        assert trainer.asked_to_stop(stopper) and stopper.reason == "SIGTERM"
+
+
 def test_one_hangs_and_the_other_gives_up(data, tmp_path):
-    pair = several(data, tmp_path/"o", *FOREVER, "--peer_minutes", "0.05")
+    pair = several(data, tmp_path/"o", *FOREVER, "--peer_minutes", "0.1")
     pair[0].until(after(tmp_path/"o", 2))
     pair[1].send(signal.SIGSTOP)
     pair[0].wait(EXIT_FAILED)
@@ -179,3 +192,53 @@ def test_one_never_comes(data, tmp_path):
     alone = Training(data, tmp_path/"o", *RUN, "--peer_minutes", "0.03", env=peers(2)[0])
     alone.wait(EXIT_FAILED)
     assert "process 0 of 2 did not meet the others within 0.03 minutes" in alone.text
+
+
+ENDS = """
+import atexit, os, sys, time
+import torch, torch.distributed as dist
+from cad_mllm import cli
+from cad_mllm.train import join_world
+
+def say(*words): os.write(1, " ".join(map(str, (*words, "\\n"))).encode())
+
+def process(how, rank):
+    world = join_world(torch.device("cpu"), 1)
+    from torch.distributed.nn import functional # as building a model does
+    kept = dist.group.WORLD if how == "kept" else None
+    shared = torch.ones(1000)
+    sys.setswitchinterval(10)                   # the threads behind the group get the interpreter only when it is given up: they are late
+    for _ in range(30): world.sum(shared)
+    if rank: time.sleep(.3)
+    came = time.monotonic()
+    world.leave()
+    left = time.monotonic()
+    threads = [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+    say(how, rank, came, left, "gloo" in str(threads))
+    atexit.register(sys.stdout.write, "goodbye\\n")
+    if how == "left": sys.exit(0)
+    cli.run_train = lambda argv: [kept.allreduce(shared).wait() for _ in range(30)] and 0
+    cli.main(["train"])
+
+for how, ports in (("left", sys.argv[1:2]), ("kept", sys.argv[2:])):
+    for port in ports:
+        pids = []
+        for rank in (0, 1):
+            if pid := os.fork(): pids.append(pid); continue
+            os.environ.update(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            process(how, rank)
+        say("codes", how, *[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the threads of a process")
+def test_a_process_that_is_done_ends_with_its_code(tmp_path):
+    "Nothing that runs in the background may abort it at its very end: not after leaving the others, and not where the group lives on because somebody refers to it."
+    ports = [peers(2)[0]["MASTER_PORT"] for _ in range(6)]
+    done = subprocess.run([sys.executable, "-c", ENDS, *ports], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    lines = [line.split() for line in done.stdout.splitlines() if line]
+    assert [line[1:] for line in lines if line[0] == "codes"] == [["left", "0", "0"]] + [["kept", "0", "0"]]*5, done.stdout + done.stderr[-3000:]
+    (_, _, _, first_left, first_threads), (_, _, second_came, _, second_threads) = sorted(line for line in lines if line[0] == "left")
+    assert first_threads == second_threads == "False"
+    assert float(first_left) > float(second_came)               # nobody leaves before all have come
+    assert done.stdout.count("goodbye\n") == 2*len(ports)

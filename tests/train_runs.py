@@ -39,6 +39,16 @@ def _serve():
         print(json.dumps(answer), flush=True)
 
 
+def _fence(step):
+    "From a step on, a training waits for a signal or the stop file, so that a test that is slow to act does not find it finished."
+    from cad_mllm.train import Trainer
+    ask = Trainer.asked_to_stop
+    def wait_and_ask(self, stopper):
+        while self.progress.step >= step and not stopper.check(): time.sleep(.005)
+        return ask(self, stopper)
+    Trainer.asked_to_stop = wait_and_ask
+
+
 def _fork(main, argv, log, env):
     "A training in a process group of its own; its process id."
     if pid := os.fork(): return pid
@@ -49,6 +59,7 @@ def _fork(main, argv, log, env):
         for fd in (1, 2): os.dup2(out, fd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(env)
+        if "FENCE" in env: _fence(int(env["FENCE"]))
         sys.argv = ["cad-mllm", *argv]
         main(argv)
     except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)
@@ -84,12 +95,12 @@ atexit.register(SERVER.close)
 
 class Training:
     "A training that runs: `out` is its folder, `text` what it has said."
-    def __init__(self, data, out, *flags, env=None, only=None, log=None):
+    def __init__(self, data, out, *flags, env=None, only=None, log=None, fence=None):
         self.out, self.code = Path(out), None
         if not log: self.out.parent.mkdir(parents=True, exist_ok=True)
         self.log = Path(log) if log else self.out.with_name(f"{self.out.name}-{time.monotonic_ns()}.log")
         argv = ["train", *only] if only else ["train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *map(str, flags)]
-        self.pid = SERVER.ask(start=dict(argv=argv, log=str(self.log), env=env or {}))
+        self.pid = SERVER.ask(start=dict(argv=argv, log=str(self.log), env={**(env or {}), **({"FENCE": str(fence)} if fence else {})}))
 
     @property
     def text(self): return self.log.read_text(errors="replace")
@@ -119,7 +130,7 @@ class Training:
         "Wait until `condition()`; the training has to be alive so long."
         while not condition():
             assert self.poll() is None, f"it ended with {self.code}: {self.text[-4000:]}"
-            time.sleep(.005)
+            time.sleep(.02)
         return self
 
 

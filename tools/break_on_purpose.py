@@ -72,6 +72,9 @@ MUTATIONS = [
     Mutation(3, "latest takes the newest without reading it", CK, "problems = [record.problem] if record.problem else [] if _just_proved(record.path) else verify_checkpoint(record.path)", "problems = [record.problem] if record.problem else []", DAMAGE),
     Mutation(3, "auto does not say what it passes over", CK, "    if passed and not quiet: print(", "    if False: print(", T_CK + "latest_says_what_it_passed_over"),
     Mutation(3, "auto does not say what it passes over (training)", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (self.delivery.find(wanted, quiet=True) or "")', T_TRAIN + "auto_names_what_it_passes_over"),
+    Mutation(3, "the command does not tell what is wrong", "cad_mllm/cli.py", """+ "".join(f"\\n    {p}" for p in problems))""", ")", T_CK + "the_command_names_what_is_wrong_and_rewrites_what_is_old"),
+    Mutation(3, "the command ends with 0 whatever it finds", "cad_mllm/cli.py", "        bad += bool(problems)\n", "", T_CK + "the_command_names_what_is_wrong_and_rewrites_what_is_old"),
+    Mutation(7, "the command does not upgrade", "cad_mllm/cli.py", "if upgrade else (): upgrade_checkpoint(", "if False else (): upgrade_checkpoint(", T_CK + "the_command_names_what_is_wrong_and_rewrites_what_is_old"),
     Mutation(3, "a proof holds also when files were touched since", CK, "and signature == _signature(path)", "", T_CK + "a_proof_is_used_once_and_only_for_what_is_untouched"),
     # 4 delivery
     Mutation(4, "what was copied is not read back", DELIVERY, 'if not t.linked and out.sha256(target) != want["sha256"]:', "if False:", T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"),
@@ -108,6 +111,10 @@ MUTATIONS = [
     Mutation(6, "processes told different things begin all the same", TRAIN, "    if len(set(same)) > 1: raise", "    if False: raise", T_PEERS + "told_different_things_they_do_not_begin"),
     Mutation(6, "an acceptance is kept for the next time", TRAIN, 'trainer_state=state, train_config=replace(t, accept_changes=""),', "trainer_state=state, train_config=t,", T_CHANGES + "accepted_it_goes_on_and_says_so"),
     Mutation(6, "other data go on at the old number of samples", TRAIN, 'if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.data))', "pass", T_CHANGES + "changed_data_go_on_from_the_same_share_of_the_epoch"),
+    Mutation(6, "a signal counts for one process before the others know", TRAIN, '        self.caught = "Ctrl-C" if', '        self.reason = self.caught = "Ctrl-C" if', T_PEERS + "a_signal_while_they_agree_counts_at_the_next_step"),
+    Mutation(6, "the group lives on after it was left", TRAIN, "    from torch.distributed.nn import functional  # noqa: F401   (must not meet a group that it could keep)\n", "", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
+    Mutation(6, "the first one through does not wait for the others", TRAIN, '        self.store.wait([f"left/{rank}" for rank in range(self.size)], timedelta(minutes=self.minutes))\n', "", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
+    Mutation(6, "one of several takes its interpreter down", "cad_mllm/cli.py", 'if int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)', "sys.exit(code)", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
     # 7 old checkpoints
     Mutation(7, "fields of an old configuration are not mapped", CK, "            taken[key] = value\n", "", T_CK + "old_config_variants"),
     Mutation(7, "an old checkpoint is taken for one of ours", CK, 'try: return "format" not in _read_json(folder/METADATA)', 'try: return False', T_OLD + "an_old_checkpoint_goes_on"),
