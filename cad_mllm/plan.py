@@ -150,8 +150,12 @@ class Advice:
         used = " + ".join(f"{k} {v/1e9:.1f}" for k, v in self.parts.items())
         lines = [f"{self.config.llm_model_name}, {'LoRA' if self.config.use_lora else 'all weights'}, on a {self.card.name} ({self.card.memory/1e9:.0f} GB)",
                  f"  memory   {sum(self.parts.values())/1e9:.1f} GB: {used}", f"  batch    {self.batch_tokens:,} tokens, about {self.batch_size} samples; longest sample {self.config.max_seq_length:,} tokens"]
-        if self.epoch_hours is not None: lines.append(f"  time     {self.epoch_hours:.1f} hours an epoch of text; with --compile {self.epoch_hours*reached(self.card)/reached(self.card, True):.1f}, after a minute or two at the first batch")
+        if self.epoch_hours is not None:
+            compiled = self.epoch_hours*reached(self.card)/reached(self.card, True)
+            lines.append(f"  time     {_duration(self.epoch_hours)} an epoch of text; with --compile {_duration(compiled)}, after two minutes of compiling")
         return "\n".join([*lines, f"  flags    {self.flags}"])
+
+def _duration(hours): return f"{hours:.1f} hours" if hours >= 2 else f"{60*hours:.0f} minutes" if hours >= 1/60 else "less than a minute"
 
 # %% ../nbs/11c_plan.ipynb #plan0023
 def _fitting(shape, config, card, checkpointing, share):
@@ -170,7 +174,7 @@ def advise(
     predicted: float = PREDICTED, # of them
 ) -> Advice:
     "Settings for a card; raises `ConfigError` where not even one longest sample fits."
-    config = replace(config, dtype="float16" if not card.bf16 and config.dtype == "bfloat16" else config.dtype)
+    if config.dtype != "float32": config = replace(config, dtype="bfloat16" if card.bf16 else "float16")
     shape = shape_of(config)
     for checkpointing in (False, True):
         fits, parts = _fitting(shape, config, card, checkpointing, predicted/tokens)
