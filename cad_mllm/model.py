@@ -414,6 +414,7 @@ class Writer:
         self.done = torch.zeros_like(self.position, dtype=torch.bool)
         self.temperature = torch.full_like(self.position, temperature, dtype=torch.float32)
         self.marks = [(0, h) for h in self.hidden]                 # (column, hidden state there) of each row
+        self.active = torch.arange(self.num_rows, device=self.ids.device)  # the rows that the cache still holds
 
 # %% ../nbs/09_model.ipynb #8c01b943
 @patch
@@ -424,10 +425,21 @@ def feed(
 ):
     "Let the model read one more token a row."
     self.seen, self.position = F.pad(self.seen, (0, 1), value=True), self.position + 1
-    mask = None if self.is_plain else self.seen[:, None, None]
+    self._drop_done()
+    rows = self.active
+    mask = None if self.is_plain else self.seen[rows][:, None, None]
     with self.model._autocast():
-        self.hidden = self.model._base.get_decoder()(inputs_embeds=self.model._words(token[:, None]), attention_mask=mask, position_ids=self.position[:, None],
-                                                     past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
+        hidden = self.model._base.get_decoder()(inputs_embeds=self.model._words(token[rows][:, None]), attention_mask=mask, position_ids=self.position[rows][:, None],
+                                                past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
+    self.hidden = self.hidden.index_copy(0, rows, hidden)
+
+@patch
+def _drop_done(self: Writer):
+    "Leave out of the cache the rows that are done, once they are half of it."
+    alive = (~self.done[self.active]).nonzero()[:, 0]
+    if 2*len(alive) > len(self.active): return
+    self.cache.batch_select_indices(alive)
+    self.active = self.active[alive]
 
 @patch
 @torch.no_grad()

@@ -1,5 +1,5 @@
 "Completion end to end: a thousand constrained samples, real beginnings, transformers' own generate, workers that hang, old checkpoints, broken text."
-import json, os
+import json, os, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,8 +129,12 @@ def test_a_file_is_kept_to_the_byte(autocomplete, plate, tmp_path):
     assert again["metadata"]["partial_operations"] == len(stored["sequence"])
 
 
-def test_a_kernel_that_hangs_costs_a_note(model, plate):
-    result = CADAutocomplete(model, kernel="manifold", timeout=1e-4).complete(plate.truncate(2), max_new_tokens=40)
+def hang(*args): time.sleep(600)
+
+
+def test_a_kernel_that_hangs_costs_a_note(model, plate, monkeypatch):
+    monkeypatch.setattr("cad_mllm.inference.build_solid", hang)
+    result = CADAutocomplete(model, kernel="manifold", timeout=.2).complete(plate.truncate(2), max_new_tokens=40)
     assert result["metadata"]["valid"] is False
     assert any("no answer within" in n for n in result["metadata"]["notes"])
 
