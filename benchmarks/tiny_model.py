@@ -96,7 +96,7 @@ def loss(completer, programs):
     total = np.zeros(2)
     with torch.no_grad():
         for program, cloud in programs:
-            sample = replace(completer.request(point_cloud=cloud[:2048]).sample, target=completer.codec.encode(program))
+            sample = replace(completer.request(point_cloud=cloud[:2048]).sample, target=encode(program))
             out = completer.model(completer.model.builder.collate([sample]).to(completer.model.device))
             total += out["loss_sum"].item(), out["num_tokens"]
     return total[0]/total[1]
