@@ -20,7 +20,6 @@ import torch
 
 from cad_mllm.cad import CADProgram
 from cad_mllm.config import CurriculumStage, TrainConfig, recipe
-from cad_mllm.geometry import build_solid, map_isolated
 from cad_mllm.inference import CADAutocomplete
 from cad_mllm.metrics import chamfer
 from cad_mllm.prepare import prepare
@@ -91,12 +90,17 @@ def judge(points, truth):
     return chamfer((points - center)/scale, (truth - center)/scale)
 
 
+def build(completer, result):
+    "The solid of a result, built anew; None where there is none."
+    return completer.check(CADProgram.from_json(result))[0] if result["sequence"] else None
+
+
 def loss(completer, programs):
     "Mean negative log-likelihood a token of whole parts, given their points."
     total = np.zeros(2)
     with torch.no_grad():
         for program, cloud in programs:
-            sample = replace(completer.request(point_cloud=cloud[:2048]).sample, target=completer.codec.encode(program))
+            sample = replace(completer.request(point_cloud=cloud[:2048]).sample, target=encode(program))
             out = completer.model(completer.model.builder.collate([sample]).to(completer.model.device))
             total += out["loss_sum"].item(), out["num_tokens"]
     return total[0]/total[1]
@@ -167,9 +171,9 @@ def main():
     truths = {id: cloud[2048:, :3] for id, (_, cloud) in asked.items()}
     for name, sampling in runs.items():
         results = completer.complete_many(items, **sampling, batch_size=8, check="kernel")
-        solids = [r for _, r in map_isolated(build_solid_light, [CADProgram.from_json(r) if r["sequence"] else None for r in results], args.threads)]
-        rows[name] = [np.inf if isinstance(s, Exception) else judge(s.points(2048, 1)[:, :3], truths[id]) for id, s in zip(truths, solids)]
-        rows[name + " parses"] = np.mean([bool(r["sequence"]) for r in results]); rows[name + " builds"] = np.mean([not isinstance(s, Exception) for s in solids])
+        solids = [build(completer, r) for r in results]
+        rows[name] = [np.inf if s is None else judge(s.points(2048, 1)[:, :3], truths[id]) for id, s in zip(truths, solids)]
+        rows[name + " parses"] = np.mean([bool(r["sequence"]) for r in results]); rows[name + " builds"] = np.mean([s is not None for s in solids])
     rows["nearest training part"] = []
     for id, (_, cloud) in asked.items():
         unit, center, scale = boxed(cloud[:2048, :3])
@@ -188,11 +192,6 @@ def main():
     if root := os.environ.get("OMNI_CAD_ROOT"): lines += real_lines(completer, root, args.real)
     print("\n".join(lines))
     if args.out: Path(args.out).write_text("\n".join(lines) + "\n")
-
-
-def build_solid_light(program):
-    if program is None: raise ValueError("nothing was written")
-    return build_solid(program, "manifold")
 
 
 if __name__ == "__main__":

@@ -225,6 +225,7 @@ def complete(
                                                                 top_p=top_p, seed=seed, check=check, best=best, out=o, formats=tuple(format.split(",")), on_operation=told if stream else None)
     m = result["metadata"]
     print(f"{m['partial_operations']} operations given, {m['generated_operations']} written, {m['total_operations']} in all; {_verdict(m)}: {', '.join(m['files'])}")
+    if ranking := _ranking(m): print(ranking)
     for note in m["notes"]: print(f"note: {note}")
 
 def _operation(extrude):
@@ -233,6 +234,13 @@ def _operation(extrude):
     return f"{extrude.operation} by {1000*(high - low):.4g} mm"
 
 def _verdict(metadata): return {True: "a valid solid", False: "not a valid solid", None: "not checked by a kernel"}[metadata.get("valid")]
+
+# %% ../nbs/16_cli.ipynb #c0e60002
+def _ranking(metadata):
+    "How the candidates fit what was given, in a line; empty where nothing was ranked."
+    fits = sorted(c["fit"] for c in metadata["candidates"] if c.get("fit") is not None)
+    what = "points, in lengths of their box" if "points" in metadata["modalities"] else "picture"
+    return f"the best of {len(metadata['candidates'])} candidates: {fits[0]:.3f} from the given {what} (0 is perfect), the worst {fits[-1]:.3f}" if len(fits) > 1 else ""
 
 # %% ../nbs/16_cli.ipynb #953b4865
 def evaluate(
