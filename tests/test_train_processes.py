@@ -43,13 +43,13 @@ def whole(data, tmp_path_factory):
     return out
 
 
-def launch(data, out, *flags):
+def launch(data, out, *flags, fence=None):
     "The same under `accelerate launch`, as a process group of its own."
-    root = str(Path(__file__).parent.parent)
+    here = Path(__file__).parent
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--main_process_port", "0", "-m", "cad_mllm", "train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *flags]
+               "--main_process_port", "0", "-m", "fenced" if fence else "cad_mllm", "train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *flags]
     log = open(out.with_suffix(".log"), "ab")
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1"})
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "PYTHONUNBUFFERED": "1", "FENCE": str(fence)})
 
 
 def children(pid):
@@ -72,7 +72,7 @@ def until(process, log, condition):
 def test_accelerate_launch_one_dies_the_other_says_so_and_two_go_on_bit_for_bit(data, whole, tmp_path):
     out = tmp_path/"o"
     log = out.with_suffix(".log")
-    process = launch(data, out, *TWO)
+    process = launch(data, out, *TWO, fence=6)
     until(process, log, after(out, 5))
     victim = next(pid for pid in children(process.pid) if pid != json.loads((out/"status.json").read_text())["pid"])
     os.kill(victim, signal.SIGKILL)
