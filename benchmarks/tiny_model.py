@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """A tiny model, twenty minutes on two cores: from points to parts, against the nearest training part.
 
-    python benchmarks/tiny_model.py [--minutes 20] [--train 2000] [--test 100] [--library 2000] [--real 24] [--work FOLDER] [--out benchmarks/results/tiny_model.md]
+    python benchmarks/tiny_model.py [--minutes 20] [--train 2000] [--test 100] [--retrieve_from 2000] [--real 24] [--work FOLDER] [--out benchmarks/results/tiny_model.md]
 
 Trains on synthetic parts from their points alone (no captions: those of synthetic parts tell the dimensions), on two threads. The time is CPU time: two minutes of it are one minute on two cores, whatever else the machine does. Then held-out synthetic parts, none of which
 is a copy of a training part, are written from their points: greedily, and as the best of eight by the points that were given. The baseline is retrieval: the training part whose points are nearest, by the same Chamfer distance, moved and scaled to the box of the given points. Both are judged by the Chamfer distance to other points of the true surface.
-The library is the first 2,000 training parts, however many the model saw. The mean loss a token on parts that were trained on and on held-out ones tells learning from learning by heart. With OMNI_CAD_ROOT set, beginnings of real histories are completed too, from their operations alone.
+Retrieval chooses among the first 2,000 training parts, however many the model saw. The mean loss a token on parts that were trained on and on held-out ones tells learning from learning by heart. With OMNI_CAD_ROOT set, beginnings of real histories are completed too, from their operations alone.
 The work folder keeps data, training and results; a second call goes on from there.
 """
 import argparse
@@ -78,10 +78,10 @@ def boxed(points):
     return (points - (low + high)/2)/(high - low).max(), (low + high)/2, (high - low).max()
 
 
-def retrieve(given, library):
-    "The library's cloud that is nearest to the given one, both in their unit boxes."
+def retrieve(given, clouds):
+    "The cloud that is nearest to the given one, both in their unit boxes."
     unit = boxed(given)[0]
-    return min(library, key=lambda id: chamfer(unit, library[id]))
+    return min(clouds, key=lambda id: chamfer(unit, clouds[id]))
 
 
 def judge(points, truth):
@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=20, help="on two cores")
     parser.add_argument("--train", type=int, default=2000)
     parser.add_argument("--test", type=int, default=100, help="held-out parts, of the work folder's at most")
-    parser.add_argument("--library", type=int, default=2000, help="training parts to retrieve from")
+    parser.add_argument("--retrieve_from", type=int, default=2000, help="training parts to retrieve from")
     parser.add_argument("--real", type=int, default=24, help="beginnings of real histories, where OMNI_CAD_ROOT is set")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -164,7 +164,7 @@ def main():
         train(model, replace(training, resume_from_ckpt=resume))
     spent = json.loads((work/"run"/"final_model"/"checkpoint_metadata.json").read_text())
     completer = CADAutocomplete(work/"run"/"final_model", device="cpu", kernel="manifold")
-    library = {id: boxed(cloud[::4, :3])[0] for id, (_, cloud) in list(known.items())[:args.library]}
+    retrievable = {id: boxed(cloud[::4, :3])[0] for id, (_, cloud) in list(known.items())[:args.retrieve_from]}
     rows = {}
     items = [dict(point_cloud=cloud[:2048]) for _, cloud in asked.values()]
     runs = {"greedy": dict(temperature=0.), f"best of {args.candidates}": dict(temperature=args.temperature, num=args.candidates)}
@@ -177,7 +177,7 @@ def main():
     rows["nearest training part"] = []
     for id, (_, cloud) in asked.items():
         unit, center, scale = boxed(cloud[:2048, :3])
-        nearest = known[retrieve(cloud[:2048:2, :3], library)][1][:2048, :3]
+        nearest = known[retrieve(cloud[:2048:2, :3], retrievable)][1][:2048, :3]
         rows["nearest training part"].append(judge(boxed(nearest)[0]*scale + center, truths[id]))
     rows["the truth, sampled twice"] = [judge(cloud[:2048, :3], truths[id]) for id, (_, cloud) in asked.items()]
     base = np.median(rows["nearest training part"])

@@ -26,15 +26,12 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
-import torch.utils._python_dispatch  # noqa: E402
-import torch.utils.flop_counter  # noqa: E402
 
 SHAPES = {"tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True),
           "qwen3_0_6b": dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, initializer_range=0.02)}
@@ -255,20 +252,10 @@ def matrix_rate(size=8192, rounds=10):
     return 2*size**3/statistics.median(times)
 
 
-class MatrixFlops(torch.utils._python_dispatch.TorchDispatchMode):
-    "Counts the operations of matrix products."
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        count = torch.utils.flop_counter.flop_registry.get(func._overloadpacket)
-        if count: self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def matrix_share(args, model, trainer):
     "Share of the measured matrix rate that a step reaches, on batches that are at hand: what its matrix products and causal attention need, once."
     from cad_mllm.packed import Ragged
+    from cad_mllm.plan import CountProducts
     stream = trainer.micro_batches(trainer.plan())
     batches = [next(stream).to(model.device) for _ in range(4)]
     def step(batch):
@@ -281,7 +268,7 @@ def matrix_share(args, model, trainer):
     torch.cuda.synchronize(); seconds = (time.perf_counter() - began)/2
     for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)): layer._compiled_call_impl = None      # counted as the model is written
     model.__dict__.pop("_chunk_loss", None)
-    with MatrixFlops() as counter:
+    with CountProducts() as counter:
         for batch in batches: (model(batch)["loss_sum"]/batch.num_tokens).backward()
     trainer.optimizer.zero_grad()
     rate, tokens = matrix_rate(), sum(int((b.segment_ids >= 0).sum()) for b in batches)

@@ -281,7 +281,7 @@ def _chunk_loss(self: CADMLLMModel, hidden, targets):
 @patch
 def _loss(self: CADMLLMModel, hidden, targets):
     "The same, a chunk at a time."
-    return summed_loss(self._head, hidden, targets, chunk_size(len(self.new_slots), self.device), self._head_weights(), self._chunk_loss)
+    return summed_loss(self._chunk_loss, hidden, targets, chunk_size(len(self.new_slots), self.device), self._head_weights())
 
 # %% ../nbs/09_model.ipynb #d31860fa
 @patch

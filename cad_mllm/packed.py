@@ -194,14 +194,12 @@ def chunk_size(
     return max(256, numbers//vocabulary)
 
 def summed_loss(
-    head, # hidden (L, D) -> logits (L, V)
+    part, # hidden (l, D), targets (l,) -> their summed loss
     hidden: torch.Tensor, # (L, D)
     targets: torch.Tensor, # (L,) token ids
     size: int, # positions at once
-    weights: list = (), # parameters that `head` uses and that train
-    part=None, # what a chunk costs; default: the cross-entropy of `head`
+    weights: list = (), # parameters that `part` uses and that train
 ) -> torch.Tensor: # scalar, float32
-    "Summed cross-entropy without ever holding more than `size` rows of logits."
-    part = part or (lambda h, t: F.cross_entropy(head(h), t, reduction="sum"))
+    "Summed loss without ever holding more than `size` rows of logits."
     if torch.is_grad_enabled() and (hidden.requires_grad or weights): return _SummedLoss.apply(part, size, hidden, targets, *weights)
     return sum(part(h, t).float() for h, t in zip(hidden.split(size), targets.split(size)))

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CARDS', 'SHAPES', 'EAGER', 'COMPILED', 'TOKENS', 'PREDICTED', 'Card', 'Shape', 'shape_of', 'activation_bytes',
-           'num_trained', 'memory', 'flops', 'reached', 'Advice', 'advise', 'plan']
+           'num_trained', 'memory', 'flops', 'reached', 'CountProducts', 'Advice', 'advise', 'plan']
 
 # %% ../nbs/11c_plan.ipynb #plan0003
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from .config import CADMLLMConfig, ConfigError, TrainConfig
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .config import CADMLLMConfig, ConfigError
 from .tokens import get_codec
 
 # %% ../nbs/11c_plan.ipynb #plan0006
@@ -127,8 +129,19 @@ def reached(card: Card, compiled: bool = False) -> float: # operations a second
     best = CARDS["h200"]
     return card.rate*(COMPILED if compiled else EAGER)*min(1, card.bandwidth/card.rate*best.rate/best.bandwidth)
 
+# %% ../nbs/11c_plan.ipynb #plan0019b
+class CountProducts(TorchDispatchMode):
+    "Counts the operations of all matrix products done within it, as `total`; attention's kernels are left out."
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        from torch.utils.flop_counter import flop_registry
+        out, aten = func(*args, **(kwargs or {})), torch.ops.aten
+        if func._overloadpacket in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm): self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
 # %% ../nbs/11c_plan.ipynb #plan0022
-TOKENS, PREDICTED = 125, 70      # of a sample on average: text, beginnings and wholes of real histories
+TOKENS, PREDICTED = 119, 57      # of a sample, mean of 160 beginnings and wholes of real histories: memory_by_tokens in benchmarks/results/train_h200.json
 
 @dataclass(frozen=True)
 class Advice:
@@ -187,6 +200,7 @@ def advise(
 # %% ../nbs/11c_plan.ipynb #plan0025
 def _lengths(data_root, config):
     "(samples, mean tokens of a sample, mean tokens to predict) of a data set; captions are not counted."
+    if not get_codec(config.sequence_format).added_tokens: raise ConfigError(f"sequence_format={config.sequence_format!r}: only samples of the format 'tokens' are counted; leave the data set out")
     from cad_mllm.dataset import MultimodalAutocompleteDataset
     data = MultimodalAutocompleteDataset(data_root, sequence_format=config.sequence_format, num_val_samples=0)
     if not len(data): raise ConfigError(f"data_root={str(data_root)!r}: none of its samples can be used")

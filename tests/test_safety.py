@@ -1,7 +1,6 @@
 """A checkpoint from a stranger: it cannot run code, reach outside its folder, take memory it has not got, or have something else fetched. Where it is cheap, a naive loader shows that the attack is real."""
 import json, os, pickle, shutil, struct, zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
