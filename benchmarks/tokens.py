@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cad_mllm.cad import CADProgram
 from cad_mllm.geometry import build_solid, surface_distance
-from cad_mllm.tokens import Grid, _records, decode, encode, to_text
+from cad_mllm.tokens import _records, decode, encode, to_text
 
 
 def compare(file, levels):

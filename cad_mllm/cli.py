@@ -60,9 +60,15 @@ def prepare_data(
                      jobs=_jobs(jobs))
     print(describe_estimate(report) if dry_run else _summary(report))
 
-def _summary(report):
-    "Counts of a report as one line each; nested counts indented."
-    return "\n".join(f"{k}: {v}" for k, v in report.items() if isinstance(v, (int, float, str)) or isinstance(v, dict) and len(str(v)) < 500)
+def _summary(report, num_named=3):
+    "A report in lines: what was made of how many histories, and what failed, with names and the file that has all of them."
+    lines = [f"{report['histories']} histories{report['shard'] and ' of shard ' + report['shard']} in {report['seconds']:g} s, written to {report['out']}"]
+    lines += [f"  {product:12} {', '.join(f'{n} {status}' for status, n in counts.items())}" for product, counts in report["products"].items()]
+    if failures := report["failures"]:
+        lines += [f"{n} times: {reason}" for reason, n in report["reasons"].items()]
+        lines += [f"  {f['file']}: {f['product']}: {f['message'].splitlines()[0][:160]}" for f in failures[:num_named]]
+        lines.append((f"  and {len(failures) - num_named} more; " if len(failures) > num_named else "  ") + f"all of them are in {report['out']}/prepare_failures.jsonl; --retry tries them again")
+    return "\n".join(lines)
 
 # %% ../nbs/16_cli.ipynb #0208476e
 def pack(
@@ -107,6 +113,8 @@ def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     for n in (1, 2, 3):
         p.add_argument(f"--stage{n}_epochs", type=int, default=None, help=f"passes over the data in stage {n}; 0 leaves it out")
         p.add_argument(f"--stage{n}_lr", type=float, default=None, help=f"peak learning rate of stage {n}")
+        p.add_argument(f"--stage{n}_until_val_loss", type=float, default=None, help=f"end stage {n} once its validation loss is this low")
+        p.add_argument(f"--stage{n}_patience", type=int, default=None, help=f"end stage {n} after so many validations in a row without a lower loss")
     for cls in (CADMLLMConfig, TrainConfig):
         group, help = p.add_argument_group("model" if cls is CADMLLMConfig else "training"), docments(cls)
         for f in fields(cls):
@@ -117,12 +125,12 @@ def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
 def _given(args, cls): return {f.name: v for f in fields(cls) if (v := getattr(args, f.name, None)) is not None}
 
 def _set_stages(train_config, args):
-    "Epochs and learning rates given by stage number."
+    "What is given by stage number: epochs, learning rates, gates."
     for n, stage in enumerate(train_config.stages, 1):
-        epochs, lr = (getattr(args, f"stage{n}_{k}", None) for k in ("epochs", "lr"))
-        if epochs is not None: stage.num_epochs = epochs
-        if lr is not None: stage.lr = lr
+        for flag, name in (("epochs", "num_epochs"), ("lr", "lr"), ("until_val_loss", "until_val_loss"), ("patience", "patience")):
+            if (given := getattr(args, f"stage{n}_{flag}", None)) is not None: setattr(stage, name, given)
         stage.__post_init__()
+    train_config.validate()
 
 def _known(path, args, out):
     "The configurations of a checkpoint, unless it names a base model that nobody has given their word for."
@@ -148,7 +156,7 @@ def _resumed_configs(args):
     return CADMLLMConfig.from_dict(run["model"]), TrainConfig.from_dict(run["train"]), False
 
 # %% ../nbs/16_cli.ipynb #4901bc70
-_MAY_CHANGE = ("max_seq_length", "dtype", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")
+_MAY_CHANGE = ("max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "points_frame", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")
 
 def configs(
     args: argparse.Namespace, # of `train_parser`
@@ -205,7 +213,7 @@ def complete(
     checkpoint: str = "", # a checkpoint folder
     o: str = "completed.json", # file to write; further formats go beside it
     caption: str = "", # what the part is, in words
-    image: str = "", # a picture of the part
+    image: str = "", # a picture of the part; several views, comma separated
     points: str = "", # a point cloud or shape: .npz .npy .ply .xyz .stl .obj .step
     format: str = "json,step,png", # which files, comma separated: json, step, stl, ply, obj, glb, png
     num: int = 4, # candidates
@@ -215,18 +223,23 @@ def complete(
     top_p: float = 1.0, # sample from the likeliest tokens of this total probability
     seed: int = 0, # of the sampling
     device: str = "auto", # auto, cpu, cuda
+    max_new_tokens: int = 0, # tokens a candidate may take; 0 for all the room there is
     stream: store_true = False, # tell each operation as soon as it is written
 ):
     "Finish a part: the given operations stay as they are, new ones are appended."
     if not checkpoint: raise ConfigError("checkpoint='': name the model to use with --checkpoint FOLDER (cad-mllm checkpoints OUTPUT lists them)")
     from cad_mllm.inference import CADAutocomplete
     def told(row, part): print(f"candidate {row + 1}: {len(part)} operations, {_operation(part.operations()[-1])}", flush=True)
-    result = CADAutocomplete(checkpoint, device=device).complete(partial or None, caption, image or None, points or None, num=num, temperature=temperature or (.7 if num > 1 else 0.0),
+    result = CADAutocomplete(checkpoint, device=device).complete(partial or None, caption, _pictures(image), points or None, max_new_tokens=max_new_tokens or None, num=num, temperature=temperature or (.7 if num > 1 else 0.0),
                                                                 top_p=top_p, seed=seed, check=check, best=best, out=o, formats=tuple(format.split(",")), on_operation=told if stream else None)
     m = result["metadata"]
     print(f"{m['partial_operations']} operations given, {m['generated_operations']} written, {m['total_operations']} in all; {_verdict(m)}: {', '.join(m['files'])}")
     if ranking := _ranking(m): print(ranking)
     for note in m["notes"]: print(f"note: {note}")
+
+def _pictures(given):
+    "A file, or several where there is no file of that whole name."
+    return given or None if "," not in given or os.path.exists(given) else given.split(",")
 
 def _operation(extrude):
     "An extrude in a few words."

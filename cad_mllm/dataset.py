@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'VIEW_SUFFIXES', 'POINT_SUFFIXES', 'CACHE_SIZE', 'IMAGENET_MEAN', 'IMAGENET_STD', 'DataError',
-           'DataWarning', 'SkipReport', 'design_of', 'hold_out', 'read_captions', 'prepare_image', 'prepare_points',
-           'read_points', 'draw_modalities', 'Sample', 'MultimodalAutocompleteDataset', 'pack', 'tiny_tokenizer',
-           'load_tokenizer', 'Batch', 'pack_rows', 'PromptBuilder', 'num_batches', 'batches']
+           'DataWarning', 'SkipReport', 'design_of', 'hold_out', 'read_captions', 'prepare_image', 'grid_around',
+           'prepare_points', 'Scan', 'read_points', 'draw_modalities', 'Sample', 'MultimodalAutocompleteDataset',
+           'outline_box', 'check_belongs', 'pack', 'tiny_tokenizer', 'load_tokenizer', 'Batch', 'pack_rows',
+           'PromptBuilder', 'num_batches', 'batches']
 
 # %% ../nbs/07_dataset.ipynb #1664a3ca
 import hashlib, io, json, logging, math, os, re, time, warnings
@@ -23,11 +24,11 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from . import __version__
-from .cad import MAX_BYTES, CADFormatError, CADProgram, truncation_counts
+from .cad import MAX_BYTES, CADFormatError, CADProgram, Extrude, truncation_counts
 from .config import CADMLLMConfig, ConfigError, parse_modalities
 from . import cad as cad_module, tokens as tokens_module
 from .pack import INDEX_NAME, Made, Pack, PackError, from_bytes, is_pack, save_arrays, to_bytes, write_pack
-from .tokens import encode_split, get_codec
+from .tokens import NUM_LEVELS, Grid, encode_split, get_codec
 
 # %% ../nbs/07_dataset.ipynb #e54dd219
 class DataError(ValueError):
@@ -324,24 +325,62 @@ def prepare_image(
     return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 # %% ../nbs/07_dataset.ipynb #4d3406e5
-def prepare_points(
-    points: np.ndarray, # (N, 3) positions, or (N, 6) with normals
-    num_points: int = 2048, # P
-    rng=0, # a seed or numpy Generator for the draw
-) -> tuple: # (P, 6) float32 in [-0.5, 0.5] with unit normals (zero where absent), center (3,), scale: points*scale + center is the input
-    "Draw `num_points` points, centred and scaled to the unit box; raises ValueError for what is not a cloud."
+def _finite_points(points):
+    "The finite rows of a cloud and its corners; raises ValueError for what is not a cloud."
     points = np.asarray(points, float)
     if points.ndim != 2 or points.shape[1] not in (3, 6): raise ValueError(f"points have the shape {points.shape}, not (N, 3) or (N, 6)")
     if not np.isfinite(points).all(): points = points[np.isfinite(points).all(1)]
     low, high = (points[:, :3].min(0), points[:, :3].max(0)) if len(points) else (np.zeros(3), np.zeros(3))
+    if not (high - low).max() > 0: raise ValueError(f"{len(points)} finite points without extent")
+    return points, low, high
+
+def grid_around(
+    points: np.ndarray, # (N, 3 or 6), metres
+) -> Grid:
+    "The grid of a part of which nothing but its points is known; raises ValueError for what is not a cloud."
+    _, low, high = _finite_points(points)
+    return Grid.around(float((high - low).max()))
+
+def prepare_points(
+    points: np.ndarray, # (N, 3) positions, or (N, 6) with normals
+    num_points: int = 2048, # P
+    rng=0, # a seed or numpy Generator for the draw
+    grid: Grid | None = None, # that the part is written on; None for the cloud's own box
+) -> tuple: # (P, 6) float32 with unit normals (zero where absent), center (3,), scale: points*scale + center is the input
+    "Draw `num_points` points, scaled to the unit box [-0.5, 0.5], or so that 1 is `NUM_LEVELS` units of the grid; raises ValueError for what is not a cloud."
+    points, low, high = _finite_points(points)
     center, scale = (low + high)/2, float((high - low).max())
-    if not scale > 0: raise ValueError(f"{len(points)} finite points without extent")
+    if grid is not None: scale = NUM_LEVELS*grid.unit; center = np.rint(center/scale)*scale
     rng = np.random.default_rng(rng)
     chosen = rng.permutation(len(points))[:num_points]
     chosen = np.concatenate([chosen, rng.integers(0, len(points), num_points - len(chosen))])
     normals = points[chosen, 3:] if points.shape[1] == 6 else np.zeros((num_points, 3))
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     return np.concatenate([(points[chosen, :3] - center)/scale, normals/np.where(length > 0, length, 1)], 1).astype(np.float32), center, scale
+
+# %% ../nbs/07_dataset.ipynb #03bf7bc9
+@dataclass(frozen=True)
+class Scan:
+    "How bad clouds may be; each draws its share of every fault from 0 to these."
+    noise: float = 0.0                    # standard deviation of Gaussian noise, in longest sides of the cloud
+    drop: float = 0.0                     # share of points left out at random
+    crop: float = 0.0                     # share of points beyond a random plane
+
+    def __bool__(self): return bool(self.noise or self.drop or self.crop)
+
+    def __call__(self,
+        points: np.ndarray, # (N, 3 or 6)
+        rng, # a numpy Generator
+    ) -> np.ndarray: # (M, 3 or 6), M <= N, at least 8 where there were so many
+        "A worse cloud of the same part."
+        points, low, high = _finite_points(points)
+        crop, drop, noise = rng.random(3)*(self.crop, self.drop, self.noise)
+        along = points[:, :3] @ rng.normal(size=3)
+        room = lambda share: max(min(8, len(points)), round(len(points)*(1 - share)))
+        points = points[np.sort(np.argsort(along, kind="stable")[:room(crop)])]
+        points = points[np.sort(rng.permutation(len(points))[:room(drop)])]
+        shaken = points[:, :3] + rng.normal(0, 1, (len(points), 3))*noise*(high - low).max()
+        return np.concatenate([shaken, points[:, 3:]], 1)
 
 # %% ../nbs/07_dataset.ipynb #a35383a6
 def read_points(
@@ -370,7 +409,7 @@ def _media_index(root, suffixes, report, seen=None):
     return found
 
 # %% ../nbs/07_dataset.ipynb #41225df5
-_PURPOSES = ("order", "modality", "from scratch", "view", "points")
+_PURPOSES = ("order", "modality", "from scratch", "view", "points", "scan")
 
 def _rng(purpose, seed, epoch, index=0):
     "A generator for one decision about one sample of one epoch."
@@ -396,10 +435,20 @@ class Sample:
     target: list | str = ()               # what is to be written, end marker included
     kept: int = 0                         # operations given
     modalities: tuple = ("text",)         # what was drawn
-    image: np.ndarray | None = None       # (S, S, 3) uint8
-    points: np.ndarray | None = None      # (P, 6) float32, unit box
+    image: np.ndarray | None = None       # (S, S, 3) uint8; (V, S, S, 3) for several views
+    points: np.ndarray | None = None      # (P, 6) float32, as `prepare_points` makes them
     points_center: np.ndarray | None = None # (3,) what was taken off the points, in their own unit
     points_scale: float | None = None     # what they were divided by
+    grid: Grid | None = None              # whose units the points are in; None for their own box
+
+    @property
+    def views(self) -> np.ndarray: # (V, S, S, 3) uint8, V = 0 where there is no picture
+        "All pictures."
+        return np.zeros((0, 0, 0, 3), np.uint8) if self.image is None else self.image.reshape(-1, *self.image.shape[-3:])
+
+    def size_only(self, codec) -> bool:
+        "Whether all that is given of the history is its grid, which the points tell."
+        return self.grid is not None and self.prefix == codec.head(self.grid)
 
 # %% ../nbs/07_dataset.ipynb #045e3c4e
 CACHE_SIZE = 2**23 # encoded tokens or characters that a data set remembers, 64 MB at most
@@ -707,6 +756,9 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         from_scratch_prob: float = 0.0,  # share of draws in which nothing is given and the whole is the target
         num_points: int = 2048,          # points of a cloud, P
         image_size: int = 224,           # pixels a side, S
+        points_on_grid: bool = False,    # clouds in the units that the part is written in, else in their own unit box
+        max_views: int = 1,              # a sample draws from 1 to so many of its pictures
+        scan: Scan = Scan(),             # how bad its cloud may be
         seed: int = 0,                   # of every draw
         report_path=None,                # where the list of what was left out goes; DATA_ROOT/dataset_report.json if left out
         index_path=None,                 # a file (.npz) that remembers what was found, so that the next start reads it instead of the data
@@ -715,7 +767,8 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         verify: bool = False,            # hash all shards when opening them
     ):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
-        self.from_scratch_prob, self.num_points, self.image_size, self.epoch = from_scratch_prob, num_points, image_size, 0
+        self.from_scratch_prob, self.num_points, self.image_size, self.points_on_grid, self.epoch = from_scratch_prob, num_points, image_size, points_on_grid, 0
+        self.max_views, self.scan = max_views, scan
         self.codec, self._report, self._cache, self._cache_room = get_codec(sequence_format), SkipReport(), {}, CACHE_SIZE
         self.files = _open_files(data_root, dict(truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root,
                                                  img=omnicad_img_root, points=omnicad_pc_root), cache_dir, verify)
@@ -940,32 +993,65 @@ def _whole(self: MultimodalAutocompleteDataset, index):
 
 # %% ../nbs/07_dataset.ipynb #732eb642
 @patch
-def _split(self: MultimodalAutocompleteDataset, index, kept):
-    "Prefix and target of a sample of which `kept` operations are given."
-    key = (int(self._samples[index]["design"]), kept)
+def _split(self: MultimodalAutocompleteDataset, index, kept, grid=None):
+    "Prefix and target of a sample of which `kept` operations are given, or only the grid."
+    key = (int(self._samples[index]["design"]), kept, grid)
     if key in self._cache and self._unchanged(index): return self._cache[key]
     row, id, _ = self._named(index)
-    split = self.files.split(id, kept) if self.sequence_format == "tokens" else None
-    split = split or self.codec.split(self._whole(index), kept)
+    split = self.files.split(id, kept) if self.sequence_format == "tokens" and grid is None else None
+    split = split or self.codec.split(self._whole(index), kept, grid)
     size = len(split[0]) + len(split[1])
     if size <= self._cache_room and key not in self._cache: self._cache[key] = split; self._cache_room -= size
     return split
 
 # %% ../nbs/07_dataset.ipynb #aae93666
 @patch
-def _media_name(self: MultimodalAutocompleteDataset, name, epoch, index):
-    "Role, id and ending of a sample's picture (a view is drawn) or cloud."
+def _media_files(self: MultimodalAutocompleteDataset, name, epoch, index):
+    "Role, id and ending of a sample's pictures (views are drawn) or cloud."
     design = self._samples[index]["design"]
     bits, suffixes, role = (self._views, VIEW_SUFFIXES, "img") if name == "image" else (self._clouds, POINT_SUFFIXES, "points")
-    existing = [s for i, s in enumerate(suffixes) if bits[design] >> i & 1]
-    return role, self._ids[design], existing[_rng("view", self.seed, epoch, index).integers(len(existing))] if name == "image" else existing[0]
+    endings = [s for i, s in enumerate(suffixes) if bits[design] >> i & 1]
+    if name == "image":
+        rng = _rng("view", self.seed, epoch, index)
+        first = endings.pop(rng.integers(len(endings)))
+        num = rng.integers(min(self.max_views, len(endings) + 1)) if self.max_views > 1 else 0
+        endings = [first, *(endings[i] for i in rng.permutation(len(endings))[:num])]
+    return [(role, self._ids[design], e) for e in (endings if name == "image" else endings[:1])]
 
 @patch
-def _load_media(self: MultimodalAutocompleteDataset, name, data, epoch, index):
-    "A picture's or cloud's bytes as `Sample` fields."
-    if name == "image": return dict(image=prepare_image(data, self.image_size))
-    points, center, scale = prepare_points(read_points(data), self.num_points, _rng("points", self.seed, epoch, index))
-    return dict(points=points, points_center=center, points_scale=scale)
+def _cloud(self: MultimodalAutocompleteDataset, cloud, epoch, index, grid, own):
+    "A cloud as `Sample` fields; `grid` is that of the given beginning, `own` the one that the part would choose by itself."
+    if own and not .3 < float(np.ptp(cloud[:, :3], axis=0).max())/(NUM_LEVELS*own.unit) < 2: check_belongs(cloud, self._whole(index))
+    if self.scan: cloud = self.scan(cloud, _rng("scan", self.seed, epoch, index))
+    if self.points_on_grid: grid = grid or grid_around(cloud)
+    points, center, scale = prepare_points(cloud, self.num_points, _rng("points", self.seed, epoch, index), grid)
+    return dict(points=points, points_center=center, points_scale=scale, grid=grid)
+
+# %% ../nbs/07_dataset.ipynb #5f01963b
+def outline_box(
+    program: CADProgram,
+) -> tuple: # (low (3,), high (3,)) in metres, or None where nothing is added
+    "The box of everything that a history adds: no smaller than the part."
+    corners = []
+    for e in program.operations():
+        if not isinstance(e, Extrude) or e.operation not in ("new", "join"): continue
+        for sketch, profile in ((program.entities[s], program.entities[s].profiles[p]) for s, p in e.profiles):
+            try: (x0, y0), (x1, y1) = profile.contours()[0].box()
+            except CADFormatError: continue
+            flat = sketch.frame.to_world(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float))
+            corners += [flat + d*np.asarray(sketch.frame.rotation[2], float) for d in e.span()]
+    return (np.concatenate(corners).min(0), np.concatenate(corners).max(0)) if corners else None
+
+def check_belongs(
+    cloud: np.ndarray, # (N, 3 or 6), metres
+    program: CADProgram, # the whole part
+):
+    "Raise ValueError for a cloud that cannot be of this part."
+    if (box := outline_box(program)) is None: return
+    (low, high), (_, near, far) = box, _finite_points(cloud)
+    part, side = float((high - low).max()), float((far - near).max())
+    if not part/5 <= side <= part*1.5: raise ValueError(f"the cloud is {side:.3g} long and the part {part:.3g} m: give clouds in metres, as `cad-mllm prepare` makes them, or train with points_frame='box'")
+    if (np.abs(near + far - low - high)/2 > (part + side)/2).any(): raise ValueError("the cloud lies beside the part: give both the same origin, or train with points_frame='box'")
 
 # %% ../nbs/07_dataset.ipynb #c2e65fa8
 @patch
@@ -988,22 +1074,31 @@ def _draw(self: MultimodalAutocompleteDataset, epoch, index, available):
 @patch
 def _fetch(self: MultimodalAutocompleteDataset, epoch, index):
     "Let the files of a sample be read at once, where the form of the data allows it."
-    media = [self._media_name(name, epoch, index)[2] for name in self._draw(epoch, index, self._available(index))[1:]]
+    media = [ending for name in self._draw(epoch, index, self._available(index))[1:] for _, _, ending in self._media_files(name, epoch, index)]
     self.files.fetch(self._named(index)[1], [*media, ".tokens.json" if self.sequence_format == "tokens" and self.files.has_tokens else ".json"])
 
 @patch
-def _media(self: MultimodalAutocompleteDataset, epoch, index):
-    "The modalities drawn for a sample and their `Sample` fields."
+def _load_media(self: MultimodalAutocompleteDataset, name, epoch, index, *grids):
+    "What can be read of a sample's pictures or cloud, as `Sample` fields; None where nothing can."
+    loaded = []
+    for file in self._media_files(name, epoch, index):
+        try:
+            data = self.files.media(*file)
+            loaded.append(prepare_image(data, self.image_size) if name == "image" else self._cloud(read_points(data), epoch, index, *grids))
+        except Exception as e: self._report.add(self._media_where(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
+    if not loaded or name != "image": return loaded[0] if loaded else None
+    return dict(image=loaded[0] if len(loaded) == 1 else np.stack(loaded))
+
+@patch
+def _media(self: MultimodalAutocompleteDataset, epoch, index, *grids):
+    "The modalities drawn for a sample and their `Sample` fields; `grids` as `_cloud` takes them."
     available = self._available(index)
     while True:
-        drawn, loaded = self._draw(epoch, index, available), {}
-        for name in drawn[1:]:
-            file = self._media_name(name, epoch, index)
-            try: loaded.update(self._load_media(name, self.files.media(*file), epoch, index))
-            except Exception as e:
-                self._report.add(self._media_where(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
-                available.discard(name); break
-        else: return drawn, loaded
+        drawn = self._draw(epoch, index, available)
+        loaded = {name: self._load_media(name, epoch, index, *grids) for name in drawn[1:]}
+        if bad := {name for name, found in loaded.items() if found is None}: available -= bad; continue
+        return drawn, {k: v for found in loaded.values() for k, v in found.items()}
+
 
 # %% ../nbs/07_dataset.ipynb #82d77e41
 @patch
@@ -1019,11 +1114,12 @@ def sample(
         kept = 0 if scratch else int(row["kept"])
         if isinstance(self.files, _Packed): self._fetch(epoch, index)
         prefix, target = self._split(index, kept)
+        modalities, media = self._media(epoch, index, *([self.codec.grid(prefix), self.codec.grid(prefix or target)] if self.points_on_grid else [None, None]))
+        if media.get("grid") and not prefix: prefix, target = self._split(index, kept, media["grid"])
     except Exception as e:
         reason = str(e) if isinstance(e, _Skip) else f"{type(e).__name__}: {e}"
         self._report.add(self.files.where(id), f"went bad while training: {suffix}: {reason}", log=True)
         return None
-    modalities, media = self._media(epoch, index)
     return Sample(id, self._captions[row["design"]], prefix, target, kept, modalities, **media)
 
 # %% ../nbs/07_dataset.ipynb #5b9b6613
@@ -1202,13 +1298,17 @@ def pack_rows(
     lengths: list, # tokens of each sample
     capacity: int, # tokens of a row
 ) -> list: # of lists of sample places, one a row
-    "First-fit decreasing; a sample longer than the capacity gets a row of its own."
-    rows, room = [], []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    "As few rows as first-fit decreasing finds, evenly filled, since a batch is as wide as its longest row; a sample longer than the capacity gets a row of its own."
+    order, rows, room = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)), [], []
+    for i in order:
         row = next((r for r, free in enumerate(room) if free >= lengths[i]), len(rows))
         if row == len(rows): rows.append([]); room.append(capacity)
         rows[row].append(i); room[row] -= lengths[i]
-    return rows
+    even, filled = [[] for _ in rows], [0]*len(rows)
+    for i in order:
+        row = filled.index(min(filled))
+        even[row].append(i); filled[row] += lengths[i]
+    return even if max(filled, default=0) < capacity - min(room, default=0) else rows
 
 # %% ../nbs/07_dataset.ipynb #c778ccb7
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -1245,7 +1345,7 @@ def _text_ids(self: PromptBuilder, text):
 def context_ids(self: PromptBuilder, sample: Sample) -> list:
     "Ids of what stands before the target, modality tokens left out."
     box = None if sample.points is None or sample.points_scale is None else (sample.points_scale, sample.points_center)
-    prompt = self.codec.prompt(sample.caption, box)
+    prompt = self.codec.prompt_on_grid(sample.caption, box) if box and sample.grid else self.codec.prompt(sample.caption, box)
     if isinstance(sample.prefix, str): return self._text_ids(prompt + sample.prefix)
     return self._text_ids(prompt) + [self.cad_ids[t] for t in sample.prefix]
 
@@ -1256,26 +1356,26 @@ def target_ids(self: PromptBuilder, sample: Sample) -> list:
     return [self.cad_ids[t] for t in sample.target]
 
 @patch
-def num_modality_tokens(self: PromptBuilder, sample: Sample) -> tuple: # (of the image, of the points)
-    "How many tokens the sample's image and points take at the front."
-    return (self.num_image_tokens if sample.image is not None else 0), (self.num_point_tokens if sample.points is not None else 0)
+def num_modality_tokens(self: PromptBuilder, sample: Sample) -> tuple: # (of the pictures, of the points)
+    "How many tokens the sample's pictures and points take at the front."
+    return self.num_image_tokens*len(sample.views), (self.num_point_tokens if sample.points is not None else 0)
 
 # %% ../nbs/07_dataset.ipynb #475f070c
 @patch
 def _place(self: PromptBuilder, arrays, row, start, number, sample, context, target):
-    "Write one sample into row arrays from `start`; returns its image's and its cloud's slots."
+    "Write one sample into row arrays from `start`; returns its pictures' and its cloud's slots."
     images, clouds = self.num_modality_tokens(sample)
     ids = [self.pad_id]*(images + clouds) + context + target
     here = np.s_[row, start:start + len(ids)]
     arrays["input_ids"][here], arrays["position_ids"][here], arrays["segment_ids"][here] = ids, np.arange(len(ids)), number
     first = max(len(ids) - len(target), 1)
     arrays["labels"][row, start + first:start + len(ids)] = ids[first:]
-    return [(row, start)] if images else [], [(row, start + images)] if clouds else []
+    return [(row, start + i) for i in range(0, images, self.num_image_tokens or 1)], [(row, start + images)] if clouds else []
 
 @patch
 def _tensors(self: PromptBuilder, arrays, samples, image_slots, point_slots):
     "The tensors of a batch; `samples` in the order of their slots."
-    images = [(s.image.astype(np.float32)/255 - self.mean)/self.std for s in samples if s.image is not None and self.num_image_tokens]
+    images = [(view.astype(np.float32)/255 - self.mean)/self.std for s in samples if self.num_image_tokens for view in s.views]
     points = [s.points for s in samples if s.points is not None and self.num_point_tokens]
     return dict({k: torch.from_numpy(v) for k, v in arrays.items()},
                 images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() if images else torch.zeros(0, 3, 0, 0),

@@ -204,14 +204,14 @@ def settle(self: OperationCheck, end_id: int) -> list: # of lists of ids
 # %% ../nbs/11b_decoding.ipynb #deb01cf4
 def fit_points(
     solid, # with `.points(num, seed)`
-    points: np.ndarray, # (P, 3 or 6) as given, scaled to their unit box
-    center, # of the given cloud, (3,)
+    points: np.ndarray, # (P, 3 or 6) as `prepare_points` made them
+    center, # as it did, (3,)
     scale: float, # points*scale + center is what was given
     seed: int = 0,
 ) -> float: # 0 is perfect but for the noise of sampling
-    "Chamfer distance between a part and the points it was made from."
+    "Chamfer distance between a part and the points it was made from, in longest sides of the given cloud."
     own = (solid.points(len(points), seed)[:, :3] - np.asarray(center))/scale
-    return chamfer(own, points[:, :3])
+    return chamfer(own, points[:, :3])/float(np.ptp(points[:, :3], axis=0).max())
 
 # %% ../nbs/11b_decoding.ipynb #5ee247fd
 _CUT = 64 # pixels a side of what is compared

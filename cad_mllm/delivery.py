@@ -353,7 +353,12 @@ def append(self: RunFiles, name: str, row: dict):
 @patch
 def replace(self: RunFiles, name: str, value):
     "Replace a JSON file in one go; never fails."
-    with self.lock: self._put(name, json.dumps(value, indent=1, default=str).encode(), False)
+    self.put(name, json.dumps(value, indent=1, default=str).encode())
+
+@patch
+def put(self: RunFiles, name: str, data: bytes):
+    "Replace a file in one go; never fails."
+    with self.lock: self._put(name, data, False)
     if not self.thread: self.step()
 
 @patch
@@ -928,6 +933,11 @@ def append(self: Delivery, name: str, row: dict):
 def replace(self: Delivery, name: str, value):
     "OUTPUT/name as a JSON file, replaced in one go, such as status.json."
     self.files.replace(name, value)
+
+@patch
+def put(self: Delivery, name: str, data: bytes):
+    "OUTPUT/name as a file with this content, such as a picture."
+    self.files.put(name, data)
 
 @patch
 def seen(self: Delivery, name: str) -> bool:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MICHELANGELO_CONFIG', 'MICHELANGELO_WEIGHTS', 'seeded', 'Projector', 'ImageEncoder', 'build_image_encoder',
            'fourier_features', 'farthest_points', 'FourierPointEncoder', 'MichelangeloPointEncoder',
-           'build_point_encoder']
+           'build_point_encoder', 'FeatureCache']
 
 # %% ../nbs/08_encoders.ipynb #0ac54ffb
-import math, os
+import hashlib, math, os, sqlite3, warnings
 from pathlib import Path
 
 import torch
@@ -227,3 +227,65 @@ def build_point_encoder(
     if name != "fourier": raise ConfigError(f"point_encoder_name={name!r}: choose fourier, michelangelo, or '' for none")
     with seeded(seed): encoder = FourierPointEncoder(config.num_point_tokens, config.point_encoder_hidden_dim)
     return encoder.requires_grad_(not config.freeze_point_encoder)
+
+# %% ../nbs/08_encoders.ipynb #e82d3377
+class FeatureCache:
+    "Features of frozen encoders on disk: call it with an encoder and its inputs (I, ...)."
+    def __init__(self,
+        folder: str, # on a local disk; made if need be
+    ):
+        self.path, self.found, self.computed, self._keys = Path(folder)/"features.sqlite", 0, 0, {}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self.db.execute("PRAGMA journal_mode=WAL"); self.db.execute("PRAGMA synchronous=NORMAL")
+            self.db.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, data BLOB) WITHOUT ROWID")
+        except (OSError, sqlite3.Error) as e: self._lose(e)
+
+    def _lose(self, error):
+        self.db = None
+        warnings.warn(f"{self.path}: cannot be used ({error}); features are computed anew each time. A folder on a local disk with free space helps.")
+
+    def _key(self, encoder):
+        "A hash of an encoder's weights, taken once."
+        if id(encoder) not in self._keys:
+            digest = hashlib.sha256(type(encoder).__name__.encode())
+            for name, tensor in encoder.state_dict().items(): digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            self._keys[id(encoder)] = digest.digest()
+        return self._keys[id(encoder)]
+
+# %% ../nbs/08_encoders.ipynb #8473ce92
+_STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+def _to_blob(feature):
+    "(dtype, shape, bytes) of a feature (N, W), in the smallest precision that holds it exactly."
+    name = next(n for n, dtype in _STORED.items() if torch.equal(feature.to(dtype).float(), feature) or n == "float32")
+    return name, ",".join(map(str, feature.shape)), feature.to(_STORED[name]).contiguous().view(torch.uint8).numpy().tobytes()
+
+def _from_blob(name, shape, data):
+    return torch.frombuffer(bytearray(data), dtype=_STORED[name]).reshape(*map(int, shape.split(","))).float()
+
+@patch
+def _read(self: FeatureCache, keys):
+    "What is known of the keys."
+    rows = self.db.execute(f"SELECT key, dtype, shape, data FROM features WHERE key IN ({','.join('?'*len(keys))})", keys).fetchall()
+    return {key: _from_blob(*rest) for key, *rest in rows}
+
+@patch
+def __call__(self: FeatureCache,
+    encoder, # a module: (I, ...) -> (I, N, W) float32
+    items: torch.Tensor, # (I, ...)
+) -> torch.Tensor: # (I, N, W)
+    "The features, computed only where they are not known."
+    if self.db is None or any(p.requires_grad for p in encoder.parameters()): return encoder(items)
+    keys = [hashlib.sha256(self._key(encoder) + str(tuple(item.shape)).encode() + item.numpy().tobytes()).digest() for item in items.detach().cpu().contiguous()]
+    try:
+        known = self._read(list(set(keys)))
+        self.found += sum(k in known for k in keys)
+        if lacking := {k: i for i, k in reversed(list(enumerate(keys))) if k not in known}:
+            fresh = encoder(items[sorted(lacking.values())]).detach().float().cpu()
+            new = dict(zip(sorted(lacking, key=lacking.get), fresh))
+            with self.db: self.db.execute("BEGIN IMMEDIATE"); self.db.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?, ?)", [(k, *_to_blob(f)) for k, f in new.items()])
+            known.update(new); self.computed += len(new)
+    except (OSError, sqlite3.Error) as e: self._lose(e); return encoder(items)
+    return torch.stack([known[k] for k in keys]).to(items.device)

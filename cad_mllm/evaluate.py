@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 
 from .cad import CADProgram
 from .config import ConfigError, TrainConfig
+from .tokens import get_codec
 from .geometry import VIEWS, build_solid, isolated, map_isolated
 from .metrics import Summary, command_accuracy, parameter_accuracy, score_solids
-from .dataset import DataError, MultimodalAutocompleteDataset, prepare_points
+from .dataset import DataError, MultimodalAutocompleteDataset, grid_around, prepare_points
 from .checkpoint import read_config
 from .train import write_json
 from .inference import (CADAutocomplete, Candidate, InputError, Request, _check_sampling, _hull, _open_strokes, _program_mesh, _write_picture, draw_points, draw_program,
@@ -38,6 +39,10 @@ class Case:
     whole: CADProgram                     # the truth
     candidate: Candidate | None = None    # what the model made of it
 
+def _trained_with(autocomplete):
+    "The training settings of a checkpoint; the usual ones where it does not tell."
+    return (autocomplete.path and read_config(autocomplete.path)[1]) or TrainConfig()
+
 def held_out(
     autocomplete: CADAutocomplete,
     data_root, # in the Omni-CAD layout
@@ -46,10 +51,8 @@ def held_out(
     from_scratch: bool = False, # give no operations at all
 ) -> MultimodalAutocompleteDataset:
     "The held-out samples; raises `DataError` where there are none."
-    config, train = autocomplete.model.config, None
-    if autocomplete.path is not None: _, train, _ = read_config(autocomplete.path)
-    num = num_val_samples or (train or TrainConfig()).num_val_samples
-    data = MultimodalAutocompleteDataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format, num_points=config.num_points,
+    config, num = autocomplete.model.config, num_val_samples or _trained_with(autocomplete).num_val_samples
+    data = MultimodalAutocompleteDataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format, num_points=config.num_points, points_on_grid=config.points_on_grid,
                                          image_size=config.image_size, from_scratch_prob=float(from_scratch))
     if len(data): return data
     raise DataError(f"{data_root}: num_val_samples={num} holds out no sample (a tenth of the data at most, whole documents only); give a larger data set, or split='all' for data that training never saw")
@@ -271,7 +274,7 @@ def draw_sheet(
     "Best, median and worst case."
     by_id = {c.id: c for c in cases}
     def distance(id): return f"CD {shape.results[id]['chamfer']:.3f}" if id in shape.results else "does not build"
-    rows = [draw_case(by_id[id], f"{what} ({distance(id)})", size) for what, id in pick_cases(shape, list(by_id)).items()]
+    rows = [draw_case(by_id[id], f"{what}, {distance(id)}", size) for what, id in pick_cases(shape, list(by_id)).items()]
     return np.concatenate(rows) if rows else np.full((24, 3*size, 3), 255, np.uint8)
 
 # %% ../nbs/13_evaluate.ipynb #14476eef
@@ -356,26 +359,30 @@ def worse_points(
     sample, rng = request.sample, np.random.default_rng(seed)
     kept = rng.permutation(len(sample.points))[:max(2, round(len(sample.points)*(1 - drop)))]
     cloud = sample.points[np.sort(kept)].astype(float)
-    cloud[:, :3] = (cloud[:, :3] + rng.normal(0, noise, cloud[:, :3].shape))*sample.points_scale + sample.points_center
-    points, center, scale = prepare_points(cloud, len(sample.points), seed)
-    return replace(request, sample=replace(sample, points=points, points_center=center, points_scale=scale))
+    cloud[:, :3] = (cloud[:, :3] + rng.normal(0, noise, cloud[:, :3].shape)*np.ptp(cloud[:, :3], axis=0).max())*sample.points_scale + sample.points_center
+    codec, grid, prefix = get_codec("text" if isinstance(sample.prefix, str) else "tokens"), sample.grid, sample.prefix
+    if sample.size_only(codec): grid = grid_around(cloud); prefix = codec.head(grid)
+    points, center, scale = prepare_points(cloud, len(sample.points), seed, grid)
+    return replace(request, sample=replace(sample, points=points, points_center=center, points_scale=scale, grid=grid, prefix=prefix))
 
 def other_view(
     request: Request, # with a picture
     truth, # the `Solid` that is drawn
-    view: int, # of `VIEWS`
+    *views: int, # of `VIEWS`
 ) -> Request:
-    "The request with a picture from another side."
-    return replace(request, sample=replace(request.sample, image=truth.image(len(request.sample.image), view)))
+    "The request with a picture from another side, or with several."
+    size = request.sample.image.shape[-2]
+    return replace(request, sample=replace(request.sample, image=np.stack([truth.image(size, view) for view in views])))
 
 # %% ../nbs/13_evaluate.ipynb #99349a9d
-def _harder(cases, truths, combination):
-    "(name, {case id: request}) of every way to make a combination's inputs worse."
+def _harder(cases, truths, combination, max_views=1):
+    "(name, {case id: request}) of every way to make a combination's inputs worse; for a model that was trained with several pictures, also of every number of them."
     if "points" in combination:
         for key, levels in (("noise", NOISE), ("drop", DROP)):
             for level in levels: yield f"{key} {level:g}", {c.id: worse_points(c.request, **{key: level}) for c in cases}
     elif "image" in combination:
         for view in range(len(VIEWS)): yield f"view {view}", {c.id: other_view(c.request, truths[c.id], view) for c in cases}
+        for num in range(2, min(max_views, len(VIEWS)) + 1): yield f"{num} views", {c.id: other_view(c.request, truths[c.id], *range(num)) for c in cases}
 
 def measure_robustness(
     name: str, # of the combination, such as "text+points"
@@ -383,10 +390,11 @@ def measure_robustness(
     shape: Summary, # their shape metrics
     truths: dict, # case id -> `Solid`
     score, # (name, cases) -> shape `Summary`
+    max_views: int = 1, # pictures a sample that the model was trained with
 ) -> list: # of rows as `table_row` makes them, with "input"
     "How a combination fares with worse inputs, on the same cases."
     rows = [dict(table_row(name, shape), input="as given")]
-    for how, requests in _harder(cases, truths, name):
+    for how, requests in _harder(cases, truths, name, max_views):
         rows.append(dict(table_row(name, score(f"{name}, {how}", [replace(c, request=requests[c.id], candidate=None) for c in cases])), input=how))
     return rows if len(rows) > 1 else []
 
@@ -473,7 +481,7 @@ def evaluate(
     sampling = dict(batch_size=batch_size, num_candidates=num_candidates, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, check=check)
     def run(name, some): return _evaluate_combination(model, name, some, truths, kernel, jobs, timeout, num_points, **sampling)
     results = {name: run(name, some) for name, some in cases.items()}
-    harder = [row for name, some in cases.items() if robustness for row in measure_robustness(name, some, results[name][0], truths, lambda *a: run(*a)[0])]
+    harder = [row for name, some in cases.items() if robustness for row in measure_robustness(name, some, results[name][0], truths, lambda *a: run(*a)[0], _trained_with(model).max_views)]
     shapes, sequences = {n: r[0] for n, r in results.items()}, {n: r[1] for n, r in results.items()}
     shapes = {**({} if from_scratch else {BASELINE: alone}), **shapes, CEILING: perfect}
     if not from_scratch: sequences[BASELINE] = score_sequences(begun)

@@ -21,7 +21,7 @@ from .cad import CADFormatError, CADProgram, Extrude, Sketch, _polyline
 from .config import MODALITIES, ConfigError
 from .tokens import TOKEN_IDS, min_length
 from .geometry import Mesh, Solid, build_solid, isolated, read_shape, _read_ply
-from .dataset import Sample, prepare_image, prepare_points, read_points
+from .dataset import Sample, grid_around, prepare_image, prepare_points, read_points
 from .model import CADMLLMModel, Writer
 from .checkpoint import CheckpointError, CheckpointRecord, find_checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
 from .train import _lines, append_line, pick_device, write_json
@@ -121,8 +121,9 @@ class CADAutocomplete:
 # %% ../nbs/12_inference.ipynb #7f9c23be
 @patch
 def _image(self: CADAutocomplete, image):
-    "The picture as a `Sample` field."
+    "The picture, or several views of the part, as a `Sample` field."
     if image is None: return {}
+    if isinstance(image, (list, tuple)): return dict(image=np.stack([self._image(view)["image"] for view in image])) if image else {}
     if self.model.image_encoder is None: raise InputError("image: this model has no image encoder (image_encoder_name is empty); leave the picture out, or take a checkpoint that was trained with pictures")
     try: return dict(image=prepare_image(image, self.model.config.image_size))
     except (ValueError, OSError, TypeError, AttributeError) as e:
@@ -130,15 +131,17 @@ def _image(self: CADAutocomplete, image):
         raise InputError(f"image={what}: cannot be read as a picture ({e}); give a PNG or JPEG file, a PIL image or an array (H, W, 3) of uint8") from e
 
 @patch
-def _points(self: CADAutocomplete, point_cloud, seed):
-    "The points as `Sample` fields."
+def _points(self: CADAutocomplete, point_cloud, seed, prefix):
+    "The points as `Sample` fields, and with them the grid that a part from nothing is written on."
     if point_cloud is None: return {}
     if self.model.point_encoder is None: raise InputError("point_cloud: this model has no point encoder (point_encoder_name is empty); leave the points out, or take a checkpoint that was trained with points")
-    num = self.model.config.num_points
-    try: points, center, scale = prepare_points(read_point_cloud(point_cloud, num, seed), num, seed)
-    except InputError: raise
+    num, on_grid = self.model.config.num_points, self.model.config.points_on_grid
+    cloud = read_point_cloud(point_cloud, num, seed)
+    try:
+        grid = (self.codec.grid(prefix) or grid_around(cloud)) if on_grid else None
+        points, center, scale = prepare_points(cloud, num, seed, grid)
     except (ValueError, TypeError) as e: raise InputError(f"point_cloud: {e}; give at least two different points as an array (N, 3), or (N, 6) with normals") from e
-    return dict(points=points, points_center=center, points_scale=scale)
+    return dict(points=points, points_center=center, points_scale=scale, grid=grid, prefix=self.codec.head(grid) if on_grid and not prefix else prefix)
 
 # %% ../nbs/12_inference.ipynb #676767b6
 @patch
@@ -146,7 +149,7 @@ def request(
     self: CADAutocomplete,
     partial_json=None, # a beginning: a file, a dict or a `CADProgram`; None for a part from nothing
     caption: str = "", # what the part is
-    image=None, # a picture of the whole part: a file, a PIL image or an array
+    image=None, # a picture of the whole part: a file, a PIL image or an array; or a list of pictures from several sides
     point_cloud=None, # points of the whole part: a file or an array
     seed: int = 0, # of the draw of points
 ) -> Request:
@@ -154,13 +157,13 @@ def request(
     partial_json, image, point_cloud = (None if isinstance(v, str) and not v else v for v in (partial_json, image, point_cloud))
     caption = caption or ""
     program, source, name = (None, None, "completion") if partial_json is None else read_partial(partial_json)
-    media, notes = {**self._image(image), **self._points(point_cloud, seed)}, []
-    if program is None and not caption.strip() and not media: raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
-    prefix = "" if not self.codec.added_tokens else []
+    prefix, notes = "" if not self.codec.added_tokens else [], []
     if program is not None: prefix = self.codec.prefix(program)
     if program is not None and not prefix: notes.append("nothing of the given operations can be said in the CAD language (no profile closes), so the model did not see them")
+    media = {**self._image(image), **self._points(point_cloud, seed, prefix)}
+    if program is None and not caption.strip() and not media: raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
     drawn = tuple(m for m, there in zip(MODALITIES, (True, "points" in media, "image" in media)) if there)
-    return Request(Sample(name, caption, prefix, kept=len(program or ()), modalities=drawn, **media), program, source, name, notes)
+    return Request(Sample(name, caption, kept=len(program or ()), modalities=drawn, **{"prefix": prefix, **media}), program, source, name, notes)
 
 # %% ../nbs/12_inference.ipynb #44e08ee4
 @patch
@@ -209,7 +212,9 @@ def read(
 ) -> Candidate:
     "What the model wrote as a part; never raises for the model's fault."
     finished, notes = bool(ids) and ids[-1] in self.model.eos_token_ids(), []
-    try: program = self.codec.decode(self._said(ids), request.partial, notes)
+    said = self._said(ids)
+    if request.sample.size_only(self.codec): said = request.sample.prefix + said
+    try: program = self.codec.decode(said, request.partial, notes)
     except Exception as e:                # a model's JSON may break a reader in any way there is
         return Candidate(ids, finished=finished, notes=notes, reason=f"nothing in it can be read ({e if isinstance(e, CADFormatError) else f'{type(e).__name__}: {e}'})")
     return Candidate(ids, program, len(program) - len(request.partial or ()), finished, notes=notes)
@@ -326,7 +331,7 @@ def fit(
     "How far a part is from the points that were given, else from the picture."
     sample = request.sample
     if sample.points is not None: return fit_points(solid, sample.points, sample.points_center, sample.points_scale, seed)
-    return None if sample.image is None else fit_image(solid, sample.image)[0]
+    return None if sample.image is None else float(np.mean([fit_image(solid, view)[0] for view in sample.views]))
 
 # %% ../nbs/12_inference.ipynb #6ea661a4
 BEST = ("input", "likelihood")
@@ -482,7 +487,7 @@ def _draw_given(request, size, box):
     from PIL import Image
     sample = request.sample
     if request.partial is not None: return draw_program(request.partial, size, box), f"given: {len(request.partial)} operations"
-    if sample.image is not None: return np.array(Image.fromarray(sample.image).resize((size, size))), "given: a picture"
+    if sample.image is not None: return np.array(Image.fromarray(sample.views[0]).resize((size, size))), "given: a picture" if len(sample.views) == 1 else f"given: {len(sample.views)} pictures"
     if sample.points is not None: return draw_points(sample.points, size), "given: points"
     return np.full((size, size, 3), 255, np.uint8), "given: a caption"
 

@@ -911,6 +911,7 @@ def draw(
     metrics: tuple = (), # which; all if left out
     width: float = 2.6, # inches a picture
     columns: int = 5, # pictures in a row
+    names: dict = {}, # metric -> title
 ):
     "A matplotlib figure: a histogram of each metric with its median, failures and undefined ones in red at its right."
     from cad_mllm.show import Figure
@@ -922,11 +923,12 @@ def draw(
     for ax, metric in zip(axes, metrics):
         v = self.values(metric)
         low, high = (v.min(), v.max()) if len(v) else (0, 1)
-        step = (high - low)/20 or 1/20
+        if high - low <= 1e-9*max(abs(high), 1): low, high = low - .5, high + .5     # all alike: one bar in the middle
+        step = (high - low)/20
         ax.hist(v, bins=20, range=(low, low + 20*step), color="C0")
-        ax.bar(low + 22.5*step, self.num_lacking(metric), width=2*step, color="C3")
+        if lacking := self.num_lacking(metric): ax.bar(low + 22.5*step, lacking, width=2*step, color="C3", label=f"{lacking} failed or undefined"); ax.legend(fontsize=6, frameon=False)
         if len(v): ax.axvline(np.median(v), color="k", lw=.8)
-        ax.set_title(metric, fontsize=9); ax.tick_params(labelsize=7)
+        ax.set_title(names.get(metric, metric), fontsize=9); ax.tick_params(labelsize=7); ax.ticklabel_format(useOffset=False)
     return fig
 
 # %% ../nbs/04_metrics.ipynb #9b2289d0

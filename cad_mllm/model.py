@@ -45,14 +45,30 @@ def _no_bars(hide=True):
 def _load_llm(config, num_words, source=None):
     "The base language model: tiny, or from `source` (a folder; default `config.llm_model_name`)."
     dtype = getattr(torch, config.dtype) if config.use_lora else torch.float32
+    if config.load_in_4bit: return _load_in_4bit(config, dtype)
     if source: return _llm_of_folder(Path(source), dtype)
     name = config.llm_model_name
     if name == "tiny": return _tiny_llm(config, num_words).to(dtype)
+    return _from_pretrained(name, dtype)
+
+def _from_pretrained(name, dtype, **more):
+    "A causal language model by name or folder; one sentence where it cannot be had."
     from transformers import AutoModelForCausalLM
     try:
-        with _no_bars(Path(name).is_dir()): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=register_attention(), trust_remote_code=False)
+        with _no_bars(Path(name).is_dir()): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=register_attention(), trust_remote_code=False, **more)
     except (OSError, ValueError) as e: raise ConfigError(
         f"llm_model_name={str(name)!r}: cannot be loaded ({str(e).splitlines()[0]}); give a local folder or a Hugging Face name of a causal language model, or 'tiny'") from e
+
+# %% ../nbs/09_model.ipynb #c0f15c56
+def _load_in_4bit(config, dtype):
+    "The base model quantised while it is read; says what is missing."
+    wrong = f"load_in_4bit=True with llm_model_name={config.llm_model_name!r}"
+    if config.llm_model_name == "tiny": raise ConfigError(f"{wrong}: the built-in model is too small to be worth it; leave the flag out, or name a saved model")
+    try: import bitsandbytes  # noqa: F401
+    except ImportError as e: raise ConfigError(f"{wrong}: the package bitsandbytes is missing ({e}); pip install bitsandbytes, or leave the flag out") from e
+    from transformers import BitsAndBytesConfig
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    return _from_pretrained(config.llm_model_name, dtype, quantization_config=how)
 
 # %% ../nbs/09_model.ipynb #5abe0857
 def smooth_rows(
@@ -141,6 +157,7 @@ class CADMLLMModel(nn.Module):
             self.image_projector = self._projector(self.image_encoder)
             self.point_encoder = build_point_encoder(config, seed)
             self.point_projector = self._projector(self.point_encoder)
+        self.features = None             # a `FeatureCache`, where one is wanted
         image_tokens, point_tokens = (getattr(e, "num_tokens", 0) for e in (self.image_encoder, self.point_encoder))
         pixels = dict(mean=self.image_encoder.mean, std=self.image_encoder.std) if image_tokens else {}
         self.builder = PromptBuilder(self.tokenizer, self.codec, image_tokens, point_tokens, config.max_seq_length, **pixels)
@@ -215,7 +232,8 @@ def _place(self: CADMLLMModel, vectors, kind, items, slots):
     encoder, projector = getattr(self, f"{kind}_encoder"), getattr(self, f"{kind}_projector")
     if encoder is None: raise ConfigError(
         f"{kind}_encoder_name='': the batch has {len(items)} {kind} inputs, but this model has no {kind} encoder; leave them out of the samples")
-    features = projector(encoder(items)).to(vectors.dtype)
+    seen = encoder(items) if self.features is None else self.features(encoder, items)
+    features = projector(seen).to(vectors.dtype)
     columns = slots[:, 1:] + torch.arange(encoder.num_tokens, device=slots.device)
     return vectors.index_put((slots[:, :1].expand_as(columns), columns), features)
 
@@ -700,6 +718,7 @@ def from_pretrained(
 @patch
 def merge(self: CADMLLMModel):
     "A copy of the language model as a plain transformers model, adapters and new rows folded in. Needs memory for a second copy."
+    if self.config.load_in_4bit: raise ConfigError("load_in_4bit=True: what was rounded to 4 bits cannot be merged exactly; load the checkpoint with load_in_4bit=False and merge that")
     llm = copy.deepcopy(self.llm)
     if self.config.use_lora: llm = llm.merge_and_unload()
     llm.generation_config.eos_token_id, llm.generation_config.pad_token_id = self.eos_token_ids(), self.tokenizer.pad_token_id

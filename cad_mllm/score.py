@@ -215,7 +215,7 @@ LABELS = dict(
     chamfer_deepcad=("CD (DeepCAD)", "squared, both ways added; the truth's largest coordinate is 0.75 (papers: x 1000)", "lower"),
     fscore=("F-score", "share of points nearer than the threshold, both ways, harmonic mean", "higher"),
     precision=("precision", "share of predicted points near the truth", "higher"), recall=("recall", "share of true points near the prediction", "higher"),
-    normal_consistency=("NC", "mean |cosine| of normals at nearest points", "higher"),
+    normal_consistency=("NC", "mean absolute cosine between normals at nearest points", "higher"),
     iou=("IoU", "volume shared / volume of both, as compared", "higher"), iou_box=("IoU (boxed)", "the same after each box is centred and 1 long", "higher"),
     sege=("SegE", "difference in the number of pieces", "lower"), sege_relative=("SegE (relative)", "the same over the truth's pieces", "lower"), components=("S", "pieces of the prediction", ""),
     dangel=("DangEL", "length of edges with one face, in half box sides", "lower"), sir=("SIR", "share of faces that cut another", "lower"), fluxee=("FluxEE", "net flow of a wind (1,1,1)", "lower"),
@@ -386,7 +386,7 @@ def save(self: Score, draw: bool = True, timeout: float = 60):
 @patch
 def _save_pictures(self: Score, timeout):
     from PIL import Image
-    with replacing(self.folder/"distributions.png") as temporary: self.summary.draw().savefig(temporary, format="png", dpi=90)
+    with replacing(self.folder/"distributions.png") as temporary: self.summary.draw(names={k: v[0] for k, v in LABELS.items()}).savefig(temporary, format="png", dpi=90)
     with replacing(self.folder/"sheet.png") as temporary: Image.fromarray(self.sheet(timeout=timeout)).save(temporary, format="PNG")
 
 # %% ../nbs/06c_score.ipynb #4f0eef68

@@ -6,8 +6,8 @@
 __all__ = ['NUM_LEVELS', 'MANTISSAS', 'EXPONENTS', 'OPS', 'EXTENT_TOKENS', 'AXES', 'NUM_CARRY', 'COMMANDS', 'UNIT_TOKENS',
            'EXPONENT_TOKENS', 'CARRY', 'NUMBERS', 'TOKENS', 'TOKEN_IDS', 'Grid', 'number_tokens', 'GridLoop',
            'SketchOp', 'ExtrudeOp', 'encode', 'State', 'GrammarError', 'choices', 'advance', 'min_length', 'allowed',
-           'read_state', 'decode', 'to_text', 'from_text', 'encode_split', 'encode_partial', 'decode_rest', 'trim',
-           'TokenCodec', 'TextCodec', 'salvage', 'JsonCodec', 'get_codec']
+           'read_state', 'decode', 'to_text', 'from_text', 'encode_split', 'encode_partial', 'read_grid', 'decode_rest',
+           'trim', 'TokenCodec', 'TextCodec', 'salvage', 'JsonCodec', 'get_codec']
 
 # %% ../nbs/02_tokens.ipynb #d814db85
 import functools, itertools, json, math, re
@@ -60,6 +60,19 @@ def fit(
     fitting = [g for g in grids if .39*num_levels <= size/g.unit <= num_levels - 1]
     if not fitting: raise CADFormatError(f"a drawing {size:.3g} m wide is outside what the language can say ({grids[0].unit:g} to {grids[-1].unit*num_levels:g} m)")
     return min(fitting, key=lambda g: (off(g), -g.unit))
+
+_ROUND = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+
+@patch(cls_method=True)
+def around(
+    cls: Grid,
+    side: float, # longest side of a whole part, in metres
+) -> Grid:
+    "The finest round unit of which the whole part is less than `NUM_LEVELS` long."
+    grids = [cls(m, e) for e in EXPONENTS for m in _ROUND]
+    found = next((g for g in grids if 0 < side < g.unit*(NUM_LEVELS - 1)), None)
+    if found is None: raise CADFormatError(f"points {side:.3g} m across are outside what the language can say (up to {grids[-1].unit*NUM_LEVELS:g} m)")
+    return found
 
 # %% ../nbs/02_tokens.ipynb #8ea244d4
 OPS = ("new", "join", "cut", "intersect")
@@ -314,11 +327,11 @@ def _extrude(self: _Encoder, extrude, used):
     self.ops.append(ExtrudeOp(extrude.operation, refs, *extent))
 
 # %% ../nbs/02_tokens.ipynb #1a1dba5c
-def _records(program, kept=0, num_levels=NUM_LEVELS):
+def _records(program, kept=0, num_levels=NUM_LEVELS, grid=None):
     "The encoder after the kept operations and after all of them: (encoder, number of records that belong to the kept ones)."
     if not 0 <= kept <= len(program): raise ValueError(f"kept={kept}: this history has {len(program)} operations")
     operations = program.operations()
-    encoder = _Encoder(program, num_levels=num_levels).stretch(operations[:kept])
+    encoder = _Encoder(program, grid, num_levels).stretch(operations[:kept])
     given = len(encoder.ops)
     encoder.stretch(operations[kept:])
     if not encoder.ops: raise CADFormatError("nothing in this history can be said on the grid: " + ("; ".join(encoder.notes[:3]) or "it has no profiles"))
@@ -712,11 +725,12 @@ def from_text(text: str) -> CADProgram:
 def encode_split(
     whole: CADProgram, # a history
     kept: int, # operations that are given
+    grid: Grid | None = None, # of a part of which nothing is given; its size is then known, and told
 ) -> tuple: # (given tokens, tokens to write)
     "A history as a given beginning and the rest; with `kept=0` all of it is to be written."
-    encoder, given = _records(whole, kept)
+    encoder, given = _records(whole, kept, grid=grid)
     parts = [[t for op in ops for t in _op_tokens(op)] for ops in (encoder.ops[:given], encoder.ops[given:])]
-    parts[0 if given else 1][:0] = _head_tokens(encoder.grid)
+    parts[0 if given or grid else 1][:0] = _head_tokens(encoder.grid)
     return parts[0], [*parts[1], "<end>"]
 
 def encode_partial(
@@ -725,6 +739,12 @@ def encode_partial(
     "A beginning as the tokens that a model continues."
     encoder = _Encoder(partial).stretch(partial.operations())
     return [*_head_tokens(encoder.grid), *(t for op in encoder.ops for t in _op_tokens(op))] if encoder.ops else []
+
+def read_grid(
+    tokens: list, # of str, from "<cad>" on
+) -> Grid | None: # None where there are no tokens
+    "The grid that a sequence is written on."
+    return Grid(float(tokens[1][2:-1]), int(tokens[2][2:-1])) if tokens else None
 
 # %% ../nbs/02_tokens.ipynb #40e76e0d
 def decode_rest(
@@ -771,13 +791,26 @@ class TokenCodec:
         side, center = points_box
         return f"{caption}\npoints span {side*1000:.3g} mm around {' '.join(f'{c*1000:.3g}' for c in center)}\n"
 
-    def split(self, whole: CADProgram, kept: int) -> tuple:
+    def prompt_on_grid(self, caption: str, points_box: tuple) -> str:
+        "Likewise for points in units of the grid: their coordinates speak for themselves, but for a cloud that lies far out and was moved by whole lengths of `NUM_LEVELS` units."
+        cell = [round(c/points_box[0]) for c in points_box[1]]
+        return f"{caption}\n" + f"points at {' '.join(map(str, cell))}\n"*any(cell)
+
+    def split(self, whole: CADProgram, kept: int, grid: Grid | None = None) -> tuple:
         "(given, to be written); see `encode_split`."
-        return encode_split(whole, kept)
+        return encode_split(whole, kept, grid)
 
     def prefix(self, partial: CADProgram) -> list:
         "What is given of a user's beginning."
         return encode_partial(partial)
+
+    def head(self, grid: Grid) -> list:
+        "What is given of a part of which the size is known."
+        return _head_tokens(grid)
+
+    def grid(self, prefix) -> Grid | None:
+        "The grid of what is given; None where nothing is."
+        return read_grid(prefix)
 
     def decode(self, generated, partial: CADProgram | None = None, notes: list | None = None) -> CADProgram:
         "The whole part; an unfinished last operation is left out. Raises `CADFormatError` where nothing was said."
@@ -789,12 +822,16 @@ class TextCodec(TokenCodec):
     "The readable form; no token is added."
     name, added_tokens = "text", []
 
-    def split(self, whole, kept):
-        given, rest = encode_split(whole, kept)
+    def split(self, whole, kept, grid=None):
+        given, rest = encode_split(whole, kept, grid)
         start = _render(given)
         return start, _render([*given, *rest])[len(start):]
 
     def prefix(self, partial): return _render(encode_partial(partial))
+
+    def head(self, grid): return _render(_head_tokens(grid))
+
+    def grid(self, prefix): return read_grid(_text_tokens(prefix.split("\n")[0])) if prefix else None
 
     def decode(self, generated, partial=None, notes=None):
         words = re.findall(r"[^\s,]+", generated)
@@ -996,7 +1033,7 @@ class JsonCodec(TokenCodec):
 
     def prompt(self, caption, points_box=None): return f"Complete this CAD sequence: {caption}\n"
 
-    def split(self, whole, kept):
+    def split(self, whole, kept, grid=None):
         text, start = _minified(whole), self.prefix(whole.truncate(kept)) if kept else ""
         return start, text[len(start):]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'WANDB', 'DATA_REPORTS', 'EXIT_DONE', 'EXIT_FAILED',
-           'EXIT_UNDELIVERED', 'EXIT_STOPPED', 'OTHER_RUN', 'SAME_DATA', 'CHOICE', 'MEANINGS', 'write_json',
+           'EXIT_UNDELIVERED', 'EXIT_STOPPED', 'DRAWN', 'OTHER_RUN', 'SAME_DATA', 'CHOICE', 'MEANINGS', 'write_json',
            'append_line', 'read_metrics', 'read_events', 'Stopper', 'PeerError', 'World', 'join_world', 'pick_device',
            'seed_all', 'use_deterministic_algorithms', 'Plan', 'lr_factor', 'Progress', 'TrainResult', 'Trainer',
            'Change', 'ChangedError', 'changed_settings', 'changed_stages', 'Split', 'split_for', 'settle_split',
@@ -24,11 +24,13 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .config import CADMLLMConfig, ConfigError, CurriculumStage, TrainConfig
-from .dataset import MultimodalAutocompleteDataset, batches
+from .dataset import MultimodalAutocompleteDataset, Scan, batches
+from .encoders import FeatureCache
 from .model import CADMLLMModel
 from .checkpoint import (CheckpointError, _newness, check_space, find_checkpoint, load_checkpoint, optimizer_state, read_record, restore_optimizer, rng_state,
                                  set_rng_state, size_of_next_save, update_best)
-from .delivery import Delivery, DeliveryError, RunFiles, local_dir_for
+from .delivery import Delivery, DeliveryError, local_dir_for
+from .track import open_trackers, png_bytes
 
 # %% ../nbs/11_train.ipynb #dd8dc58e
 METRICS, EVENTS, STATUS, STOP, RUN_CONFIG = "metrics.jsonl", "events.jsonl", "status.json", "stop", "run_config.json"
@@ -168,6 +170,8 @@ def join_world(
     minutes: float = 10.0, # how long to wait for the others
 ) -> World:
     "Join the processes that a launcher started; alone without one."
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"): raise ConfigError(
+        "accelerate is set up for FSDP: this training keeps the whole model in each process (DDP) and shards nothing; run `accelerate config` again without FSDP. A model that does not fit one card then: --load_in_4bit, or --use_gradient_checkpointing")
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if size == 1:
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
@@ -272,6 +276,9 @@ class Progress:
     best: float = math.inf       # the best validation loss (or mean training loss) of this stage
     val_loss: float | None = None # the latest validation loss
     val_step: int = -1           # and the step it was measured after
+    gate_best: float = math.inf  # the lowest validation loss that counted as lower, in this stage
+    gate_waits: int = 0          # validations since
+    gate: str = ""               # why the stage ended before its last sample, empty where it did not
     skipped_samples: int = 0     # samples that could not be read or were too long
     nan_steps: int = 0           # steps left out because their gradient was not finite
 
@@ -304,8 +311,9 @@ class Trainer:
         self.progress, self.optimizer, self.scheduler, self.val_data, self.idle_steps = Progress(), None, None, None, 0
         self.pending, self.changes, self.asked = {}, [], [train_config.batch_size, train_config.gradient_accumulation_steps]   # about the resume
         self.delivery, self.root, self.checkpoint, self.submitted, self.needed, self.space = None, self.output_dir, None, {}, 0, ""   # about saving
-        self.wandb, self.started = None, datetime.now().isoformat(timespec="seconds")
+        self.trackers, self.started = [], datetime.now().isoformat(timespec="seconds")
         self.model = (model or CADMLLMModel(config)).to(self.device)
+        if train_config.feature_cache: self.model.features = FeatureCache(train_config.feature_cache)
         if train_config.use_gradient_checkpointing: self.model.gradient_checkpointing(True)
         if train_config.compile: self.model.compile_layers()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "float16")
@@ -320,10 +328,10 @@ def open_data(self: Trainer):
     "Index the training and validation data; says what was left out."
     t, c = self.train_config, self.config
     roots = {k: getattr(t, k) for k in ("truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root", "omnicad_pc_root")}
-    common = dict(sequence_format=c.sequence_format, num_points=c.num_points, image_size=c.image_size, num_val_samples=t.num_val_samples, cache_dir=t.cache_dir, **roots)
+    common = dict(sequence_format=c.sequence_format, num_points=c.num_points, image_size=c.image_size, points_on_grid=c.points_on_grid, num_val_samples=t.num_val_samples, cache_dir=t.cache_dir, **roots)
     report = self.root/DATA_REPORTS[0] if self.world.is_main else None
-    self.data = MultimodalAutocompleteDataset(t.data_root, split="train", max_samples=t.max_train_samples, from_scratch_prob=t.from_scratch_prob,
-                                              seed=t.seed, report_path=report, index_path=self.root/"data_index.npz", **common)
+    self.data = MultimodalAutocompleteDataset(t.data_root, split="train", max_samples=t.max_train_samples, from_scratch_prob=t.from_scratch_prob, max_views=t.max_views,
+                                              scan=Scan(t.point_noise, t.point_drop, t.point_crop), seed=t.seed, report_path=report, index_path=self.root/"data_index.npz", **common)
     if not len(self.data): raise ConfigError(f"data_root={t.data_root!r}: none of its samples can be used; {report} says why")
     val_report = self.root/DATA_REPORTS[1] if self.world.is_main else None
     if t.num_val_samples:
@@ -446,8 +454,53 @@ def validate(self: Trainer) -> float | None: # mean loss a predicted token, None
         if batch.num_tokens: sums += torch.stack([self.model(batch.to(self.device))["loss_sum"].double(), torch.tensor(float(batch.num_tokens), device=self.device).double()])
     self.model.train()
     total, count = self.world.sum(sums).tolist()
-    self.progress.val_loss, self.progress.val_step = total/count if count else None, self.progress.step
-    return self.progress.val_loss
+    p, is_new = self.progress, self.progress.val_step != self.progress.step
+    p.val_loss, p.val_step = total/count if count else None, p.step
+    if is_new and p.val_loss is not None: self.watch_gate(p.val_loss); self.draw_held_out()
+    return p.val_loss
+
+# %% ../nbs/11_train.ipynb #a5d8c857
+@patch
+def watch_gate(self: Trainer, val_loss: float):
+    "Note whether the stage's gate is reached."
+    p, stage = self.progress, self.stage
+    if not stage.has_gate or p.gate: return
+    if val_loss < p.gate_best - stage.min_delta: p.gate_best, p.gate_waits = val_loss, 0
+    else: p.gate_waits += 1
+    if val_loss <= stage.until_val_loss: p.gate = f"validation loss {val_loss:.4f} is at most {stage.until_val_loss:g}"
+    elif stage.patience and p.gate_waits >= stage.patience: p.gate = f"{p.gate_waits} validations without a loss below {p.gate_best:.4f}"
+    if not p.gate: return
+    self.log(event="gate", step=p.step, stage=stage.name, text=p.gate)
+    if self.world.is_main: print(f"{stage.name} ends at step {p.step}: {p.gate}", flush=True)
+
+@patch
+def is_over(self: Trainer, plan: Plan) -> bool:
+    "Whether the current stage has come to its end."
+    return self.progress.position >= plan.total or bool(self.progress.gate)
+
+# %% ../nbs/11_train.ipynb #f78403a9
+DRAWN = "drawn" # folder of a run with the held-out parts at each validation
+_DRAWN_TOKENS = 384 # that a drawn part may take
+
+@patch
+def draw_held_out(self: Trainer):
+    "Complete and draw a few held-out parts, always the same."
+    if not (self.train_config.draw_parts and self.world.is_main and self.delivery): return
+    from cad_mllm.evaluate import complete_cases, draw_case, draw_cases
+    from cad_mllm.inference import CADAutocomplete
+    step, combination = self.progress.step, max(self.stage.modality_probs, key=self.stage.modality_probs.get)
+    try:
+        cases, _ = draw_cases(self.val_data, combination, self.train_config.draw_parts)
+        writer = CADAutocomplete(self.model, kernel="manifold")
+        complete_cases(writer, cases, check="end", max_new_tokens=_DRAWN_TOKENS)
+        picture = np.concatenate([draw_case(c, c.id) for c in cases]) if cases else None
+    except Exception as e:
+        print(f"⚠️  held-out parts could not be drawn at step {step} ({type(e).__name__}: {e}); training goes on", flush=True)
+        return
+    finally: self.model.train()
+    if picture is None: return
+    self.delivery.put(f"{DRAWN}/{self.stage.name}-step{step}.png", png_bytes(picture))
+    for tracker in self.trackers: tracker.picture("held-out parts", picture, step)
 
 # %% ../nbs/11_train.ipynb #2c0bbd13
 @patch
@@ -536,19 +589,17 @@ def log(self: Trainer, **row):
     "A line in metrics.jsonl, or in events.jsonl for an event."
     if not self.world.is_main: return
     self.delivery.append(EVENTS if "event" in row else METRICS, row | {"time": datetime.now().isoformat(timespec="milliseconds")})
-    if self.wandb and "event" not in row: self.wandb.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=row["step"])
+    for tracker in self.trackers if "event" not in row else (): tracker.log(row)
 
 @patch
-def open_wandb(self: Trainer):
-    "Weights & Biases beside the files, where it is asked for; a resumed run goes on under its old id."
-    if not (self.train_config.use_wandb and self.world.is_main): return
-    try: import wandb
-    except ImportError as e: raise ConfigError("use_wandb=True: the package wandb is not installed; pip install wandb, or leave the flag out") from e
+def open_trackers(self: Trainer):
+    "What the settings ask for beside the files; a resumed run goes on where it was."
+    if not self.world.is_main: return
     known = [Path(folder, WANDB) for folder in (self.root, self.output_dir) if os.path.exists(os.path.join(folder, WANDB))]
     run_id = known[0].read_text().strip('"') if known else uuid.uuid4().hex[:12]
-    self.delivery.replace(WANDB, run_id)
-    self.wandb = wandb.init(project="cad_mllm", name=self.output_dir.name, id=run_id, resume="allow", dir=str(self.root),
-                            config=dict(model=self.config.to_dict(), train=self.train_config.to_dict()))
+    if "wandb" in self.train_config.trackers: self.delivery.replace(WANDB, run_id)
+    self.trackers = open_trackers(self.train_config.trackers, self.root, self.output_dir.name, run_id, self.progress.step, dict(model=self.config.to_dict(), train=self.train_config.to_dict()))
+
 
 # %% ../nbs/11_train.ipynb #6253d47e
 @patch
@@ -591,11 +642,12 @@ MEANINGS = {                     # setting -> (name for `accept_changes`, kind, 
     "image_encoder_name": ("base_model", OTHER_RUN, "the projectors were trained on another encoder"),
     "point_encoder_name": ("base_model", OTHER_RUN, "the projectors were trained on another encoder"),
     "max_seq_length": ("max_seq_length", OTHER_RUN, "other samples fit: longer ones join or are left out"),
-    "num_points": ("inputs", OTHER_RUN, _INPUTS), "image_size": ("inputs", OTHER_RUN, _INPUTS),
+    "num_points": ("inputs", OTHER_RUN, _INPUTS), "points_frame": ("inputs", OTHER_RUN, _INPUTS), "image_size": ("inputs", OTHER_RUN, _INPUTS),
+    **{name: ("inputs", OTHER_RUN, _INPUTS) for name in ("max_views", "point_noise", "point_drop", "point_crop")},
     "seed": ("seed", OTHER_RUN, "samples come in another order: some come twice in this epoch, others not at all"),
     "from_scratch_prob": ("from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"),
     "pack": ("pack", SAME_DATA, _ROUNDING), "max_tokens_per_batch": ("max_tokens_per_batch", SAME_DATA, _ROUNDING),
-    "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, _ROUNDING), "compile": ("compile", SAME_DATA, _ROUNDING), "dtype": ("dtype", SAME_DATA, _ROUNDING),
+    "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, _ROUNDING), "compile": ("compile", SAME_DATA, _ROUNDING), "load_in_4bit": ("load_in_4bit", SAME_DATA, _ROUNDING), "dtype": ("dtype", SAME_DATA, _ROUNDING),
     **{name: (name, CHOICE, _FROM_HERE) for name in ("lora_dropout", "projector_dropout", "freeze_image_encoder", "freeze_point_encoder", "warmup_steps", "weight_decay", "max_grad_norm",
                                                      "projector_lr_multiplier", "new_token_lr_multiplier")}}
 
@@ -622,6 +674,8 @@ def changed_stages(
             changes.append(Change("modality_probs", before["modality_probs"], stage.modality_probs, OTHER_RUN, f"{stage.name} draws modalities otherwise"))
         if before["num_epochs"] != stage.num_epochs:
             changes.append(Change(f"{stage.name}.num_epochs", before["num_epochs"], stage.num_epochs, CHOICE, "the learning rate falls along the curve of that length" if stage.num_epochs else "left out"))
+        for gate in ("until_val_loss", "patience", "min_delta"):
+            if before.get(gate, 0) != getattr(stage, gate): changes.append(Change(f"{stage.name}.{gate}", before.get(gate, 0), getattr(stage, gate), CHOICE, _FROM_HERE))
         if before["lr"] != stage.lr: changes.append(Change(f"{stage.name}.lr", before["lr"], stage.lr, CHOICE, _FROM_HERE))
     return changes
 
@@ -740,6 +794,7 @@ def next_stage(self: Trainer, index: int):
     "Begin a stage: its own step count, position, best and averages."
     p = self.progress
     p.stage_index, p.stage_step, p.position, p.best, p.val_loss, p.val_step, p.loss_sum, p.loss_steps = index, 0, 0, math.inf, None, -1, 0.0, 0
+    p.gate_best, p.gate_waits, p.gate = math.inf, 0, ""
     self.pending = {}
 
 # %% ../nbs/11_train.ipynb #7e12b54b
@@ -851,14 +906,14 @@ def train_stage(self: Trainer, stopper: Stopper):
     stream, self.saved_step, self.saved_time = self.micro_batches(plan), p.step, time.monotonic()
     bar = tqdm(total=plan.num_steps, initial=p.stage_step, desc=self.stage.name, disable=None if self.world.is_main else True, mininterval=.5)
     with bar:
-        while p.position < plan.total and not self.asked_to_stop(stopper):
+        while not self.is_over(plan) and not self.asked_to_stop(stopper):
             row = self.train_step(stream, plan)
             bar.update(); bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
             if t.eval_steps and p.step % t.eval_steps == 0: row["val_loss"] = self.validate()
             self.hear()
             if p.step % t.logging_steps == 0 or "val_loss" in row: self.report(row, bar)
-            if p.position < plan.total and self.save_is_due(): self.save()
-    if p.position < plan.total and p.step > self.saved_step: self.save()
+            if not self.is_over(plan) and self.save_is_due(): self.save()
+    if not self.is_over(plan) and p.step > self.saved_step: self.save()
 
 # %% ../nbs/11_train.ipynb #fd781cdc
 @patch
@@ -886,18 +941,18 @@ def run(self: Trainer) -> TrainResult:
     self.open_delivery()
     with Stopper(self.delivery, t.max_minutes) as stopper:
         self.tell("starting")
-        self.open_wandb()
         self.open_data()
         self.next_stage(t.start_from_stage - 1)
         if path := self.find_resume(): self.resume(path)
         self.record_settings()
+        self.open_trackers()
         self.run_stages(stopper)
         status = "done" if not stopper.reason or stopper.reason == "max_steps" else "stopped"
         undelivered = self.deliver_rest(stopper)
         if status == "stopped": self.log(event="stop", step=self.progress.step, reason=stopper.reason)
         waiting = f"{undelivered} checkpoints wait in {self.root}" if undelivered else ""
         self.tell(status, message="; ".join(filter(None, [f"stopped by {stopper.reason}" if stopper.reason else "", waiting])))
-        if self.wandb: self.wandb.finish()
+        for tracker in self.trackers: tracker.close()
         self.close()
     return TrainResult(status, self.progress.step, self.output_dir, self.checkpoint, stopper.reason, undelivered)
 
@@ -951,9 +1006,9 @@ def run_stages(self: Trainer, stopper: Stopper):
     t = self.train_config
     while not stopper.reason:
         self.log(event="stage", step=self.progress.step, stage=self.stage.name)
-        if self.progress.position < self.plan().total:
+        if not self.is_over(self.plan()):
             self.train_stage(stopper)
-            if self.progress.position < self.plan().total: return
+            if not self.is_over(self.plan()): return
             self.save(f"{self.stage.name}_model")
         if self.progress.stage_index + 1 == len(t.stages): self.save("final_model"); return
         self.next_stage(self.progress.stage_index + 1)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cad_mllm.cad import truncation_counts
+from cad_mllm.dataset import outline_box
 from cad_mllm.synthetic import FAMILIES
 
 # a model of the real classes in its smallest size, as flags of `cad-mllm train`
@@ -24,8 +25,9 @@ def make(root: Path, num: int) -> Path:
         id = f"0000/{i:08d}_00001"
         program.save(root/"json"/f"{id}.json")
         for n, kept in enumerate(truncation_counts(len(program), 2), 1): program.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{n:02d}.json")
-        np.savez(root/"pointcloud"/f"{id}.npz", points=rng.normal(size=(128, 3)).astype(np.float32))
-        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root/"img"/f"{id}_000.png")
+        low, high = outline_box(program)
+        np.savez(root/"pointcloud"/f"{id}.npz", points=low + (high - low)*rng.random((128, 3)))
+        for view in range(3): Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root/"img"/f"{id}_{view:03d}.png")
         captions.append({"id": id, "text caption": caption})
     (root/"txt/0000.json").write_text(json.dumps(captions))
     return root

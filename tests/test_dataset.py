@@ -257,8 +257,13 @@ def test_packed_rows_hold_each_sample_once_and_never_overflow(lengths, capacity)
     rows = pack_rows(lengths, capacity)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= capacity for row in rows)
-    assert len(rows) <= 11/9*-(-sum(lengths)//capacity)*2 + 1
-    assert all(sum(lengths[i] for i in a) + min(lengths[i] for i in b) > capacity for n, b in enumerate(rows) for a in rows[:n])
+    first_fit = []
+    for n in sorted(lengths, reverse=True):
+        row = next((r for r in first_fit if sum(r) + n <= capacity), None)
+        if row is None: first_fit.append([n])
+        else: row.append(n)
+    assert len(rows) == len(first_fit)
+    assert max((sum(lengths[i] for i in row) for row in rows), default=0) <= max(map(sum, first_fit), default=0)
 
 
 cad_tokens = st.lists(st.sampled_from(get_codec("tokens").added_tokens), min_size=1, max_size=30)

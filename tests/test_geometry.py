@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from cad_mllm import geometry
-from cad_mllm.cad import CADProgram, Contour, Frame, arc_circle, circle, contour_loop, rectangle
+from cad_mllm.cad import CADProgram, Contour, Frame, circle, contour_loop, rectangle
 from cad_mllm.geometry import GeometryError, Mesh, Solid, WorkerError, build_solid, isolated, map_isolated, read_mesh, read_shape, read_step
 from cad_mllm.views import history3d, view3d
 

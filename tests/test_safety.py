@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from cad_mllm import checkpoint as ck
 from cad_mllm import safe
-from cad_mllm.config import CADMLLMConfig, ConfigError, recipe
+from cad_mllm.config import ConfigError, recipe
 from cad_mllm.model import CADMLLMModel, WeightsError
 
 torch.set_num_threads(1)

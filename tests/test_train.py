@@ -79,6 +79,8 @@ VARIANTS = {
     "full": [],
     "lora, dropout 0.1, accumulation 3": [*LORA, "--gradient_accumulation_steps", "3", "--stage1_epochs", "4", "--stage2_epochs", "3", "--save_steps", "2"],
     "not packed, best by the training loss": ["--no-pack", "--num_val_samples", "0", "--stage1_lr", "0.3"],
+    "gates, several views, worse clouds, drawn parts": ["--stage1_epochs", "30", "--stage1_patience", "2", "--stage1_lr", "0.02", "--stage2_epochs", "2", "--eval_steps", "2", "--draw_parts", "2", "--max_views", "3", "--point_noise", "0.05",
+                                                        "--point_drop", "0.5", "--point_crop", "0.3", "--stage2_until_val_loss", "0.01", "--track", "tensorboard"],
     "fp16, GradScaler": [*LORA, "--dtype", "float16", "--stage2_epochs", "0"],
 }
 
@@ -128,6 +130,12 @@ def test_killed_and_resumed_is_as_if_never_stopped(name, data, whole, tmp_path):
     assert "✓ Resuming from step" in said.text
     assert_same(whole(name), out)
     if "best" in name: assert {save["is_best"] for save in saves(out).values()} == {True, False}       # so that a best that was forgotten would show
+    if "gates" in name:
+        gates = [{(e["stage"], e["step"], e["text"]) for e in read_events(o) if e["event"] == "gate"} for o in (whole(name), out)]
+        (stage, step, text), = gates[0]
+        assert gates[0] == gates[1] and stage == "stage1_text" and 5 < step < 6*30 and text.startswith("2 validations without")
+        drawn = [{p.name: p.read_bytes() for p in (o/"drawn").iterdir()} for o in (whole(name), out)]
+        assert drawn[0] == drawn[1] and len(drawn[0]) > 3
     if "fp16" in name:
         scaler, overflows = state(out/"final_model")["scaler"], rows(out)[max(rows(out))]["nan_steps"]
         assert overflows > 0 and scaler["scale"] == 65536*.5**overflows and 0 < scaler["_growth_tracker"] < len(rows(out))

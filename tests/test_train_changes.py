@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cad_mllm.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from cad_mllm.checkpoint import latest_checkpoint, load_checkpoint
 from cad_mllm.config import CHANGES, CurriculumStage, TrainConfig
 from cad_mllm.train import CHOICE, MEANINGS, OTHER_RUN, SAME_DATA, ChangedError, Split, Trainer, World, read_events, read_metrics, train
 from small_data import make
@@ -59,10 +59,10 @@ def test_nothing_changed_is_nothing_said(trainer): assert changes_of(trainer)[0]
 
 
 QUIET = dict(output_dir="elsewhere", cache_dir="near", max_steps=50, max_minutes=5.0, logging_steps=3, save_steps=7, save_minutes=1.0, keep_last_n_checkpoints=9, eval_steps=4, num_workers=2,
-             device="auto", resume_from_ckpt="latest", checkpoint_name="c{step}", use_wandb=True, accept_changes="data", peer_minutes=3.0, deterministic=True)
+             device="auto", resume_from_ckpt="latest", checkpoint_name="c{step}", use_wandb=True, track="tensorboard", draw_parts=1, feature_cache="near", accept_changes="data", peer_minutes=3.0, deterministic=True)
 CHANGED = dict(batch_size=16, seed=1, from_scratch_prob=.5, pack=False, max_tokens_per_batch=200, use_gradient_checkpointing=True, warmup_steps=7, weight_decay=.5, max_grad_norm=2.0,
-               projector_lr_multiplier=2.0, new_token_lr_multiplier=2.0, gradient_accumulation_steps=3, compile=True)
-MODEL = dict(max_seq_length=900, num_points=32, image_size=64, image_encoder_name="", point_encoder_name="", llm_model_name="x", dtype="bfloat16", lora_dropout=.5, projector_dropout=.5,
+               projector_lr_multiplier=2.0, new_token_lr_multiplier=2.0, gradient_accumulation_steps=3, compile=True, max_views=2, point_noise=.1, point_drop=.2, point_crop=.3)
+MODEL = dict(max_seq_length=900, num_points=32, image_size=64, points_frame="box", image_encoder_name="", point_encoder_name="", llm_model_name="x", dtype="bfloat16", load_in_4bit=True, lora_dropout=.5, projector_dropout=.5,
              freeze_image_encoder=False, freeze_point_encoder=True)
 
 
@@ -76,7 +76,7 @@ def test_every_setting_is_either_compared_or_without_meaning(trainer):
         found, = changes_of(trainer, **{name: value})[0]
         assert str(value) in str(found) and found.kind == (MEANINGS[name][1] if name in MEANINGS else OTHER_RUN), name
     for name, value in MODEL.items():
-        found, = changes_of(trainer, model={name: value})[0]
+        found, = changes_of(trainer, model={name: value} | ({"use_lora": True} if name == "load_in_4bit" else {}))[0]
         assert (found.was, found.now, found.kind) == (getattr(trainer[0].config, name), value, MEANINGS[name][1])
     assert {c[0] for c in MEANINGS.values() if c[1] == OTHER_RUN} <= set(CHANGES)
 
