@@ -9,7 +9,7 @@ __all__ = ['OPERATIONS', 'EXTENTS', 'MAX_BYTES', 'CADFormatError', 'Frame', 'Lin
 
 # %% ../nbs/01_cad.ipynb #321ad01f
 import json, math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -649,6 +649,16 @@ def is_prefix_of(self: CADProgram, whole: CADProgram) -> bool:
     "Whether the operations of this program are the first ones of `whole`, equal in every number, and fewer than all."
     n = len(self)
     return n < len(whole) and self.sequence == whole.sequence[:n] and all(a == b for a, b in zip(self.operations(), whole.operations()))
+
+# %% ../nbs/01_cad.ipynb #0135e567
+@patch
+def moved(
+    self: CADProgram,
+    by, # (3,) metres
+) -> CADProgram:
+    "The same part elsewhere: every sketch plane is moved, what is drawn on them stays."
+    def elsewhere(frame): return replace(frame, origin=tuple(float(f"{a + b:.12g}") for a, b in zip(frame.origin, np.asarray(by, float).tolist())))
+    return CADProgram({k: replace(e, frame=elsewhere(e.frame)) if isinstance(e, Sketch) else e for k, e in self.entities.items()}, list(self.sequence), list(self.indices), dict(self.extra))
 
 # %% ../nbs/01_cad.ipynb #975264a7
 @patch

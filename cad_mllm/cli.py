@@ -182,7 +182,9 @@ def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
     "Train a model through the curriculum, or go on training."
     model, train_config = configs(train_parser(prog).parse_args(argv))
     from cad_mllm.train import train
-    result = train(model, train_config)
+    if train_config.draw_parts: from cad_mllm.evaluate import draw_held_out as draw
+    else: draw = None
+    result = train(model, train_config, draw=draw)
     if os.environ.get("RANK", "0") == "0": print(_outcome(result))
     return result.exit_code
 

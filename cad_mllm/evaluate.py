@@ -6,8 +6,8 @@
 __all__ = ['SHAPE', 'WORST', 'COLUMNS', 'BASELINE', 'CEILING', 'NOISE', 'DROP', 'Case', 'held_out', 'draw_cases',
            'complete_cases', 'build_all', 'score_shapes', 'score_sequences', 'table_row', 'evaluation_folder',
            'find_evaluation', 'format_table', 'draw_distributions', 'pick_cases', 'draw_case', 'draw_sheet',
-           'Evaluation', 'worse_points', 'other_view', 'measure_robustness', 'format_robustness', 'draw_robustness',
-           'served_combinations', 'evaluate']
+           'draw_held_out', 'Evaluation', 'worse_points', 'other_view', 'measure_robustness', 'format_robustness',
+           'draw_robustness', 'served_combinations', 'evaluate']
 
 # %% ../nbs/13_evaluate.ipynb #ab16c7c0
 import functools, json, math, os
@@ -24,7 +24,8 @@ from .config import ConfigError, TrainConfig
 from .tokens import get_codec
 from .geometry import VIEWS, build_solid, isolated, map_isolated
 from .metrics import Summary, command_accuracy, parameter_accuracy, score_solids
-from .dataset import DataError, MultimodalAutocompleteDataset, grid_around, prepare_points
+from .dataset import DataError, MultimodalAutocompleteDataset, see_points
+from .model import CADMLLMModel
 from .checkpoint import read_config
 from .train import write_json
 from .inference import (CADAutocomplete, Candidate, InputError, Request, _check_sampling, _hull, _open_strokes, _program_mesh, _write_picture, draw_points, draw_program,
@@ -277,6 +278,20 @@ def draw_sheet(
     rows = [draw_case(by_id[id], f"{what}, {distance(id)}", size) for what, id in pick_cases(shape, list(by_id)).items()]
     return np.concatenate(rows) if rows else np.full((24, 3*size, 3), 255, np.uint8)
 
+# %% ../nbs/13_evaluate.ipynb #b054b277
+_DRAWN_TOKENS = 384 # that a drawn part may take
+
+def draw_held_out(
+    model: CADMLLMModel,
+    data: MultimodalAutocompleteDataset, # held out
+    combination: str, # such as "text+points"
+    num: int, # parts at most
+) -> np.ndarray | None: # (rows, W, 3) uint8; None where no sample has these inputs
+    "The first held-out parts, always the same, each as given, as designed and as greedily completed."
+    cases, _ = draw_cases(data, combination, num)
+    complete_cases(CADAutocomplete(model, kernel="manifold"), cases, check="end", max_new_tokens=_DRAWN_TOKENS)
+    return np.concatenate([draw_case(c, c.id) for c in cases]) if cases else None
+
 # %% ../nbs/13_evaluate.ipynb #14476eef
 @dataclass
 class Evaluation:
@@ -360,10 +375,9 @@ def worse_points(
     kept = rng.permutation(len(sample.points))[:max(2, round(len(sample.points)*(1 - drop)))]
     cloud = sample.points[np.sort(kept)].astype(float)
     cloud[:, :3] = (cloud[:, :3] + rng.normal(0, noise, cloud[:, :3].shape)*np.ptp(cloud[:, :3], axis=0).max())*sample.points_scale + sample.points_center
-    codec, grid, prefix = get_codec("text" if isinstance(sample.prefix, str) else "tokens"), sample.grid, sample.prefix
-    if sample.size_only(codec): grid = grid_around(cloud); prefix = codec.head(grid)
-    points, center, scale = prepare_points(cloud, len(sample.points), seed, grid)
-    return replace(request, sample=replace(sample, points=points, points_center=center, points_scale=scale, grid=grid, prefix=prefix))
+    codec = get_codec("text" if isinstance(sample.prefix, str) else "tokens") if sample.grid else None
+    prefix = type(sample.prefix)() if codec and sample.size_only(codec) else sample.prefix
+    return replace(request, sample=replace(sample, **see_points(cloud, len(sample.points), seed, codec, prefix, not sample.kept)))
 
 def other_view(
     request: Request, # with a picture

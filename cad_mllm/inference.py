@@ -21,7 +21,7 @@ from .cad import CADFormatError, CADProgram, Extrude, Sketch, _polyline
 from .config import MODALITIES, ConfigError
 from .tokens import TOKEN_IDS, min_length
 from .geometry import Mesh, Solid, build_solid, isolated, read_shape, _read_ply
-from .dataset import Sample, grid_around, prepare_image, prepare_points, read_points
+from .dataset import Sample, prepare_image, read_points, see_points
 from .model import CADMLLMModel, Writer
 from .checkpoint import CheckpointError, CheckpointRecord, find_checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
 from .train import _lines, append_line, pick_device, write_json
@@ -131,17 +131,14 @@ def _image(self: CADAutocomplete, image):
         raise InputError(f"image={what}: cannot be read as a picture ({e}); give a PNG or JPEG file, a PIL image or an array (H, W, 3) of uint8") from e
 
 @patch
-def _points(self: CADAutocomplete, point_cloud, seed, prefix):
+def _points(self: CADAutocomplete, point_cloud, seed, prefix, from_nothing):
     "The points as `Sample` fields, and with them the grid that a part from nothing is written on."
     if point_cloud is None: return {}
     if self.model.point_encoder is None: raise InputError("point_cloud: this model has no point encoder (point_encoder_name is empty); leave the points out, or take a checkpoint that was trained with points")
-    num, on_grid = self.model.config.num_points, self.model.config.points_on_grid
+    num, codec = self.model.config.num_points, self.codec if self.model.config.points_on_grid else None
     cloud = read_point_cloud(point_cloud, num, seed)
-    try:
-        grid = (self.codec.grid(prefix) or grid_around(cloud)) if on_grid else None
-        points, center, scale = prepare_points(cloud, num, seed, grid)
+    try: return see_points(cloud, num, seed, codec, prefix, from_nothing)
     except (ValueError, TypeError) as e: raise InputError(f"point_cloud: {e}; give at least two different points as an array (N, 3), or (N, 6) with normals") from e
-    return dict(points=points, points_center=center, points_scale=scale, grid=grid, prefix=self.codec.head(grid) if on_grid and not prefix else prefix)
 
 # %% ../nbs/12_inference.ipynb #676767b6
 @patch
@@ -160,7 +157,7 @@ def request(
     prefix, notes = "" if not self.codec.added_tokens else [], []
     if program is not None: prefix = self.codec.prefix(program)
     if program is not None and not prefix: notes.append("nothing of the given operations can be said in the CAD language (no profile closes), so the model did not see them")
-    media = {**self._image(image), **self._points(point_cloud, seed, prefix)}
+    media = {**self._image(image), **self._points(point_cloud, seed, prefix, program is None)}
     if program is None and not caption.strip() and not media: raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
     drawn = tuple(m for m, there in zip(MODALITIES, (True, "points" in media, "image" in media)) if there)
     return Request(Sample(name, caption, kept=len(program or ()), modalities=drawn, **{"prefix": prefix, **media}), program, source, name, notes)
@@ -214,7 +211,9 @@ def read(
     finished, notes = bool(ids) and ids[-1] in self.model.eos_token_ids(), []
     said = self._said(ids)
     if request.sample.size_only(self.codec): said = request.sample.prefix + said
-    try: program = self.codec.decode(said, request.partial, notes)
+    try:
+        program = self.codec.decode(said, request.partial, notes)
+        if request.sample.origin is not None: program = program.moved(request.sample.origin)
     except Exception as e:                # a model's JSON may break a reader in any way there is
         return Candidate(ids, finished=finished, notes=notes, reason=f"nothing in it can be read ({e if isinstance(e, CADFormatError) else f'{type(e).__name__}: {e}'})")
     return Candidate(ids, program, len(program) - len(request.partial or ()), finished, notes=notes)

@@ -95,6 +95,8 @@ def num_trained(shape: Shape, config: CADMLLMConfig) -> int: # parameters
     return rows + shape.layers*sum(config.lora_r*(a + b) for name, (a, b) in shape.linears.items() if name in config.lora_target_modules)
 
 # %% ../nbs/11c_plan.ipynb #plan0012
+_BYTES_OF_4_BITS = .5 + .127/8 # NF4 with scales of 8 bits a block of 64, themselves scaled in blocks of 256 (arXiv 2305.14314)
+
 def memory(
     shape: Shape,
     config: CADMLLMConfig,
@@ -107,7 +109,8 @@ def memory(
     half, layer = (4 if config.dtype == "float32" else 2), activation_bytes(shape, config)
     kept = half*shape.hidden*shape.layers + layer if checkpointing else layer*shape.layers
     frozen = shape.num_parameters if config.use_lora else 0
-    return dict(weights=half*frozen, training=16*num_trained(shape, config), activations=tokens*kept, logits=10*shape.vocabulary*min(predicted, max(256, chunk//shape.vocabulary)))
+    packed = shape.num_linear if config.load_in_4bit else 0
+    return dict(weights=half*(frozen - packed) + _BYTES_OF_4_BITS*packed, training=16*num_trained(shape, config), activations=tokens*kept, logits=10*shape.vocabulary*min(predicted, max(256, chunk//shape.vocabulary)))
 
 # %% ../nbs/11c_plan.ipynb #plan0019
 EAGER, COMPILED = .105, .25      # of the datasheet's rate, measured on an H200: benchmarks/results/train_h200.md
@@ -157,7 +160,7 @@ class Advice:
     @property
     def flags(self) -> str:
         "For `cad-mllm train`."
-        return f"--dtype {self.config.dtype} --batch_size {self.batch_size}" + (" --use_gradient_checkpointing" if self.checkpointing else "")
+        return f"--dtype {self.config.dtype} --batch_size {self.batch_size}" + " --use_gradient_checkpointing"*self.checkpointing + " --load_in_4bit"*self.config.load_in_4bit
 
     def __str__(self):
         used = " + ".join(f"{k} {v/1e9:.1f}" for k, v in self.parts.items())
@@ -189,9 +192,10 @@ def advise(
     "Settings for a card; raises `ConfigError` where not even one longest sample fits."
     if config.dtype != "float32": config = replace(config, dtype="bfloat16" if card.bf16 else "float16")
     shape = shape_of(config)
-    for checkpointing in (False, True):
-        fits, parts = _fitting(shape, config, card, checkpointing, predicted/tokens)
-        if fits >= max(config.max_seq_length, 4096) or checkpointing and fits >= config.max_seq_length: break
+    for four, checkpointing in ((config.load_in_4bit, False), (config.load_in_4bit, True), *([(True, True)] if config.use_lora and not config.load_in_4bit else [])):
+        chosen = replace(config, load_in_4bit=four)
+        fits, parts = _fitting(shape, chosen, card, checkpointing, predicted/tokens)
+        if fits >= max(config.max_seq_length, 4096) or checkpointing and fits >= config.max_seq_length: config = chosen; break
     else: raise ConfigError(f"--gpu {card.name}: {config.llm_model_name} with max_seq_length={config.max_seq_length} needs {sum(memory(shape, config, config.max_seq_length, config.max_seq_length//2, True).values())/1e9:.0f} GB, "
                             f"and a {card.name} has {card.memory/1e9:.0f}: take a smaller model, LoRA, or a shorter max_seq_length")
     work = flops(shape, config, num_samples*tokens, num_samples*predicted, 2*tokens)*(4/3 if checkpointing else 1)

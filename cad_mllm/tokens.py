@@ -796,6 +796,10 @@ class TokenCodec:
         cell = [round(c/points_box[0]) for c in points_box[1]]
         return f"{caption}\n" + f"points at {' '.join(map(str, cell))}\n"*any(cell)
 
+    def measures(self, levels: list) -> list:
+        "What was measured on given points: for x, y and z the level where they begin, and how far from there their flat faces lie."
+        return [t for axis, (low, *faces) in zip("xyz", levels) for t in (f"<+{axis}>", *_numbers([low, *(f - low for f in faces)]))]
+
     def split(self, whole: CADProgram, kept: int, grid: Grid | None = None) -> tuple:
         "(given, to be written); see `encode_split`."
         return encode_split(whole, kept, grid)
@@ -828,6 +832,8 @@ class TextCodec(TokenCodec):
         return start, _render([*given, *rest])[len(start):]
 
     def prefix(self, partial): return _render(encode_partial(partial))
+
+    def measures(self, levels): return "".join(f"{axis} {low} {' '.join(str(f - low) for f in faces)}\n" for axis, (low, *faces) in zip("xyz", levels))
 
     def head(self, grid): return _render(_head_tokens(grid))
 

@@ -302,8 +302,9 @@ class TrainResult:
 # %% ../nbs/11_train.ipynb #10726ecf
 class Trainer:
     "Trains a model through a curriculum; `run` does it."
-    def __init__(self, config: CADMLLMConfig, train_config: TrainConfig, model: CADMLLMModel | None = None):
-        self.config, self.train_config = config, train_config
+    def __init__(self, config: CADMLLMConfig, train_config: TrainConfig, model: CADMLLMModel | None = None, draw=None):
+        if train_config.draw_parts and not draw: raise ConfigError(f"draw_parts={train_config.draw_parts}: nothing was given that draws; call train(..., draw=cad_mllm.evaluate.draw_held_out), as `cad-mllm train` does, or leave draw_parts out")
+        self.config, self.train_config, self.draw = config, train_config, draw
         self.output_dir = Path(train_config.output_dir)
         self.device = pick_device(train_config.device)
         if train_config.deterministic and self.device.type == "cuda": use_deterministic_algorithms()
@@ -480,20 +481,13 @@ def is_over(self: Trainer, plan: Plan) -> bool:
 
 # %% ../nbs/11_train.ipynb #f78403a9
 DRAWN = "drawn" # folder of a run with the held-out parts at each validation
-_DRAWN_TOKENS = 384 # that a drawn part may take
 
 @patch
 def draw_held_out(self: Trainer):
-    "Complete and draw a few held-out parts, always the same."
+    "Draw a few held-out parts, always the same, as the model completes them now."
     if not (self.train_config.draw_parts and self.world.is_main and self.delivery): return
-    from cad_mllm.evaluate import complete_cases, draw_case, draw_cases
-    from cad_mllm.inference import CADAutocomplete
     step, combination = self.progress.step, max(self.stage.modality_probs, key=self.stage.modality_probs.get)
-    try:
-        cases, _ = draw_cases(self.val_data, combination, self.train_config.draw_parts)
-        writer = CADAutocomplete(self.model, kernel="manifold")
-        complete_cases(writer, cases, check="end", max_new_tokens=_DRAWN_TOKENS)
-        picture = np.concatenate([draw_case(c, c.id) for c in cases]) if cases else None
+    try: picture = self.draw(self.model, self.val_data, combination, self.train_config.draw_parts)
     except Exception as e:
         print(f"⚠️  held-out parts could not be drawn at step {step} ({type(e).__name__}: {e}); training goes on", flush=True)
         return
@@ -1046,9 +1040,10 @@ def train(
     config: CADMLLMConfig, # the model
     train_config: TrainConfig, # how to train it
     model: CADMLLMModel | None = None, # one that exists already, else it is built
+    draw=None, # with `draw_parts`: (model, held-out data, modality combination, how many parts) -> (H, W, 3) uint8 or None, such as `evaluate.draw_held_out`
 ) -> TrainResult:
     "Train, or go on training. A failure is written into status.json before it is raised."
-    trainer = Trainer(config, train_config, model)
+    trainer = Trainer(config, train_config, model, draw)
     try: result = trainer.run()
     except BaseException as e:
         trainer.world.last_words(e)

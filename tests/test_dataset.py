@@ -10,8 +10,11 @@ from PIL import Image
 
 from cad_mllm.cad import CADProgram, Frame, circle, rectangle, truncation_counts
 from cad_mllm.config import CADMLLMConfig
-from cad_mllm.dataset import (DataError, DataWarning, MultimodalAutocompleteDataset, PromptBuilder, Sample, batches, design_of, hold_out, load_tokenizer,
-                              num_batches, pack_rows)
+from cad_mllm.dataset import (DataError, DataWarning, MultimodalAutocompleteDataset, PromptBuilder, Sample, Scan, batches, design_of, hold_out, load_tokenizer,
+                              num_batches, pack, pack_rows)
+from cad_mllm.geometry import build_solid
+from cad_mllm.prepare import prepare
+from cad_mllm.synthetic import synthesize
 from cad_mllm.tokens import get_codec
 
 STAGE = {"text": 0.2, "text+points": 0.3, "text+image": 0.2, "all": 0.3}
@@ -83,6 +86,32 @@ def test_any_order_of_access_and_any_history_gives_the_same_samples(root):
         b.sample(0, int(i))
         assert same(b.sample(1, int(i)), forward[int(i)])
     assert any(not same(a.sample(0, i), forward[i]) for i in forward)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    "Ten synthetic parts with points, and the same as shards."
+    root = tmp_path_factory.mktemp("parts")
+    synthesize(root/"folder", num=10, seed=3)
+    prepare(root/"folder", truncations=False, images=False, captions=False, num_points=1024)
+    pack(root/"folder", root/"shards")
+    return root
+
+
+@pytest.mark.parametrize("sequence_format", ["tokens", "text"])
+@pytest.mark.parametrize("scan", [Scan(), Scan(noise=.05, drop=.9, crop=.9)], ids=["whole cloud", "worst cloud"])
+def test_a_part_from_points_alone_is_written_from_their_corner_and_comes_back_to_its_place(parts, sequence_format, scan):
+    folder, shards = (MultimodalAutocompleteDataset(parts/kind, sequence_format=sequence_format, modality_probs={"text+points": 1.0}, from_scratch_prob=1.0, num_points=256, points_on_grid=True, scan=scan)
+                      for kind in ("folder", "shards"))
+    assert len(folder) >= 10
+    for index in range(len(folder)):
+        s, whole = folder[index], folder.whole(index)
+        assert same(s, folder[index]) and same(s, shards[index])
+        assert s.size_only(folder.codec) and s.measures and (s.origin == np.rint(s.origin/s.grid.unit)*s.grid.unit).all()
+        designed, written = (np.array(build_solid(p, "manifold").bounding_box) for p in (whole, folder.codec.decode(s.prefix + s.target).moved(s.origin)))
+        assert np.abs(designed - written).max() <= 1.5*s.grid.unit
+        if not scan: assert np.abs(s.origin - designed[0]).max() < 20*s.grid.unit
+    assert not folder.report and not shards.report
 
 
 def test_order_is_a_permutation_of_its_own_each_epoch(root):
