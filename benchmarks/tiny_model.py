@@ -42,15 +42,15 @@ def make_data(work, num_train, num_test, jobs):
     (work/"no captions").mkdir(exist_ok=True)
 
 
-def parts(work, name):
-    "id -> (program, points (P, 6))."
-    out = {}
-    for path in sorted((work/name/"json").rglob("*.json")):
-        id = path.relative_to(work/name/"json").with_suffix("").as_posix()
-        cloud = work/name/"pointcloud"/f"{id}.npz"
-        if not cloud.exists(): continue
-        with np.load(cloud) as data: out[id] = CADProgram.from_json(path), np.concatenate([data["points"], data["normals"]], 1)
-    return out
+def programs(work, name):
+    "id -> program, of parts that have points."
+    paths = {p.relative_to(work/name/"json").with_suffix("").as_posix(): p for p in sorted((work/name/"json").rglob("*.json"))}
+    return {id: CADProgram.from_json(p) for id, p in tqdm(paths.items(), desc=name, unit="part") if (work/name/"pointcloud"/f"{id}.npz").exists()}
+
+
+def cloud_of(work, name, id):
+    "(P, 6) points and normals."
+    with np.load(work/name/"pointcloud"/f"{id}.npz") as data: return np.concatenate([data["points"], data["normals"]], 1)
 
 
 def configs(work, steps_per_second, minutes, batch_size, num_train, lr):
@@ -96,11 +96,11 @@ def build(completer, result):
     return completer.check(CADProgram.from_json(result))[0] if result["sequence"] else None
 
 
-def loss(completer, programs):
+def loss(completer, shown):
     "Mean negative log-likelihood a token of whole parts, given their points."
     total = np.zeros(2)
     with torch.no_grad():
-        for program, cloud in programs:
+        for program, cloud in shown:
             sample = completer.request(point_cloud=cloud[:2048]).sample
             sample = replace(sample, target=completer.codec.split(program.moved(-sample.origin), 0, sample.grid)[1])
             out = completer.model(completer.model.builder.collate([sample]).to(completer.model.device))
@@ -153,20 +153,20 @@ def main():
     work = Path(args.work); work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     make_data(work, args.train, args.test, args.threads)
-    known, asked = parts(work, "train"), parts(work, "test")
-    seen = {tuple(encode(p)) for p, _ in known.values()}
-    asked = {id: v for id, v in asked.items() if tuple(encode(v[0])) not in seen}
-    asked = dict(list(asked.items())[:args.test])
+    known = programs(work, "train")
+    seen = {tuple(encode(p)) for p in tqdm(known.values(), desc="looking for copies", unit="part")}
+    asked = [(id, p) for id, p in programs(work, "test").items() if tuple(encode(p)) not in seen]
+    asked = {id: (p, cloud_of(work, "test", id)) for id, p in asked[:args.test]}
     if not (work/"run"/"final_model").exists():
         plan = work/"plan.json"
         if not plan.exists(): plan.write_text(json.dumps(steps_a_second(*configs(work, 1, 1, args.batch, len(known), args.lr))))
         model, training = configs(work, json.loads(plan.read_text()), args.minutes, args.batch, len(known), args.lr)
         print(f"{json.loads(plan.read_text()):.2f} steps a CPU second: {training.stages[0].num_epochs} epochs")
-        resume = "latest" if (work/"run").exists() else ""
-        train(model, replace(training, resume_from_ckpt=resume))
+        train(model, replace(training, resume_from_ckpt="auto"))
     spent = json.loads((work/"run"/"final_model"/"checkpoint_metadata.json").read_text())
     completer = CADAutocomplete(work/"run"/"final_model", device="cpu", kernel="manifold")
-    retrievable = {id: cloud[::4, :3] for id, (_, cloud) in list(known.items())[:args.retrieve_from]}
+    clouds = {id: cloud_of(work, "train", id) for id in list(known)[:args.retrieve_from]}
+    retrievable = {id: cloud[::4, :3] for id, cloud in clouds.items()}
     in_boxes = {id: boxed(cloud)[0] for id, cloud in retrievable.items()}
     rows = {}
     items = [dict(point_cloud=cloud[:2048]) for _, cloud in asked.values()]
@@ -180,8 +180,8 @@ def main():
     rows |= {RETRIEVED: [], STRETCHED: []}
     for id, (_, cloud) in tqdm(asked.items(), desc="retrieving", unit="part"):
         given, (_, center, scale) = cloud[:2048:2, :3], boxed(cloud[:2048, :3])
-        rows[RETRIEVED].append(judge(known[nearest(given, retrievable)][1][:2048, :3], truths[id]))
-        rows[STRETCHED].append(judge(boxed(known[nearest(boxed(given)[0], in_boxes)][1][:2048, :3])[0]*scale + center, truths[id]))
+        rows[RETRIEVED].append(judge(clouds[nearest(given, retrievable)][:2048, :3], truths[id]))
+        rows[STRETCHED].append(judge(boxed(clouds[nearest(boxed(given)[0], in_boxes)][:2048, :3])[0]*scale + center, truths[id]))
     rows[FLOOR] = [judge(cloud[:2048, :3], truths[id]) for id, (_, cloud) in asked.items()]
     base = np.median(rows[RETRIEVED])
     lines = [f"# From points to parts in {args.minutes:g} minutes on two cores\n", f"{len(known):,} training parts, {len(asked)} held-out parts (copies of training parts left out), points only; {spent['step']:,} steps of {args.batch} parts.", "",
@@ -190,8 +190,8 @@ def main():
         v = np.array(rows[name]); finite = v[np.isfinite(v)]
         shares = [f"{100*rows[f'{name} {k}']:.1f}%" if f"{name} {k}" in rows else "" for k in ("parses", "builds")]
         lines.append(f"| {name} | {' | '.join(shares)} | {np.median(v):.4f} | {np.median(v)/base:.2f} | {finite.mean():.4f} |")
-    first = {name: list(which.values())[:100] for name, which in (("that were trained on", known), ("held out", asked))}
-    lines.append("\nLoss a token: " + ", ".join(f"{loss(completer, programs):.2f} on {len(programs)} parts {name}" for name, programs in first.items()) + ".")
+    first = {"that were trained on": [(known[id], clouds[id]) for id in list(clouds)[:100]], "held out": list(asked.values())}
+    lines.append("\nLoss a token: " + ", ".join(f"{loss(completer, shown):.2f} on {len(shown)} parts {name}" for name, shown in first.items()) + ".")
     if root := os.environ.get("OMNI_CAD_ROOT"): lines += real_lines(completer, root, args.real)
     print("\n".join(lines))
     if args.out: Path(args.out).write_text("\n".join(lines) + "\n")

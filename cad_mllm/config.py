@@ -186,7 +186,7 @@ class TrainConfig(_JSONConfig):
     gradient_accumulation_steps: int = 1 # forward passes an optimizer step
     pack: bool = True                    # put several short samples into one row, attention kept apart
     max_tokens_per_batch: int = 0        # longest packed row in tokens; 0 means max_seq_length
-    from_scratch_prob: float = 0.25      # share of draws in which the beginning is left out and the whole history is written
+    from_scratch_prob: float = 0.25      # share of draws in which the beginning is left out and the whole history is written; with 1 each part counts once
     max_views: int = 1                   # pictures a sample: each draws from 1 to so many of its views
     point_noise: float = 0.0             # clouds are shaken: each draws a standard deviation from 0 to this, in longest sides of the cloud
     point_drop: float = 0.0              # points are left out, so that their number varies: each cloud draws a share from 0 to this

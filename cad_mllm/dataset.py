@@ -804,7 +804,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         split: str = "all",              # "all", "train" or "val"
         num_val_samples: int = 0,        # samples held out by document, at most a tenth
         max_samples: int = 0,            # use only so many; 0 means all
-        from_scratch_prob: float = 0.0,  # share of draws in which nothing is given and the whole is the target
+        from_scratch_prob: float = 0.0,  # share of draws in which nothing is given and the whole is the target; with 1 each design is one sample
         num_points: int = 2048,          # points of a cloud, P
         image_size: int = 224,           # pixels a side, S
         points_on_grid: bool = False,    # clouds in the units that the part is written in, else in their own unit box
@@ -827,13 +827,16 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         self.index_path = Path(index_path) if index_path else None
         self.set_modalities(modality_probs or {"text": 1.0})
         limits = [n for n in (max_samples, num_val_samples if split == "val" else 0) if n > 0]
-        self._request, self._limit = [split, num_val_samples, max_samples, str(data_root)], min(limits, default=0)
+        self._request, self._limit = [split, num_val_samples, max_samples, str(data_root)] + ["wholes"]*self.wholes_only, min(limits, default=0)
         self._adopt(*(self._reopen() or self._build(jobs)))
         self.files.forget()
         self._warn(report_path is not None)
 
     @property
     def folders(self) -> dict: return self.files.folders # role -> folder; None in a pack
+
+    @property
+    def wholes_only(self) -> bool: return self.from_scratch_prob >= 1 # then a design is one sample, however many beginnings it has
 
 # %% ../nbs/07_dataset.ipynb #1d20f082
 @patch
@@ -868,7 +871,8 @@ def _choose(self: MultimodalAutocompleteDataset):
 def _usable(self: MultimodalAutocompleteDataset, verdict):
     "How many samples a verdict gives."
     if not verdict[0][0] or verdict[0][3] < 0 and self.sequence_format != "json": return 0
-    return sum(kept > 0 for _, kept, _ in verdict[1])
+    num = sum(kept > 0 for _, kept, _ in verdict[1])
+    return min(num, 1) if self.wholes_only else num
 
 # %% ../nbs/07_dataset.ipynb #360a5c3d
 @patch
@@ -945,6 +949,7 @@ def _select(self: MultimodalAutocompleteDataset, table):
     rows, designs = table.samples, table.designs
     good = (rows["kept"] > 0) & (designs["total"] > 0)[rows["design"]] & (designs["tokens"] >= (0 if self.sequence_format != "json" else -1))[rows["design"]]
     chosen = np.flatnonzero(good)
+    if self.wholes_only: chosen = chosen[np.unique(rows["design"][chosen], return_index=True)[1]]
     if self._limit:
         rank = np.empty(len(table.ids), int)
         place = {id: i for i, id in enumerate(table.ids)}

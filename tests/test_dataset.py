@@ -114,6 +114,16 @@ def test_a_part_from_points_alone_is_written_from_their_corner_and_comes_back_to
     assert not folder.report and not shards.report
 
 
+def test_where_nothing_is_ever_given_each_design_is_one_sample(root, tmp_path):
+    designs = {s.id for s in make(root)}
+    wholes = make(root, from_scratch_prob=1.0, index_path=tmp_path/"index.npz")
+    assert [s.id for s in wholes] == sorted(designs) and {s.kept for s in wholes} == {0} and len(designs) < len(make(root))
+    few = make(root, from_scratch_prob=1.0, max_samples=3, index_path=tmp_path/"few.npz")
+    assert len(few) == len({s.id for s in few}) == 3
+    for ds in (wholes, few): assert [s.id for s in make(root, from_scratch_prob=1.0, max_samples=len(ds), index_path=ds.index_path)] == [s.id for s in ds]
+    assert len(make(root, max_samples=3, index_path=tmp_path/"few.npz")) == 3 != len({s.id for s in make(root, max_samples=3)})
+
+
 def test_order_is_a_permutation_of_its_own_each_epoch(root):
     ds, other = make(root), make(root, seed=6)
     orders = [tuple(ds.order(e)) for e in range(4)]
