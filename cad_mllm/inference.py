@@ -265,6 +265,7 @@ def writing(
     model, each = self.model, [r for r in requests for _ in range(num)]
     prompts = model.builder.prompts([r.sample for r in requests]).to(model.device)
     writer, steps, looked = Writer(model, prompts, num, temperature), max(budgets), None
+    if num > 1: writer.temperature[::num] = 0
     options = dict(top_p=top_p, generator=[_generator(seed, k) for _ in requests for k in range(num)])
     if not (constrained and self.codec.added_tokens):
         for _ in writer.run(steps, model.eos_token_ids(), **options): pass
@@ -582,7 +583,7 @@ def complete(
     temperature: float = 0.0, # 0 takes the likeliest tokens
     top_p: float = 1.0, # draw among the likeliest tokens that together have this probability
     seed: int = 0, # of every draw
-    num: int = 1, # candidates to choose from
+    num: int = 1, # candidates to choose from: the likeliest tokens, and draws
     max_new_tokens: int | None = None, # None takes all the room there is
     constrained: bool = True, # hold the token format to its grammar
     check: str = "kernel", # "kernel": each operation is built, and written again if it is no good; "end": candidates are built; "none"

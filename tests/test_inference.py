@@ -235,6 +235,16 @@ def test_a_batch_gives_what_each_gives_alone(autocomplete, plate):
         assert (alone["entities"], alone["sequence"]) == (result["entities"], result["sequence"])
 
 
+def test_the_first_of_several_candidates_is_the_greedy_one(autocomplete):
+    requests = [autocomplete.request(p, "a part") for p in beginnings(3)[1:]]
+    budgets = [60]*len(requests)
+    for check in ("end", "kernel"):
+        greedy = [c.ids for c in autocomplete.write(requests, budgets, check=check)]
+        drawn = [c.ids for c in autocomplete.write(requests, budgets, num=3, temperature=1.0, check=check)]
+        assert drawn[::3] == greedy
+        for k in (1, 2): assert all(ids != likeliest for ids, likeliest in zip(drawn[k::3], greedy))
+
+
 def test_an_evaluation_lies_beside_its_checkpoint(model, tmp_path):
     from cad_mllm.checkpoint import verify_checkpoint
     from cad_mllm.evaluate import BASELINE, CEILING, evaluate, find_evaluation
