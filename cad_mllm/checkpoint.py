@@ -847,12 +847,6 @@ class SnapshotMemory:
         with self._lock:
             for t in tensors: self._free.setdefault((t.shape, t.dtype, t.is_pinned()), []).append(t)
 
-    def reserve(self, model, optimizer=None):
-        "Find and clear the memory for a first snapshot, so that it is as quick as later ones; may run in a thread while the first steps do."
-        likes = [t for content in _saved_files(model).values() if isinstance(content, dict) for t in content.values()]
-        likes += [p for g in (optimizer.param_groups if optimizer else ()) for p in g["params"] for _ in range(2)]      # Adam's two moments
-        self.give_back([self.take(t).zero_() for t in likes])
-
     @property
     def nbytes(self) -> int: return sum(t.nbytes for same in self._free.values() for t in same)
 

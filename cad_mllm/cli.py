@@ -400,17 +400,19 @@ def _run(verb, argv):
     return result if isinstance(result, int) else 0
 
 # %% ../nbs/16_cli.ipynb #b81e07d4
-def _end(code):
-    "Exit with a code; one process of several without taking the interpreter down."
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)
+def _end(code, own):
+    "Exit with a code: a process of our `own`, or one of several, without taking the interpreter down."
+    if not own and int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr): stream.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try: stream.flush()
+        except OSError: pass               # nobody reads on, as behind `| head`
     os._exit(code)
 
 # %% ../nbs/16_cli.ipynb #d5ccf35e
 def main(argv: list | None = None):
-    "The entry point of `cad-mllm`; exits with the verb's code."
-    argv = sys.argv[1:] if argv is None else argv
+    "The entry point of `cad-mllm`, which takes the process's own arguments; exits with the verb's code."
+    own, argv = argv is None, sys.argv[1:] if argv is None else argv
     if not argv or argv[0] not in VERBS:
         print(_usage(), file=sys.stdout if argv[:1] in ([], ["-h"], ["--help"]) else sys.stderr)
         sys.exit(0 if argv[:1] in ([], ["-h"], ["--help"]) else 2)
@@ -420,7 +422,7 @@ def main(argv: list | None = None):
         print(f"cad-mllm {argv[0]}: {e}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt: code = 130
-    _end(code)
+    _end(code, own)
 
 # %% ../nbs/16_cli.ipynb #977ea894
 if __name__ == "__main__" and __spec__: main()   # python -m, not a notebook

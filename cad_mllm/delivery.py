@@ -1029,6 +1029,8 @@ def flush(self: Delivery,
     return done()
 
 # %% ../nbs/10b_delivery.ipynb #57eb6447
+_LAST_OPERATION = 10.0 # seconds that the end of a run waits for one that is under way in the output folder
+
 @patch
 def close(self: Delivery,
     timeout: float | None = 60.0, # seconds for the output folder; the local disk gets what it needs
@@ -1045,7 +1047,7 @@ def close(self: Delivery,
     with self.cond:
         self.closing = True
         self.cond.notify_all()
-    if self.threads: self.threads[0].join()
+    for t, limit in zip(self.threads, (None, _LAST_OPERATION)): t.join(limit)      # a thread that outlives the interpreter can abort the process
     if not delivered and (left := self.status())["pending"]:
         self._tell("left", f"📦  {left['pending']} checkpoints ({ck._human(left['pending_bytes'])}) are not in {self.output_dir} yet ({self.last_error or 'no time was left'}). They are safe in "
                            f"{self.local_dir}; the next run delivers them, or: cad-mllm deliver {self.output_dir}")
@@ -1109,12 +1111,3 @@ def deliver(
     left = len(delivery.pending)
     say(f"{num - left} of {num} checkpoints delivered from {delivery.local_dir} to {delivery.output_dir}")
     return left
-
-# %% ../nbs/10b_delivery.ipynb #5ce338a2
-@patch
-def reserve(self: Delivery,
-    model,          # that will be saved
-    optimizer=None, # likewise
-):
-    "Prepare the memory that saves are copied into, in the background."
-    if self.background: threading.Thread(target=self.memory.reserve, args=(model, optimizer), name="cad_mllm-reserve", daemon=True).start()

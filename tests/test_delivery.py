@@ -436,6 +436,24 @@ def test_the_threads_do_it_and_a_wait_is_only_for_the_copy_in_memory(place):
     assert any("could be saved nowhere" in text for text in said)
 
 
+def test_no_thread_outlives_a_run(place, monkeypatch):
+    "One that comes back from the output folder while the interpreter ends would abort the process."
+    step, inside, gate = dl.Delivery.step, threading.Event(), threading.Event()
+    def slow(self, *args):
+        if threading.current_thread().name == "cad_mllm-copier": inside.set(); gate.wait(60)
+        return step(self, *args)
+    monkeypatch.setattr(dl.Delivery, "step", slow)
+    delivery = dl.Delivery(place/"drive", place/"local", say=lambda text: None)
+    assert inside.wait(60)
+    threading.Timer(.3, gate.set).start()
+    assert delivery.close(60) and not any(t.is_alive() for t in delivery.threads)
+    monkeypatch.setattr(dl, "_LAST_OPERATION", .1)            # but a folder that never answers holds nobody up
+    inside.clear(); gate.clear()
+    stuck = dl.Delivery(place/"other", place/"elsewhere", say=lambda text: None)
+    assert inside.wait(60) and stuck.close(60) and stuck.threads[1].is_alive()
+    gate.set()
+
+
 def test_three_saves_that_reach_no_disk_are_an_error(place):
     delivery = dl.Delivery(place/"drive", place/"local", say=lambda text: None, backoff=(60, 60))
     def failing(root): raise OSError(errno.EIO, "Input/output error")

@@ -42,6 +42,26 @@ def test_the_users_commands(data, tmp_path):
     assert lines[at + 5:at + 9] == ["Restoring optimizer/scheduler state...", "  ✓ Restored optimizer state", "  ✓ Restored scheduler state", f"  ✓ Resuming from step {step}"]
 
 
+def test_a_thread_in_the_middle_of_a_tensor_operation_does_not_abort_a_command():
+    code = """
+import atexit, sys, threading, torch
+from cad_mllm import cli
+def work(argv):
+    many, begun = [torch.empty(300_000) for _ in range(100)], threading.Event()
+    def zero():
+        while begun.set() is None:
+            for t in many: t.zero_()
+    threading.Thread(target=zero, daemon=True).start(); begun.wait()
+    atexit.register(print, "goodbye")
+    return 3
+cli.run_train = work
+sys.argv = ["cad-mllm", "train"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert (done.returncode, done.stdout, done.stderr) == (3, "goodbye\n", "")
+
+
 def test_missing_data_is_one_sentence(tmp_path):
     done = Training(tmp_path/"nowhere", tmp_path/"o"); done.wait(1)
     assert "Traceback" not in done.text and str(tmp_path/"nowhere") in done.text and "cad-mllm synth" in done.text
