@@ -124,14 +124,16 @@ def real_beginnings(root, num):
 def real_lines(completer, root, num):
     "The table of real histories."
     beginnings = [p.to_json() for p in real_beginnings(root, num)]
-    lines = [f"\n## Real histories\n\n{len(beginnings)} beginnings of Omni-CAD, the last two operations left out, completed by the same model, which has seen neither real parts nor beginnings.", "", "| | parses | builds | beginning unchanged | operations added, mean |", "|---|---|---|---|---|"]
+    lines = [f"\n## Real histories\n\n{len(beginnings)} beginnings of Omni-CAD, the last two operations left out, completed by the same model, which has seen neither real parts nor beginnings; shares are of those that leave room within its {completer.model.config.max_seq_length:,} tokens.", "",
+             "| | too long | parses | builds | beginning unchanged | operations added, mean |", "|---|---|---|---|---|---|"]
     for name, sampling in {"greedy": dict(temperature=0.), "temperature 0.7": dict(temperature=.7)}.items():
         results = completer.complete_many([dict(partial_json=b) for b in beginnings], **sampling, batch_size=8, check="kernel")
-        kept = [r["sequence"][:len(b["sequence"])] == b["sequence"] and all(r["entities"].get(k) == v for k, v in b["entities"].items()) for r, b in zip(results, beginnings)]
-        told = [r["metadata"] for r in results if "error" not in r["metadata"]]
+        served = [(r, b) for r, b in zip(results, beginnings) if "error" not in r["metadata"]]
+        kept = [r["sequence"][:len(b["sequence"])] == b["sequence"] and all(r["entities"].get(k) == v for k, v in b["entities"].items()) for r, b in served]
+        told = [r["metadata"] for r, _ in served]
         parses = sum(not any("nothing usable" in n for n in m["notes"]) for m in told)
-        shares = [f"{100*n/len(results):.1f}%" for n in (parses, sum(m["valid"] is True for m in told), sum(kept))]
-        lines.append(f"| {name} | {' | '.join(shares)} | {np.mean([m['generated_operations'] for m in told]):.1f} |")
+        shares = [f"{100*n/len(served):.1f}%" for n in (parses, sum(m["valid"] is True for m in told), sum(kept))]
+        lines.append(f"| {name} | {len(results) - len(served)} | {' | '.join(shares)} | {np.mean([m['generated_operations'] for m in told]):.1f} |")
     return lines
 
 
