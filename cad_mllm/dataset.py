@@ -367,23 +367,28 @@ def _shared(values, least, width=2.0):
     groups = np.split(values, np.flatnonzero(np.diff(values) > width/2) + 1)
     return [(len(g), float(np.median(g))) for g in groups if len(g) >= least and g[-1] - g[0] <= width]
 
+def _crowded(values, least):
+    "Whole levels at which far more values lie than at others, as (number, level)."
+    levels, counts = np.unique(np.rint(values).astype(int), return_counts=True)
+    return [(n, v) for n, v in zip(counts, levels) if n >= max(least, 6*len(values)/max(np.ptp(levels), 1))]
+
+# %% ../nbs/07_dataset.ipynb #49af1f2a
 def measure_points(
     points: np.ndarray, # (N, 3) positions in metres, or (N, 6) with normals
     grid: Grid, # that the part is written on
+    origin=None, # (3,) metres, where its numbers begin; None for the world's origin
 ) -> list: # for x, y and z: rising levels of the lowest point, of flat faces and of the highest point
     "What a caliper would find."
     points, _, _ = _finite_points(points)
+    levels, normals = (points[:, :3] - (0 if origin is None else origin))/grid.unit, points[:, 3:]
     found, least = [], max(6, len(points)//400)
-    for axis in range(3):
-        x = points[:, axis]/grid.unit
-        if points.shape[1] == 6: groups = _shared(np.sort(x[np.abs(points[:, 3 + axis]) > .995*np.linalg.norm(points[:, 3:], axis=1)]), least)
-        else:
-            levels, counts = np.unique(np.rint(x).astype(int), return_counts=True)
-            groups = [(n, v) for n, v in zip(counts, levels) if n >= max(least, 6*len(x)/max(np.ptp(levels), 1))]
-        faces = {round(v) for _, v in sorted(groups, reverse=True)[:MAX_FACES]}
-        found.append([int(v) for v in sorted({round(x.min()), round(x.max()), *faces})])
+    for axis, x in enumerate(levels.T):
+        faces = _shared(np.sort(x[np.abs(normals[:, axis]) > .995*np.linalg.norm(normals, axis=1)]), least) if normals.size else _crowded(x, least)
+        strongest = {round(v) for _, v in sorted(faces, reverse=True)[:MAX_FACES]}
+        found.append([int(v) for v in sorted({round(x.min()), round(x.max()), *strongest})])
     return found
 
+# %% ../nbs/07_dataset.ipynb #4495d606
 def corner_of(
     points: np.ndarray, # (N, 3 or 6), metres
     grid: Grid,
@@ -403,9 +408,8 @@ def see_points(
     grid = codec and (codec.grid(prefix) or grid_around(cloud))
     origin = corner_of(cloud, grid) if grid and from_nothing else None
     points, center, scale = prepare_points(cloud, num_points, rng, grid, origin)
-    seen = dict(points=points, points_center=center, points_scale=scale, grid=grid, origin=origin, prefix=prefix or (codec.head(grid) if grid else prefix))
-    if grid: seen["measures"] = codec.measures(measure_points(cloud - np.pad(origin, (0, cloud.shape[1] - 3)) if from_nothing else cloud, grid))
-    return seen
+    seen = dict(points=points, points_center=center, points_scale=scale, grid=grid, origin=origin, prefix=prefix)
+    return {**seen, "prefix": prefix or codec.head(grid), "measures": codec.measures(measure_points(cloud, grid, origin))} if grid else seen
 
 # %% ../nbs/07_dataset.ipynb #03bf7bc9
 @dataclass(frozen=True)
@@ -1399,7 +1403,7 @@ def _text_ids(self: PromptBuilder, text):
 def context_ids(self: PromptBuilder, sample: Sample) -> list:
     "Ids of what stands before the target, modality tokens left out."
     box = None if sample.points is None or sample.points_scale is None or sample.origin is not None else (sample.points_scale, sample.points_center)
-    prompt = self.codec.prompt_on_grid(sample.caption, box) if box and sample.grid and sample.origin is None else self.codec.prompt(sample.caption, box)
+    prompt = self.codec.prompt_on_grid(sample.caption, box) if box and sample.grid else self.codec.prompt(sample.caption, box)
     if isinstance(sample.prefix, str): return self._text_ids(prompt + (sample.measures or "") + sample.prefix)
     return self._text_ids(prompt) + [self.cad_ids[t] for t in (*sample.measures, *sample.prefix)]
 

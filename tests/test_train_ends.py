@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cad_mllm.checkpoint import latest_checkpoint, list_checkpoints, verify_checkpoint
+from cad_mllm.config import ConfigError
 from cad_mllm.train import EXIT_STOPPED, EXIT_UNDELIVERED, Trainer, find_to_resume, read_events, read_metrics, train
 from small_data import make
 from test_train import assert_same
@@ -40,6 +41,12 @@ def test_the_users_commands(data, tmp_path):
     assert lines[at + 2:at + 4] == ["  ✓ Loaded image module", "  ✓ Loaded point cloud module"]
     assert lines[at + 4].startswith("  ✓ Resuming from epoch") and lines[at + 4].endswith(f", step {step}, loss {loss}")
     assert lines[at + 5:at + 9] == ["Restoring optimizer/scheduler state...", "  ✓ Restored optimizer state", "  ✓ Restored scheduler state", f"  ✓ Resuming from step {step}"]
+
+
+def test_drawing_needs_something_that_draws(data, tmp_path):
+    model, settings = configs(data, tmp_path/"o", "--num_val_samples", "2", "--draw_parts", "2")
+    with pytest.raises(ConfigError, match="draw=cad_mllm.evaluate.draw_held_out"): train(model, settings)
+    assert not (tmp_path/"o").exists()
 
 
 def test_a_thread_in_the_middle_of_a_tensor_operation_does_not_abort_a_command():
