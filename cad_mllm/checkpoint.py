@@ -902,8 +902,10 @@ def _tensor_bytes(value, seen=None) -> int:
     if isinstance(value, bytes): return len(value)
     if isinstance(value, dict): return sum(_tensor_bytes(v, seen) for v in value.values())
     if isinstance(value, (list, tuple)): return sum(_tensor_bytes(v, seen) for v in value)
-    if not isinstance(value, torch.Tensor) or (value.data_ptr() in seen and value.numel()): return 0
-    seen.add(value.data_ptr())
+    if not isinstance(value, torch.Tensor): return 0
+    place = value.data_ptr() or id(value)          # a tensor that is shared out over processes has no place
+    if place in seen and value.numel(): return 0
+    seen.add(place)
     return value.nbytes
 
 def _saved_files(model) -> dict:
@@ -922,11 +924,12 @@ def snapshot_checkpoint(
     step: int, epoch: int, loss: float | None, trainer_state: dict | None = None, train_config: TrainConfig | None = None, val_loss: float | None = None,
     is_best: bool | None = None, name: str | None = None, extra_metadata: dict | None = None, keep_last_n: int = 3, protect: tuple = (), serial: int | None = None,
     memory: SnapshotMemory | None = None, # to copy into; default: fresh memory
+    own: bool = False,           # the tensors are copies already, and nobody else has them
 ) -> Snapshot:
     "Copy everything a checkpoint needs, at this instant, without touching a disk; training may go on while `write_snapshot` writes it."
     began, copied = time.perf_counter(), _Copier(memory or SnapshotMemory())
     made = _gather(model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name, extra_metadata, keep_last_n, protect, serial)
-    made.files, made.state, made.model = copied(_saved_files(model)), copied(made.state), None
+    made.files, made.state, made.model = (_saved_files(model), made.state, None) if own else (copied(_saved_files(model)), copied(made.state), None)
     made.memory, made.taken = copied.memory, copied.taken
     if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.synchronize()
     made.seconds = time.perf_counter() - began
@@ -1227,6 +1230,13 @@ def _odd_moment(values, parameter):
     return any(isinstance(m, torch.Tensor) and m.shape != parameter.shape for m in moments)
 
 # %% ../nbs/10_checkpoint.ipynb #0b297170
+def _as_shared(values, parameter):
+    "A parameter's state, shared out over processes as the parameter is."
+    if not hasattr(parameter, "placements"): return values
+    from torch.distributed.tensor import distribute_tensor
+    share = lambda v: distribute_tensor(v.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return {k: share(v) if isinstance(v, torch.Tensor) and v.shape == parameter.shape else v for k, v in values.items()}
+
 def _match(optimizer, saved, named_parameters):
     "A state_dict for `optimizer` made of what fits in `saved`, with notes on what did not; raises `ValueError` where nothing does."
     names, have, notes = _group_names(optimizer, named_parameters), _saved_parameters(saved), []
@@ -1242,7 +1252,7 @@ def _match(optimizer, saved, named_parameters):
             values, shape = have.pop(key, (None, "absent"))
             if shape == "absent": misfits.append(f"{names[g][i] or key} (not in the checkpoint)")
             elif shape is not None and shape != list(p.shape) or _odd_moment(values, p): misfits.append(f"{names[g][i] or key} (shape {shape} in the checkpoint, {list(p.shape)} here)")
-            elif values is not None: state[index] = values
+            elif values is not None: state[index] = _as_shared(values, p)
             index += 1
     if misfits and positional: raise ValueError(f"it has no parameter names, and shapes differ: {misfits[0]}")
     if index and len(misfits) == index: raise ValueError(f"no parameter matches; the first: {misfits[0]}")

@@ -196,18 +196,20 @@ def _outcome(result):
 
 # %% ../nbs/16_cli.ipynb #c11f1a402
 def plan(
-    gpu: str, # t4, l4, a100, a100-80, h100 or h200
+    gpu: str = "", # t4, l4, a100, a100-80, h100 or h200
     recipe: str = "qwen3_0_6b", # tiny, qwen3_0_6b or qwen3_8b
     llm: str = "", # another language model: a name such as Qwen/Qwen3-1.7B, or a local folder
     data_root: str = "", # a data set; with it the time of an epoch is told too
     max_seq_length: int = 0, # longest sample in tokens; 0 takes the recipe's
+    num_gpus: int = 1, # cards of that kind
+    full: store_true = False, # train all weights instead of LoRA
 ):
     "Say whether a training fits a card, with what settings, and how long an epoch takes."
     from cad_mllm.config import recipe as named
     from cad_mllm.plan import plan
     config = named(recipe)[0]
-    config = replace(config, llm_model_name=llm or config.llm_model_name, max_seq_length=max_seq_length or config.max_seq_length)
-    print(plan(gpu, config, data_root))
+    config = replace(config, llm_model_name=llm or config.llm_model_name, max_seq_length=max_seq_length or config.max_seq_length, use_lora=config.use_lora and not full)
+    print(plan(gpu, config, data_root, num_gpus))
 
 # %% ../nbs/16_cli.ipynb #e545de40
 def complete(

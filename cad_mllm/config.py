@@ -215,6 +215,7 @@ class TrainConfig(_JSONConfig):
     draw_parts: int = 0                  # held-out parts that are completed and drawn at each validation
     device: str = "auto"                 # "auto", "cpu", "cuda", "cuda:1"
     deterministic: bool = False          # on a GPU use algorithms that give the same bits every time, at some speed; a CPU always does
+    fsdp: bool = False                   # with several processes: each keeps a share of the weights only (FSDP2), for models that no GPU holds
     peer_minutes: float = 10.0           # with several processes: give up after waiting so long for another one
     seed: int = 0                        # of everything random
 

@@ -191,6 +191,11 @@ def device(self: CADMLLMModel) -> torch.device:
     "Where the weights are."
     return self.new_ids.device
 
+@patch(as_prop=True)
+def layers(self: CADMLLMModel) -> nn.ModuleList:
+    "The layers of the language model."
+    return next(m for m in self._base.get_decoder().children() if isinstance(m, nn.ModuleList))
+
 @patch
 def _autocast(self: CADMLLMModel):
     "Computing in `config.dtype`; nothing for float32."
@@ -377,8 +382,7 @@ def gradient_checkpointing(
 @patch
 def compile_layers(self: CADMLLMModel):
     "Compile the layers of the language model and the loss, for batches of any length."
-    layers = next(m for m in self._base.get_decoder().children() if isinstance(m, nn.ModuleList))
-    for layer in layers: layer.compile(dynamic=True)
+    for layer in self.layers: layer.compile(dynamic=True)
     self._chunk_loss = torch.compile(self._chunk_loss, dynamic=True)
 
 # %% ../nbs/09_model.ipynb #18ebeb5c

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CARDS', 'SHAPES', 'EAGER', 'COMPILED', 'TOKENS', 'PREDICTED', 'Card', 'Shape', 'shape_of', 'activation_bytes',
-           'num_trained', 'memory', 'flops', 'reached', 'CountProducts', 'Advice', 'advise', 'plan']
+           'num_trained', 'gathered_bytes', 'memory', 'flops', 'reached', 'CountProducts', 'Advice', 'advise', 'plan']
 
 # %% ../nbs/11c_plan.ipynb #plan0003
 from dataclasses import dataclass, replace
@@ -97,6 +97,15 @@ def num_trained(shape: Shape, config: CADMLLMConfig) -> int: # parameters
 # %% ../nbs/11c_plan.ipynb #plan0012
 _BYTES_OF_4_BITS = .5 + .127/8 # NF4 with scales of 8 bits a block of 64, themselves scaled in blocks of 256 (arXiv 2305.14314)
 
+def gathered_bytes(
+    shape: Shape,
+    config: CADMLLMConfig,
+    layers: int = 2, # at one time: the one that computes, and the next, which is fetched meanwhile
+) -> float:
+    "What a process of FSDP holds for a moment beside its share: the tables for words and a layer or two; where they train, their gradients too."
+    at_once = shape.num_tables + layers*shape.num_linear/shape.layers
+    return at_once*8 if not config.use_lora else at_once*(4 if config.dtype == "float32" else 2)
+
 def memory(
     shape: Shape,
     config: CADMLLMConfig,
@@ -104,13 +113,15 @@ def memory(
     predicted: int, # of them to be predicted
     checkpointing: bool = False,
     chunk: int = 2**28, # numbers of logits at once, as `cad_mllm.packed.chunk_size` allows
+    shares: int = 1, # processes that the weights are shared out over (FSDP)
 ) -> dict: # part -> bytes
-    "Peak of memory of a training step, by parts."
+    "Peak of memory of a training step in a process, by parts."
     half, layer = (4 if config.dtype == "float32" else 2), activation_bytes(shape, config)
     kept = half*shape.hidden*shape.layers + layer if checkpointing else layer*shape.layers
     frozen = shape.num_parameters if config.use_lora else 0
     packed = shape.num_linear if config.load_in_4bit else 0
-    return dict(weights=half*(frozen - packed) + _BYTES_OF_4_BITS*packed, training=16*num_trained(shape, config), activations=tokens*kept, logits=10*shape.vocabulary*min(predicted, max(256, chunk//shape.vocabulary)))
+    gathered = dict(gathered=gathered_bytes(shape, config)) if shares > 1 else {}
+    return dict(weights=(half*(frozen - packed) + _BYTES_OF_4_BITS*packed)/shares, training=16*num_trained(shape, config)/shares, **gathered, activations=tokens*kept, logits=10*shape.vocabulary*min(predicted, max(256, chunk//shape.vocabulary)))
 
 # %% ../nbs/11c_plan.ipynb #plan0019
 EAGER, COMPILED = .105, .25      # of the datasheet's rate, measured on an H200: benchmarks/results/train_h200.md
@@ -156,31 +167,40 @@ class Advice:
     checkpointing: bool
     parts: dict                  # part -> bytes
     epoch_hours: float | None    # None without a data set
+    num_gpus: int = 1
+    fsdp: bool = False           # weights shared out over them
 
     @property
     def flags(self) -> str:
         "For `cad-mllm train`."
-        return f"--dtype {self.config.dtype} --batch_size {self.batch_size}" + " --use_gradient_checkpointing"*self.checkpointing + " --load_in_4bit"*self.config.load_in_4bit
+        return "--fsdp "*self.fsdp + f"--dtype {self.config.dtype} --batch_size {self.batch_size}" + " --use_gradient_checkpointing"*self.checkpointing + " --load_in_4bit"*self.config.load_in_4bit
 
     def __str__(self):
         used = " + ".join(f"{k} {v/1e9:.1f}" for k, v in self.parts.items())
-        lines = [f"{self.config.llm_model_name}, {'LoRA' if self.config.use_lora else 'all weights'}, on a {self.card.name} ({self.card.memory/1e9:.0f} GB)",
-                 f"  memory   {sum(self.parts.values())/1e9:.1f} GB: {used}", f"  batch    {self.batch_tokens:,} tokens, about {self.batch_size} samples; longest sample {self.config.max_seq_length:,} tokens"]
+        where = f"a {self.card.name}" if self.num_gpus == 1 else f"{self.num_gpus} {self.card.name}, {'weights shared out' if self.fsdp else 'the whole model on each'}"
+        lines = [f"{self.config.llm_model_name}, {'LoRA' if self.config.use_lora else 'all weights'}, on {where} ({self.card.memory/1e9:.0f} GB)",
+                 f"  memory   {sum(self.parts.values())/1e9:.1f} GB{' on each' if self.num_gpus > 1 else ''}: {used}", f"  batch    {self.batch_tokens:,} tokens, about {self.batch_size} samples; longest sample {self.config.max_seq_length:,} tokens"]
         if self.epoch_hours is not None:
             compiled = self.epoch_hours*reached(self.card)/reached(self.card, True)
-            lines.append(f"  time     {_duration(self.epoch_hours)} an epoch of text; with --compile {_duration(compiled)}, after two minutes of compiling")
+            lines.append(f"  time     {_duration(self.epoch_hours)} an epoch of text; with --compile {_duration(compiled)}, after two minutes of compiling" + "; what the cards send to each other comes on top"*(self.num_gpus > 1))
         return "\n".join([*lines, f"  flags    {self.flags}"])
 
 def _duration(hours): return f"{hours:.1f} hours" if hours >= 2 else f"{60*hours:.0f} minutes" if hours >= 1/60 else "less than a minute"
 
 # %% ../nbs/11c_plan.ipynb #plan0023
-def _fitting(shape, config, card, checkpointing, share):
+def _fitting(shape, config, card, checkpointing, share, shares):
     "Tokens that fit into 88% of a card's memory at once."
     chunk, room = int(min(2**28, max(2**25, card.memory//256))), .88*card.memory
-    need = lambda n: sum(memory(shape, config, n, int(n*share), checkpointing, chunk).values())
+    need = lambda n: sum(memory(shape, config, n, int(n*share), checkpointing, chunk, shares).values())
     low, high = 0, 2**18
     while high - low > 64: low, high = ((low + high)//2, high) if need((low + high)//2) <= room else (low, (low + high)//2)
-    return low, memory(shape, config, low, int(low*share), checkpointing, chunk)
+    return low, memory(shape, config, low, int(low*share), checkpointing, chunk, shares)
+
+def _ways(config, num_gpus):
+    "(4 bits, gradient checkpointing, processes to share weights out over) in the order in which they are tried."
+    yield from ((config.load_in_4bit, checkpointing, 1) for checkpointing in (False, True))
+    if num_gpus > 1 and not config.load_in_4bit: yield from ((False, checkpointing, num_gpus) for checkpointing in (False, True))
+    if config.use_lora and not config.load_in_4bit: yield True, True, 1
 
 def advise(
     config: CADMLLMConfig,
@@ -188,18 +208,19 @@ def advise(
     num_samples: int = 0, # of an epoch; 0 tells no time
     tokens: float = TOKENS, # of a sample
     predicted: float = PREDICTED, # of them
+    num_gpus: int = 1,
 ) -> Advice:
     "Settings for a card; raises `ConfigError` where not even one longest sample fits."
     if config.dtype != "float32": config = replace(config, dtype="bfloat16" if card.bf16 else "float16")
     shape = shape_of(config)
-    for four, checkpointing in ((config.load_in_4bit, False), (config.load_in_4bit, True), *([(True, True)] if config.use_lora and not config.load_in_4bit else [])):
+    for four, checkpointing, shares in _ways(config, num_gpus):
         chosen = replace(config, load_in_4bit=four)
-        fits, parts = _fitting(shape, chosen, card, checkpointing, predicted/tokens)
+        fits, parts = _fitting(shape, chosen, card, checkpointing, predicted/tokens, shares)
         if fits >= max(config.max_seq_length, 4096) or checkpointing and fits >= config.max_seq_length: config = chosen; break
-    else: raise ConfigError(f"--gpu {card.name}: {config.llm_model_name} with max_seq_length={config.max_seq_length} needs {sum(memory(shape, config, config.max_seq_length, config.max_seq_length//2, True).values())/1e9:.0f} GB, "
-                            f"and a {card.name} has {card.memory/1e9:.0f}: take a smaller model, LoRA, or a shorter max_seq_length")
+    else: raise ConfigError(f"--gpu {card.name}: {config.llm_model_name} with max_seq_length={config.max_seq_length} needs {sum(memory(shape, config, config.max_seq_length, config.max_seq_length//2, True, shares=num_gpus).values())/1e9:.0f} GB"
+                            f"{f' on each of {num_gpus}' if num_gpus > 1 else ''}, and a {card.name} has {card.memory/1e9:.0f}: take a smaller model, LoRA, more cards (--num_gpus), or a shorter max_seq_length")
     work = flops(shape, config, num_samples*tokens, num_samples*predicted, 2*tokens)*(4/3 if checkpointing else 1)
-    return Advice(card, config, fits, max(1, int(fits//tokens)), checkpointing, parts, work/reached(card)/3600 if num_samples else None)
+    return Advice(card, config, fits, max(1, int(fits//tokens)), checkpointing, parts, work/reached(card)/3600/num_gpus if num_samples else None, num_gpus, shares > 1)
 
 # %% ../nbs/11c_plan.ipynb #plan0025
 def _lengths(data_root, config):
@@ -216,8 +237,10 @@ def plan(
     gpu: str, # t4, l4, a100, a100-80, h100 or h200
     config: CADMLLMConfig,
     data_root: str = "", # a data set whose samples are counted; none if left out
+    num_gpus: int = 1,
 ) -> Advice:
     "What a training will need on a card, and the settings for it."
-    if gpu.lower() not in CARDS: raise ConfigError(f"--gpu {gpu}: choose one of {', '.join(CARDS)}")
+    if gpu.lower() not in CARDS: raise ConfigError(f"--gpu {gpu or 'is missing'}: choose one of {', '.join(CARDS)}")
+    if num_gpus < 1: raise ConfigError(f"--num_gpus {num_gpus}: use 1 or more")
     num, tokens, predicted = _lengths(data_root, config) if data_root else (0, TOKENS, PREDICTED)
-    return advise(config, CARDS[gpu.lower()], num, tokens, predicted)
+    return advise(config, CARDS[gpu.lower()], num, tokens, predicted, num_gpus)

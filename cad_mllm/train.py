@@ -13,6 +13,7 @@ __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'WANDB', 'DATA_R
 # %% ../nbs/11_train.ipynb #b9bf92d8
 import hashlib, json, math, os, random, signal, socket, sys, time, uuid
 from collections import deque
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from .model import CADMLLMModel
 from .checkpoint import (CheckpointError, _newness, check_space, find_checkpoint, load_checkpoint, optimizer_state, read_record, restore_optimizer, rng_state,
                                  set_rng_state, size_of_next_save, update_best)
 from .delivery import Delivery, DeliveryError, local_dir_for
+from .shard import Sharded, WholeModel, sharding_asked, whole_copy
 from .track import open_trackers, png_bytes
 
 # %% ../nbs/11_train.ipynb #dd8dc58e
@@ -144,6 +146,15 @@ def _together(self: World, operation, *args):
     except RuntimeError as e: raise PeerError(self.obituary(e)) from e
 
 @patch
+@contextmanager
+def watched(self: World):
+    "Where processes meet in the middle of a computation: `PeerError` for a connection that broke there."
+    try: yield
+    except RuntimeError as e:
+        if self.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e).lower()): raise
+        raise PeerError(self.obituary(e)) from e
+
+@patch
 def last_words(self: World, error: BaseException):
     "Leave a note for the others about why this process ends."
     if self.size == 1 or isinstance(error, PeerError): return
@@ -170,8 +181,6 @@ def join_world(
     minutes: float = 10.0, # how long to wait for the others
 ) -> World:
     "Join the processes that a launcher started; alone without one."
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"): raise ConfigError(
-        "accelerate is set up for FSDP: this training keeps the whole model in each process (DDP) and shards nothing; run `accelerate config` again without FSDP. A model that does not fit one card then: --load_in_4bit, or --use_gradient_checkpointing")
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if size == 1:
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
@@ -308,20 +317,38 @@ class Trainer:
         self.output_dir = Path(train_config.output_dir)
         self.device = pick_device(train_config.device)
         if train_config.deterministic and self.device.type == "cuda": use_deterministic_algorithms()
+        self.sharding = sharding_asked(config, train_config.fsdp)
         self.world = join_world(self.device, train_config.peer_minutes)
+        if self.sharding and self.world.size == 1: print("⚠️  fsdp=True: one process alone keeps all weights; start several (torchrun, accelerate launch) to share them out"); self.sharding = None
+        self.train_config = replace(train_config, fsdp=bool(self.sharding))
         self.progress, self.optimizer, self.scheduler, self.val_data, self.idle_steps = Progress(), None, None, None, 0
         self.pending, self.changes, self.asked = {}, [], [train_config.batch_size, train_config.gradient_accumulation_steps]   # about the resume
         self.delivery, self.root, self.checkpoint, self.submitted, self.needed, self.space = None, self.output_dir, None, {}, 0, ""   # about saving
         self.trackers, self.started = [], datetime.now().isoformat(timespec="seconds")
-        self.model = (model or CADMLLMModel(config)).to(self.device)
+        self.model = model or CADMLLMModel(config)
+        if not self.sharding: self.model.to(self.device)
+        self.compute = self.model            # gives the loss of a batch; `share_out` puts another in its place
         if train_config.feature_cache: self.model.features = FeatureCache(train_config.feature_cache)
-        if train_config.use_gradient_checkpointing: self.model.gradient_checkpointing(True)
+        if train_config.use_gradient_checkpointing or self.sharding and self.sharding.checkpointing: self.model.gradient_checkpointing(True)
         if train_config.compile: self.model.compile_layers()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "float16")
         seed_all(train_config.seed + 1_000_003*self.world.rank)   # every process drops out other units
 
     @property
     def stage(self) -> CurriculumStage: return self.train_config.stages[self.progress.stage_index]
+
+# %% ../nbs/11_train.ipynb #7323c01c
+@patch(as_prop=True)
+def is_sharded(self: Trainer) -> bool:
+    "Whether this process has a share of the weights only."
+    return isinstance(self.compute, Sharded)
+
+@patch
+def share_out(self: Trainer):
+    "Keep a share of the weights, where that is asked for; by now they are loaded, and the optimizer is made of what is left."
+    if not self.sharding: return
+    self.compute = Sharded(self.model, self.device, self.sharding.reshard)
+    if self.world.is_main: print(f"Weights, gradients and optimizer are shared out over {self.world.size} processes (FSDP2)", flush=True)
 
 # %% ../nbs/11_train.ipynb #40dfea17
 @patch
@@ -374,13 +401,14 @@ def step_batches(self: Trainer, stream, plan: Plan) -> list:
 def backward(self: Trainer, step_batches: list) -> tuple: # (loss, predicted tokens) over all processes
     "Gradients of the mean loss over every predicted token of the step."
     counts = self.world.sum(torch.tensor([float(sum(b.num_tokens for b in step_batches))], dtype=torch.float64, device=self.device))
-    num_tokens, loss = max(1.0, counts.item()), torch.zeros(1, dtype=torch.float64, device=self.device)
+    num_tokens, loss = counts.item(), torch.zeros(1, dtype=torch.float64, device=self.device)
+    if not num_tokens: return 0.0, 0
     for batch in step_batches:
-        if not batch.num_tokens: continue
-        loss_sum = self.model(batch.to(self.device))["loss_sum"]
+        if not batch.num_tokens and not self.is_sharded: continue
+        loss_sum = self.compute(batch.to(self.device))["loss_sum"]
         self.scaler.scale(loss_sum/num_tokens).backward()
         loss += loss_sum.detach().double()
-    return self.world.sum(loss).item()/num_tokens, int(counts.item())
+    return self.world.sum(loss).item()/num_tokens, int(num_tokens)
 
 # %% ../nbs/11_train.ipynb #e0e24482
 @patch
@@ -390,8 +418,8 @@ def trainable(self: Trainer) -> list:
 
 @patch
 def share_gradients(self: Trainer):
-    "Add the gradients of all processes up."
-    if self.world.size == 1: return
+    "Add the gradients of all processes up, where that has not been done on the way."
+    if self.world.size == 1 or self.is_sharded: return
     for p in self.trainable():
         if p.grad is None: p.grad = torch.zeros_like(p)
         self.world.sum(p.grad)
@@ -402,7 +430,7 @@ def update(self: Trainer, num_tokens: int) -> float: # gradient norm before clip
     if not num_tokens: self.scheduler.step(); return 0.0
     self.share_gradients()
     self.scaler.unscale_(self.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(self.trainable(), self.train_config.max_grad_norm).item()
+    norm = whole_copy(torch.nn.utils.clip_grad_norm_(self.trainable(), self.train_config.max_grad_norm)).item()
     if math.isfinite(norm) or self.scaler.is_enabled(): self.scaler.step(self.optimizer)
     if not math.isfinite(norm): self.progress.nan_steps += 1
     self.scaler.update()
@@ -452,12 +480,15 @@ def validate(self: Trainer) -> float | None: # mean loss a predicted token, None
     self.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=self.device)
     for batch in batches(self.val_data, self.model.builder, 0, 0, self.train_config.batch_size, 0, self.world.rank, self.world.size):
-        if batch.num_tokens: sums += torch.stack([self.model(batch.to(self.device))["loss_sum"].double(), torch.tensor(float(batch.num_tokens), device=self.device).double()])
+        if batch.num_tokens or self.is_sharded: sums += torch.stack([self.compute(batch.to(self.device))["loss_sum"].double(), torch.tensor(float(batch.num_tokens), device=self.device).double()])
+    if self.is_sharded: self.compute.rest()
     self.model.train()
     total, count = self.world.sum(sums).tolist()
     p, is_new = self.progress, self.progress.val_step != self.progress.step
     p.val_loss, p.val_step = total/count if count else None, p.step
-    if is_new and p.val_loss is not None: self.watch_gate(p.val_loss); self.draw_held_out()
+    if is_new and p.val_loss is not None:
+        self.watch_gate(p.val_loss)
+        with self.compute.gathered() if self.is_sharded and self.train_config.draw_parts else nullcontext(): self.draw_held_out()
     return p.val_loss
 
 # %% ../nbs/11_train.ipynb #a5d8c857
@@ -523,10 +554,11 @@ def save(self: Trainer, name: str | None = None):
     p, t = self.progress, self.train_config
     if not t.eval_steps or name: self.validate()
     loss, val_loss, is_best = self.judge()
-    state = self.trainer_state() | {"loss": loss}
+    model, state = self.model, self.trainer_state() | {"loss": loss}
+    if self.is_sharded: model, state = WholeModel(self.config, whole_copy(self.model.saved_files(), self.world.is_main)), whole_copy(state, self.world.is_main)
     self.hear()
     if self.world.is_main:
-        path = self.delivery.save(self.model, stage=self.stage.name, step=p.step, epoch=state["epoch"], loss=loss, trainer_state=state, train_config=replace(t, accept_changes=""),
+        path = self.delivery.save(model, own=self.is_sharded, stage=self.stage.name, step=p.step, epoch=state["epoch"], loss=loss, trainer_state=state, train_config=replace(t, accept_changes=""),
                                   val_loss=val_loss, is_best=is_best, name=name, extra_metadata=dict(samples=p.samples, tokens=p.tokens, seconds=p.seconds))
         self.submitted[os.path.relpath(path, self.delivery.output_dir)] = dict(step=p.step, stage=self.stage.name, loss=loss, val_loss=val_loss)
     self.saved_step, self.saved_time = p.step, time.monotonic()
@@ -641,7 +673,7 @@ MEANINGS = {                     # setting -> (name for `accept_changes`, kind, 
     "seed": ("seed", OTHER_RUN, "samples come in another order: some come twice in this epoch, others not at all"),
     "from_scratch_prob": ("from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"),
     "pack": ("pack", SAME_DATA, _ROUNDING), "max_tokens_per_batch": ("max_tokens_per_batch", SAME_DATA, _ROUNDING),
-    "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, _ROUNDING), "compile": ("compile", SAME_DATA, _ROUNDING), "load_in_4bit": ("load_in_4bit", SAME_DATA, _ROUNDING), "dtype": ("dtype", SAME_DATA, _ROUNDING),
+    "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, _ROUNDING), "compile": ("compile", SAME_DATA, _ROUNDING), "load_in_4bit": ("load_in_4bit", SAME_DATA, _ROUNDING), "fsdp": ("fsdp", SAME_DATA, _ROUNDING), "dtype": ("dtype", SAME_DATA, _ROUNDING),
     **{name: (name, CHOICE, _FROM_HERE) for name in ("lora_dropout", "projector_dropout", "freeze_image_encoder", "freeze_point_encoder", "warmup_steps", "weight_decay", "max_grad_norm",
                                                      "projector_lr_multiplier", "new_token_lr_multiplier")}}
 
@@ -940,7 +972,9 @@ def run(self: Trainer) -> TrainResult:
         if path := self.find_resume(): self.resume(path)
         self.record_settings()
         self.open_trackers()
-        self.run_stages(stopper)
+        with self.world.watched():
+            self.share_out()
+            self.run_stages(stopper)
         status = "done" if not stopper.reason or stopper.reason == "max_steps" else "stopped"
         undelivered = self.deliver_rest(stopper)
         if status == "stopped": self.log(event="stop", step=self.progress.step, reason=stopper.reason)

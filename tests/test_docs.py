@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -97,3 +98,32 @@ def test_formulas_are_drawn(docs, site):
     "All formulas of the notebooks can be drawn without a network."
     drawn = {p.name: (site[1]/p.name).read_text() for p in site[0]}
     assert [n for n, text in drawn.items() if 'class="tex"' in text] == [] and 'class="formula"' in drawn["04_metrics.html"]
+
+
+def commands():
+    "(where, verb, arguments, whether the command is whole) of every `cad-mllm ...` in prose and in code fences."
+    texts = {p.name: p.read_text(encoding="utf-8") for p in (ROOT/"README.md", ROOT/"CHANGELOG.md")}
+    for path in sorted((ROOT/"nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" not in path.parts: texts[path.name] = "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+    for name, text in texts.items():
+        fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+        found = [(line, True) for block in fenced for line in block.splitlines()] + [(code, False) for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]
+        for line, whole in found:
+            if m := re.match(r"\s*(?:!|\$ )?cad-mllm ([a-z]\w*)(.*)", line): yield name, m[1], shlex.split(m[2], comments=True), whole
+
+
+def test_every_command_that_is_shown_exists_as_shown(capsys):
+    from fastcore.script import anno_parser
+    from cad_mllm import cli
+    wrong, number = [], 0
+    for where, verb, words, whole in commands():
+        number += 1
+        if verb not in cli.VERBS: wrong.append((where, verb)); continue
+        parser = cli.train_parser() if verb == "train" else anno_parser(cli._function(verb))
+        words = [word if word != "-o" else "--o" for word in words]
+        unknown = [w for w in words if w.startswith("--") and w.split("=")[0] not in parser._option_string_actions and w != "--trust"]
+        if unknown: wrong.append((where, verb, unknown))
+        if whole and not {"...", "--trust"} & set(words):
+            try: parser.parse_args(words)
+            except SystemExit: wrong.append((where, verb, words, capsys.readouterr().err[-200:]))
+    assert not wrong and number > 40, (number, wrong)

@@ -42,10 +42,10 @@ def whole(data, tmp_path_factory):
     return out
 
 
-def launch(data, out, *flags, fence=None):
+def launch(data, out, *flags, fence=None, how=("--multi_gpu",)):
     "The same under `accelerate launch`, as a process group of its own."
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *how, "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                "--main_process_port", "0", "-m", "fenced" if fence else "cad_mllm", "train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *flags]
     log = open(out.with_suffix(".log"), "ab")
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "PYTHONUNBUFFERED": "1", "FENCE": str(fence)})
