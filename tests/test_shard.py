@@ -44,11 +44,11 @@ def assert_to_rounding(one, two):
         for i, (a, b) in enumerate(pairs): assert a == (b if a is None else pytest.approx(b, rel=first if i < 6 else later)), (name, i)
 
 
-@pytest.mark.parametrize("more", [[], LORA, ["--use_gradient_checkpointing"]], ids=["full", "lora", "checkpointing"])
-def test_two_processes_with_shares_train_as_one_does(more, data, tmp_path):
+@pytest.mark.parametrize("more, one, two", [([], 4, 2), (LORA, 4, 2), (["--use_gradient_checkpointing", "--gradient_accumulation_steps", "2"], 2, 1)], ids=["full", "lora", "checkpointing"])
+def test_two_processes_with_shares_train_as_one_does(more, one, two, data, tmp_path):
     "Text on one process, pictures and points on the other: losses, gradient norms and weights of one process, to rounding; the files have the same tensors."
-    Training(data, tmp_path/"one", *EXACT, *more, "--batch_size", "4").wait(0)
-    pair = several(data, tmp_path/"two", *EXACT, *more, *SHARED)
+    Training(data, tmp_path/"one", *EXACT, *more, "--batch_size", one).wait(0)
+    pair = several(data, tmp_path/"two", *EXACT, *more, "--fsdp", "--batch_size", two)
     for p in pair: p.wait(0)
     assert SAID in pair[0].text and json.loads((tmp_path/"two/run_config.json").read_text())["train"]["fsdp"] is True
     assert_to_rounding(tmp_path/"one", tmp_path/"two")
