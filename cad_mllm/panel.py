@@ -398,6 +398,8 @@ STYLE = """<style>
 [theme=dark] .cm :is(input, select, textarea) {color:#e3e3e3; background-color:#2b2d30; color-scheme:dark} .cm a.cm-link {display:inline-block; margin-right:12px; color:var(--jp-content-link-color, #4285f4)}
 .cm-bar {height:10px; border-radius:5px; background:rgba(128,128,128,.25); overflow:hidden; margin:6px 0; max-width:760px} .cm-bar i {display:block; height:100%; background:#4285f4}
 .cm-columns {columns:2 460px; column-gap:40px} .cm-columns h4 {break-after:avoid} .cm-columns>div {break-inside:auto} .cm-columns tr {break-inside:avoid}
+.cm-tabs .lm-TabBar-tab, .cm-tabs .p-TabBar-tab {min-width:max-content!important; padding-left:9px!important; padding-right:9px!important} .cm-tabs :is(.jupyter-widgets:not(.widget-tab), .cm-choice) {max-width:calc(100% - 2*var(--jp-widgets-margin, 2px)); box-sizing:border-box}
+.cm-choice, .cm-choice .widget-radio-box {height:auto!important; min-width:0} .cm-choice>.widget-label {flex:none} .cm h4, .cm-list td:last-child {overflow-wrap:anywhere}
 </style>"""
 
 # %% ../nbs/14_panel.ipynb #59c75a57

@@ -133,6 +133,24 @@ def test_pick_sort_plot_and_details(tmp_path, folder, page):
         assert page.errors == []
 
 
+OUTSIDE = """() => { const right = document.querySelector('.cm-tabs').getBoundingClientRect().right, seen = e => e.checkVisibility() && !e.closest('.cm-table');
+    return [...document.querySelectorAll('.cm :is(input, select, textarea, button, label, pre, td, h4), .cm-tabs [role=tab]')].filter(e => seen(e) && (e.getBoundingClientRect().right > right || e.getAttribute('role') == 'tab' && e.scrollWidth > e.clientWidth + 1))
+        .map(e => e.tagName + ' ' + (e.innerText || e.placeholder || e.className)) }"""
+
+
+def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
+    "On a phone or beside a notebook the fields become narrower; only the table of checkpoints is for scrolling sideways."
+    page.set_viewport_size(dict(width=420, height=1300))
+    with server("voila", panel_notebook(tmp_path, folder)) as show:
+        show(page)
+        page.wait_for_selector(".cm-plot[src]")
+        for title, sign in (("Plot", ".cm-plot"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Keep house", ".cm-preview")):
+            tab(page, title)
+            page.locator(sign).first.wait_for()
+            page.shot(f"panel-narrow-{title.lower().replace(' ', '-')}")
+            assert page.evaluate(OUTSIDE) == [], title
+
+
 def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, page):
     with server("voila", panel_notebook(tmp_path, folder), dark=True) as show:
         show(page)
