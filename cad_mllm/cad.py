@@ -170,7 +170,7 @@ _CURVES = {"Line3D": Line, "Arc3D": Arc, "Circle3D": Circle}
 
 def _read_curve(d, where):
     if not isinstance(d, dict): raise CADFormatError(f"is not an object: {str(d)[:40]!r}", where)
-    if d.get("type") not in _CURVES:
+    if not isinstance(d.get("type"), str) or d["type"] not in _CURVES:
         raise CADFormatError(f"unknown curve type {d.get('type')!r}; known are {', '.join(_CURVES)}", f"{where}.type")
     return _CURVES[d["type"]]._read(d, where)
 

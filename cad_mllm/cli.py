@@ -271,6 +271,9 @@ def evaluate(
     check: str = "kernel", # kernel: operations are judged while they are written; end: whole parts are built
     robustness: store_true = False, # ask again with noisy and thin points, and with pictures from each view
     from_scratch: store_true = False, # give no operations
+    max_new_tokens: int = 0, # tokens a completion may take; 0 for all the room there is
+    batch_size: int = 16, # completions written together
+    seed: int = 0, # of the choice of beginnings, and of sampling
     jobs: int = 0, # processes for geometry; 0 for one a core
     out: str = "", # folder for the tables and pictures; beside the checkpoint if left out
     device: str = "auto", # auto, cpu, cuda
@@ -279,7 +282,7 @@ def evaluate(
     from cad_mllm.evaluate import evaluate
     combinations = tuple(m for m in modalities.split(",") if m)
     print(evaluate(checkpoint, data_root, num=num, modalities=combinations, split=split, num_candidates=num_candidates, temperature=temperature, check=check, robustness=robustness,
-                   from_scratch=from_scratch, jobs=_jobs(jobs), out=out or None, device=device))
+                   from_scratch=from_scratch, max_new_tokens=max_new_tokens or None, batch_size=batch_size, seed=seed, jobs=_jobs(jobs), out=out or None, device=device))
 
 def card(
     checkpoint: str, # a checkpoint folder

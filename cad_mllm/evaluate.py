@@ -475,7 +475,7 @@ def evaluate(
     check: str = "kernel", # "kernel" judges operations while they are written, as `complete` does; "end" builds what came out
     robustness: bool = False, # ask again with noisy and thin points, and with pictures from each view
     batch_size: int = 16, # rows written together
-    max_new_tokens: int | None = None,
+    max_new_tokens: int | None = None, # of a completion; None takes all the room there is
     num_points: int = 2000, # taken from each surface
     kernel: str = "occ", # that decides what builds
     jobs: int = 2, # worker processes for geometry

@@ -863,6 +863,7 @@ class _BreaksOff(ValueError):
 
 _NAME = r'"((?:[^"\\]|\\.)*)"\s*:\s*'
 _KEY, _OBJECT, _GAP = re.compile(_NAME), re.compile(_NAME + r"(?=\{)"), re.compile(r"[\s,]*")
+_TYPE = re.compile(r'"type"\s*:\s*"(Sketch|ExtrudeFeature)"(?!\s*,\s*"entity")') # of an operation, not of its entry in the sequence
 _MARK, _LEAF = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]'), json.JSONDecoder()
 
 class _LooseReader:
@@ -997,20 +998,29 @@ def _mend_extrude(id, d, sketches, notes):
 def _kind(d, notes, id):
     "Sketch, ExtrudeFeature or None; told by the fields where the type is malformed."
     if d.get("type") in ("Sketch", "ExtrudeFeature"): return d["type"]
-    kind = "Sketch" if isinstance(d.get("profiles"), dict) and "transform" in d else "ExtrudeFeature" if isinstance(d.get("profiles"), list) and "extent_one" in d else None
+    kind = "Sketch" if "transform" in d else "ExtrudeFeature" if d.keys() & {"start_extent", "extent_one", "extent_type"} else None
     if kind: notes.append(f"{id}: its type is malformed; its fields are those of {kind}")
     return kind
 
+def _holds_operation(value):
+    "Whether an operation lies within an object: a closing bracket before it is missing."
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(v, dict) and v.get("type") in ("Sketch", "ExtrudeFeature") or _holds_operation(v) for v in inner)
+
 def _stated(text):
     "(id, object or None, notes) of every operation that a text states, in its order; None for what breaks off, and for what is lost beside operations."
-    at = 0
+    at, read = 0, []
     while m := _OBJECT.search(text, at):
         reader, id, at, broken = _LooseReader(text), m[1], m.end(), False
         try: value, end = reader.value(at, id)
-        except _BreaksOff as e: value, broken = e.partial or {}, True
-        if not (kind := _kind(value, reader.notes, id)): yield id, None, [n for n in reader.notes if n.startswith(f"{id}: ")]
+        except _BreaksOff as e: value, end, broken = e.partial or {}, len(text), True
+        if kind := _kind(value, reader.notes, id): read.append((at, end))
+        if not kind: yield id, None, [n for n in reader.notes if n.startswith(f"{id}: ")]
         elif broken: yield id, None, [f"{id}: left out, the text breaks off within it"]
+        elif _holds_operation(value): yield id, {**value, "type": kind}, [*reader.notes, f"{id}: a closing bracket is missing within it; operations after it are read by themselves"]
         else: at = end; yield id, {**value, "type": kind}, reader.notes
+    for m in _TYPE.finditer(text):
+        if not any(a < m.start() < b for a, b in read): yield "", None, [f"{m[1]} at character {m.start()}: left out, it has lost its name or its opening bracket"]
 
 def _mended(text, notes):
     "The operations of a text by id, in its order."

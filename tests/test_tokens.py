@@ -122,21 +122,48 @@ def test_no_text_breaks_the_readers(text):
         except CADFormatError: pass
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_a_wrong_character_costs_at_most_what_it_touches(data):
-    "JSON with a span cut out, doubled or replaced: read without an error of its own, and what is kept was stated so."
-    part = CADProgram()
-    part.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)], circle(.2, .2, .01)); part.extrude(.01, profiles=["P0"])
-    part.sketch(polygon([(0, 0), (.01, 0), (0, .02)]), frame=FRAMES[1]); part.extrude(.02, "cut")
-    text = json.dumps(part.to_json())
-    at, num = data.draw(st.integers(0, len(text) - 1)), data.draw(st.integers(1, 12))
-    put = data.draw(st.sampled_from(["", text[at:at + num]*2, "}", "]", "{", "?", '"']))
+PART = CADProgram()
+PART.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)], circle(.2, .2, .01)); PART.extrude(.01, profiles=["P0"])
+PART.sketch(polygon([(0, 0), (.01, 0), (0, .02)]), frame=FRAMES[1]); PART.extrude(.02, "cut")
+TEXT = json.dumps(PART.to_json())
+
+
+def salvaged(text):
+    "What is kept of a text and the account of what is not; None where nothing can be read."
     account = []
-    try: kept = salvage(text[:at] + put + text[at + num:], account)
-    except CADFormatError: return
-    assert len(kept) >= 4 or account
+    try: kept = salvage(text, account)
+    except CADFormatError: return None
     for sketch in (e for e in kept.operations() if hasattr(e, "frame")): assert all(p.contours() for p in sketch.profiles.values())
+    assert len(kept) >= 4 or account, "an operation is gone, and nothing says so"
+    return kept, account
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, len(TEXT) - 1), st.integers(1, 12), st.sampled_from(["", "twice", "}", "]", "{", "?", '"']))
+@example(1393, 6, "")              # the bracket that closes an operation: the next ones lie within it
+@example(972, 12, "")              # one within a profile
+@example(1188, 3, "}")             # the name of an operation is cut off
+@example(1195, 1, "?")             # its opening bracket
+@example(1735, 12, "")             # its type lies in another object
+@example(TEXT.index('"Circle3D"') - 2, 12, "{")
+def test_a_wrong_character_costs_at_most_what_it_touches(at, num, put):
+    "JSON with a span cut out, doubled or replaced: read without an error of its own, and what is kept was stated so."
+    span = TEXT[at:at + num]
+    salvaged(TEXT[:at] + (span*2 if put == "twice" else put) + TEXT[at + num:])
+
+
+def test_what_is_whole_is_kept_without_a_word():
+    kept, account = salvaged(TEXT)
+    assert account == [] and kept.to_json()["entities"] == PART.to_json()["entities"]
+
+
+def test_an_object_where_a_name_belongs_is_a_format_error():
+    "A curve's type that is an object, a list or a number: one clear error with the field, in whole files and broken ones."
+    for wrong in ("{}", "[]", "7", "null"):
+        text = TEXT.replace('"type": "Circle3D"', f'"type": {wrong}', 1)
+        with pytest.raises(CADFormatError, match="unknown curve type") as e: CADProgram.from_json(json.loads(text))
+        assert e.value.field.endswith(".type")
+        assert "P0" in " ".join(salvaged(text)[1])
 
 
 def test_broken_text_of_a_real_model_is_repaired():
