@@ -119,8 +119,8 @@ def test_one_is_gone_in_the_middle_of_a_layer(number, data, tmp_path):
 
 
 def test_accelerates_own_configuration_asks_for_it(data, tmp_path):
-    "`accelerate launch` with FSDP 2 trains with shares; with FSDP 1, or weights in the computer's memory, nothing begins and a sentence says why."
-    for name, flags, code, text in (("two", ["--fsdp_version", "2"], 0, SAID), ("one", ["--fsdp_version", "1"], 1, "choose version 2 in `accelerate config`"),
+    "`accelerate launch` with FSDP 2 trains with shares, here with layers kept from forward to backward pass; with FSDP 1, or weights in the computer's memory, nothing begins and a sentence says why."
+    for name, flags, code, text in (("two", ["--fsdp_version", "2", "--fsdp_reshard_after_forward", "false"], 0, SAID), ("one", ["--fsdp_version", "1"], 1, "choose version 2 in `accelerate config`"),
                                     ("offload", ["--fsdp_version", "2", "--fsdp_offload_params", "true"], 1, "fsdp_offload_params: true")):
         process = launch(data, tmp_path/name, *EXACT, "--batch_size", "2", "--max_steps", "2", how=["--use_fsdp", *flags])
         assert (process.wait(120) == 0) == (code == 0), (tmp_path/name).with_suffix(".log").read_text()[-3000:]
