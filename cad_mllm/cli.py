@@ -85,7 +85,7 @@ def pack(
     if not out: raise ConfigError(f"out='': name a folder for the shards: cad-mllm pack {root} OUT")
     from cad_mllm.dataset import pack
     done = pack(root, out, shard_mb, jobs, readers, not no_tokens)
-    print(f"{done['samples']} samples of {done['histories']} histories in {done['shards']} shards ({done['bytes']/1e6:.0f} MB) in {out}: train on them with --data_root {out}")
+    print(f"{done['samples']} samples of {done['histories']} histories in {done['shards']} shard{'s'*(done['shards'] != 1)} ({done['bytes']/1e6:.0f} MB) in {out}: train on them with --data_root {out}")
     for reason, num in done["left_out"].items(): print(f"left out: {num} times {reason}")
 
 def _tell_pack(found):

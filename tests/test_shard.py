@@ -1,6 +1,10 @@
 "Shared-out weights (FSDP2) with real processes: what one process computes, to the last bit as if never killed, and a checkpoint like any other."
 import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,3 +136,14 @@ def test_alone_it_trains_whole_and_says_so(data, tmp_path):
     process = Training(data, tmp_path/"o", *EXACT, "--fsdp", "--max_steps", "2")
     process.wait(0)
     assert "one process alone keeps all weights" in process.text and len(read_metrics(tmp_path/"o")) == 2
+
+
+def test_the_tutorial_for_clusters_runs(tmp_path):
+    "Its job script, with Slurm's commands played: two processes, a signal, the request to be run again, and the rest of the run."
+    notebook = Path(__file__).parent.parent/"nbs/tutorials/cluster.ipynb"
+    if not notebook.exists(): pytest.skip("nbs/tutorials/cluster.ipynb is not there (an installed package has no notebooks)")
+    cells = ["".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    env = {**os.environ, "PYTHONPATH": str(notebook.parent.parent.parent), "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", "\n".join(cells)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    assert "scontrol requeue 4711" in done.stdout and "resume" in done.stdout
