@@ -113,7 +113,7 @@ def test_held_out_parts_are_drawn_though_no_process_has_the_weights(data, tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_one_is_gone_in_the_middle_of_a_layer(number, data, tmp_path):
     "The other gets no answer while it computes: it says who is gone."
-    pair = several(data, tmp_path/"o", *FOREVER, "--fsdp", "--peer_minutes", "0.1")
+    pair = several(data, tmp_path/"o", *FOREVER, "--fsdp", "--peer_minutes", "0.2" if number == signal.SIGSTOP else "10")
     pair[0].until(after(tmp_path/"o", 3))
     pair[1].send(number)
     pair[0].wait(EXIT_FAILED)
