@@ -63,6 +63,17 @@ def test_two_processes_with_shares_train_as_one_does(more, one, two, data, tmp_p
     assert sizes[0] == sizes[1] and len(sizes[0]) == 4
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_with_shares(dtype, data, tmp_path):
+    "The losses of one process to that precision; in float16 a step whose gradients overflow is left out on all processes, as on one."
+    Training(data, tmp_path/"one", *EXACT, *LORA, "--dtype", dtype, "--batch_size", "4").wait(0)
+    for p in several(data, tmp_path/"two", *EXACT, *LORA, "--dtype", dtype, *SHARED): p.wait(0)
+    one, two = read_metrics(tmp_path/"one"), read_metrics(tmp_path/"two")
+    assert len(one) > 9 and [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=2e-3)
+    assert [(r["nan_steps"], r["grad_norm"] is None) for r in one] == [(r["nan_steps"], r["grad_norm"] is None) for r in two]
+    assert bool(one[-1]["nan_steps"]) == (dtype == "float16")
+
+
 def test_killed_and_stopped_and_still_as_if_never(data, whole, tmp_path):
     "SIGKILL to both, then SIGTERM to one: the third pair ends as the unbroken pair did, every loss and every weight to the last bit."
     out, flags = tmp_path/"o", [*SHORT, *LORA, *SHARED, "--lora_dropout", "0.1"]
