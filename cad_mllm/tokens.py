@@ -1007,6 +1007,7 @@ def _holds_operation(value):
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(isinstance(v, dict) and v.get("type") in ("Sketch", "ExtrudeFeature") or _holds_operation(v) for v in inner)
 
+# %% ../nbs/02_tokens.ipynb #5b9464bd
 def _stated(text):
     "(id, object or None, notes) of every operation that a text states, in its order; None for what breaks off, and for what is lost beside operations."
     at, read = 0, []
@@ -1022,6 +1023,7 @@ def _stated(text):
     for m in _TYPE.finditer(text):
         if not any(a < m.start() < b for a, b in read): yield "", None, [f"{m[1]} at character {m.start()}: left out, it has lost its name or its opening bracket"]
 
+# %% ../nbs/02_tokens.ipynb #460cd569
 def _mended(text, notes):
     "The operations of a text by id, in its order."
     kept = {}
