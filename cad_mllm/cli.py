@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'synth', 'prepare_data', 'pack', 'train_parser', 'configs', 'run_train', 'plan', 'complete', 'evaluate',
-           'card', 'checkpoints', 'deliver', 'inspect', 'export', 'demo', 'main']
+           'card', 'checkpoints', 'deliver', 'inspect', 'export', 'demo', 'verb_parser', 'main']
 
 # %% ../nbs/16_cli.ipynb #aaabf806
 import argparse, atexit, json, os, sys
@@ -12,11 +12,10 @@ from dataclasses import MISSING, fields, replace
 from importlib import import_module
 from pathlib import Path
 
-from fastcore.docments import docments
-from fastcore.script import Param, anno_parser, store_true
-
+from . import __version__
 from .cad import CADProgram
 from .config import RECIPES, CADMLLMConfig, ConfigError, TrainConfig, recipe
+from .utils.arguments import Parser, Positional, add_switch, docments, make_parser, suggestion
 
 # %% ../nbs/16_cli.ipynb #bbcebd1a
 def synth(
@@ -26,13 +25,13 @@ def synth(
     jobs: int = 0, # processes; 0 for one a core
     views: int = 8, # pictures a part, 0 to 8
     size: int = 224, # pixels a side
-    no_points: store_true = False, # leave the point clouds out
+    points: bool = True, # make point clouds too
 ):
     "Make procedural parts with captions, truncations, points and pictures."
     from cad_mllm.prepare import prepare
     from cad_mllm.synthetic import synthesize
     synthesize(out, num=num, seed=seed, jobs=_jobs(jobs))
-    prepare(out, points=not no_points, images=views > 0, num_views=views, image_size=size, jobs=_jobs(jobs))
+    prepare(out, points=points, images=views > 0, num_views=views, image_size=size, jobs=_jobs(jobs))
     print(f"{num} parts in {out}: train on them with `cad-mllm train --recipe tiny --data_root {out} --output_dir output`")
 
 def _jobs(jobs):
@@ -46,18 +45,18 @@ def prepare_data(
     jobs: int = 0, # processes; 0 for one a core
     num_points: int = 4096, # points a part
     size: int = 224, # pixels a side of a picture
-    steps: store_true = False, # STEP files too
-    no_points: store_true = False, # leave the point clouds out
-    no_images: store_true = False, # leave the pictures out
-    no_captions: store_true = False, # do not describe parts that have no caption
+    steps: bool = False, # STEP files too
+    points: bool = True, # point clouds
+    images: bool = True, # pictures
+    captions: bool = True, # a description for parts that have no caption
     shard: str = "", # I/N: only the I-th of N parts of the data set, as one of N array jobs of a cluster
-    dry_run: store_true = False, # write nothing; time a sample and estimate time and space
-    retry: store_true = False, # try again what failed, hung or crashed in earlier runs
+    dry_run: bool = False, # write nothing; time a sample and estimate time and space
+    retry: bool = False, # try again what failed, hung or crashed in earlier runs
 ):
     "Make truncations, points, pictures (and STEP files) for histories; what is done already is skipped."
     from cad_mllm.prepare import describe_estimate, prepare
-    report = prepare(root, out, points=not no_points, images=not no_images, steps=steps, captions=not no_captions, num_points=num_points, image_size=size, shard=shard, dry_run=dry_run, retry=retry,
-                     jobs=_jobs(jobs))
+    report = prepare(root, out, points=points, images=images, steps=steps, captions=captions, num_points=num_points,
+                     image_size=size, shard=shard, dry_run=dry_run, retry=retry, jobs=_jobs(jobs))
     print(describe_estimate(report) if dry_run else _summary(report))
 
 def _summary(report, num_named=3):
@@ -73,18 +72,18 @@ def _summary(report, num_named=3):
 # %% ../nbs/16_cli.ipynb #0208476e
 def pack(
     root: str, # a data set in the Omni-CAD layout; or a packed one, to check it
-    out: Param("folder for the shards", str, opt=False, nargs="?") = "",
+    out: Positional = "", # folder for the shards
     shard_mb: float = 256, # megabytes after which a shard is closed
     jobs: int = 0, # processes that check histories; 0 for as many as pay
     readers: int = 8, # threads that read files ahead; more help on a slow disk
-    no_tokens: store_true = False, # do not keep the tokens of every sample: packing is quicker, reading slower
+    tokens: bool = True, # keep the tokens of every sample: without them packing is quicker, reading slower
 ):
     "Pack a data set into tar shards that training reads like the folder; with a packed ROOT alone, check every byte of it."
     from cad_mllm.pack import check_pack, is_pack
     if not out and is_pack(root): return _tell_pack(check_pack(root))
     if not out: raise ConfigError(f"out='': name a folder for the shards: cad-mllm pack {root} OUT")
     from cad_mllm.dataset import pack
-    done = pack(root, out, shard_mb, jobs, readers, not no_tokens)
+    done = pack(root, out, shard_mb, jobs, readers, tokens)
     print(f"{done['samples']} samples of {done['histories']} histories in {done['shards']} shard{'s'*(done['shards'] != 1)} ({done['bytes']/1e6:.0f} MB) in {out}: train on them with --data_root {out}")
     for reason, num in done["left_out"].items(): print(f"left out: {num} times {reason}")
 
@@ -99,14 +98,14 @@ def _add_field(parser, f, help):
     "One flag for a dataclass field."
     default = f.default if f.default is not MISSING else f.default_factory()
     flag, note = f"--{f.name}", f"{help} (default: {default})".replace("%", "%%")
-    if isinstance(default, bool): parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help)
+    if isinstance(default, bool): add_switch(parser, f.name, help)
     elif isinstance(default, tuple): parser.add_argument(flag, nargs="+", default=None, help=note)
     elif isinstance(default, dict): parser.add_argument(flag, type=json.loads, default=None, help=f"{help}; as JSON")
     else: parser.add_argument(flag, type=type(default), default=None, help=note)
 
 def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     "The command line of training."
-    p = argparse.ArgumentParser(prog=prog, description="Train a model through the curriculum, or go on training. Exit code: 0 when done; 1 when refused or failed; 74 when done, but not everything has reached the output folder; "
+    p = Parser(prog=prog, description="Train a model through the curriculum, or go on training. Exit code: 0 when done; 1 when refused or failed; 74 when done, but not everything has reached the output folder; "
                                 "75 when stopped before the end after saving (run again with --resume_from_ckpt auto); 130 when interrupted at once.")
     p.add_argument("--recipe", default=None, help=f"where the settings start from: {', '.join(RECIPES)} (default: what the checkpoint has, else qwen3_0_6b)")
     p.add_argument("--use_autocomplete_dataset", action="store_true", help="train on pairs of a beginning and its whole history (always the case; kept for older commands)")
@@ -202,7 +201,7 @@ def plan(
     data_root: str = "", # a data set; with it the time of an epoch is told too
     max_seq_length: int = 0, # longest sample in tokens; 0 takes the recipe's
     num_gpus: int = 1, # cards of that kind
-    full: store_true = False, # train all weights instead of LoRA
+    full: bool = False, # train all weights instead of LoRA
 ):
     "Say whether a training fits a card, with what settings, and how long an epoch takes."
     from cad_mllm.config import recipe as named
@@ -213,9 +212,9 @@ def plan(
 
 # %% ../nbs/16_cli.ipynb #e545de40
 def complete(
-    partial: Param("JSON of the beginning; leave it out to start from a caption, points or a picture", str, opt=False, nargs="?") = "",
+    partial: Positional = "", # JSON of the beginning; leave it out to start from a caption, points or a picture
     checkpoint: str = "", # a checkpoint folder
-    o: str = "completed.json", # file to write; further formats go beside it
+    out: str = "completed.json", # file to write; further formats go beside it
     caption: str = "", # what the part is, in words
     image: str = "", # a picture of the part; several views, comma separated
     points: str = "", # a point cloud or shape: .npz .npy .ply .xyz .stl .obj .step
@@ -228,14 +227,14 @@ def complete(
     seed: int = 0, # of the sampling
     device: str = "auto", # auto, cpu, cuda
     max_new_tokens: int = 0, # tokens a candidate may take; 0 for all the room there is
-    stream: store_true = False, # tell each operation as soon as it is written
+    stream: bool = False, # tell each operation as soon as it is written
 ):
     "Finish a part: the given operations stay as they are, new ones are appended."
     if not checkpoint: raise ConfigError("checkpoint='': name the model to use with --checkpoint FOLDER (cad-mllm checkpoints OUTPUT lists them)")
     from cad_mllm.inference import CADAutocomplete
     def told(row, part): print(f"candidate {row + 1}: {len(part)} operations, {_operation(part.operations()[-1])}", flush=True)
     result = CADAutocomplete(checkpoint, device=device).complete(partial or None, caption, _pictures(image), points or None, max_new_tokens=max_new_tokens or None, num=num, temperature=temperature or (.7 if num > 1 else 0.0),
-                                                                top_p=top_p, seed=seed, check=check, best=best, out=o, formats=tuple(format.split(",")), on_operation=told if stream else None)
+                                                                top_p=top_p, seed=seed, check=check, best=best, out=out, formats=tuple(format.split(",")), on_operation=told if stream else None)
     m = result["metadata"]
     print(f"{m['partial_operations']} operations given, {m['generated_operations']} written, {m['total_operations']} in all; {_verdict(m)}: {', '.join(m['files'])}")
     if ranking := _ranking(m): print(ranking)
@@ -269,8 +268,8 @@ def evaluate(
     num_candidates: int = 1, # completions to choose from, without the truth; needs a temperature
     temperature: float = 0.0, # 0 takes the likeliest token
     check: str = "kernel", # kernel: operations are judged while they are written; end: whole parts are built
-    robustness: store_true = False, # ask again with noisy and thin points, and with pictures from each view
-    from_scratch: store_true = False, # give no operations
+    robustness: bool = False, # ask again with noisy and thin points, and with pictures from each view
+    from_scratch: bool = False, # give no operations
     max_new_tokens: int = 0, # tokens a completion may take; 0 for all the room there is
     batch_size: int = 16, # completions written together
     seed: int = 0, # of the choice of beginnings, and of sampling
@@ -290,7 +289,7 @@ def card(
     name: str = "", # under which the model will be known, such as user/model
     license: str = "", # such as apache-2.0
     push: str = "", # upload model and card to this repository of the Hugging Face Hub
-    public: store_true = False, # with --push: for everyone to see
+    public: bool = False, # with --push: for everyone to see
 ):
     "Write a model card with data, settings, figures and pictures; with --push, upload the model with it."
     from cad_mllm.card import push_to_hub, write_card
@@ -299,10 +298,10 @@ def card(
 
 # %% ../nbs/16_cli.ipynb #9ae137f6
 def checkpoints(
-    folder: Param("where runs and checkpoints lie, or one checkpoint", str, opt=False, nargs="?") = "output",
-    verify: store_true = False, # read and hash every file
-    upgrade: store_true = False, # rewrite those of old formats in today's; the originals stay beside them, with -old in their names
-    remove_original: store_true = False, # with --upgrade: keep only the rewritten one
+    folder: Positional = "output", # where runs and checkpoints lie, or one checkpoint
+    verify: bool = False, # read and hash every file
+    upgrade: bool = False, # rewrite those of old formats in today's; the originals stay beside them, with -old in their names
+    remove_original: bool = False, # with --upgrade: keep only the rewritten one
 ):
     "List checkpoints: step, loss, size, and what is wrong with any."
     from cad_mllm.checkpoint import format_checkpoints, list_checkpoints, upgrade_checkpoint, verify_checkpoint
@@ -394,13 +393,18 @@ def _function(verb):
     f = VERBS[verb]
     return getattr(import_module(f"cad_mllm.{f}"), f) if isinstance(f, str) else f
 
+def verb_parser(
+    verb: str, # one of `VERBS`
+) -> argparse.ArgumentParser:
+    "The command line of a verb."
+    if verb == "train": return train_parser()
+    elsewhere = isinstance(VERBS[verb], str)
+    return make_parser(_function(verb), f"cad-mllm {verb}", **dict(jobs=_jobs(0)) if elsewhere else {})
+
 def _run(verb, argv):
     "Run one verb; its exit code."
     if verb == "train": return run_train(argv)
-    parser = anno_parser(f := _function(verb), prog=f"cad-mllm {verb}")
-    if isinstance(VERBS[verb], str): parser.set_defaults(jobs=_jobs(0))
-    args = vars(parser.parse_args([a if a != "-o" else "--o" for a in argv]))
-    result = f(**{k: v for k, v in args.items() if k not in ("pdb", "xtra")})
+    result = _function(verb)(**vars(verb_parser(verb).parse_args(argv)))
     if isinstance(VERBS[verb], str): print(result)
     return result if isinstance(result, int) else 0
 
@@ -415,12 +419,21 @@ def _end(code, own):
     os._exit(code)
 
 # %% ../nbs/16_cli.ipynb #d5ccf35e
+def _without_verb(argv):
+    "Answer a command line that begins with no verb; its exit code."
+    if argv[:1] == ["--version"]:
+        print(f"cad-mllm {__version__}")
+    elif argv[:1] in ([], ["-h"], ["--help"]):
+        print(_usage())
+    else:
+        print(f"cad-mllm: there is no command {argv[0]!r}{suggestion(argv[0], VERBS)}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return 0
+
 def main(argv: list | None = None):
     "The entry point of `cad-mllm`, which takes the process's own arguments; exits with the verb's code."
     own, argv = argv is None, sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in VERBS:
-        print(_usage(), file=sys.stdout if argv[:1] in ([], ["-h"], ["--help"]) else sys.stderr)
-        sys.exit(0 if argv[:1] in ([], ["-h"], ["--help"]) else 2)
+    if not argv or argv[0] not in VERBS: sys.exit(_without_verb(argv))
     try: code = _run(argv[0], _take_trust(argv[1:]) if "--trust" in argv else argv[1:])
     except (ValueError, OSError) as e:
         if not type(e).__module__.startswith("cad_mllm") and not isinstance(e, OSError): raise

@@ -113,14 +113,12 @@ def commands():
 
 
 def test_every_command_that_is_shown_exists_as_shown(capsys):
-    from fastcore.script import anno_parser
     from cad_mllm import cli
     wrong, number = [], 0
     for where, verb, words, whole in commands():
         number += 1
         if verb not in cli.VERBS: wrong.append((where, verb)); continue
-        parser = cli.train_parser() if verb == "train" else anno_parser(cli._function(verb))
-        words = [word if word != "-o" else "--o" for word in words]
+        parser = cli.verb_parser(verb)
         unknown = [w for w in words if w.startswith("--") and w.split("=")[0] not in parser._option_string_actions and w != "--trust"]
         if unknown: wrong.append((where, verb, unknown))
         if whole and not {"...", "--trust"} & set(words):

@@ -11,14 +11,15 @@ REPO = Path(__file__).parent.parent
 
 
 def test_modules_import_only_from_rooms_above():
-    order = [re.search(r"default_exp (\w+)", p.read_text())[1] for p in sorted((REPO/"nbs").glob("[0-9]*.ipynb"))]
+    exporting = [re.search(r"default_exp ([\w.]+)", p.read_text()) for p in sorted((REPO/"nbs").rglob("[0-9]*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    order = [found[1] for found in exporting if found]
     for number, name in enumerate(order):
-        tree = ast.parse((REPO/"cad_mllm"/f"{name}.py").read_text())
+        tree = ast.parse((REPO/"cad_mllm"/f"{name.replace('.', '/')}.py").read_text())
         for node in ast.walk(tree):
             if not isinstance(node, ast.ImportFrom): continue
             target = node.module or ""
             if node.level == 1 or target.startswith("cad_mllm."):
-                room = target.removeprefix("cad_mllm.").split(".")[0]
+                room = target.removeprefix("cad_mllm.")
                 if room in order: assert order.index(room) < number, f"{name} imports {room}, which comes after it"
 
 

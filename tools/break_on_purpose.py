@@ -152,8 +152,8 @@ def change(root, mutation):
         text, problem = find(mutation, path.read_text(encoding="utf-8"))
         if not problem: path.write_text(text, encoding="utf-8")
         return problem
-    module = Path(mutation.file).stem                     # the cells of the notebook that makes this module are what its tests run
-    path = next((p for p in sorted((root/"nbs").glob("*.ipynb")) if f"#| default_exp {module}\n" in "\n".join(cells(p)) + "\n"), None) if mutation.file.endswith(".py") else root/mutation.file
+    module = ".".join(Path(mutation.file).with_suffix("").parts[1:])   # the cells of the notebook that makes this module are what its tests run
+    path = next((p for p in sorted((root/"nbs").rglob("*.ipynb")) if f"#| default_exp {module}\n" in "\n".join(cells(p)) + "\n"), None) if mutation.file.endswith(".py") else root/mutation.file
     notebook = json.loads(path.read_text(encoding="utf-8"))
     found = [c for c in notebook["cells"] if mutation.old in "".join(c["source"])]
     if len(found) != 1: return f"its text is in {len(found)} cells of {path.name}, not in one: adapt the mutation"

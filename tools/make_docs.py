@@ -66,7 +66,8 @@ def read_page(path):
 
 def find_pages():
     "All pages in reading order: the overview, the tutorials, the rooms."
-    paths = [NBS/"index.ipynb", *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *sorted(NBS.glob("[0-9]*.ipynb"))]
+    rooms = sorted(p for p in NBS.rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    paths = [NBS/"index.ipynb", *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *rooms]
     return [read_page(p) for p in paths if p.exists()]
 
 
