@@ -627,6 +627,7 @@ def open_trackers(self: Trainer):
     self.trackers = open_trackers(self.train_config.trackers, self.root, self.output_dir.name, run_id, self.progress.step, dict(model=self.config.to_dict(), train=self.train_config.to_dict()))
 
 
+
 # %% ../nbs/11_train.ipynb #6253d47e
 @patch
 def tell(self: Trainer, state: str, message: str = "", **more):
@@ -1038,6 +1039,7 @@ def run_stages(self: Trainer, stopper: Stopper):
             self.train_stage(stopper)
             if not self.is_over(self.plan()): return
             self.save(f"{self.stage.name}_model")
+        elif self.pending: self.begin_stage()      # resumed from the stage's end: the next one goes on with its random state
         if self.progress.stage_index + 1 == len(t.stages): self.save("final_model"); return
         self.next_stage(self.progress.stage_index + 1)
 

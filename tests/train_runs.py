@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import kills
 from small_data import LLM
 
 # a model of the real classes in its smallest size, three short stages; later flags win
@@ -60,6 +61,7 @@ def _fork(main, argv, log, env):
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(env)
         if "FENCE" in env: _fence(int(env["FENCE"]))
+        if "KILL" in env: kills.arm(env["KILL"])
         sys.argv = ["cad-mllm", *argv]
         main(argv)
     except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)
