@@ -2,6 +2,7 @@
 # make test      every notebook, every test; fails when notebooks and modules differ
 # make export    notebooks -> modules, README
 # make run-nbs   run the notebooks and store their outputs, for readers
+# make mutations breaks each guarantee on purpose and sees that a test notices
 # make docs      the notebooks as a site, offline, every link checked
 # make dist      a wheel
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check -q
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check test-nbs test-py test-browser export run-nbs docs dist clean
+.PHONY: demo test check test-nbs test-py test-browser mutations export run-nbs docs dist clean
 
 $(VENV)/.run: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +43,10 @@ test-py: $(VENV)/.dev
 # A browser, a server and a kernel answer each other in their own time: what failed is run once more, alone, before it counts.
 test-browser: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser || OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser --last-failed --last-failed-no-failures none
+
+# Breaks each guarantee on purpose and sees that a test notices; hours. ARGS="--sample 10" takes some.
+mutations: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/break_on_purpose.py --jobs $(JOBS) $(ARGS)
 
 export: $(VENV)/.dev
 	$(BIN)/python -c "from nbdev.doclinks import nbdev_export; nbdev_export()"

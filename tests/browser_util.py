@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import limits
+
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
          "--disable-sync --disable-dev-shm-usage").split()
@@ -69,7 +71,7 @@ def server(kind, notebook, dark=False, timeout=120, python=sys.executable):
     port, token, home = free_port(), "token", Path(tempfile.mkdtemp(prefix="jupyter-"))
     folders = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", JUPYTER_DATA_DIR="data", IPYTHONDIR="ipython")
     _settings(home/"settings", dark)
-    env = {**os.environ, **{k: str(home/v) for k, v in folders.items()}}
+    env = {**os.environ, **{k: str(home/v) for k, v in folders.items()}, limits.SECONDS: "0"}   # it serves many tests, and is ended below
     with open(home/"server.log", "wb") as log:
         process = subprocess.Popen([python, *_command(kind, notebook, port, token, dark)], env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:

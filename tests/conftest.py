@@ -12,6 +12,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CAD_MLLM_LOCAL", tempfile.mkdtemp(prefix="cad-mllm-"))   # what tests could not deliver
 sys.path.insert(0, str(Path(__file__).parent))
 
+import limits  # noqa: E402   (beside this file)
+
+limits.for_every_child()
+
 
 @pytest.fixture(scope="session")
 def real_root():

@@ -1,8 +1,11 @@
 """Two processes: a batch with images on one and none on the other must train as the two batches together do in one process."""
+import gc
+
 import numpy as np
 import pytest
 import torch
 
+import limits
 from cad_mllm.config import CADMLLMConfig
 from cad_mllm.dataset import Sample
 
@@ -25,11 +28,16 @@ def _worker(rank, store, result):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
     from cad_mllm.model import CADMLLMModel
+    limits.arm()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     model = CADMLLMModel(CONFIG).train()
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     wrapped(_batches(model)[rank])["loss_sum"].backward()
+    # The wrapper's reducer may hold the last reference to the group. Freed after the barrier it would end gloo's threads while it holds the
+    # interpreter's lock, for which such a thread waits to free the barrier's work: so it goes before the last thing that is done together.
+    del wrapped
+    gc.collect()
     if rank == 0: torch.save({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, result)
     dist.barrier()
     dist.destroy_process_group()

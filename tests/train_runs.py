@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import kills
+import limits
 from small_data import LLM
 
 # a model of the real classes in its smallest size, three short stages; later flags win
@@ -55,6 +56,7 @@ def _fork(main, argv, log, env):
     if pid := os.fork(): return pid
     code = 1
     try:
+        limits.arm(limits.CHILD_SECONDS)
         os.setsid()
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for fd in (1, 2): os.dup2(out, fd)
@@ -81,7 +83,7 @@ class Server:
         if self.process is None or self.process.poll() is not None:
             here = Path(__file__).resolve()
             path = os.pathsep.join([str(here.parent.parent), str(here.parent), os.environ.get("PYTHONPATH", "")])
-            env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+            env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", limits.SECONDS: "0"}   # it serves many tests
             self.process = subprocess.Popen([sys.executable, str(here)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
             assert self.process.stdout.readline() == "ready\n"
         self.process.stdin.write(json.dumps(request) + "\n"); self.process.stdin.flush()

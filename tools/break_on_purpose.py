@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Break each guarantee on purpose and see that a test notices: `python tools/break_on_purpose.py [--only 2,3] [--jobs 2] [--match WORD] [--list] [--out FILE.md]`.
+"""Break each guarantee on purpose and see that a test notices: `python tools/break_on_purpose.py [--only 2,3] [--match WORD] [--sample 10] [--jobs 2] [--list] [--out FILE.md]`.
 
 Each mutation below replaces one piece of code in a copy of the repository and runs the test that has to fail then. Every such test is run first on the copy as it is, and has to pass there. Prints a Markdown table: the guarantee,
 what was broken, which test noticed, and with which words. Exits with 1 when a mutation went unnoticed, when a test fails without one, or when the text to replace is not there exactly once (then the code has moved on: adapt the
-mutation). Takes minutes, so it is not part of `make test`. A file may also be a notebook (`nbs/NAME.ipynb`): then the mutation is made in its cells and the notebook is run.
+mutation). All of them take long: `make mutations` runs them, `.ci/run` a sample, and a test sees that each can be made. A file may also be a notebook (`nbs/NAME.ipynb`): then the mutation is made in its cells and the notebook is run.
 """
 import argparse
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -99,7 +100,7 @@ MUTATIONS = [
     Mutation(5, "a stopped run ends with the code of a finished one", TRAIN, "return EXIT_STOPPED if self.status != \"done\" else", "return", T_TRAIN + "it_stops_when_asked_and_goes_on"),
     Mutation(5, "the time budget is not looked at", TRAIN, "if time.monotonic() >= self.deadline:", "if False:", T_TRAIN + "by_the_clock"),
     Mutation(5, "a disk too small is not looked for", TRAIN, "said, self.space = self.space, check_space(self.delivery.root, self.needed)", 'said, self.space = self.space, ""', T_ENDS + "a_disk_too_small_is_noticed_before_it_is_needed"),
-    Mutation(5, "nothing is saved when asked to stop", TRAIN, "    if p.position < plan.total and p.step > self.saved_step: self.save()", "    pass", T_TRAIN + "it_stops_when_asked_and_goes_on"),
+    Mutation(5, "nothing is saved when asked to stop", TRAIN, "    if not self.is_over(plan) and p.step > self.saved_step: self.save()", "    pass", T_TRAIN + "it_stops_when_asked_and_goes_on"),
     Mutation(5, "no save by the clock", TRAIN, "by_clock = t.save_minutes and self.world.is_main and", "by_clock = False and", T_TRAIN + "by_the_clock"),
     # 6 elastic
     Mutation(6, "another number of processes keeps the batch of a process, not that of a step", TRAIN, "share, rest = divmod(was.per_step, world)", "share, rest = divmod(was.per_step*world, world)", T_CHANGES + "other_processes_keep_the_step"),
@@ -116,7 +117,7 @@ MUTATIONS = [
     Mutation(6, "a signal counts for one process before the others know", TRAIN, '        self.caught = "Ctrl-C" if', '        self.reason = self.caught = "Ctrl-C" if', T_PEERS + "a_signal_while_they_agree_counts_at_the_next_step"),
     Mutation(6, "the group lives on after it was left", TRAIN, "    from torch.distributed.nn import functional  # noqa: F401   (must not meet a group that it could keep)\n", "", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
     Mutation(6, "the first one through does not wait for the others", TRAIN, '        self.store.wait([f"left/{rank}" for rank in range(self.size)], timedelta(minutes=self.minutes))\n', "", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
-    Mutation(6, "one of several takes its interpreter down", "cad_mllm/cli.py", 'if int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)', "sys.exit(code)", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
+    Mutation(6, "one of several takes its interpreter down", "cad_mllm/cli.py", 'if not own and int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)', "sys.exit(code)", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
     # 7 old checkpoints
     Mutation(7, "fields of an old configuration are not mapped", CK, "            taken[key] = value\n", "", T_CK + "old_config_variants"),
     Mutation(7, "an old checkpoint is taken for one of ours", CK, 'try: return "format" not in _read_json(folder/METADATA)', 'try: return False', T_OLD + "an_old_checkpoint_goes_on"),
@@ -146,23 +147,44 @@ def find(mutation, text):
     return text.replace(mutation.old, mutation.new), None
 
 
-def change(root, mutation):
-    "Make the change in a copy of the repository; a sentence where it cannot be made."
-    as_notebook = mutation.test.endswith(".ipynb")
-    if not as_notebook:
-        path = root/mutation.file
-        text, problem = find(mutation, path.read_text(encoding="utf-8"))
-        if not problem: path.write_text(text, encoding="utf-8")
-        return problem
-    module = ".".join(Path(mutation.file).with_suffix("").parts[1:])   # the cells of the notebook that makes this module are what its tests run
-    path = next((p for p in sorted((root/"nbs").rglob("*.ipynb")) if f"#| default_exp {module}\n" in "\n".join(cells(p)) + "\n"), None) if mutation.file.endswith(".py") else root/mutation.file
+def changed(root, mutation):
+    "(file, its changed text, problem): the problem is a sentence where the change cannot be made, else None."
+    if mutation.test.endswith(".ipynb"): return changed_notebook(root, mutation)
+    path = root/mutation.file
+    if not path.is_file(): return path, None, f"there is no {mutation.file}: adapt the mutation"
+    return path, *find(mutation, path.read_text(encoding="utf-8"))
+
+
+def notebook_of(root, file):
+    "The notebook that makes a module, whose cells are what its tests run; a notebook itself."
+    if not file.endswith(".py"): return root/file
+    module = ".".join(Path(file).with_suffix("").parts[1:])
+    line = f"#| default_exp {module}\n"
+    return next((p for p in sorted((root/"nbs").rglob("*.ipynb")) if any(line in cell + "\n" for cell in cells(p))), None)
+
+
+def changed_notebook(root, mutation):
+    "The same for a change in the cells of a notebook."
+    path = notebook_of(root, mutation.file)
+    if path is None: return None, None, f"no notebook makes {mutation.file}: adapt the mutation"
     notebook = json.loads(path.read_text(encoding="utf-8"))
     found = [c for c in notebook["cells"] if mutation.old in "".join(c["source"])]
-    if len(found) != 1: return f"its text is in {len(found)} cells of {path.name}, not in one: adapt the mutation"
+    if len(found) != 1: return path, None, f"its text is in {len(found)} cells of {path.name}, not in one: adapt the mutation"
     text, problem = find(mutation, "".join(found[0]["source"]))
-    if problem: return problem
-    found[0]["source"] = text.splitlines(keepends=True)
-    path.write_text(json.dumps(notebook), encoding="utf-8")
+    if not problem: found[0]["source"] = text.splitlines(keepends=True)
+    return path, json.dumps(notebook), problem
+
+
+def change(root, mutation):
+    "Make the change in a copy of the repository; a sentence where it cannot be made."
+    path, text, problem = changed(root, mutation)
+    if not problem: path.write_text(text, encoding="utf-8")
+    return problem
+
+
+def cannot_be_made(root=ROOT):
+    "(mutation, why not) of each whose text the code no longer has."
+    return [(m, problem) for m in MUTATIONS if (problem := changed(root, m)[2])]
 
 
 def cells(path): return ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
@@ -224,18 +246,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="numbers of guarantees, with commas")
     parser.add_argument("--match", default="", help="only mutations with this in their description or test")
+    parser.add_argument("--sample", type=int, default=0, help="only so many, drawn by --seed from those that are chosen otherwise")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
     parser.add_argument("--list", action="store_true", help="see whether each mutation can be made, and run nothing")
     parser.add_argument("--skip-baseline", action="store_true", help="do not run the tests without a mutation first")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     chosen = [m for m in MUTATIONS if (not args.only or str(m.guarantee) in args.only.split(",")) and args.match in m.what + m.test]
+    if args.sample: chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
     if args.list:
         bad = 0
         for m in chosen:
-            with tempfile.TemporaryDirectory() as folder:
-                for part in ("cad_mllm", "nbs"): shutil.copytree(ROOT/part, Path(folder)/part, ignore=shutil.ignore_patterns("__pycache__", "images"))
-                problem = change(Path(folder), m)
+            problem = changed(ROOT, m)[2]
             bad += bool(problem)
             print(f"{m.guarantee} {m.what}: {problem or 'can be made'}")
         sys.exit(bool(bad))

@@ -1,0 +1,39 @@
+"Nothing hangs for good: a test, a child process and a notebook end with their stacks, and each deliberate fault can be made."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import limits
+
+ROOT = Path(__file__).parent.parent
+STUCK = """
+import time
+def the_one_that_hangs(): time.sleep(300)
+the_one_that_hangs()
+"""
+
+
+def test_a_child_that_hangs_ends_and_names_the_place():
+    for env in ({**os.environ, limits.SECONDS: "1"}, {**os.environ, limits.SECONDS: "1", "PYTHONPATH": str(ROOT)}):
+        done = subprocess.run([sys.executable, "-c", STUCK], env=env, capture_output=True, text=True)
+        assert done.returncode != 0 and "in the_one_that_hangs" in done.stderr
+
+
+def test_every_child_has_a_limit_and_a_server_may_have_none():
+    code = f"import os; print(os.environ[{limits.SECONDS!r}])"
+    told = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip() for env in (None, {**os.environ, limits.SECONDS: "0"})]
+    assert told == [str(limits.CHILD_SECONDS), "0"]
+
+
+def test_a_test_that_hangs_is_a_failure_with_its_name(tmp_path):
+    (tmp_path/"test_it.py").write_text("import time\ndef test_stuck(): time.sleep(300)\ndef test_next(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", str(ROOT/"pyproject.toml"), "--rootdir", str(tmp_path), "-o", "timeout=1", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "FAILED test_it.py::test_stuck" in done.stdout and "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_every_mutation_can_be_made(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/"tools"))
+    from break_on_purpose import cannot_be_made
+    assert [f"{m.what}: {problem}" for m, problem in cannot_be_made()] == []
