@@ -18,7 +18,8 @@ from .cad import CADFormatError, CADProgram, Extrude, truncation_counts
 from .tokens import encode
 from .geometry import GeometryError, WorkerError, build_solid, map_isolated
 from .synthetic import replacing, write_text
-from .dataset import POINT_SUFFIXES, VIEW_SUFFIXES, design_of, hold_out, read_points
+from .attachments import Attachments, media_path
+from .dataset import JSON_FOLDERS, SkipReport, design_of, find_attachments, hold_out, prepare_image, read_points
 
 # %% ../nbs/07b_doctor.ipynb #542a3937
 class DoctorError(ValueError):
@@ -82,7 +83,7 @@ def _examine_all(tasks, jobs, timeout, size=32):
     return rows
 
 # %% ../nbs/07b_doctor.ipynb #4149889c
-FOLDERS = dict(json=("json",), beginnings=("json_truncated",), captions=("txt",), pictures=("img",), points=("pointcloud", "pcd"), step=("step",))
+FOLDERS = dict(json=JSON_FOLDERS, beginnings=("json_truncated",), captions=("txt",), pictures=("img",), points=("pointcloud", "pcd"), step=("step",))
 
 def _walk(folder):
     "(path below the folder without leading dots, size) of every file."
@@ -106,20 +107,6 @@ def _media(folder, suffixes):
     return found, odd
 
 # %% ../nbs/07b_doctor.ipynb #2ba774cd
-def _captions(folder):
-    "Id -> caption, and counts of what is wrong."
-    captions, wrong = {}, Counter()
-    for name, _ in _walk(folder):
-        if not name.endswith(".json"): continue
-        try: entries = json.loads((Path(folder)/name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError): wrong["caption file cannot be read"] += 1; continue
-        for e in entries if isinstance(entries, list) else [None]:
-            if not isinstance(e, dict) or not isinstance(e.get("id"), str) or not isinstance(e.get("text caption"), str): wrong["entry without id or text"] += 1
-            elif not e["text caption"].strip(): wrong["empty caption"] += 1
-            elif e["id"] in captions: wrong["second caption for one part"] += 1
-            else: captions[e["id"]] = e["text caption"]
-    return captions, dict(wrong)
-
 def _open_media(task): # (kind, file)
     "'' or why a picture or cloud is no use."
     kind, file = task
@@ -128,8 +115,7 @@ def _open_media(task): # (kind, file)
             points = read_points(file)
             if points.ndim != 2 or points.shape[1] < 3 or not len(points): return f"points of shape {'x'.join(map(str, points.shape))}"
             return "" if np.isfinite(points).all() else "points that are not finite"
-        from PIL import Image
-        with Image.open(file) as picture: picture.load()
+        prepare_image(file, 8)
         return ""
     except Exception as e: return f"cannot be read: {type(e).__name__}"
 
@@ -205,13 +191,33 @@ def _histories(folders):
         else: lost += 1
     return histories, lost
 
-def _holdings(diagnosis, kind, ids, found, wrong=()):
-    "Enter which parts have a kind of file, and why the others have not."
-    has = [id for id in ids if any(found.get(id, {}).values())]
-    lacks = Counter("the file is empty" if id in found else "there is none" for id in ids if not any(found.get(id, {}).values()))
-    diagnosis.holds[kind] = len(has)
-    diagnosis.lacks[kind] = dict(lacks)
-    if spare := sum(id not in ids for id in found): diagnosis.notes.append(f"{kind}: {spare} parts of that kind have no history")
+def _holdings(diagnosis, kind, ids, found):
+    "Enter which parts have a kind of file or caption; `found` is id -> what there is."
+    has = sum(bool(found.get(id)) for id in ids)
+    diagnosis.holds[kind] = has
+    diagnosis.lacks[kind] = {"there is none": len(ids) - has} if has < len(ids) else {}
+
+def _size(path):
+    "Bytes of a file, 0 where it cannot be looked at."
+    try: return path.stat().st_size
+    except OSError: return 0
+
+def _attached(diagnosis, folders, ids, everything):
+    "Captions by id and files of pictures and clouds by id, found and counted as a training does; enters both."
+    report, roles = SkipReport(), dict(txt="captions", img="pictures", points="points")
+    captions, views, clouds, names = find_attachments({role: folders[kind] for role, kind in roles.items()}, list(ids), everything, report)
+    usable = np.array([r["id"] in ids and bool(r["code"]) and bool(r["beginnings"] or not folders["beginnings"] and truncation_counts(r["operations"])) for r in diagnosis.rows], bool)
+    has = [int(np.count_nonzero(np.asarray(column, bool)[usable])) for column in (captions, views, clouds)]
+    diagnosis.notes.append("a training counts " + Attachments(int(usable.sum()), *has, names["spare"], names["cleaned"]).sentence())
+    diagnosis.notes += [f"captions: {reason.partition(': ')[2]} in {file}" for file, reason in report.entries]
+    found = {"captions": {id: text for id, text in zip(ids, captions) if text}}
+    for kind, role, column in (("pictures", "img", views), ("points", "points", clouds)):
+        found[kind] = {id: [folders[kind]/media_path(id, e) for i, e in enumerate(names[role]) if bits >> i & 1] for id, bits in zip(ids, column.tolist()) if bits}
+    for kind, some in found.items():
+        _holdings(diagnosis, kind, ids, some)
+        empty = sum(not _size(file) for files in some.values() for file in files) if kind != "captions" else 0
+        if empty: diagnosis.notes.append(f"{kind}: {empty} files are empty")
+    return found
 
 # %% ../nbs/07b_doctor.ipynb #bb778dc0
 def _enter_rows(diagnosis, rows, build):
@@ -255,8 +261,8 @@ def _counter(tokenizer):
 def _open_some(diagnosis, folders, media, num, jobs, timeout):
     "Open a draw of clouds and pictures; whatever cannot be read is noted."
     for kind, found in media.items():
-        files = sorted(((id, s) for id, some in found.items() for s, size in some.items() if size), key=lambda f: hashlib.sha1(f"{f[0]}{f[1]}".encode()).digest())
-        tasks = [(kind, str(folders[kind]/f"{id}{s}")) for id, s in (files[:num] if num >= 0 else files)]
+        files = sorted((file for some in found.values() for file in some if _size(file)), key=lambda f: hashlib.sha1(f.relative_to(folders[kind]).as_posix().encode("utf-8", "surrogateescape")).digest())
+        tasks = [(kind, str(file)) for file in (files[:num] if num >= 0 else files)]
         results = map_isolated(_open_media, tasks, jobs=jobs, timeout=timeout) if jobs else ((t, _open_media(t)) for t in tasks)
         bad = Counter(f"worker: {r.reason}" if isinstance(r, WorkerError) else str(r) for _, r in results if r)
         if tasks: diagnosis.notes.append(f"{kind}: {len(tasks)} of {len(files)} files opened, {sum(bad.values())} of them no use" + (f" ({'; '.join(f'{n} {r}' for r, n in bad.most_common(3))})" if bad else ""))
@@ -297,14 +303,12 @@ def doctor(
     d = Diagnosis(str(root), settings=settings)
     _enter_rows(d, _examine_all([(id, file, beginnings, build) for id, (file, beginnings) in ids.items()], jobs, timeout), build)
     if lost: d.notes.append(f"beginnings: {lost} files belong to no history")
-    captions, wrong = _captions(folders["captions"]) if folders["captions"] else ({}, {})
-    _holdings(d, "captions", ids, {id: {"": len(c)} for id, c in captions.items()})
-    d.notes += [f"captions: {n} times {reason}" for reason, n in wrong.items()]
-    media = {kind: _media(folders[kind], suffixes)[0] if folders[kind] else {} for kind, suffixes in (("pictures", VIEW_SUFFIXES), ("points", POINT_SUFFIXES), ("step", (".step", ".stp")))}
-    for kind, found in media.items(): _holdings(d, kind, ids, found)
-    views = Counter(len(f) for id, f in media["pictures"].items() if id in ids)
+    found = _attached(d, folders, ids, list(histories))
+    captions = found.pop("captions")
+    _holdings(d, "step", ids, _media(folders["step"], (".step", ".stp"))[0] if folders["step"] else {})
+    views = Counter(map(len, found["pictures"].values()))
     if len(views) > 1: d.notes.append(f"pictures: {', '.join(f'{n} parts with {k}' for k, n in sorted(views.items()))} views")
-    if num_opened: _open_some(d, folders, {k: v for k, v in media.items() if k != "step" and v}, num_opened, jobs, timeout)
+    if num_opened: _open_some(d, folders, {k: v for k, v in found.items() if v}, num_opened, jobs, timeout)
     _enter_lengths(d, captions, settings)
     _enter_leaks(d, split_file, num_val_samples)
     d.save(Path(out) if out else Path(root).resolve().with_name(f"{Path(root).resolve().name}-doctor"), draw)
