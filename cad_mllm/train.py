@@ -11,7 +11,7 @@ __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'WANDB', 'DATA_R
            'find_to_resume', 'same_share', 'RunningError', 'running_pid', 'train']
 
 # %% ../nbs/11_train.ipynb #b9bf92d8
-import hashlib, json, math, os, random, signal, socket, sys, time, uuid
+import hashlib, json, math, os, random, signal, socket, sys, time, uuid, warnings
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,8 +24,8 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from .config import CADMLLMConfig, ConfigError, CurriculumStage, TrainConfig
-from .dataset import MultimodalAutocompleteDataset, Scan, batches
+from .config import CADMLLMConfig, ConfigError, CurriculumStage, TrainConfig, parse_modalities
+from .dataset import DataWarning, MultimodalAutocompleteDataset, Scan, batches
 from .encoders import FeatureCache
 from .model import CADMLLMModel
 from .checkpoint import (CheckpointError, _newness, check_space, find_checkpoint, load_checkpoint, optimizer_state, read_record, restore_optimizer, rng_state,
@@ -366,6 +366,18 @@ def open_data(self: Trainer):
         self.val_data = MultimodalAutocompleteDataset(t.data_root, split="val", from_scratch_prob=t.from_scratch_prob, seed=t.seed + 1, report_path=val_report,
                                                       index_path=self.root/"data_index_val.npz", **common)
     self.mirror_reports()
+    self.tell_data()
+
+@patch
+def tell_data(self: Trainer):
+    "One line on what belongs to the parts, and a warning where a stage asks for what almost none has."
+    if not self.world.is_main: return
+    found, wanted = self.data.attachments, {}
+    for number, stage in enumerate(self.train_config.stages, 1):
+        asked = {m for names, share in stage.modality_probs.items() if share > 0 for m in parse_modalities(names)} if stage.num_epochs else ()
+        for modality in asked: wanted.setdefault(modality, f"stage {number}")
+    print(f"Data: {found.sentence()}", flush=True)
+    for text in found.warnings(wanted): warnings.warn(text, DataWarning, stacklevel=2)
 
 @patch
 def mirror_reports(self: Trainer):

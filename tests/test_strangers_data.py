@@ -89,12 +89,13 @@ def test_attachments_that_match_nothing_are_counted_and_told(parts, tmp_path):
     assert len(found.warnings({"image": "stage 2", "points": "stage 3"})) == 2
 
 
-def test_what_belongs_to_parts_of_validation_is_not_called_lost(parts, tmp_path):
-    root, ids = copy_of(parts, tmp_path)
-    (root/"img"/"0000").mkdir(parents=True)
-    for id in ids: (root/"img"/f"{id}_000.png").parent.mkdir(exist_ok=True); Image.new("RGB", (8, 8)).save(root/"img"/f"{id}_000.png")
-    found = MultimodalAutocompleteDataset(root, split="train", num_val_samples=4).attachments
-    assert found.num_images == found.num_parts < len(ids) and not found.spare
+def test_what_belongs_to_parts_of_validation_is_not_called_lost(tmp_path):
+    synthesize(root := tmp_path/"data", num=40, seed=0)
+    for id in ids_of(root):
+        (root/"img"/f"{id}_000.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root/"img"/f"{id}_000.png")
+    found = MultimodalAutocompleteDataset(root, split="train", num_val_samples=8).attachments
+    assert found.num_images == found.num_parts < 40 and not found.spare
 
 
 def test_training_says_what_was_found_and_warns(parts, tmp_path, capsys):
