@@ -191,7 +191,8 @@ def _outcome(result):
     "How a training ended, in a sentence or two."
     if result.status == "done": text = f"Done after {result.step} steps: {result.output_dir}/final_model" if not result.reason else f"Stopped at step {result.step} as --max_steps says"
     else: text = f"Stopped by {result.reason} after {result.step} steps, saved in {result.checkpoint}; go on with --resume_from_ckpt auto"
-    return text + (f"\n{result.undelivered} checkpoints are not in {result.output_dir} yet: cad-mllm deliver {result.output_dir}" if result.undelivered else "")
+    left = " and ".join(filter(None, [f"{result.undelivered} checkpoints" if result.undelivered else "", result.lines_left]))
+    return text + (f"\n{left} are not in {result.output_dir} yet: cad-mllm deliver {result.output_dir}" if left else "")
 
 # %% ../nbs/16_cli.ipynb #c11f1a402
 def plan(

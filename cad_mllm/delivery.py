@@ -7,10 +7,11 @@ __all__ = ['SLOW', 'mount_of', 'local_dir_for', 'default_local_dir', 'OutputFold
            'json_line', 'append_bytes', 'merge_lines', 'RunFiles', 'DeliveryError', 'Delivery', 'deliver']
 
 # %% ../nbs/10b_delivery.ipynb #0b5777e7
-import errno, hashlib, json, math, os, re, shutil, tempfile, threading, time
+import errno, hashlib, heapq, json, math, os, re, shutil, tempfile, threading, time
 from collections import deque
 from dataclasses import dataclass, field, replace as with_fields
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -310,10 +311,23 @@ def merge_lines(
     older: bytes, # a file of lines
     newer: bytes, # another version of it, or what came after it
 ) -> bytes:
-    "The lines of both, each once, those of `older` first."
+    "The lines of both, each once, in the order of their times; lines without one stay behind the line before them, and of equal times those of `older` come first."
     if older and not older.endswith(b"\n"): older += b"\n"
     known = set(older.splitlines())
-    return older + b"".join(line for line in newer.splitlines(keepends=True) if line.rstrip(b"\n") not in known)
+    added = [line for line in newer.splitlines(keepends=True) if line.rstrip(b"\n") not in known]
+    before = _timed(older.splitlines(keepends=True))
+    behind = before[-1][0] if before else ""
+    return b"".join(line for _, line in heapq.merge(before, _timed(added, behind), key=itemgetter(0)))
+
+_TIME = re.compile(rb'"time": ?"([^"]{1,40})"')
+
+def _timed(lines, otherwise=""):
+    "(time, line) with the latest time that was told up to each, so that their order never changes; `otherwise` where none tells a time."
+    found, when = [], "" if any(map(_TIME.search, lines)) else otherwise
+    for line in lines:
+        if told := _TIME.search(line): when = max(when, told[1].decode(errors="replace"))
+        found.append((when, line))
+    return found
 
 # %% ../nbs/10b_delivery.ipynb #0e0d8998
 class RunFiles:
@@ -325,10 +339,15 @@ class RunFiles:
         background: bool = True,       # mirror in a thread; False: in the calls themselves, not more often than `interval`
         interval: float = 5.0,         # seconds between two rounds
         clock=time.monotonic,
+        spare: Path | None = None,     # without a local folder: where lines are kept that the output folder does not take
+        tell=None,                     # called with (event, sentence) when a file of lines cannot be written
     ):
         self.output_dir, self.local_dir, self.out, self.interval, self.clock = Path(output_dir), local_dir and Path(local_dir), out or OutputFolder(output_dir), interval, clock
+        self.spare, self.tell = None if local_dir or not spare else Path(spare), tell or _nobody
+        self.waiting, self.brought, self.troubled = {}, 0, set()   # name -> lines that are not in the output folder yet; lines that came there from elsewhere
         self.late, self.changed, self.merged, self.watched, self.found, self.unwanted = {}, {}, set(), set(), set(), set()
         self.lock, self.wake, self.closing, self.last_error, self.next_round = threading.Lock(), threading.Event(), False, "", -math.inf
+        self._find_kept()
         self.thread = threading.Thread(target=self._mirror, name="cad_mllm-files", daemon=True) if background and self.local_dir else None
         if self.thread: self.thread.start()
 
@@ -347,7 +366,11 @@ class RunFiles:
 @patch
 def append(self: RunFiles, name: str, row: dict):
     "Add a JSON line; never fails: what cannot be written is kept and written later."
-    with self.lock: self._put(name, self.late.get(name, (b"", True))[0] + json_line(row), True)
+    line = json_line(row)
+    with self.lock:
+        self._put(name, self.late.get(name, (b"", True))[0] + line, True)
+        if name in self.late: self._keep(name, line)
+        elif self.local_dir: self.waiting[name] = self.waiting.get(name, 0) + 1
     if not self.thread: self.step()
 
 @patch
@@ -376,6 +399,7 @@ def _put(self: RunFiles, name, data, lines):
     else:
         self.late.pop(name, None)
         self.changed[name] = lines
+        self.troubled.discard(name)
 
 # %% ../nbs/10b_delivery.ipynb #35b78b58
 @patch
@@ -386,6 +410,7 @@ def step(self: RunFiles) -> bool: # whether everything is where it should be
     try:
         with self.lock:
             for name, (data, lines) in list(self.late.items()): self._put(name, data, lines)
+        if self.spare: self._merge_kept()
         if self.local_dir:
             self.out.check()
             for name in list(self.unwanted): self._unlink(name)
@@ -398,7 +423,7 @@ def step(self: RunFiles) -> bool: # whether everything is where it should be
 @patch
 def clean(self: RunFiles) -> bool:
     "Whether nothing waits."
-    return not (self.late or self.unwanted or self.local_dir and self.changed)
+    return not (self.late or self.unwanted or self.local_dir and self.changed or self.spare and any(self.waiting.values()))
 
 # %% ../nbs/10b_delivery.ipynb #33779f35
 @patch
@@ -407,7 +432,8 @@ def _bring_file(self: RunFiles, name):
     target, path, lines = self.output_dir/name, self.local_dir/name, self.changed[name]
     older = self.out.read(target) if lines and name not in self.merged and _size(self.out, target) is not None else b""
     with self.lock:
-        data = path.read_bytes()
+        data, waiting = path.read_bytes(), self.waiting.pop(name, 0)
+        if lines and name not in self.merged: waiting = _num_missing(data, older)
         if older and (merged := merge_lines(older, data)) != data:
             Path(temporary := f"{path}.{os.getpid()}.tmp").write_bytes(merged)
             os.replace(temporary, path)
@@ -417,9 +443,78 @@ def _bring_file(self: RunFiles, name):
         self.out.mkdir(target.parent)
         self.out.write(target, data)
     except OSError:
-        with self.lock: self.changed.setdefault(name, lines)
+        with self.lock:
+            self.changed.setdefault(name, lines)
+            if lines: self.waiting[name] = self.waiting.get(name, 0) + waiting
         raise
+    self.brought += waiting
     self.merged.add(name)
+
+# %% ../nbs/10b_delivery.ipynb #b5b43778
+def _nobody(event, text): pass
+
+def _num_missing(lines, known):
+    "How many lines are not among those that are known."
+    known = set(known.splitlines())
+    return sum(line not in known for line in lines.splitlines())
+
+@patch
+def _find_kept(self: RunFiles):
+    "Note what an earlier run could not bring."
+    folder = self.local_dir or self.spare
+    try: there = [p for p in folder.glob("*.jsonl") if p.is_file()] if folder else []
+    except OSError: there = []
+    for path in there:
+        if self.local_dir: self.changed[path.name] = True
+        else: self.waiting[path.name] = _num_missing(path.read_bytes(), b"")
+
+@patch
+def _keep(self: RunFiles, name, line):
+    "Keep a line that its file does not take, and say so once."
+    where = self.root/name
+    try:
+        if not self.spare: raise OSError(errno.ENOENT, "there is no other folder")
+        self.spare.mkdir(parents=True, exist_ok=True)
+        append_bytes(self.spare/name, line)
+        self.waiting[name], kept = self.waiting.get(name, 0) + line.count(b"\n"), f"its lines are kept in {self.spare/name}"
+    except OSError: kept = "its lines are kept in memory only"
+    if name in self.troubled: return
+    self.troubled.add(name)
+    self.tell("lines_kept", f"⚠️  {where}: cannot be written ({self.last_error}); {kept}, training goes on")
+
+# %% ../nbs/10b_delivery.ipynb #ede2a000
+@patch
+def _merge_kept(self: RunFiles):
+    "Put the lines that were kept elsewhere into their files, each in its place; raises `OSError` for the first file that does not take them."
+    for name in [n for n in self.waiting if n not in self.late]:
+        path, kept = self.root/name, self.spare/name
+        with self.lock:
+            older = path.read_bytes() if path.exists() else b""
+            new = kept.read_bytes() if kept.exists() else b""
+            data = merge_lines(older, new)
+            if data != older and data.startswith(older): append_bytes(path, data[len(older):])
+            elif data != older:
+                Path(temporary := f"{path}.{os.getpid()}.tmp").write_bytes(data)
+                os.replace(temporary, path)
+            self.brought += self.waiting.pop(name)
+            kept.unlink(missing_ok=True)
+
+@patch
+def probe(self: RunFiles, *names):
+    "Say of each file of lines that cannot be written, before there is a line for it."
+    for name in names:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            append_bytes(self.root/name, b"")
+        except OSError as e:
+            self.last_error = _reason(e)
+            self._keep(name, b"")
+
+@patch
+def left_over(self: RunFiles) -> str: # such as "12 lines of metrics.jsonl"; empty where there are none
+    "What of the files of lines is not in the output folder, in words."
+    found = {name: num for name, num in self.waiting.items() if num}
+    return f"{sum(found.values())} line{'s'*(sum(found.values()) > 1)} of {' and '.join(sorted(found, reverse=True))}" if found else ""
 
 # %% ../nbs/10b_delivery.ipynb #a321fe80
 @patch
@@ -500,7 +595,7 @@ class Delivery:
         self.memory = ck.SnapshotMemory()
         self._forget_all()
         self._scan()
-        self.files = RunFiles(self.output_dir, self.local_dir if self.staged else None, self.out, background, clock=clock)
+        self.files = RunFiles(self.output_dir, self.local_dir if self.staged else None, self.out, background, clock=clock, spare=self.local_dir, tell=self._tell)
         if background: self._start()
 
     @property
@@ -1048,8 +1143,10 @@ def close(self: Delivery,
         self.closing = True
         self.cond.notify_all()
     for t, limit in zip(self.threads, (None, _LAST_OPERATION)): t.join(limit)      # a thread that outlives the interpreter can abort the process
-    if not delivered and (left := self.status())["pending"]:
-        self._tell("left", f"📦  {left['pending']} checkpoints ({ck._human(left['pending_bytes'])}) are not in {self.output_dir} yet ({self.last_error or 'no time was left'}). They are safe in "
+    left, lines = self.status(), self.files.left_over()
+    if left["pending"] or lines:
+        what = " and ".join(filter(None, [f"{left['pending']} checkpoints ({ck._human(left['pending_bytes'])})" if left["pending"] else "", lines]))
+        self._tell("left", f"📦  {what} are not in {self.output_dir} yet ({self.last_error or self.files.last_error or 'no time was left'}). They are safe in "
                            f"{self.local_dir}; the next run delivers them, or: cad-mllm deliver {self.output_dir}")
     self.failed_in_a_row = 0
     self.poll()
@@ -1108,6 +1205,6 @@ def deliver(
     num = len(delivery.pending)
     try: delivery.flush(timeout)
     finally: delivery.close(0)
-    left = len(delivery.pending)
-    say(f"{num - left} of {num} checkpoints delivered from {delivery.local_dir} to {delivery.output_dir}")
+    left, lines = len(delivery.pending), delivery.files.brought
+    say(f"{num - left} of {num} checkpoints" + (f" and {lines} lines of metrics and events" if lines else "") + f" delivered from {delivery.local_dir} to {delivery.output_dir}")
     return left

@@ -1,4 +1,5 @@
 "What a user meets: the two commands of the script, spoiled data, folders that cannot be used, disks that are full, Drive that is away."
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cad_mllm import delivery
 from cad_mllm.checkpoint import latest_checkpoint, list_checkpoints, verify_checkpoint
 from cad_mllm.config import ConfigError
 from cad_mllm.train import EXIT_STOPPED, EXIT_UNDELIVERED, Trainer, find_to_resume, read_events, read_metrics, train
@@ -196,6 +198,59 @@ def test_trained_to_the_end_without_the_output_folder_has_a_code_of_its_own(data
     trainer.deliver_rest = later
     result = trainer.run()
     assert result.status == "done" and result.undelivered > 0 and result.exit_code == EXIT_UNDELIVERED == 74
+
+
+def keeps_nothing(monkeypatch, folder, number=errno.ENOSPC):
+    "From here on nothing can be written below a folder: neither lines nor checkpoints."
+    def refuse(path):
+        if Path(path).is_relative_to(folder): raise OSError(number, os.strerror(number), str(path))
+    for place, name in ((delivery, "append_bytes"), (os, "replace"), (os, "makedirs")):
+        def outer(path, *args, inner=getattr(place, name), **kwargs): refuse(path); return inner(path, *args, **kwargs)
+        monkeypatch.setattr(place, name, outer)
+
+
+def test_full_or_read_only_output_folder_keeps_every_line(data, tmp_path, monkeypatch, capsys):
+    "From step 3 on the folder takes nothing: the lines lie beside the checkpoints, are counted in the last line, and `deliver` puts them where they belong."
+    monkeypatch.setenv("CAD_MLLM_LOCAL", str(tmp_path/"state"))
+    out = tmp_path/"o"
+    model, settings = configs(data, out, *RUN, "--max_steps", "6")
+    trainer = Trainer(model, settings)
+    step, rest = trainer.train_step, trainer.deliver_rest
+    def stepped(*args):
+        row = step(*args)
+        if row["step"] == 3: keeps_nothing(monkeypatch, out, errno.EROFS)
+        return row
+    trainer.train_step, trainer.deliver_rest = stepped, lambda stopper: rest(stopper, patience=1.0)
+    result = trainer.run()
+    said = capsys.readouterr().out
+    assert [r["step"] for r in read_metrics(out)] == [1, 2] and f"{out/'metrics.jsonl'}: cannot be written (Read-only file system" in said
+    kept = next((tmp_path/"state").iterdir())
+    lines = [len((kept/name).read_bytes().splitlines()) for name in ("metrics.jsonl", "events.jsonl")]
+    assert lines[0] >= 4 and lines[1] >= 1
+    last = said.rstrip().splitlines()[-1]
+    assert f"{sum(lines)} lines of metrics.jsonl and events.jsonl are not in {out} yet" in last and result.exit_code == EXIT_UNDELIVERED and "metrics.jsonl" in result.lines_left
+    monkeypatch.undo()
+    monkeypatch.setenv("CAD_MLLM_LOCAL", str(tmp_path/"state"))
+    delivery.deliver(out, timeout=60)
+    assert f"{sum(lines)} lines of metrics and events delivered" in capsys.readouterr().out
+    assert [r["step"] for r in read_metrics(out)] == [1, 2, 3, 4, 5, 6]
+    for name in ("metrics.jsonl", "events.jsonl"):
+        times = [json.loads(line)["time"] for line in (out/name).read_text().splitlines()]
+        assert times == sorted(times) and not (kept/name).exists()
+
+
+def test_a_metrics_file_that_cannot_be_written_is_said_at_once(data, tmp_path, monkeypatch, capsys):
+    "A folder has its name: said before the first step, the lines are kept, and the run goes on."
+    monkeypatch.setenv("CAD_MLLM_LOCAL", str(tmp_path/"state"))
+    out = tmp_path/"o"
+    (out/"metrics.jsonl").mkdir(parents=True)
+    model, settings = configs(data, out, *RUN, "--max_steps", "2")
+    trainer = Trainer(model, settings)
+    said_before = []
+    trainer.open_data = lambda inner=trainer.open_data: (said_before.append(capsys.readouterr().out), inner())
+    result = trainer.run()
+    assert f"{out/'metrics.jsonl'}: cannot be written (Is a directory" in said_before[0]
+    assert result.step == 2 and result.lines_left == "2 lines of metrics.jsonl" and result.exit_code == EXIT_UNDELIVERED
 
 
 def test_a_disk_too_small_is_noticed_before_it_is_needed(data, tmp_path, monkeypatch, capsys):
