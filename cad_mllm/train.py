@@ -304,9 +304,10 @@ class TrainResult:
     checkpoint: Path | None      # the newest one
     reason: str = ""             # why it stopped
     undelivered: int = 0         # checkpoints that could not be brought to the output folder
+    lines_left: str = ""         # what of metrics and events could not be brought there, in words
 
     @property
-    def exit_code(self) -> int: return EXIT_STOPPED if self.status != "done" else EXIT_UNDELIVERED if self.undelivered else EXIT_DONE
+    def exit_code(self) -> int: return EXIT_STOPPED if self.status != "done" else EXIT_UNDELIVERED if self.undelivered or self.lines_left else EXIT_DONE
 
 # %% ../nbs/11_train.ipynb #10726ecf
 class Trainer:
@@ -994,8 +995,8 @@ def run(self: Trainer) -> TrainResult:
         waiting = f"{undelivered} checkpoints wait in {self.root}" if undelivered else ""
         self.tell(status, message="; ".join(filter(None, [f"stopped by {stopper.reason}" if stopper.reason else "", waiting])))
         for tracker in self.trackers: tracker.close()
-        self.close()
-    return TrainResult(status, self.progress.step, self.output_dir, self.checkpoint, stopper.reason, undelivered)
+        lines_left = self.close()
+    return TrainResult(status, self.progress.step, self.output_dir, self.checkpoint, stopper.reason, undelivered, lines_left)
 
 # %% ../nbs/11_train.ipynb #c90a039c
 @patch
@@ -1006,6 +1007,8 @@ def open_delivery(self: Trainer):
         self.delivery = _Delivery(self.output_dir, t.local_dir, keep_last_n=t.keep_last_n_checkpoints, max_pending=t.max_pending_checkpoints)
         try: self.delivery.root.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise ConfigError(f"output_dir={str(self.output_dir)!r}: {self.delivery.root} cannot be made ({e.strerror}); choose a folder that you may write to") from e
+        self.delivery.files.probe(METRICS, EVENTS)
+        self.hear()
     self.root = self.world.gather(self.delivery.root if self.delivery else None)[0]
 
 # %% ../nbs/11_train.ipynb #c5b2ef5f
@@ -1027,10 +1030,12 @@ def deliver_rest(self: Trainer, stopper: Stopper, patience: float = 600.0, hurry
     return self.delivery.status()["pending"]
 
 @patch
-def close(self: Trainer):
+def close(self: Trainer) -> str: # what of the files of lines is not in the output folder, in words
     "Stop writing; `DeliveryError` when the newest state is on no disk."
-    if self.delivery: self.delivery.close(0)
-    self.delivery = None
+    delivery, self.delivery = self.delivery, None
+    if not delivery: return ""
+    delivery.close(0)
+    return delivery.files.left_over()
 
 # %% ../nbs/11_train.ipynb #8913e63c
 @patch
