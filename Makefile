@@ -5,6 +5,7 @@
 # make mutations breaks each guarantee on purpose and sees that a test notices
 # make docs      the notebooks as a site, offline, every link checked
 # make dist      a wheel
+# make address OWNER=... REPO=...   the project's address, written into all that shows it
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -14,7 +15,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check -q
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check test-nbs test-py test-browser mutations export run-nbs docs dist clean
+.PHONY: demo test check test-nbs test-py test-browser mutations address export run-nbs docs dist clean
 
 $(VENV)/.run: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,7 +36,7 @@ check: $(VENV)/.dev
 	$(BIN)/python tools/make_readme.py --check
 
 test-nbs: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/test_notebooks.py --jobs $(JOBS)
 
 test-py: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not browser"
@@ -61,6 +62,10 @@ docs: $(VENV)/.dev
 
 dist: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
+
+address: $(VENV)/.dev
+	$(BIN)/python tools/address.py "$(OWNER)/$(REPO)"
+	$(MAKE) export
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis

@@ -103,9 +103,16 @@ def test_omni_cad_is_fetched_and_prepared(tmp_path, small_data):
 def test_nothing_that_colab_has_is_replaced(tmp_path):
     "The install cell gives pip every installed version as a constraint."
     cell = next(text for text in code_cells() if "pip" in text and "installed.txt" in text).split("import cad_mllm")[0]
-    script = "import subprocess, sys\nfrom pathlib import Path\nasked = []\nsubprocess.run = lambda words, **kwargs: asked.append(words)\nREPOSITORY = 'git+repository'\n" \
-             "import importlib.util; importlib.util.find_spec = lambda name: None\n" + cell + "\nprint(asked[0][asked[0].index('-c') + 1], asked[0][-1])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["installed.txt", "git+repository"]
+    (tmp_path/"cad_mllm-0.0.0-py3-none-any.whl").write_text("")
+    for source, given in (("git+repository", "git+repository"), ("", "cad_mllm-0.0.0-py3-none-any.whl")):   # without an address, the wheel that lies there
+        assert asked_of_pip(cell, source, tmp_path) == ["installed.txt", given]
     listed = {line.split("==")[0].lower() for line in (tmp_path/"installed.txt").read_text().splitlines()}
     assert {"torch", "ipywidgets", "numpy"} <= listed
+
+
+def asked_of_pip(cell, source, folder):
+    "The constraints and the source that the install cell gives pip where nothing is installed."
+    script = f"import subprocess, sys\nfrom pathlib import Path\nasked = []\nsubprocess.run = lambda words, **kwargs: asked.append(words)\nSOURCE = {source!r}\n" \
+             "import importlib.util; importlib.util.find_spec = lambda name: None\n" + cell + "\nprint(asked[0][asked[0].index('-c') + 1], Path(asked[0][-1]).name)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.split()

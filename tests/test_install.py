@@ -1,5 +1,9 @@
 "What an installation relies on: dependencies as they are stated, and command lines that older notes hold."
 import ast
+import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,3 +62,48 @@ def test_a_mistyped_command_or_flag_names_the_nearest(capsys):
     for words, code, told in ((["trian"], 2, "did you mean 'train'?"), (["synth", "x", "--nmu", "3"], 2, "did you mean '--num'?"), (["--version"], 0, __version__)):
         with pytest.raises(SystemExit) as end: main(words)
         assert end.value.code == code and told in "".join(capsys.readouterr())
+
+
+OTHERS = {"NeuralCarver/Michelangelo", "DavidXu-JJ/CAD-MLLM-metrics"}   # named as what they are: other people's work
+ADDRESS = re.compile(r"github(?:\.com)?[/:]([\w.-]+/[\w-]+)|\b([\w-]+)\.github\.io|@users\.(noreply)\.github")
+
+
+def texts(root):
+    "(file, text) of everything that is committed and readable."
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    if not any(names): pytest.skip("not a git checkout")
+    for name in filter(None, names):
+        if Path(name).suffix in (".py", ".ipynb", ".md", ".ini", ".toml", ".txt", ".in", "") and (root/name).is_file():
+            yield name, (root/name).read_text(encoding="utf-8", errors="replace")
+
+
+def addresses(root):
+    "(file, address) of every repository, site or mail address of GitHub that a committed text names, beside other people's."
+    return {(name, found) for name, text in texts(root) for m in ADDRESS.finditer(text) if (found := next(filter(None, m.groups()))) not in OTHERS | {"OWNER/REPO"}}
+
+
+def test_no_address_is_shown_beside_the_setting(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/"tools"))
+    import address
+    setting = address.current()
+    assert {found for name, found in addresses(ROOT) if not name.startswith(("tools/address.py", "tests/test_install.py"))} <= {setting, setting.split("/")[0]}
+
+
+def test_the_address_is_written_everywhere_and_taken_out_again(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT/"tools"))
+    import address
+    files = sorted({place.file for place in address.PLACES})
+    for file in files:
+        (tmp_path/file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/file, tmp_path/file)
+    address.change("", tmp_path)
+    before = {file: (tmp_path/file).read_bytes() for file in files}
+    address.change("some-one/parts", tmp_path)
+    assert address.current(tmp_path) == "some-one/parts"
+    assert {name for name, _ in addresses(tmp_path)} == set(files) and {found for _, found in addresses(tmp_path)} == {"some-one/parts", "some-one"}
+    for file in files:
+        if file.endswith(".ipynb"): json.loads((tmp_path/file).read_text(encoding="utf-8"))
+    address.change("else/where", tmp_path)
+    assert {found for _, found in addresses(tmp_path)} == {"else/where", "else"}
+    address.change("", tmp_path)
+    assert {file: (tmp_path/file).read_bytes() for file in files} == before

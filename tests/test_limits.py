@@ -1,8 +1,11 @@
 "Nothing hangs for good: a test, a child process and a notebook end with their stacks, and each deliberate fault can be made."
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import limits
 
@@ -31,6 +34,19 @@ def test_a_test_that_hangs_is_a_failure_with_its_name(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", str(ROOT/"pyproject.toml"), "--rootdir", str(tmp_path), "-o", "timeout=1", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "FAILED test_it.py::test_stuck" in done.stdout and "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_notebook_that_hangs_is_a_failure_with_its_name(monkeypatch, tmp_path, capfd):
+    monkeypatch.syspath_prepend(str(ROOT/"tools"))
+    import test_notebooks
+    pytest.importorskip("nbdev")
+    lines = ["import time\n", "def the_one_that_hangs(): time.sleep(300)\n", "the_one_that_hangs()"]
+    cells = [dict(cell_type="code", id="stuck", metadata={}, execution_count=None, outputs=[], source=lines)]
+    (tmp_path/"stuck.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    monkeypatch.setattr(test_notebooks, "ROOT", tmp_path)
+    assert test_notebooks.run([tmp_path/"stuck.ipynb"], 1, .1, "") == [tmp_path/"stuck.ipynb"]
+    said = "".join(capfd.readouterr())
+    assert "stuck.ipynb: no end after 0.1 minutes" in said and "in the_one_that_hangs" in said
 
 
 def test_every_mutation_can_be_made(monkeypatch):

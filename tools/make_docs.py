@@ -284,7 +284,7 @@ def markdown_html(page, source, taken):
 
 
 def relink(page, made, pages, repository):
-    "Links between notebooks as links between pages; files outside the site are linked at the repository."
+    "Links between notebooks as links between pages; files outside the site are linked at the repository, where the project has an address."
     names = {p.notebook: p.name for p in pages}
     def link(m):
         quote, target = m[1], html.unescape(m[2])
@@ -293,7 +293,9 @@ def relink(page, made, pages, repository):
         there = (page.notebook.parent/unquote(path)).resolve()
         if there in names: target = page.up + names[there]
         elif there.exists() and (NBS/"images") in there.parents: target = page.up + there.relative_to(NBS).as_posix()
-        elif there.exists() and ROOT in there.parents: target = f"{repository}/{there.relative_to(ROOT).as_posix()}"
+        elif there.exists() and ROOT in there.parents:
+            if not repository: return f'title="{html.escape(there.relative_to(ROOT).as_posix())}"'
+            target = f"{repository}/{there.relative_to(ROOT).as_posix()}"
         return f'{quote}="{html.escape(target + (f"#{anchor}" if anchor else ""))}"'
     return re.sub(r'\b(href|src)="([^"]*)"', link, made)
 
@@ -391,7 +393,9 @@ def page_html(page, body, pages, site):
     "The whole page."
     at = pages.index(page)
     module = module_of(page)
-    where = f'<p class="badge">module <code>{site["lib_name"]}.{module}</code>, notebook <a href="{site["blob"]}/nbs/{page.notebook.relative_to(NBS).as_posix()}">nbs/{page.notebook.relative_to(NBS).as_posix()}</a></p>' if module else ""
+    source = f"nbs/{page.notebook.relative_to(NBS).as_posix()}"
+    shown = f'<a href="{site["blob"]}/{source}">{source}</a>' if site["blob"] else source
+    where = f'<p class="badge">module <code>{site["lib_name"]}.{module}</code>, notebook {shown}</p>' if module else ""
     before = f'<a href="{page.up}{pages[at - 1].name}" rel="prev"><small>before</small>{html.escape(pages[at - 1].title)}</a>' if at else "<span></span>"
     after = f'<a href="{page.up}{pages[at + 1].name}" rel="next"><small>next</small>{html.escape(pages[at + 1].title)}</a>' if at + 1 < len(pages) else "<span></span>"
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(page.title)} · {html.escape(site["title"])}</title>'
@@ -403,7 +407,7 @@ def page_html(page, body, pages, site):
 def build(out):
     "Write the site; the pages that were written."
     out, site, pages = Path(out), settings(), find_pages()
-    site["blob"] = f"{site['git_url']}/blob/{site['branch']}"
+    site["blob"] = f"{site['git_url']}/blob/{site['branch']}" if site["git_url"] else ""
     bodies = {}
     for page in pages:
         taken = {"the-text", "search-box", "search-hits", "contents-list", "theme-switch"}
