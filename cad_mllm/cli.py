@@ -26,11 +26,12 @@ def synth(
     views: int = 8, # pictures a part, 0 to 8
     size: int = 224, # pixels a side
     points: bool = True, # make point clouds too
+    style: str = "families", # "families" with names and rich captions, or "realistic" parts with the statistics of real ones
 ):
     "Make procedural parts with captions, truncations, points and pictures."
     from cad_mllm.prepare import prepare
     from cad_mllm.synthetic import synthesize
-    synthesize(out, num=num, seed=seed, jobs=_jobs(jobs))
+    num = synthesize(out, num=num, seed=seed, jobs=_jobs(jobs), style=style)["parts"]
     prepare(out, points=points, images=views > 0, num_views=views, image_size=size, jobs=_jobs(jobs))
     print(f"{num} parts in {out}: train on them with `cad-mllm train --recipe tiny --data_root {out} --output_dir output`")
 
