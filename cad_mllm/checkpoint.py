@@ -7,11 +7,11 @@ __all__ = ['FORMAT', 'METADATA', 'MANIFEST', 'CONFIG', 'STATE', 'BEST', 'DISK', 
            'CheckpointError', 'checkpoint_name', 'parse_name', 'Disk', 'file_sha256', 'seal', 'is_old_format',
            'verify_checkpoint', 'clean_temporaries', 'publish', 'OldObject', 'plain', 'rng_state', 'set_rng_state',
            'safe_load', 'config_from_old', 'read_config', 'CheckpointRecord', 'read_record', 'list_checkpoints',
-           'format_checkpoints', 'latest_checkpoint', 'find_checkpoint', 'is_better', 'stage_records',
-           'best_checkpoint', 'update_best', 'prunable', 'prune_checkpoints', 'make_metadata', 'SnapshotMemory',
-           'Snapshot', 'snapshot_checkpoint', 'write_snapshot', 'save_checkpoint', 'describe_checkpoint', 'Loaded',
-           'load_checkpoint', 'upgrade_checkpoint', 'size_of_next_save', 'check_space', 'optimizer_state', 'Restored',
-           'restore_optimizer']
+           'format_checkpoints', 'current_run', 'own_records', 'latest_checkpoint', 'find_checkpoint', 'is_better',
+           'stage_records', 'best_checkpoint', 'update_best', 'prunable', 'prune_checkpoints', 'make_metadata',
+           'SnapshotMemory', 'Snapshot', 'snapshot_checkpoint', 'write_snapshot', 'save_checkpoint',
+           'describe_checkpoint', 'Loaded', 'load_checkpoint', 'upgrade_checkpoint', 'size_of_next_save', 'check_space',
+           'optimizer_state', 'Restored', 'restore_optimizer']
 
 # %% ../nbs/10_checkpoint.ipynb #951293f2
 import errno, hashlib, itertools, json, math, os, random, re, shutil, socket, sys, tempfile, threading, time
@@ -567,6 +567,9 @@ class CheckpointRecord:
     serial: int = 0                    # how many-th save into its output folder it was
     metadata: dict = field(default_factory=dict) # all of its metadata
 
+    @property
+    def run(self) -> str: return str(self.metadata.get("run") or "")
+
 # %% ../nbs/10_checkpoint.ipynb #b3a03e95
 def _told(path):
     "What an old checkpoint, or one whose manifest is damaged, tells about itself."
@@ -682,11 +685,26 @@ def format_checkpoints(
     line = lambda row: "  ".join(c.rjust(w) if i in (2, 3, 4, 5, 7) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
     return "\n".join(map(line, rows))
 
+# %% ../nbs/10_checkpoint.ipynb #8aedc4b3
+def current_run(
+    records: list, # of `CheckpointRecord`
+) -> str: # empty where nothing says
+    "The id of the run that saved the newest complete checkpoint."
+    return max((r for r in records if r.complete), key=_newness).run if any(r.complete for r in records) else ""
+
+def own_records(
+    records: list, # of `CheckpointRecord`
+    run: str = "", # its id; default: the run that saved last
+) -> list:
+    "The records of one run, and those that do not say which run they are of."
+    run = run or current_run(records)
+    return [r for r in records if not run or r.run in ("", run)]
+
 # %% ../nbs/10_checkpoint.ipynb #1b07de13
 def _newest_good(folder, depth, skip=()) -> tuple: # (path or None, what was passed over)
     "The newest checkpoint that is proved whole, and a phrase for each newer one that is not; `skip` are known to be damaged."
     passed = []
-    for record in sorted(list_checkpoints(folder, depth), key=_newness, reverse=True):
+    for record in sorted(own_records(list_checkpoints(folder, depth)), key=_newness, reverse=True):
         if record.path in skip: continue
         problems = [record.problem] if record.problem else [] if _just_proved(record.path) else verify_checkpoint(record.path)
         if not problems: return record.path, passed
@@ -744,7 +762,7 @@ def best_checkpoint(
     records: list, # of one stage
 ) -> CheckpointRecord | None:
     "The best complete checkpoint of a stage: the one that was last found to be."
-    return max((r for r in records if r.complete and r.is_best), key=_newness, default=None)
+    return max((r for r in own_records(records) if r.complete and r.is_best), key=_newness, default=None)
 
 # %% ../nbs/10_checkpoint.ipynb #cc86c589
 def update_best(
@@ -774,7 +792,7 @@ def prunable(
     stages, gone, keep = {}, [], {Path(p).resolve() for p in protect}
     for record in records:
         ours = record.complete and not record.old_format
-        if ours and record.path.name != BEST and not record.path.name.endswith("_model"): stages.setdefault(record.path.parent, []).append(record)
+        if ours and record.path.name != BEST and not record.path.name.endswith("_model"): stages.setdefault((record.path.parent, record.run), []).append(record)
     for same_stage in stages.values() if keep_last_n > 0 else ():
         same_stage.sort(key=_newness)
         best = best_checkpoint(same_stage)
@@ -958,7 +976,7 @@ def write_snapshot(
         s, known, options = snapshot, snapshot.known, snapshot.options
         stage_dir, name = s.output_dir/known["stage"], options["name"]
         records = list_checkpoints(s.output_dir)
-        in_stage = stage_records(records, stage_dir)
+        in_stage = own_records(stage_records(records, stage_dir), str(options["extra_metadata"].get("run") or ""))
         is_best = is_better(known["val_loss"], known["loss"], best_checkpoint(in_stage)) if known["is_best"] is None else known["is_best"]
         serial = options["serial"] or 1 + max((r.serial for r in records), default=0)
         form = getattr(s.train_config, "checkpoint_name", TrainConfig.checkpoint_name)

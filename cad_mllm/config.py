@@ -205,6 +205,7 @@ class TrainConfig(_JSONConfig):
     eval_steps: int = 0                  # validation loss every so many steps; 0 means with every save
     checkpoint_name: str = "checkpoint-step{step}-loss{loss:.4f}-{time}" # how a checkpoint folder is called
     resume_from_ckpt: str = ""           # a checkpoint folder, "auto" (or "latest": the newest good one, else a new run), or "" for a new run
+    start_over: bool = False             # in a folder that holds a run: first move that run aside, then begin a new one
     accept_changes: str = ""             # what may differ from the resumed run, comma separated, such as data,batch_size; "all" for anything
     num_workers: int = 0                 # processes that read data
     feature_cache: str = ""              # a folder on a local disk: what frozen encoders make of a picture is computed once and kept there
@@ -244,6 +245,7 @@ def validate(self: TrainConfig):
     _check(not unknown, "track", self.track, f"{', '.join(sorted(unknown))} is not among tensorboard, wandb")
     unknown = self.accepted - {*CHANGES, "all"}
     _check(not unknown, "accept_changes", self.accept_changes, f"{', '.join(sorted(unknown))} is not among {', '.join(CHANGES)}, all")
+    _check(not (self.start_over and self.resume_from_ckpt), "start_over", True, "a run is begun anew or resumed: leave out start_over or resume_from_ckpt")
     _check("{step}" in self.checkpoint_name, "checkpoint_name", self.checkpoint_name, "the name must contain {step}")
 
 @patch(as_prop=True)

@@ -857,7 +857,8 @@ def prune_plan(
     if keep_last_n < 1: raise PanelError(f"Keep the last: {keep_last_n} would delete everything; keep 1 or more")
     resumed = _resumed(run)
     counted = [r for r in sorted(run.records, key=_newness) if r.complete and not r.old_format and r.path.name != BEST and not r.path.name.endswith("_model")]
-    recent = {r.path for parent in {r.path.parent for r in counted} for r in [c for c in counted if c.path.parent == parent][-keep_last_n:]}
+    groups = {(r.path.parent, r.run) for r in counted}
+    recent = {r.path for group in groups for r in [c for c in counted if (c.path.parent, c.run) == group][-keep_last_n:]}
     def why(r):
         if not r.complete: return "damaged: delete it by hand when you are sure"
         if r.old_format: return "old format: never deleted here"

@@ -34,7 +34,7 @@ class Mutation:
 
 CK, TRAIN, DELIVERY, SAFE = "cad_mllm/checkpoint.py", "cad_mllm/train.py", "cad_mllm/delivery.py", "cad_mllm/safe.py"
 T_CK, T_OURS, T_SAFE, T_DELIVERY = (f"tests/test_{name}.py::test_" for name in ("checkpoint", "guarantees", "safety", "delivery"))
-T_KILLS = "tests/test_train_kills.py::test_"
+T_KILLS, T_RUNS = "tests/test_train_kills.py::test_", "tests/test_runs.py::test_"
 T_TRAIN, T_CHANGES, T_ENDS, T_OLD, T_PEERS = (f"tests/test_train{name}.py::test_" for name in ("", "_changes", "_ends", "_old", "_processes"))
 EXACT = T_TRAIN + "killed_and_resumed_is_as_if_never_stopped[lora, dropout 0.1, accumulation 3]"
 IN_PARTS = T_TRAIN + "killed_in_an_epoch_at_its_end_and_between_stages"
@@ -54,6 +54,8 @@ MUTATIONS = [
     Mutation(1, "the learning rate is a step ahead", TRAIN, "p.stage_step = schedule.last_epoch = plan.steps_before(p.position)", "p.stage_step = schedule.last_epoch = plan.steps_before(p.position) + 1", EXACT),
     Mutation(1, "a background save is not a copy", CK, "            copy.copy_(t.detach(), non_blocking=t.is_cuda)\n            self.taken.append(copy)\n", "            self.made[key] = t\n", T_CK + "what_training_does_while_a_snapshot_is_written_does_not_show"),
     Mutation(1, "the random state of a stage's end is dropped", TRAIN, "elif self.pending: self.begin_stage()", "elif self.pending: pass", T_KILLS + "exact_resume_from_a_stages_end[lora, dropout]"),
+    Mutation(2, "a new run begins in the folder of an earlier one", "cad_mllm/training/run_folder.py", "    if not records or checkpoint and", "    if records or checkpoint and", T_RUNS + "a_new_run_in_the_folder_of_an_earlier_one_is_refused_and_touches_nothing"),
+    Mutation(2, "pruning looks at all runs of a folder", CK, "stages.setdefault((record.path.parent, record.run), [])", "stages.setdefault(record.path.parent, [])", T_RUNS + "best_latest_and_pruning_look_at_their_own_run_only"),
     # 2 atomic
     Mutation(2, "files are written straight under the final name", CK, 'temporary = _hidden(final, "tmp")', "temporary = final if not final.exists() else _hidden(final, 'tmp')", EVERY_CALL),
     Mutation(2, "left-over temporaries are not cleaned", CK, "    clean_temporaries(final.parent)\n    temporary", "    temporary", EVERY_CALL),

@@ -1,0 +1,95 @@
+"""A run's folder belongs to one run: nothing of an earlier run is lost, mixed or replaced, whoever starts what there."""
+import json
+
+import pytest
+
+from cad_mllm.checkpoint import BEST, latest_checkpoint, list_checkpoints, prune_checkpoints, read_record, save_checkpoint, update_best
+from cad_mllm.cli import main
+from cad_mllm.train import METRICS, OccupiedError, read_metrics, train
+from small_data import make
+from train_runs import FLAGS, configs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory): return make(tmp_path_factory.mktemp("data"), 14)
+
+
+def everything(folder): return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def ids(out): return {json.loads(line).get("run") for line in (out/METRICS).read_text().splitlines()}
+
+
+# ---- a new run in the folder of an earlier one
+
+def test_a_new_run_in_the_folder_of_an_earlier_one_is_refused_and_touches_nothing(data, tmp_path, capsys):
+    out = tmp_path/"o"
+    train(*configs(data, out, "--max_steps", 3))
+    before = everything(out)
+    with pytest.raises(OccupiedError, match="holds a run at step 3: --resume_from_ckpt auto goes on, another --output_dir starts anew, --start_over first moves the old run aside"):
+        train(*configs(data, out, "--max_steps", 1))
+    with pytest.raises(SystemExit): main(["train", *FLAGS, "--data_root", str(data), "--output_dir", str(out)])
+    assert "holds a run at step 3" in capsys.readouterr().err
+    train(*configs(data, tmp_path/"other", "--max_steps", 1))
+    foreign = str(latest_checkpoint(tmp_path/"other"))
+    with pytest.raises(OccupiedError): train(*configs(data, out, "--resume_from_ckpt", foreign))     # another run's checkpoint is no way in
+    assert everything(out) == before
+
+
+def test_every_checkpoint_and_metrics_line_carries_the_id_of_its_run(data, tmp_path):
+    out = tmp_path/"o"
+    train(*configs(data, out, "--max_steps", 2))
+    train(*configs(data, out, "--max_steps", 4, "--resume_from_ckpt", "auto"))
+    runs = {r.run for r in list_checkpoints(out)}
+    assert len(runs) == 1 and "" not in runs and ids(out) == runs          # a resumed run keeps its id
+    assert [r["step"] for r in read_metrics(out)] == [1, 2, 3, 4]
+
+
+def test_start_over_moves_the_old_run_aside_whole(data, tmp_path, capsys):
+    out = tmp_path/"o"
+    train(*configs(data, out, "--max_steps", 3))
+    (out/"notes.txt").write_text("mine")
+    saved = {p.relative_to(out): b for p, b in everything(out).items() if p.suffix in (".safetensors", ".pt", ".jsonl")}
+    assert train(*configs(data, out, "--max_steps", 1, "--start_over")).step == 1
+    aside = next(p for p in tmp_path.iterdir() if p.name.startswith("o-step3-"))
+    assert str(aside) in capsys.readouterr().out and (out/"notes.txt").read_text() == "mine"
+    assert {p: (aside/p).read_bytes() for p in saved} == saved
+    assert {r.step for r in list_checkpoints(out)} == {1} and [r["step"] for r in read_metrics(out)] == [1]
+    assert train(*configs(data, out, "--max_steps", 2, "--resume_from_ckpt", "auto")).step == 2      # what was saved does not ask to start over again
+
+
+def test_a_run_from_before_run_ids_goes_on(data, tmp_path, monkeypatch):
+    out = tmp_path/"o"
+    from cad_mllm import checkpoint
+    made = checkpoint.make_metadata
+    def without(**k): return {n: v for n, v in made(**k).items() if n != "run"}
+    monkeypatch.setattr(checkpoint, "make_metadata", without)
+    train(*configs(data, out, "--max_steps", 2))
+    monkeypatch.undo()
+    assert {r.run for r in list_checkpoints(out)} == {""}
+    lines = [json.loads(line) for line in (out/METRICS).read_text().splitlines()]
+    (out/METRICS).write_text("".join(json.dumps({k: v for k, v in row.items() if k != "run"}) + "\n" for row in lines))
+    assert train(*configs(data, out, "--max_steps", 4, "--resume_from_ckpt", "auto")).step == 4
+    assert [r["step"] for r in read_metrics(out)] == [1, 2, 3, 4]
+
+
+class Weights:
+    "Something that can be saved."
+    config = None
+    def save_pretrained(self, folder): (folder/"model.txt").write_text("weights")
+
+
+def save(out, step, run, loss, **more):
+    return save_checkpoint(Weights(), out, stage="s", step=step, epoch=0, loss=loss, extra_metadata={"run": run} if run else {}, **more)
+
+
+def test_best_latest_and_pruning_look_at_their_own_run_only(tmp_path):
+    old = [save(tmp_path, step, "a", loss, keep_last_n=0) for step, loss in ((10, 1.0), (20, 2.0), (30, 3.0))]
+    new = [save(tmp_path, step, "b", loss, keep_last_n=1) for step, loss in ((1, 9.0), (2, 8.0))]
+    assert all(p.exists() for p in old) and not new[0].exists()            # only the run's own older one went
+    assert latest_checkpoint(tmp_path).samefile(new[1])
+    assert read_record(tmp_path/"s"/BEST).step == 2 and read_record(update_best(tmp_path/"s")).run == "b"
+    prune_checkpoints(tmp_path, 1)
+    assert [p.exists() for p in old] == [True, False, True] and new[1].exists()          # the best and the newest of the other run stay
+    (new[1]/"model.txt").write_text("broken!")
+    assert latest_checkpoint(tmp_path, quiet=True).name == BEST            # a copy of the run's own, never the other run's
