@@ -206,6 +206,7 @@ class TrainConfig(_JSONConfig):
     checkpoint_name: str = "checkpoint-step{step}-loss{loss:.4f}-{time}" # how a checkpoint folder is called
     resume_from_ckpt: str = ""           # a checkpoint folder, "auto" (or "latest": the newest good one, else a new run), or "" for a new run
     start_over: bool = False             # in a folder that holds a run: first move that run aside, then begin a new one
+    take_over: bool = False              # of a folder that another training seems to hold: train there all the same
     accept_changes: str = ""             # what may differ from the resumed run, comma separated, such as data,batch_size; "all" for anything
     num_workers: int = 0                 # processes that read data
     feature_cache: str = ""              # a folder on a local disk: what frozen encoders make of a picture is computed once and kept there

@@ -17,7 +17,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from . import checkpoint as ck
-from .checkpoint import BEST, MANIFEST, CheckpointError, best_checkpoint, is_better, prunable, read_record, stage_records, verify_checkpoint
+from .checkpoint import BEST, MANIFEST, CheckpointError, best_checkpoint, is_better, own_records, prunable, read_record, stage_records, verify_checkpoint
 
 # %% ../nbs/10b_delivery.ipynb #bbc223d8
 SLOW = re.compile(r"fuse(\..*)?|nfs4?|cifs|smb\w*|9p|drvfs|davfs|afs|ncpfs|sshfs")   # fuseblk is a local disk with a foreign format
@@ -1171,7 +1171,7 @@ def latest(self: Delivery,
     quiet: bool = False, # do not say which ones were passed over, and why
 ) -> Path | None: # None when there is no complete one
     "The newest checkpoint of both places that is proved whole, hashes included."
-    passed, records = False, self.records()
+    passed, records = False, own_records(self.records())
     self.poll()
     for record in records:
         if not (problems := [record.problem] if record.problem else verify_checkpoint(record.path)):

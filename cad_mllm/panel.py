@@ -653,7 +653,7 @@ def describe_training(
             "stopped": ("", f"Stopped at step {step}, everything saved: resume to go on. {s.get('message') or ''}".strip()),
             "done": ("good", f"Done at step {step}. {s.get('message') or ''}".strip()),
             "failed": ("error", f"The training failed: {s.get('message') or f'it ended with exit code {training.exit_code}'}; {log}."),
-            "away": ("warning", f"A training on another machine ({s.get('host')}) wrote here {_ago(training.age)} ago. If that machine is gone, wait until it has been silent for {_SILENCE//60} minutes, then resume."),
+            "away": ("warning", f"A training on another machine ({s.get('host')}) wrote here {_ago(training.age)} ago. If that machine is gone, press Take over, or wait until it has been silent for {_SILENCE//60} minutes."),
             "lost": ("error", f"The training ended without a word{'' if step is None else f' at step {step}'}, {_ago(training.age)} ago: killed, out of memory, or its machine went away. Resume goes on from the newest complete checkpoint."),
             }.get(training.state, ("warning", f"{STATUS} speaks of a state {training.state!r} that this version does not know; update cad_mllm."))
 
@@ -729,7 +729,7 @@ def parse_flags(
 # %% ../nbs/14_panel.ipynb #5c41777e
 NUM_STAGES = len(TrainConfig().stages)
 _FLAGS = {f.name for c in (CADMLLMConfig, TrainConfig) for f in fields(c)} | {"recipe", "use_autocomplete_dataset"} | {f"stage{i + 1}_{k}" for i in range(NUM_STAGES) for k in ("epochs", "lr")}
-_FLAGS -= {"output_dir", "resume_from_ckpt", "start_from_stage", "accept_changes"}   # the form says these
+_FLAGS -= {"output_dir", "resume_from_ckpt", "start_from_stage", "accept_changes", "start_over", "take_over"}   # the form says these
 
 def _changed_flags(changes):
     "Changes as flags; one learning rate serves every stage."
@@ -827,7 +827,7 @@ def start_training(
 ) -> subprocess.Popen:
     "Start a training that outlives this kernel; raises `PanelError` where one runs already."
     output, running = Path(output_dir), read_training(output_dir)
-    if running.is_active:
+    if running.is_active and "--take_over" not in command:
         raise PanelError(f"{output}: process {running.status.get('pid')} on {running.status.get('host')} is training there already (step {running.status.get('step', 0)}); stop it first, or choose another output folder")
     output.mkdir(parents=True, exist_ok=True)
     (output/STOP).unlink(missing_ok=True)
@@ -1314,10 +1314,11 @@ class TrainView(View):
         self.command, self.progress, self.tail = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.start = _button(self.panel, "Start", self.begin, "primary", width="110px")
         self.stop = _button(self.panel, "Save and stop", self.halt, "warning", width="130px")
+        self.seize = _button(self.panel, "Take over", self.take_over, "danger", width="110px")
         for name in ("mode", "run", "output", "recipe", "data", "more", "command", "start", "stop", "progress", "tail"): getattr(self, name).add_class(f"cm-{name}")
         for name, w in self.changes.items(): w.add_class(f"cm-{name.replace('_', '-')}")
         settings = widgets.Box(list(self.changes.values()), layout=widgets.Layout(flex_flow="row wrap", max_width="1000px"))
-        return [self.mode, _row(self.run, self.recipe), self.output, self.data, settings, self.more, self.command, _row(self.start, self.stop), self.progress, self.tail]
+        return [self.mode, _row(self.run, self.recipe), self.output, self.data, settings, self.more, self.command, _row(self.start, self.stop, self.seize), self.progress, self.tail]
 
     @property
     def folder(self) -> Path:
@@ -1375,12 +1376,23 @@ def show(self: TrainView):
     self.progress.value = progress_html(training)
     self.tail.value = f'<h4>{LOG}</h4><pre class="cm-text">{html.escape(text)}</pre>' if text else ""
     self.start.disabled, self.stop.disabled = training.is_active, not training.is_active
+    self.seize.layout.display = "" if training.state == "away" else "none"
 
 # %% ../nbs/14_panel.ipynb #33f1ccf2
 @patch
 def begin(self: TrainView):
     "Start what the form says."
+    self.launch(self.form())
+
+@patch
+def take_over(self: TrainView):
+    "Start what the form says although another machine seems to train there: the user knows that it is gone."
     form = self.form()
+    self.launch(replace(form, more=f"{form.more} --take_over"))
+
+@patch
+def launch(self: TrainView, form: TrainForm):
+    "Start a form's training and follow it."
     if self.mode.value == "new" and not form.data_root and "--data_root" not in form.more: raise PanelError("Data folder: is empty; write where the data is, or make some with `cad-mllm synth data`")
     process = start_training(self.panel.command(form), form.output_dir)
     self.follow(form.output_dir)

@@ -30,9 +30,11 @@ from .encoders import FeatureCache
 from .model import CADMLLMModel
 from .checkpoint import (CheckpointError, _newness, check_space, find_checkpoint, load_checkpoint, optimizer_state, read_record, restore_optimizer, rng_state,
                                  set_rng_state, size_of_next_save, update_best)
-from .delivery import Delivery, DeliveryError, local_dir_for
+from .delivery import Delivery, DeliveryError, OutputFolder, local_dir_for
 from .shard import Sharded, WholeModel, sharding_asked, whole_copy
+from .training.run_folder import OccupiedError, goes_on_here, move_aside, refuse_occupied
 from .track import open_trackers, png_bytes
+from .utils.files import LOCK, FolderLock, HeldError, is_gone, read_holder, release, take
 
 # %% ../nbs/11_train.ipynb #dd8dc58e
 METRICS, EVENTS, STATUS, STOP, RUN_CONFIG = "metrics.jsonl", "events.jsonl", "status.json", "stop", "run_config.json"
@@ -65,10 +67,11 @@ def _lines(path):
 def read_metrics(
     output_dir: Path, # of a run
 ) -> list: # of dict, one a step, in order of steps
-    "The logged steps of a run, the last line of each step; broken lines are left out."
-    steps = {}
+    "The logged steps of the run that wrote last, the last line of each step, without the run's id; broken lines are left out."
+    steps, run = {}, ""
     for row in _lines(Path(output_dir)/METRICS):
-        if "step" in row: steps[row["step"]] = steps.get(row["step"], {}) | row
+        if (said := row.pop("run", run)) != run: steps, run = steps if not run else {}, said
+        if isinstance(row.get("step"), int): steps[row["step"]] = steps.get(row["step"], {}) | row
     return [steps[k] for k in sorted(steps)]
 
 def read_events(
@@ -325,7 +328,7 @@ class Trainer:
         self.progress, self.optimizer, self.scheduler, self.val_data, self.idle_steps = Progress(), None, None, None, 0
         self.pending, self.changes, self.asked = {}, [], [train_config.batch_size, train_config.gradient_accumulation_steps]   # about the resume
         self.delivery, self.root, self.checkpoint, self.submitted, self.needed, self.space = None, self.output_dir, None, {}, 0, ""   # about saving
-        self.trackers, self.started = [], datetime.now().isoformat(timespec="seconds")
+        self.trackers, self.started, self.run_id, self.lock = [], datetime.now().isoformat(timespec="seconds"), uuid.uuid4().hex[:12], None
         self.model = model or CADMLLMModel(config)
         if not self.sharding: self.model.to(self.device)
         self.compute = self.model            # gives the loss of a batch; `share_out` puts another in its place
@@ -572,7 +575,7 @@ def save(self: Trainer, name: str | None = None):
     self.hear()
     if self.world.is_main:
         path = self.delivery.save(model, own=self.is_sharded, stage=self.stage.name, step=p.step, epoch=state["epoch"], loss=loss, trainer_state=state, train_config=replace(t, accept_changes=""),
-                                  val_loss=val_loss, is_best=is_best, name=name, extra_metadata=dict(samples=p.samples, tokens=p.tokens, seconds=p.seconds))
+                                  val_loss=val_loss, is_best=is_best, name=name, extra_metadata=dict(samples=p.samples, tokens=p.tokens, seconds=p.seconds, run=self.run_id))
         self.submitted[os.path.relpath(path, self.delivery.output_dir)] = dict(step=p.step, stage=self.stage.name, loss=loss, val_loss=val_loss)
     self.saved_step, self.saved_time = p.step, time.monotonic()
 
@@ -627,7 +630,7 @@ def look_at_space(self: Trainer):
 def log(self: Trainer, **row):
     "A line in metrics.jsonl, or in events.jsonl for an event."
     if not self.world.is_main: return
-    self.delivery.append(EVENTS if "event" in row else METRICS, row | {"time": datetime.now().isoformat(timespec="milliseconds")})
+    self.delivery.append(EVENTS if "event" in row else METRICS, row | {"run": self.run_id, "time": datetime.now().isoformat(timespec="milliseconds")})
     for tracker in self.trackers if "event" not in row else (): tracker.log(row)
 
 @patch
@@ -651,7 +654,7 @@ def tell(self: Trainer, state: str, message: str = "", **more):
     rate = p.seconds/max(1, p.step)
     gpu = round(torch.cuda.max_memory_allocated(self.device)/2**30, 2) if self.device.type == "cuda" else None
     status = dict(
-        state=state, pid=os.getpid(), host=socket.gethostname(), stage=self.stage.name, stage_index=p.stage_index, num_stages=len(self.train_config.stages),
+        state=state, run=self.run_id, pid=os.getpid(), host=socket.gethostname(), stage=self.stage.name, stage_index=p.stage_index, num_stages=len(self.train_config.stages),
         step=p.step, stage_step=p.stage_step, stage_steps=plans[p.stage_index].num_steps if plans else None, total_steps=total or None, loss=p.last_loss,
         val_loss=p.val_loss, eta_seconds=round(rate*max(0, total - p.step)) if total else None, gpu_memory=gpu, checkpoint=str(self.checkpoint or ""), message=message,
         started=self.started, updated=datetime.now().isoformat(timespec="seconds"), delivery=self.delivery.status() if self.delivery else None, space=self.space, **more)
@@ -798,11 +801,13 @@ def stage_of(self: Trainer, loaded) -> int | None: # None for a stage that is no
 @patch
 def resume(self: Trainer, path: Path):
     "Take weights and progress from a checkpoint; the optimizer follows when its stage begins."
-    loaded = load_checkpoint(path, self.model, quiet=not self.world.is_main, verify=self.train_config.resume_from_ckpt not in ("latest", "auto"))
+    t = self.train_config
+    loaded = load_checkpoint(path, self.model, quiet=not self.world.is_main, verify=t.resume_from_ckpt not in ("latest", "auto"))
     self.checkpoint, state = loaded.path, loaded.trainer_state or {}
+    if goes_on_here(loaded.path, self.output_dir, t.local_dir): self.run_id = str(loaded.metadata.get("run") or self.run_id)
     if self.world.is_main: self.delivery.protect = (loaded.path,)
-    first, stage_index = self.train_config.start_from_stage - 1, self.stage_of(loaded)
-    if self.world.is_main and stage_index is not None: self.finish_best(self.train_config.stages[stage_index].name)
+    first, stage_index = t.start_from_stage - 1, self.stage_of(loaded)
+    if self.world.is_main and stage_index is not None: self.finish_best(t.stages[stage_index].name)
     self.take_progress(loaded, state, first if stage_index is None else stage_index)
     if stage_index is None and "progress" in state and self.world.is_main:
         print(f"  ⚠️  {state.get('stage')!r} is not a stage of this curriculum: {self.train_config.stages[first].name} begins with the checkpoint's weights")
@@ -959,6 +964,7 @@ def train_stage(self: Trainer, stopper: Stopper):
 @patch
 def asked_to_stop(self: Trainer, stopper: Stopper) -> bool:
     "Whether to end before the next step; all processes agree."
+    self.keep_lock()
     if self.train_config.max_steps and self.progress.step >= self.train_config.max_steps: stopper.reason = stopper.reason or "max_steps"
     if self.world.sum(torch.tensor([float(bool(stopper.check()))])).item() and not stopper.reason: stopper.reason = "another process"
     return bool(stopper.reason)
@@ -977,7 +983,8 @@ def report(self: Trainer, row: dict, bar):
 def run(self: Trainer) -> TrainResult:
     "Train through the curriculum from wherever the run stands."
     t = self.train_config
-    self.refuse_second_run()
+    self.take_lock()
+    self.refuse_occupied()
     self.open_delivery()
     with Stopper(self.delivery, t.max_minutes) as stopper:
         self.tell("starting")
@@ -1068,27 +1075,42 @@ def running_pid(
     output_dir: Path, # of a run
 ) -> int | None:
     "The process that is training into this folder on this machine, if it is alive."
-    try: status = json.loads((Path(output_dir)/STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
-    if status.get("state") not in ("starting", "running", "stopping") or status.get("host") != socket.gethostname(): return None
-    try: os.kill(status["pid"], 0)
-    except (OSError, KeyError, TypeError): return None
-    command = _command_of(status["pid"])
-    return status["pid"] if "python" in command and ("train" in command or "ipykernel" in command or "pytest" in command or status["pid"] == os.getpid()) else None
-
-def _command_of(pid):
-    "The command line of a process, or \"python train\" where the system does not tell."
-    try: return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError: return "python train"
+    try: holder = read_holder((Path(output_dir)/LOCK).read_bytes())
+    except OSError: return None
+    return holder.pid if is_gone(holder) is False else None
 
 @patch
-def refuse_second_run(self: Trainer):
-    "Raise `RunningError` where another live process trains into the same folder."
-    pid = running_pid(self.output_dir) if self.world.is_main else None
-    if pid and pid != os.getpid():
-        raise RunningError(f"output_dir={str(self.output_dir)!r}: process {pid} is training into this folder; stop it first (touch {self.output_dir/STOP}) or choose another folder")
+def take_lock(self: Trainer):
+    "Take the lock of the output folder; `RunningError` where another training holds it."
+    if not self.world.is_main: return
+    self.lock = FolderLock(self.output_dir, self.train_config.take_over)
+    try:
+        OutputFolder(self.output_dir).check()
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        take(self.lock)
+    except HeldError as e:
+        raise RunningError(f"output_dir={str(self.output_dir)!r}: {e.holder} is training into this folder; stop it first (touch {self.output_dir/STOP}), choose another folder, "
+                           "or where you know that it is gone: --take_over") from e
+    except OSError: pass                   # whoever writes into the folder next says what is wrong with it
+
+@patch
+def keep_lock(self: Trainer):
+    "Raise `RunningError` where another training has taken the folder over: from there on nothing may be written."
+    if self.lock and self.lock.lost: raise RunningError(f"output_dir={str(self.output_dir)!r}: {self.lock.lost} has taken over this folder; this training ends without saving")
 
 # %% ../nbs/11_train.ipynb #1c578495
+@patch
+def refuse_occupied(self: Trainer):
+    "Raise `OccupiedError` where the folder holds another run; with `start_over` move that run aside."
+    t = self.train_config
+    self.train_config = replace(t, start_over=False, take_over=False)      # done once: what is saved must not ask for it again
+    if not self.world.is_main: return
+    if t.start_over and (aside := move_aside(self.output_dir, t.local_dir)): print(f"The run that was in {self.output_dir} lies in {aside} now", flush=True)
+    if t.resume_from_ckpt in ("auto", "latest"): return
+    checkpoint = find_to_resume(t.resume_from_ckpt, self.output_dir, t.local_dir) if t.resume_from_ckpt else None
+    refuse_occupied(self.output_dir, t.local_dir, checkpoint)
+
+# %% ../nbs/11_train.ipynb #ca3042fb
 def train(
     config: CADMLLMConfig, # the model
     train_config: TrainConfig, # how to train it
@@ -1100,11 +1122,13 @@ def train(
     try: result = trainer.run()
     except BaseException as e:
         trainer.world.last_words(e)
-        if not isinstance(e, RunningError):
+        if not isinstance(e, (RunningError, OccupiedError)):
             try:
                 trainer.tell("failed", message=f"{type(e).__name__}: {e}")
                 if not isinstance(e, KeyboardInterrupt): trainer.close()
             except (OSError, CheckpointError): pass       # the first error is the one to tell
         raise
+    finally:
+        if trainer.lock: release(trainer.lock)
     trainer.world.leave()
     return result

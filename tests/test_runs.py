@@ -1,11 +1,15 @@
 """A run's folder belongs to one run: nothing of an earlier run is lost, mixed or replaced, whoever starts what there."""
 import json
+from dataclasses import asdict, replace
+from functools import partialmethod
+from pathlib import Path
 
 import pytest
 
 from cad_mllm.checkpoint import BEST, latest_checkpoint, list_checkpoints, prune_checkpoints, read_record, save_checkpoint, update_best
 from cad_mllm.cli import main
-from cad_mllm.train import METRICS, OccupiedError, read_metrics, train
+from cad_mllm.train import METRICS, OccupiedError, RunningError, Trainer, read_metrics, train
+from cad_mllm.utils.files import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
 from small_data import make
 from train_runs import FLAGS, configs
 
@@ -93,3 +97,50 @@ def test_best_latest_and_pruning_look_at_their_own_run_only(tmp_path):
     assert [p.exists() for p in old] == [True, False, True] and new[1].exists()          # the best and the newest of the other run stay
     (new[1]/"model.txt").write_text("broken!")
     assert latest_checkpoint(tmp_path, quiet=True) is None                 # its best is the same file: rather none than the other run's
+
+
+# ---- two trainings in one folder
+
+def held_elsewhere(out, beat=1):
+    "A lock file of a training on another machine."
+    out.mkdir(parents=True, exist_ok=True)
+    holder = asdict(replace(this_process(), host="elsewhere", token="theirs", pid=7))
+    (out/LOCK).write_text(json.dumps(dict(holder=holder, beat=beat)))
+
+
+def test_two_trainings_in_one_folder_are_refused_and_the_holder_is_named(data, tmp_path, monkeypatch):
+    out = tmp_path/"o"
+    held_elsewhere(out)
+    beats = iter(range(2, 100))
+    monkeypatch.setattr(FolderLock, "__init__", partialmethod(FolderLock.__init__, sleep=lambda s: held_elsewhere(out, next(beats))))
+    with pytest.raises(RunningError, match="process 7 on elsewhere .* is training into this folder.*--take_over"): train(*configs(data, out, "--max_steps", 1))
+    assert [p.name for p in out.iterdir()] == [LOCK]                       # nothing else was touched
+    assert train(*configs(data, out, "--max_steps", 1, "--take_over")).step == 1
+    assert not (out/LOCK).exists()                                         # given back
+
+
+def test_a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_change(tmp_path):
+    now, said = [0.0], []
+    def sleep(seconds): now[0] += seconds
+    def lock(): return FolderLock(tmp_path, say=said.append, clock=lambda: now[0], sleep=sleep)
+    for change, waits in ((dict(born=1.0), 0), (dict(pid=2**22 + 3), 0), (dict(host="elsewhere"), PATIENCE)):      # a reused process id, a dead one, another machine
+        (tmp_path/LOCK).write_text(json.dumps(dict(holder=asdict(replace(this_process(), **change)), beat=9)))
+        now[0], mine = 0.0, lock()
+        take(mine); release(mine)
+        assert now[0] == waits and "taken over from process" in said[-1]
+
+
+def test_who_was_taken_over_ends_and_writes_nothing_more(data, tmp_path, monkeypatch):
+    out = tmp_path/"o"
+    asked = Trainer.asked_to_stop
+    def seized(self, stopper):
+        if self.progress.step == 2: held_elsewhere(out); beat(self.lock)
+        return asked(self, stopper)
+    monkeypatch.setattr(Trainer, "asked_to_stop", seized)
+    with pytest.raises(RunningError, match="process 7 on elsewhere .* has taken over"): train(*configs(data, out, "--max_steps", 9))
+    assert not list_checkpoints(out) and read_holder((out/LOCK).read_bytes()).host == "elsewhere"
+
+
+def test_no_test_runner_is_named_in_what_is_shipped():
+    import cad_mllm
+    assert not [p.name for p in Path(cad_mllm.__file__).parent.rglob("*.py") if "pytest" in p.read_text(encoding="utf-8")]
