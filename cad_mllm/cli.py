@@ -172,7 +172,7 @@ def configs(
         if is_fixed and k not in _MAY_CHANGE and (tuple(v) if isinstance(was, tuple) else v) != was:
             raise ConfigError(f"{k}={v!r}: the checkpoint has {was!r}; leave the flag out, or start a new run without --resume_from_ckpt")
     model = CADMLLMConfig.from_dict(model.to_dict() | given)
-    fresh = dict(resume_from_ckpt="", accept_changes="", max_steps=0, max_minutes=0.0, start_from_stage=1)
+    fresh = dict(resume_from_ckpt="", accept_changes="", max_steps=0, max_minutes=0.0, start_from_stage=1, start_over=False, take_over=False)
     train = TrainConfig.from_dict(train.to_dict() | fresh | _given(args, TrainConfig))
     _set_stages(train, args)
     return model, train
