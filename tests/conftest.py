@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import limits  # noqa: E402   (beside this file)
 
 limits.for_every_child()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    "Where even the interruption after ten minutes does not come through, as in a deadlock around the interpreter's lock: stacks, and the end."
+    limits.arm(720, item.config.stash.get(fault_handler_stderr_fd_key, 2))
+    try: return (yield)
+    finally: limits.disarm()
 
 
 @pytest.fixture(scope="session")

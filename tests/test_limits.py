@@ -36,17 +36,20 @@ def test_a_test_that_hangs_is_a_failure_with_its_name(tmp_path):
     assert done.returncode == 1 and "FAILED test_it.py::test_stuck" in done.stdout and "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_notebook_that_hangs_is_a_failure_with_its_name(monkeypatch, tmp_path, capfd):
-    monkeypatch.syspath_prepend(str(ROOT/"tools"))
-    import test_notebooks
+def test_a_fork_of_a_limited_process_ends_and_has_a_limit():
+    code = "import os, sys\npid = os.fork()\nif not pid: sys.exit(0)\nassert os.waitpid(pid, 0)[1] == 0\nif not os.fork():\n" + "\n".join("    " + line for line in STUCK.strip().splitlines()) + "\nos.wait()"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, limits.SECONDS: "2"}, capture_output=True, text=True, timeout=120)
+    assert "in the_one_that_hangs" in done.stderr
+
+
+def test_a_notebook_that_hangs_is_a_failure_with_its_name(tmp_path):
     pytest.importorskip("nbdev")
     lines = ["import time\n", "def the_one_that_hangs(): time.sleep(300)\n", "the_one_that_hangs()"]
     cells = [dict(cell_type="code", id="stuck", metadata={}, execution_count=None, outputs=[], source=lines)]
     (tmp_path/"stuck.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
-    monkeypatch.setattr(test_notebooks, "ROOT", tmp_path)
-    assert test_notebooks.run([tmp_path/"stuck.ipynb"], 1, .1, "") == [tmp_path/"stuck.ipynb"]
-    said = "".join(capfd.readouterr())
-    assert "stuck.ipynb: no end after 0.1 minutes" in said and "in the_one_that_hangs" in said
+    command = [sys.executable, str(ROOT/"tools/test_notebooks.py"), "--minutes", "0.1", str(tmp_path/"stuck.ipynb")]
+    done = subprocess.run(command, env={**os.environ, limits.SECONDS: "0"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "stuck.ipynb: no end after 0.1 minutes" in done.stdout and "in the_one_that_hangs" in done.stderr
 
 
 def test_every_mutation_can_be_made(monkeypatch):

@@ -48,7 +48,7 @@ def start(path, minutes, flags):
 def outcome(running, minutes):
     "Tell how a notebook ended; True when it passed."
     running.process.join()
-    seconds, name = time.monotonic() - running.began, running.path.relative_to(ROOT)
+    seconds, name = time.monotonic() - running.began, os.path.relpath(running.path, ROOT)
     passed = running.process.exitcode == 0
     why = "" if passed else f": no end after {minutes:g} minutes, its stacks are above" if seconds >= 60*minutes else f": exit code {running.process.exitcode}"
     print(f"{'ok    ' if passed else 'FAILED'} {seconds:6.1f} s  {name}{why}", flush=True)
