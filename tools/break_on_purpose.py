@@ -97,7 +97,7 @@ MUTATIONS = [
     Mutation(4, "a full folder makes no room for the newest", DELIVERY, "        room = _is_full(e) and self._make_room_there()", "        room = False", T_DELIVERY + "a_full_folder_gives_up_its_oldest_for_the_newest"),
     Mutation(4, "the end of a run does not wait for the delivery", TRAIN, "while not self.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():", "while False:", T_ENDS + "training_goes_on_while_the_output_folder_is_away"),
     Mutation(4, "what lies locally only is not found", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (find_checkpoint(wanted, self.output_dir) or "")', T_ENDS + "local_first_killed_and_delivered_by_the_next_run"),
-    Mutation(4, "undelivered checkpoints do not show in the exit code", TRAIN, "else EXIT_UNDELIVERED if self.undelivered else EXIT_DONE", "else EXIT_DONE", T_ENDS + "trained_to_the_end_without_the_output_folder_has_a_code_of_its_own"),
+    Mutation(4, "undelivered checkpoints do not show in the exit code", TRAIN, "else EXIT_UNDELIVERED if self.undelivered or self.lines_left else EXIT_DONE", "else EXIT_DONE", T_ENDS + "trained_to_the_end_without_the_output_folder_has_a_code_of_its_own"),
     Mutation(4, "lines that the folder does not take are not kept on a disk", DELIVERY, "        append_bytes(self.spare/name, line)\n", "", T_ENDS + "full_or_read_only_output_folder_keeps_every_line"),
     Mutation(4, "kept lines are put behind all others", DELIVERY, "heapq.merge(before, _timed(added, behind), key=itemgetter(0))", "before + _timed(added, behind)", "nbs/10b_delivery.ipynb"),
     # 5 stops well
