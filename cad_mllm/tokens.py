@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NUM_LEVELS', 'MANTISSAS', 'EXPONENTS', 'OPS', 'EXTENT_TOKENS', 'AXES', 'NUM_CARRY', 'COMMANDS', 'UNIT_TOKENS',
-           'EXPONENT_TOKENS', 'CARRY', 'NUMBERS', 'TOKENS', 'TOKEN_IDS', 'Grid', 'number_tokens', 'GridLoop',
-           'SketchOp', 'ExtrudeOp', 'encode', 'State', 'GrammarError', 'choices', 'advance', 'min_length', 'allowed',
-           'read_state', 'decode', 'to_text', 'from_text', 'encode_split', 'encode_partial', 'read_grid', 'decode_rest',
-           'trim', 'TokenCodec', 'TextCodec', 'salvage', 'JsonCodec', 'get_codec']
+           'EXPONENT_TOKENS', 'CARRY', 'NUMBERS', 'ARC_TOKENS', 'ADDED', 'TOKENS', 'VERSION', 'TOKEN_IDS', 'FINE',
+           'TOLERANCE', 'Grid', 'vocabulary', 'number_tokens', 'fine_number_tokens', 'GridLoop', 'SketchOp',
+           'ExtrudeOp', 'encode', 'State', 'GrammarError', 'choices', 'advance', 'min_length', 'allowed', 'read_state',
+           'decode', 'to_text', 'from_text', 'encode_split', 'encode_partial', 'read_grid', 'decode_rest', 'trim',
+           'TokenCodec', 'TextCodec', 'salvage', 'JsonCodec', 'get_codec']
 
 # %% ../nbs/02_tokens.ipynb #d814db85
 import functools, itertools, json, math, re
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fastcore.basics import patch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import Rotation
 
 from .cad import (CADFormatError, CADProgram, Circle, Contour, Extrude, Frame, Loop, Profile, Sketch, arc_circle, arc_points, contour_loop)
@@ -34,6 +37,10 @@ class Grid:
 
     @property
     def unit(self) -> float: return float(f"{self.mantissa}e{self.exponent}")
+
+    def fine(self) -> "Grid":
+        "The grid a thousand times finer."
+        return Grid(self.mantissa, self.exponent - 3)
 
     def levels(self, metres) -> np.ndarray: # of int
         "Lengths in metres as whole numbers of units."
@@ -88,7 +95,17 @@ UNIT_TOKENS = [f"<u{m:g}>" for m in MANTISSAS]
 EXPONENT_TOKENS = [f"<e{e}>" for e in EXPONENTS]
 CARRY = [f"<k{i}>" for i in range(NUM_CARRY)]
 NUMBERS = [f"<{i}>" for i in range(NUM_LEVELS)]
-TOKENS = COMMANDS + UNIT_TOKENS + EXPONENT_TOKENS + CARRY + NUMBERS
+ARC_TOKENS = ["<ccw>", "<cw>", "<wide-ccw>", "<wide-cw>", "<half-ccw>", "<half-cw>"]
+ADDED = [["<.>", *ARC_TOKENS]]                   # what each later version appends
+TOKENS = COMMANDS + UNIT_TOKENS + EXPONENT_TOKENS + CARRY + NUMBERS + [t for tokens in ADDED for t in tokens]
+VERSION = 1 + len(ADDED)
+
+def vocabulary(
+    version: int = VERSION, # of the language: 1 or 2
+) -> list: # of str
+    "The tokens that a version of the language has, in the order in which they are added to a tokenizer."
+    return TOKENS[:len(TOKENS) - sum(map(len, ADDED[version - 1:]))]
+
 TOKEN_IDS = {t: i for i, t in enumerate(TOKENS)}
 
 # %% ../nbs/02_tokens.ipynb #4fcccaf5
@@ -101,6 +118,21 @@ def number_tokens(
     while high: high, d = divmod(high, NUM_CARRY); digits.insert(0, f"<k{d}>")
     if len(digits) > 2: raise CADFormatError(f"a coordinate of {n} levels is too far out for the language")
     return (["<->"] if n < 0 else []) + digits + [f"<{low}>"]
+
+# %% ../nbs/02_tokens.ipynb #e6da99dc
+FINE = 1000 # steps of a level
+
+def fine_number_tokens(
+    n: int, # any whole number of thousandths of a level
+) -> list: # of str
+    "A number of thousandths as tokens: as `number_tokens` says it where it is a whole number of levels, otherwise with `<.>` before the last one and the thousandths after it."
+    whole, rest = divmod(abs(int(n)), FINE)
+    digits = (["<->"] if n < 0 else []) + number_tokens(whole)
+    return [*digits[:-1], "<.>", digits[-1], f"<{rest}>"] if rest else digits
+
+def _numbers(values): return [t for v in values for t in number_tokens(v)]
+
+def _fine_numbers(values): return [t for v in values for t in fine_number_tokens(v)]
 
 # %% ../nbs/02_tokens.ipynb #7b4fbd97
 @dataclass(frozen=True)
@@ -222,6 +254,7 @@ def _grid_profile(contours, turn, grid):
 # %% ../nbs/02_tokens.ipynb #8f523510
 class _Encoder:
     "Turns operations of one program into records; keeps which sketch and profile became which."
+    numbers = staticmethod(_numbers)
     def __init__(self, program, grid=None, num_levels=NUM_LEVELS):
         self.program, self.grid, self.num_levels = program, grid, num_levels
         self.ops, self.notes = [], []
@@ -327,41 +360,415 @@ def _extrude(self: _Encoder, extrude, used):
     self.ops.append(ExtrudeOp(extrude.operation, refs, *extent))
 
 # %% ../nbs/02_tokens.ipynb #1a1dba5c
-def _records(program, kept=0, num_levels=NUM_LEVELS, grid=None):
+def _arc_kind(a, m, b):
+    "(kind, radius) of the arc through three points in thousandths, or None where it is too flat to be seen."
+    if (circle := arc_circle(a, m, b)) is None: return None
+    (center, r), chord, bulge = circle, b - a, m - (a + b)/2
+    length = max(np.hypot(*chord), 1e-9)
+    side = chord[0]*bulge[1] - chord[1]*bulge[0]
+    out = (chord[0]*(center - a)[1] - chord[1]*(center - a)[0])/length*np.sign(side)   # how far the center lies beyond the chord
+    if r > 4e6*FINE or abs(side)/length < .5: return None
+    turn = "cw" if side > 0 else "ccw"
+    if abs(out) <= 1e-4*r: return f"half-{turn}", 0
+    return (f"wide-{turn}" if out > 0 else turn), max(int(round(r)), 1)
+
+def _arc_middle(a, arc, b):
+    "The middle of an arc of this kind and radius between two points; a radius that is too small for them gives a half circle."
+    (kind, r), chord = arc, b - a
+    half = np.hypot(*chord)/2
+    depth = math.sqrt(max(r*r - half*half, 0))
+    h = half if r <= half else r + depth if kind.startswith("wide") else r - depth
+    away = np.array([chord[1], -chord[0]])/(2*half)*(1 if kind.endswith("ccw") else -1)
+    return (a + b)/2 + h*away
+
+def _settled(a, arc, b):
+    "The arc between two rounded corners, named as it will be named when it is read again."
+    for _ in range(4):
+        again = _arc_kind(a, _arc_middle(a, arc, b), b)
+        if again is None or again == arc: return again
+        arc = again
+    return arc
+
+# %% ../nbs/02_tokens.ipynb #f4703d62
+def _fine_contour(loop):
+    "A loop in thousandths as a `Contour`."
+    if loop.radius: return Contour(np.array(loop.points, float), [], float(loop.radius))
+    points = np.array(loop.points, float)
+    def middle(a, arc, b):
+        if arc is None: return None
+        return _arc_middle(a, arc, b) if isinstance(arc[0], str) else np.array(arc, float)
+    return Contour(points, [middle(*edge) for edge in zip(points, loop.mids, np.roll(points, -1, axis=0))])
+
+def _fine_contours_of(profiles): return [[_fine_contour(l) for l in p] for p in profiles]
+
+def _fine_loop(points, arcs):
+    "A loop of rounded corners, without the edges that collapsed, in its canonical form; None where it has no area."
+    edges = [(a, arc, b) for a, arc, b in zip(points, arcs, points[1:] + points[:1]) if a != b]
+    if len(edges) < 2: return None
+    arcs = [arc and _settled(np.array(a, float), arc, np.array(b, float)) for a, arc, b in edges]
+    loop = _canonical([e[0] for e in edges], arcs)
+    return loop if abs(_fine_contour(loop).area()) > .0005*FINE*FINE else None
+
+def _measured(contour, turn, grid):
+    "A contour in thousandths of a level, counter-clockwise."
+    if contour.radius is not None:
+        return GridLoop((tuple(grid.levels(turn(contour.vertices))[0].tolist()),), (), max(int(grid.levels(contour.radius)), 1))
+    contour = contour if contour.area() > 0 else contour.reversed()
+    arcs = [None if m is None else _measured_arc(*(turn(p[None])[0]/grid.unit for p in (a, m, b))) for a, m, b in contour.edges()]
+    points, kinds = [tuple(p) for p in grid.levels(turn(contour.vertices)).tolist()], []
+    corners = []
+    for a, b, arc in zip(points, points[1:] + points[:1], arcs):
+        if arc and a == b:                        # nearly a full circle: two half circles
+            far = tuple(np.rint(arc[2]).astype(int).tolist())
+            if far != a: corners += [a, far]; kinds += [(f"half-{arc[0].split('-')[-1]}", 0)]*2
+        elif a != b: corners.append(a); kinds.append(arc and arc[:2])
+    return GridLoop(tuple(corners), tuple(kinds))
+
+def _measured_arc(a, m, b):
+    "(kind, radius, middle) of an arc in thousandths, or None."
+    if np.hypot(*(b - a)) < 1: return "ccw", int(round(np.hypot(*(m - a))/2)), m
+    kind = _arc_kind(a, m, b)
+    return kind and (*kind, m)
+
+# %% ../nbs/02_tokens.ipynb #143a94d2
+TOLERANCE = .018                       # of a dimension: what rounding may change
+_SMALLEST, _MAX_EDGES = 50, 1500      # distances below are no dimensions (thousandths); profiles with more edges than this are measured loop by loop
+
+def _whole(n):
+    "Thousandths rounded to whole levels, away from zero where they tie."
+    n = np.asarray(n)
+    return np.sign(n)*((np.abs(n) + FINE//2)//FINE)*FINE
+
+def _changed(before, after): return np.abs(after - before) > TOLERANCE*before
+
+class _Rounding:
+    "What each coordinate of a sketch becomes, in thousandths; `known` finds what a coordinate was written as before."
+    def __init__(self, loops, known):
+        corners = np.array([p for l in loops for p in l.points]).reshape(-1, 2)
+        self.values = [np.unique(corners[:, axis]) for axis in (0, 1)]
+        held = [[known(axis, int(v)) for v in values] for axis, values in enumerate(self.values)]
+        self.held = [np.array([h is not None for h in some], bool) for some in held]
+        self.true = [_beside(*both) for both in zip(self.values, held)]
+        self.became = [np.where(h, t, _whole(t)) for h, t in zip(self.held, self.true)]
+        self.links = [np.zeros((2, 0), int), np.zeros((2, 0), int)]
+
+    def __call__(self, points): # (N, 2) -> (N, 2)
+        "Where corners come to lie."
+        points = np.asarray(points).reshape(-1, 2)
+        return np.stack([self.became[i][np.searchsorted(self.values[i], points[:, i])] for i in (0, 1)], 1)
+
+    def link(self, axis, first, second):
+        "Coordinates whose distances must stay; whether that changes what they become."
+        at = [np.searchsorted(self.values[axis], v) for v in (first, second)]
+        self.links[axis] = np.unique(np.concatenate([self.links[axis], at], 1), axis=1)
+        before = self.became[axis]
+        self.became[axis] = self._together(axis)
+        if (self.became[axis] == before).all():
+            at = np.unique(at)
+            self.became[axis] = before.copy(); self.became[axis][at] = np.where(self.held[axis], self.values[axis], self.true[axis])[at]
+        return bool((self.became[axis] != before).any())
+
+    def _together(self, axis):
+        "Linked coordinates move together, so far that as many as possible lie on whole levels."
+        n, (a, b) = len(self.values[axis]), self.links[axis]
+        _, groups = connected_components(coo_array((np.ones(len(a)), (a, b)), (n, n)), directed=False)
+        became, true = np.where(self.held[axis], self.true[axis], _whole(self.true[axis])), self.true[axis]
+        for g in np.flatnonzero(np.bincount(groups) > 1):
+            members = np.flatnonzero(groups == g)
+            moved = true[members] + _onto_levels(true[members], self.held[axis][members])
+            near = _whole(moved)
+            became[members] = np.where(np.abs(near - moved) <= 2, near, moved)
+        return np.where(self.held[axis], self.true[axis], became)
+
+def _beside(values, held):
+    "Coordinates moved along with the nearest one that was written before, where that is near."
+    fixed = np.array([v for v, h in zip(values, held) if h is not None])
+    if not len(fixed): return values.copy()
+    moves = np.array([h - v for v, h in zip(values, held) if h is not None])
+    nearest = np.abs(values[:, None] - fixed).argmin(1)
+    return values + np.where(np.abs(values - fixed[nearest]) < 64*FINE, moves[nearest], 0)
+
+def _onto_levels(values, held):
+    "How far to move coordinates together so that most lie on whole levels; not at all where one does or was written before."
+    rests = values % FINE
+    if held.any() or (rests == 0).any(): return 0
+    kinds, counts = np.unique(rests, return_counts=True)
+    first = values[rests == kinds[counts.argmax()]][0]
+    return int(_whole(first) - first)
+
+# %% ../nbs/02_tokens.ipynb #1306fe15
+@patch
+def parallels(self: _Rounding, loops):
+    "Link the coordinates of parallel edges whose distance changes; whether that helps any."
+    edges = [(n, a, b) for n, l in enumerate(loops) for a, arc, b in zip(l.points, l.mids, l.points[1:] + l.points[:1]) if arc is None and a != b]
+    of, lines = np.array([e[0] for e in edges]), [e[1:] for e in edges]
+    if len(lines) > _MAX_EDGES: return len(loops) > 1 and any([self.parallels([l]) for l in loops])
+    if len(lines) < 2: return False
+    ends = np.array(lines)                                           # (E, 2, 2)
+    normals, distances = _distances(ends.astype(float))
+    _, now = _distances(self(ends).reshape(ends.shape).astype(float), normals)
+    cross = normals[:, None, 0]*normals[None, :, 1] - normals[:, None, 1]*normals[None, :, 0]
+    same = (of[:, None] == of) | (of[:, None] == 0) | (of == 0)       # within a loop, or between a hole and the outline
+    i, j = np.nonzero(same & (np.abs(cross) < 1e-3) & (distances > _SMALLEST) & _changed(distances, now))
+    return any([self._link_edges(axis, ends[..., axis], i, j, np.abs(normals[:, axis]) > 1e-6) for axis in (0, 1)])
+
+@patch
+def _link_edges(self: _Rounding, axis, ends, i, j, across):
+    "Link the coordinates (E, 2) of the edges `i` and `j`, of those that run across this direction."
+    i, j = i[across[i]], j[across[i]]
+    if not len(i): return False
+    first, second = np.r_[ends[i, 0], ends[i, 0], ends[j, 0]], np.r_[ends[j, 0], ends[i, 1], ends[j, 1]]
+    return self.link(axis, first, second)
+
+def _distances(ends, fallback=None):
+    "Unit normals of lines (E, 2, 2), and how far the middle of each lies from each other line (E, E)."
+    along = ends[:, 1] - ends[:, 0]
+    length = np.hypot(*along.T)
+    normals = np.stack([-along[:, 1], along[:, 0]], 1)/np.maximum(length, 1e-9)[:, None]
+    if fallback is not None: normals = np.where(length[:, None] > 0, normals, fallback)
+    offsets = normals @ ends.mean(1).T
+    return normals, np.abs(offsets - np.diag(offsets)[:, None])
+
+@patch
+def arcs(self: _Rounding, loops):
+    "Link the ends of arcs whose radius would have to change; whether that helps any."
+    edges = [(a, arc, b) for l in loops for a, arc, b in zip(l.points, l.mids, l.points[1:] + l.points[:1]) if arc is not None and a != b]
+    if not edges: return False
+    ends = np.array([(a, b) for a, _, b in edges])
+    def chords(e): return np.hypot(*(e[:, 1] - e[:, 0]).T.astype(float))
+    before, now, radius = chords(ends), chords(self(ends).reshape(ends.shape)), np.array([arc[1] for _, arc, _ in edges], float)
+    half = radius == 0
+    bad = np.where(half, _changed(before, now) & (before > _SMALLEST), now > 2*radius*(1 + TOLERANCE)) | (now == 0) & (before > _SMALLEST)
+    return bool(bad.any()) and any([self.link(axis, *ends[bad, :, axis].T) for axis in (0, 1)])
+
+# %% ../nbs/02_tokens.ipynb #aa35f621
+def _radii(loops):
+    "{radius: rounded radius} for the circles and arcs of a profile."
+    centers = {}
+    for l in loops:
+        if l.radius: centers.setdefault(l.points[0], set()).add(l.radius)
+        for arc in l.mids:
+            if arc is not None and arc[1]: centers.setdefault(None, set()).add(arc[1])
+    whole = {r: int(_whole(r)) for some in centers.values() for r in some}
+    became = {r: w if w and not _changed(r, w) else r for r, w in whole.items()}
+    for center, some in centers.items():
+        for a, b in itertools.combinations(sorted(some), 2) if center else ():
+            if b - a > _SMALLEST and _changed(b - a, became[b] - became[a]): became[a], became[b] = a, b
+    return became
+
+def _rounded(profiles, known):
+    "Profiles of loops in thousandths, rounded once; None for a profile whose outer loop vanishes."
+    rounding = _Rounding([l for p in profiles for l in p], known)
+    for _ in range(12):
+        if not any([rounding.arcs(p) | rounding.parallels(p) for p in profiles]): break
+    return [_rounded_profile(p, rounding) for p in profiles]
+
+def _rounded_profile(loops, rounding):
+    "One profile: its outer loop, then its holes in order."
+    radii, made = _radii(loops), []
+    for l in loops:
+        points = [tuple(p) for p in rounding(l.points).tolist()]
+        arcs = [arc and (arc[0], radii.get(arc[1], 0)) for arc in l.mids]
+        made.append(GridLoop((points[0],), (), radii[l.radius]) if l.radius else _fine_loop(points, arcs))
+    return made[0] and (made[0], *sorted((l for l in made[1:] if l), key=lambda l: (l.points, l.radius)))
+
+def _stable(profiles, known, known_again):
+    "Profiles rounded until rounding changes nothing; `known_again` knows what was written only by what it became."
+    made = _rounded(profiles, known)
+    for _ in range(6):
+        kept = [i for i, p in enumerate(made) if p]
+        again = _rounded([made[i] for i in kept], known_again)
+        if again == [made[i] for i in kept]: break
+        for i, p in zip(kept, again): made[i] = p
+    return made
+
+# %% ../nbs/02_tokens.ipynb #a3ca3e55
+class _Written:
+    "What coordinates along each direction became, in thousandths."
+    def __init__(self): self.became, self.places = {}, {}
+
+    def find(self, direction, n, again=False):
+        "What a coordinate became, or None; `again` looks at what was written alone, as one sees it who decodes."
+        (axis, sign), tables = direction, (self.places,) if again else (self.became, self.places)
+        for table in tables:
+            for near in (0, 1, -1):
+                if (w := table.get((axis, sign*n + near))) is not None: return sign*w
+        return None
+
+    def keep(self, direction, n, w):
+        "Remember that a coordinate became `w`."
+        axis, sign = direction
+        self.became.setdefault((axis, sign*n), sign*w)
+        self.places.setdefault((axis, sign*w), sign*w)
+
+def _directions(axes):
+    "For the three axes of a frame: (name of the direction, 1 or -1)."
+    if not isinstance(axes, str): return [((*axes, i), 1) for i in range(3)]
+    return [(int(np.abs(a).argmax()), int(np.sum(a))) for a in AXES[axes]]
+
+# %% ../nbs/02_tokens.ipynb #7aea415a
+class _FineEncoder(_Encoder):
+    "Writes records in thousandths of a level, whole levels where that changes no dimension."
+    numbers = staticmethod(_fine_numbers)
+
+    def __init__(self, program, grid=None, num_levels=NUM_LEVELS):
+        super().__init__(program, grid, num_levels)
+        self.places = _Written()
+        self.heights = {}                      # of written sketches: sketch id -> what its height became
+
+# %% ../nbs/02_tokens.ipynb #ff4460ee
+@patch
+def _sketch(self: _FineEncoder, sketch, profile_ids):
+    "Write a sketch with these profiles, sorted; what vanishes is noted and left out."
+    axes = _name_axes(frame := sketch.frame.rotation)
+    rotation, origin = _axes_rotation(axes), np.array(sketch.frame.origin, float)
+    plane, shift, directions = frame[:2] @ rotation[:2].T, rotation[:2] @ origin, _directions(axes)
+    def turn(points): return points @ plane + shift
+    contours, notes = _contours(sketch, profile_ids)
+    self.notes += notes
+    if self.grid is None: self.grid = _fit_grid(contours, turn, self.num_levels); fitted = False
+    else: fitted = True
+    if self.grid is None: self.notes.append(f"{sketch.id}: left out, no profile of it closes or has a size"); return
+    for _ in range(6):
+        measured = {id: tuple(_measured(c, turn, self.grid.fine()) for c in some) for id, some in contours.items()}
+        drawn = self._drawn(sketch, measured, directions)
+        if fitted or not drawn or (grid := self._refit(drawn)) == self.grid: break
+        self.grid = grid
+    if not drawn: return
+    self._keep_places(measured, drawn, directions)
+    height = int(self.grid.fine().levels(rotation[2] @ origin))
+    at = self.places.find(directions[2], height)
+    self.heights[sketch.id] = at = int(_whole(height)) if at is None else at
+    self.places.keep(directions[2], height, at)
+    self._place(sketch, axes, drawn, at)
+
+@patch
+def _refit(self: _FineEncoder, drawn):
+    "The grid that the rounded sketch asks for: it is used until it is the one that it was rounded on."
+    fine = self.grid.fine()
+    def metres(points): return np.array([[fine.metres(v) for v in p] for p in points.tolist()])
+    contours = {i: [_fine_contour(l) for l in p] for i, p in enumerate(dict.fromkeys(drawn.values()))}
+    for c in itertools.chain(*contours.values()):
+        c.vertices = metres(c.vertices); c.mids = [m if m is None else metres(m[None])[0] for m in c.mids]
+        c.radius = c.radius and fine.metres(c.radius)
+    return _fit_grid(contours, lambda points: points, self.num_levels)
+
+@patch
+def _drawn(self: _FineEncoder, sketch, measured, directions):
+    "{profile id: rounded profile} of those that do not vanish."
+    some = {id: tuple(l for l in p if l.points) for id, p in measured.items() if p[0].points}
+    def known(axis, n): return self.places.find(directions[axis], n)
+    def known_again(axis, n): return self.places.find(directions[axis], n, again=True)
+    made = dict(zip(some, _stable(list(some.values()), known, known_again)))
+    for id in measured:
+        if not made.get(id): self.notes.append(f"{sketch.id}.{id}: left out, its area vanishes on the grid of {self.grid.unit*1000:g} mm")
+    return {id: p for id, p in made.items() if p}
+
+# %% ../nbs/02_tokens.ipynb #78b72876
+@patch
+def _keep_places(self: _FineEncoder, measured, drawn, directions):
+    "Remember what the coordinates of a sketch became."
+    for id, profile in drawn.items():
+        now = {p for l in profile for p in l.points}
+        for axis in (0, 1):
+            became = np.array(sorted({p[axis] for p in now}))
+            for n in {p[axis] for l in measured[id] for p in l.points}:
+                w = int(became[np.abs(became - n).argmin()])
+                if abs(w - n) <= FINE: self.places.keep(directions[axis], n, w)
+
+@patch
+def _place(self: _FineEncoder, sketch, axes, drawn, height):
+    "The record of a rounded sketch; its corner lies on whole levels."
+    alike = {}
+    for id, profile in drawn.items(): alike.setdefault(profile, []).append(id)
+    low = np.min([np.subtract(p, l.radius) for profile in alike for l in profile for p in l.points], axis=0)
+    corner = (low//FINE*FINE).astype(int)
+    def moved(l): return GridLoop(tuple((int(x - corner[0]), int(y - corner[1])) for x, y in l.points), l.mids, l.radius)
+    order = sorted(alike, key=lambda profile: [(l.points, l.radius) for l in profile])
+    self.written.append((sketch.id, {id: n for n, profile in enumerate(order) for id in alike[profile]}))
+    self.ops.append(SketchOp(axes, (*corner.tolist(), height), tuple(tuple(map(moved, p)) for p in order)))
+
+# %% ../nbs/02_tokens.ipynb #e9c3c56f
+@patch
+def _extrude(self: _FineEncoder, extrude, used):
+    "Write an extrude; one without profiles or depth does nothing and is left out."
+    low, high = extrude.span()
+    refs = self._refs(extrude, used) if low < high else ()
+    if not refs:
+        self.notes.append(f"{extrude.id}: left out, {'it has no depth' if low == high else 'it extrudes no profile'}")
+        return
+    sketch = self.program.entities[self.written[len(self.written) - 1 - refs[0][0]][0]]
+    axes, origin = _name_axes(sketch.frame.rotation), np.array(sketch.frame.origin, float)
+    base = float(_axes_rotation(axes)[2] @ origin)
+    up, down = (self._reach(sketch.id, _directions(axes)[2], base, end) for end in (high, low))
+    if up == -down: extent = "symmetric", (up,)
+    elif down == 0 or up == 0: extent = "one", (up or down,)
+    else: extent = "two", (up, -down)
+    self.ops.append(ExtrudeOp(extrude.operation, refs, *extent))
+
+@patch
+def _reach(self: _FineEncoder, sketch_id, direction, base, distance):
+    "How far one end of an extrude lies from its sketch as written, in thousandths."
+    if not distance: return 0
+    fine, at = self.grid.fine(), self.heights[sketch_id]
+    true = int(fine.levels(distance)) or int(math.copysign(1, distance))
+    n = int(fine.levels(base + distance))
+    tries = [self.places.find(direction, n), int(_whole(n)), int(_whole(at + true))]
+    end = next((w for w in tries if w is not None and (w - at)*true > 0 and not _changed(abs(true), abs(w - at))), at + true)
+    self.places.keep(direction, n, end)
+    return end - at
+
+# %% ../nbs/02_tokens.ipynb #ad0b016d
+def _encoder(program, grid=None, num_levels=NUM_LEVELS, version=VERSION):
+    "An encoder of this version of the language."
+    return (_Encoder if version == 1 else _FineEncoder)(program, grid, num_levels)
+
+def _records(program, kept=0, num_levels=NUM_LEVELS, grid=None, version=VERSION):
     "The encoder after the kept operations and after all of them: (encoder, number of records that belong to the kept ones)."
     if not 0 <= kept <= len(program): raise ValueError(f"kept={kept}: this history has {len(program)} operations")
     operations = program.operations()
-    encoder = _Encoder(program, grid, num_levels).stretch(operations[:kept])
+    encoder = _encoder(program, grid, num_levels, version).stretch(operations[:kept])
     given = len(encoder.ops)
     encoder.stretch(operations[kept:])
     if not encoder.ops: raise CADFormatError("nothing in this history can be said on the grid: " + ("; ".join(encoder.notes[:3]) or "it has no profiles"))
+    if not any(isinstance(op, ExtrudeOp) for op in encoder.ops): raise CADFormatError("nothing in this history pushes a profile: " + ("; ".join(encoder.notes[:3]) or "it has no extrude"))
     return encoder, given
 
 # %% ../nbs/02_tokens.ipynb #3655b051
-def _numbers(values): return [t for v in values for t in number_tokens(v)]
+def _arc_tokens(arc, end, numbers):
+    "An arc that leaves a corner: by its middle, or by its kind and radius."
+    if isinstance(arc[0], str): return [f"<{arc[0]}>", *numbers([n for n in arc[1:] if n] + list(end))]
+    return ["<arc>", *numbers((*arc, *end))]
 
-def _loop_tokens(loop, outer):
-    if loop.radius: return ["<circle>" if outer else "<bore>", *_numbers((*loop.points[0], loop.radius))]
-    out = ["<loop>" if outer else "<hole>", *_numbers(loop.points[0])]
+def _loop_tokens(loop, outer, numbers):
+    if loop.radius: return ["<circle>" if outer else "<bore>", *numbers((*loop.points[0], loop.radius))]
+    out = ["<loop>" if outer else "<hole>", *numbers(loop.points[0])]
     ends = loop.points[1:] + loop.points[:1]
-    for i, (mid, end) in enumerate(zip(loop.mids, ends)):
-        if mid is not None: out += ["<arc>", *_numbers((*mid, *end))]
-        elif i < len(ends) - 1: out += _numbers(end)
+    for i, (arc, end) in enumerate(zip(loop.mids, ends)):
+        if arc is not None: out += _arc_tokens(arc, end, numbers)
+        elif i < len(ends) - 1: out += numbers(end)
     return out
 
-def _sketch_tokens(op):
+def _sketch_tokens(op, numbers):
     axes = [f"<{op.axes}>"] if isinstance(op.axes, str) else ["<tilted>", *(f"<{d}>" for n in op.axes for d in divmod(n, NUM_LEVELS))]
-    return ["<sketch>", *axes, *_numbers(op.place), *(t for p in op.profiles for i, l in enumerate(p) for t in _loop_tokens(l, i == 0))]
+    loops = [t for p in op.profiles for i, l in enumerate(p) for t in _loop_tokens(l, i == 0, numbers)]
+    return ["<sketch>", *axes, *numbers(op.place), *loops]
 
 # %% ../nbs/02_tokens.ipynb #147b7456
-def _extrude_tokens(op):
+def _extrude_tokens(op, numbers_of):
     refs = []
     for back, numbers in op.refs:
         if back or len(op.refs) > 1: refs += ["<from>", f"<{back}>"]
         if numbers is not None: refs += ["<pick>", *(f"<{n}>" for n in numbers)]
-    return [f"<{op.operation}>", *refs, EXTENT_TOKENS[op.extent], *_numbers(op.distances)]
+    return [f"<{op.operation}>", *refs, EXTENT_TOKENS[op.extent], *numbers_of(op.distances)]
 
-def _op_tokens(op): return _sketch_tokens(op) if isinstance(op, SketchOp) else _extrude_tokens(op)
+def _op_tokens(op, numbers=_numbers):
+    "A record as tokens; `numbers` writes its numbers."
+    return _sketch_tokens(op, numbers) if isinstance(op, SketchOp) else _extrude_tokens(op, numbers)
+
+def _tokens_of(encoder, ops):
+    "Records of an encoder as tokens."
+    return [t for op in ops for t in _op_tokens(op, encoder.numbers)]
 
 def _head_tokens(grid): return ["<cad>", f"<u{grid.mantissa:g}>", f"<e{grid.exponent}>"]
 
@@ -369,10 +776,11 @@ def _head_tokens(grid): return ["<cad>", f"<u{grid.mantissa:g}>", f"<e{grid.expo
 def encode(
     program: CADProgram, # a history
     num_levels: int = NUM_LEVELS, # how many levels the first sketch spans at most
+    version: int = VERSION, # of the language
 ) -> list: # of str, tokens of the CAD language, from "<cad>" to "<end>"
     "A whole history as tokens. Raises `CADFormatError` where nothing of it can be said."
-    encoder, _ = _records(program, num_levels=num_levels)
-    return [*_head_tokens(encoder.grid), *(t for op in encoder.ops for t in _op_tokens(op)), "<end>"]
+    encoder, _ = _records(program, num_levels=num_levels, version=version)
+    return [*_head_tokens(encoder.grid), *_tokens_of(encoder, encoder.ops), "<end>"]
 
 # %% ../nbs/02_tokens.ipynb #b5248bee
 @dataclass(frozen=True)
@@ -387,6 +795,8 @@ class State:
     num_extrudes: int = 0        # extrudes written
     reached: tuple = ()          # sketches this extrude has reached back to
     picked: int = -1             # the last profile picked, -1 for none
+    part: int = 0                # of a number with thousandths: 1 its whole levels come next, 2 its thousandths
+    version: int = VERSION       # of the language
 
     @property
     def num_profiles(self) -> int:
@@ -405,10 +815,11 @@ class GrammarError(CADFormatError):
 _FLOW = {
     "<cad>": ("", "unit"), "<sketch>": ("", "axes"), "<tilted>": ("ddddddsss", "outer"), **{f"<{a}>": ("sss", "outer") for a in AXES},
     "<loop>": ("nn", "edge"), "<hole>": ("nn", "edge"), "<arc>": ("nnnn", "edge"), "<circle>": ("nnp", "loop"), "<bore>": ("nnp", "loop"),
+    **dict.fromkeys(ARC_TOKENS[:4], ("pnn", "edge")), **dict.fromkeys(ARC_TOKENS[4:], ("nn", "edge")),
     **{f"<{o}>": ("", "refs") for o in OPS}, "<from>": ("b", "refs"), "<pick>": ("i", "picks"),
     "<one>": ("z", "op"), "<sym>": ("p", "op"), "<two>": ("pp", "op"), "<end>": ("", "done")}
 
-_BANKS = {"number": NUMBERS, "carry": CARRY, "unit": UNIT_TOKENS, "exponent": EXPONENT_TOKENS, **{c: [c] for c in COMMANDS}}
+_BANKS = {"number": NUMBERS, "carry": CARRY, "unit": UNIT_TOKENS, "exponent": EXPONENT_TOKENS, **{c: [c] for c in (*COMMANDS, *itertools.chain(*ADDED))}}
 _BANK_START = {bank: TOKEN_IDS[tokens[0]] for bank, tokens in _BANKS.items()}
 _BANK_OF = [bank for bank, tokens in sorted(_BANKS.items(), key=lambda b: _BANK_START[b[0]]) for _ in tokens]
 
@@ -418,12 +829,14 @@ _EXTENTS = ("<one>", "<sym>", "<two>")
 def _number_choices(state):
     "What may follow inside a number."
     slot, top = state.slots[0], NUM_LEVELS - 1
+    if state.part: return [("number", 0, top)] if state.part == 1 else [("number", 1, FINE - 1)]
     if slot == "d": return [("number", 0, top)]
     if slot == "b": return [("number", state.reached[-1] + 1 if state.reached else 0, len(state.sketches) - 1)]
     if slot == "i": return [("number", state.picked + 1, state.num_profiles - 1)]
     minus = [("<->", 0, 0)] if slot in "sz" and state.digits == 0 else []
     carry = [("carry", int(state.digits < 2), NUM_CARRY - 1)] if state.digits < 3 else []
-    return minus + carry + [("number", int(slot in "zp" and state.digits < 2), top)]
+    fine = [("<.>", 0, 0)] if state.version > 1 else []
+    return minus + carry + fine + [("number", int(slot in "zp" and state.digits < 2), top)]
 
 def _reference_choices(state):
     "After an operation, `<from>` or `<pick>`: reach further back, pick profiles, or give the extent."
@@ -439,18 +852,23 @@ def _operation_choices(state):
     "Another sketch; an extrude where there is a sketch; the end where there is an extrude."
     return ["<sketch>", *(f"<{o}>" for o in OPS if state.sketches), *(["<end>"] if state.num_extrudes else [])]
 
+def _edge_choices(state):
+    "A line or an arc to the next corner."
+    corner = [("number", 0, NUM_LEVELS - 1), ("carry", 1, NUM_CARRY - 1), ("<arc>", 0, 0)]
+    return corner if state.version == 1 else [*corner, *((t, 0, 0) for t in ("<.>", *ARC_TOKENS))]
+
 def choices(
     state: State, # where the sequence stands
 ) -> list: # of (bank, lowest, highest), positions within the bank
     "Which tokens may follow."
     if state.slots: return _number_choices(state)
     if state.node in ("refs", "picks"): return _reference_choices(state)
-    if state.node == "edge" and not state.loop_closed: return [("number", 0, NUM_LEVELS - 1), ("carry", 1, NUM_CARRY - 1), ("<arc>", 0, 0)]
+    if state.node == "edge" and not state.loop_closed: return _edge_choices(state)
     if state.node in ("unit", "exponent"): return [(state.node, 0, len(_BANKS[state.node]) - 1)]
     loops = ["<loop>", "<circle>", "<hole>", "<bore>", *_operation_choices(state)]
-    commands = {"start": ["<cad>"], "axes": [*(f"<{a}>" for a in AXES), "<tilted>"], "outer": ["<loop>", "<circle>"], "loop": loops, "edge": ["<arc>", *loops],
+    commands = {"start": ["<cad>"], "axes": [*(f"<{a}>" for a in AXES), "<tilted>"], "outer": ["<loop>", "<circle>"], "loop": loops, "edge": loops,
                 "op": _operation_choices(state), "done": []}[state.node]
-    line = [("number", 0, NUM_LEVELS - 1), ("carry", 1, NUM_CARRY - 1)] if state.node == "edge" else []
+    line = _edge_choices(state) if state.node == "edge" else []
     return line + [(c, 0, 0) for c in commands]
 
 # %% ../nbs/02_tokens.ipynb #050499aa
@@ -458,7 +876,9 @@ def _advance_number(state, bank, index):
     "Read one token of a number."
     if bank == "<->": return replace(state, digits=1)
     if bank == "carry": return replace(state, digits=max(2, state.digits + 1))
-    slot, rest = state.slots[0], replace(state, slots=state.slots[1:], digits=0)
+    if bank == "<.>": return replace(state, part=1)
+    if state.part == 1: return replace(state, part=2)
+    slot, rest = state.slots[0], replace(state, slots=state.slots[1:], digits=0, part=0)
     if slot == "b": return replace(rest, reached=(*state.reached, index), picked=-1)
     if slot == "i": return replace(rest, picked=index)
     return rest
@@ -469,7 +889,7 @@ def _count(state, command):
     started = dict(num_points=1, num_arcs=0)
     if command in ("<loop>", "<circle>"): return dict(sketches=(*state.sketches[:-1], state.sketches[-1] + 1), **started)
     if command == "<hole>": return started
-    if command == "<arc>": return dict(num_points=state.num_points + 1, num_arcs=state.num_arcs + 1)
+    if command == "<arc>" or command in ARC_TOKENS: return dict(num_points=state.num_points + 1, num_arcs=state.num_arcs + 1)
     if command[1:-1] in OPS: return dict(num_extrudes=state.num_extrudes + 1, reached=(), picked=-1)
     return {}
 
@@ -487,7 +907,7 @@ def advance(
     if state.slots: return _advance_number(state, bank, index)
     if state.node == "unit": return replace(state, node="exponent")
     if state.node == "exponent": return replace(state, node="op")
-    if state.node == "edge" and bank in ("number", "carry"):
+    if state.node == "edge" and bank in ("number", "carry", "<.>"):
         return _advance_number(replace(state, slots="nn", num_points=state.num_points + 1), bank, index)
     if state.node == "picks" and bank == "number": return replace(state, picked=index)
     slots, node = _FLOW[bank]
@@ -501,7 +921,7 @@ def min_length(state: State) -> int:
     after = {"start": 3 + 5 + circle + finish, "unit": 2 + 5 + circle + finish, "exponent": 1 + 5 + circle + finish,
              "op": finish if state.sketches else 5 + circle + finish, "axes": 4 + circle + finish, "outer": circle + finish, "loop": finish,
              "edge": finish + (0 if state.loop_closed else 2*(3 - state.num_points)), "refs": 3, "picks": 3, "done": 0}
-    return len(state.slots) + after[state.node]
+    return len(state.slots) + int(state.part == 1) + after[state.node]
 
 @functools.lru_cache(maxsize=4096)
 def _mask(banks):
@@ -535,33 +955,48 @@ def read_state(
 
 # %% ../nbs/02_tokens.ipynb #8b80e8ae
 class _Reader:
-    "A cursor over tokens known to be valid."
-    def __init__(self, tokens): self.tokens, self.at = tokens, 0
+    "A cursor over tokens known to be valid; `fine` reads numbers in thousandths of a level."
+    def __init__(self, tokens, fine=False): self.tokens, self.at, self.fine = tokens, 0, fine
 
     def peek(self): return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
     def take(self): self.at += 1; return self.tokens[self.at - 1]
 
-    def at_number(self): return self.peek()[1:2].isdigit() or self.peek() == "<->" or self.peek()[:2] == "<k"
+    def at_number(self): return self.peek()[1:2].isdigit() or self.peek() in ("<->", "<.>") or self.peek()[:2] == "<k"
+
+    def index(self): return int(self.take()[1:-1])
 
     def number(self):
-        sign, n = 1, 0
+        sign, n, rest = 1, 0, 0
         if self.peek() == "<->": self.take(); sign = -1
         while self.peek()[:2] == "<k": n = n*NUM_CARRY + int(self.take()[2:-1])
-        return sign*(n*NUM_LEVELS + int(self.take()[1:-1]))
+        fraction = self.peek() == "<.>" and self.take()
+        n = n*NUM_LEVELS + self.index()
+        if fraction: rest = self.index()
+        return sign*(n*FINE + rest) if self.fine else sign*n
 
     def point(self): return self.number(), self.number()
 
 # %% ../nbs/02_tokens.ipynb #4771098c
+_ARCS = ("<arc>", *ARC_TOKENS)
+
+@patch
+def arc(self: _Reader):
+    "What an edge says before its end: None for a line, the middle of an arc, or its kind and radius."
+    if self.peek() not in _ARCS: return None
+    kind = self.take()[1:-1]
+    if kind == "arc": return self.point()
+    return (kind, 0) if kind.startswith("half") else (kind, self.number())
+
 @patch
 def loop(self: _Reader):
     "A loop; corners that repeat the one before are left out, and a last one that repeats the first."
     if self.take() in ("<circle>", "<bore>"): return GridLoop((self.point(),), (), self.number())
     points, mids = [self.point()], []
-    while self.at_number() or self.peek() == "<arc>":
-        mid = self.point() if self.peek() == "<arc>" and self.take() else None
-        end = self.point()
-        if end != points[-1] or mid not in (None, end): points.append(end); mids.append(mid)
+    while self.at_number() or self.peek() in _ARCS:
+        mid, end = self.arc(), self.point()
+        by_radius = mid is not None and isinstance(mid[0], str)
+        if end != points[-1] or not (by_radius or mid in (None, end)): points.append(end); mids.append(mid)
     if points[-1] == points[0] and len(points) > 1: points.pop()
     else: mids.append(None)
     return GridLoop(tuple(points), tuple(mids))
@@ -570,7 +1005,7 @@ def loop(self: _Reader):
 def sketch(self: _Reader):
     "A sketch: axes, place, profiles."
     axes = self.take()[1:-1]
-    if axes == "tilted": axes = tuple(self.number()*NUM_LEVELS + self.number() for _ in range(3))
+    if axes == "tilted": axes = tuple(self.index()*NUM_LEVELS + self.index() for _ in range(3))
     place, profiles = (self.number(), self.number(), self.number()), []
     while self.peek() in ("<loop>", "<circle>", "<hole>", "<bore>"):
         outer = self.peek() in ("<loop>", "<circle>")
@@ -584,18 +1019,18 @@ def extrude(self: _Reader, operation):
     "An extrude: references, extent, distances."
     refs = []
     while self.peek() in ("<from>", "<pick>"):
-        back = self.number() if self.peek() == "<from>" and self.take() else 0
+        back = self.index() if self.peek() == "<from>" and self.take() else 0
         numbers = None
         if self.peek() == "<pick>":
             self.take(); numbers = []
-            while self.at_number(): numbers.append(self.number())
+            while self.at_number(): numbers.append(self.index())
         refs.append((back, numbers and tuple(numbers)))
     extent = {v: k for k, v in EXTENT_TOKENS.items()}[self.take()]
     return ExtrudeOp(operation, tuple(refs) or ((0, None),), extent, tuple(self.number() for _ in range(2 if extent == "two" else 1)))
 
-def _read(tokens):
-    "(grid, records) of a valid sequence, with or without `<end>`."
-    reader = _Reader(tokens)
+def _read(tokens, fine=False):
+    "(grid, records) of a valid sequence, with or without `<end>`; `fine` gives records in thousandths of a level."
+    reader = _Reader(tokens, fine)
     reader.take(); grid = Grid(float(reader.take()[2:-1]), int(reader.take()[2:-1]))
     ops = []
     while reader.peek() not in ("", "<end>"):
@@ -639,8 +1074,8 @@ def _contours_of(profiles):
 # %% ../nbs/02_tokens.ipynb #61ab4bd4
 class _Builder:
     "Appends records to a program; `written` is (sketch id, [profile id of each number]) for each sketch the sequence has named."
-    def __init__(self, grid, program=None, written=()):
-        self.grid, self.program, self.written = grid, program or CADProgram(), list(written)
+    def __init__(self, grid, program=None, written=(), fine=False):
+        self.grid, self.program, self.written, self.fine = grid.fine() if fine else grid, program or CADProgram(), list(written), fine
 
     def new_id(self, letter):
         "An entity id that the program does not have yet."
@@ -658,7 +1093,7 @@ def _sketch(self: _Builder, op):
     def metres(p): return None if p is None else np.array([self.grid.metres(n) for n in p])
     def loop(c): return contour_loop(Contour(np.array([metres(p) for p in c.vertices]), [metres(m) for m in c.mids], self.grid.metres(c.radius) if c.radius else None))
     id = self.new_id("S")
-    profiles = {f"P{i}": Profile([loop(c) for c in p]) for i, p in enumerate(_contours_of(op.profiles))}
+    profiles = {f"P{i}": Profile([loop(c) for c in p]) for i, p in enumerate(_fine_contours_of(op.profiles) if self.fine else _contours_of(op.profiles))}
     self.program.append(Sketch(id, profiles, frame, f"Sketch {len(self.program) + 1}"))
     self.written.append((id, list(profiles)))
 
@@ -681,8 +1116,9 @@ def decode(
     state = read_state(tokens)
     if state.slots or not (state.node in ("done", "op", "loop") or state.node == "edge" and state.loop_closed) or not state.sketches:
         raise GrammarError(f"the sequence breaks off after {tokens[-1] if tokens else 'nothing'}", f"token {len(tokens)}")
-    grid, ops = _read(tokens)
-    builder = _Builder(grid)
+    fine = not set(ADDED[0]).isdisjoint(tokens)
+    grid, ops = _read(tokens, fine)
+    builder = _Builder(grid, fine=fine)
     for op in ops: builder.add(op)
     return builder.program
 
@@ -691,27 +1127,35 @@ _NEW_LINE = {"<end>", "<sketch>", "<loop>", "<circle>", "<hole>", "<bore>", *(f"
 _UNITS = {f"{m*10**3*10.0**e:.10g}mm": Grid(m, e) for m in MANTISSAS for e in EXPONENTS}
 _UNIT_NAMES = {g: name for name, g in _UNITS.items()}
 
+def _decimal(n):
+    "Thousandths of a level as a decimal number of levels."
+    return str(n//FINE) if n % FINE == 0 else f"{'-'*(n < 0)}{abs(n)//FINE}.{abs(n) % FINE:03d}".rstrip("0")
+
 def _render(tokens):
     "Tokens as text. Rendering a beginning gives a beginning of the text."
-    out, reader = [], _Reader(list(tokens))
+    out, reader = [], _Reader(list(tokens), fine=True)
     while reader.peek():
-        if reader.at_number(): out.append(f" {reader.number()}"); continue
+        if reader.at_number(): out.append(f" {_decimal(reader.number())}"); continue
         t = reader.take()
         if t == "<cad>": out.append(t[1:-1])
         elif t[:2] == "<u": out.append(f" {_UNIT_NAMES[Grid(float(t[2:-1]), int(reader.take()[2:-1]))]}")
         else: out.append(("\n" if t in _NEW_LINE else " ") + t[1:-1])
     return "".join(out)
 
-def to_text(program: CADProgram) -> str:
+def to_text(
+    program: CADProgram, # a history
+    version: int = VERSION, # of the language
+) -> str:
     "A history in the readable form of the language."
-    return _render(encode(program))
+    return _render(encode(program, version=version))
 
 # %% ../nbs/02_tokens.ipynb #90ef0e1a
 def _text_tokens(text):
     "The tokens of a text form; raises `GrammarError` for a word that is none."
     out = []
     for word in text.replace(",", " ").split():
-        if re.fullmatch(r"-?\d+", word): out += number_tokens(int(word))
+        if re.fullmatch(r"-?\d{1,12}", word): out += number_tokens(int(word))
+        elif m := re.fullmatch(r"(-?)(\d{1,12})\.(\d{1,3})", word): out += fine_number_tokens(int(f"{m[1]}{m[2]}{m[3]:0<3}"))
         elif word in _UNITS: out += _head_tokens(_UNITS[word])[1:]
         elif f"<{word}>" in _BANKS: out.append(f"<{word}>")
         else: raise GrammarError(f"{word!r} is not a word of the CAD language", f"word {len(out)}")
@@ -726,19 +1170,21 @@ def encode_split(
     whole: CADProgram, # a history
     kept: int, # operations that are given
     grid: Grid | None = None, # of a part of which nothing is given; its size is then known, and told
+    version: int = VERSION, # of the language
 ) -> tuple: # (given tokens, tokens to write)
     "A history as a given beginning and the rest; with `kept=0` all of it is to be written."
-    encoder, given = _records(whole, kept, grid=grid)
-    parts = [[t for op in ops for t in _op_tokens(op)] for ops in (encoder.ops[:given], encoder.ops[given:])]
+    encoder, given = _records(whole, kept, grid=grid, version=version)
+    parts = [_tokens_of(encoder, ops) for ops in (encoder.ops[:given], encoder.ops[given:])]
     parts[0 if given or grid else 1][:0] = _head_tokens(encoder.grid)
     return parts[0], [*parts[1], "<end>"]
 
 def encode_partial(
     partial: CADProgram, # a beginning
+    version: int = VERSION, # of the language
 ) -> list: # of str, without "<end>"; empty where nothing of it can be said
     "A beginning as the tokens that a model continues."
-    encoder = _Encoder(partial).stretch(partial.operations())
-    return [*_head_tokens(encoder.grid), *(t for op in encoder.ops for t in _op_tokens(op))] if encoder.ops else []
+    encoder = _encoder(partial, version=version).stretch(partial.operations())
+    return [*_head_tokens(encoder.grid), *_tokens_of(encoder, encoder.ops)] if encoder.ops else []
 
 def read_grid(
     tokens: list, # of str, from "<cad>" on
@@ -750,17 +1196,18 @@ def read_grid(
 def decode_rest(
     partial: CADProgram, # the user's beginning
     tokens: list, # of str, what was written after `encode_partial(partial)`
+    version: int = VERSION, # of the language
 ) -> CADProgram: # the beginning, entity by entity as it was, and the new operations
     "Append what a model wrote to the user's own operations, which stay as they are to the last digit."
-    encoder = _Encoder(partial).stretch(partial.operations())
-    head = encode_partial(partial)
+    encoder = _encoder(partial, version=version).stretch(partial.operations())
+    head = encode_partial(partial, version)
     decode([*head, *tokens])                      # says what is wrong, if anything
-    grid, ops = _read([*head, *tokens])
+    grid, ops = _read([*head, *tokens], fine=version > 1)
     if ops[:len(encoder.ops)] != encoder.ops: raise GrammarError("adds to the last sketch of the beginning, which is finished", f"token {len(head)}")
     def profile_ids(numbers): return [next(p for p, k in numbers.items() if k == n) for n in range(max(numbers.values()) + 1)]
     program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices),
                          {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})
-    builder = _Builder(grid, program, [(id, profile_ids(numbers)) for id, numbers in encoder.written])
+    builder = _Builder(grid, program, fine=version > 1, written=[(id, profile_ids(numbers)) for id, numbers in encoder.written])
     for op in ops[len(encoder.ops):]: builder.add(op)
     return program
 
@@ -783,7 +1230,13 @@ def trim(
 # %% ../nbs/02_tokens.ipynb #654fd85c
 class TokenCodec:
     "One added token a command or number."
-    name, added_tokens = "tokens", TOKENS
+    name = "tokens"
+    def __init__(self, version: int = VERSION): self.version = version
+
+    @property
+    def added_tokens(self) -> list:
+        "Tokens that this codec adds to a vocabulary."
+        return vocabulary(self.version)
 
     def prompt(self, caption: str, points_box: tuple | None = None) -> str:
         "Text that stands before the part; `points_box` is (longest side, center (3,)) of given points in metres, which the encoder sees scaled to 1."
@@ -802,11 +1255,11 @@ class TokenCodec:
 
     def split(self, whole: CADProgram, kept: int, grid: Grid | None = None) -> tuple:
         "(given, to be written); see `encode_split`."
-        return encode_split(whole, kept, grid)
+        return encode_split(whole, kept, grid, self.version)
 
     def prefix(self, partial: CADProgram) -> list:
         "What is given of a user's beginning."
-        return encode_partial(partial)
+        return encode_partial(partial, self.version)
 
     def head(self, grid: Grid) -> list:
         "What is given of a part of which the size is known."
@@ -819,19 +1272,19 @@ class TokenCodec:
     def decode(self, generated, partial: CADProgram | None = None, notes: list | None = None) -> CADProgram:
         "The whole part; an unfinished last operation is left out. Raises `CADFormatError` where nothing was said."
         if partial is None: return decode(trim(generated))
-        return decode_rest(partial, trim(generated, encode_partial(partial)))
+        return decode_rest(partial, trim(generated, encode_partial(partial, self.version)), self.version)
 
 # %% ../nbs/02_tokens.ipynb #d33dcba9
 class TextCodec(TokenCodec):
     "The readable form; no token is added."
-    name, added_tokens = "text", []
+    name, added_tokens = "text", ()
 
     def split(self, whole, kept, grid=None):
-        given, rest = encode_split(whole, kept, grid)
+        given, rest = encode_split(whole, kept, grid, self.version)
         start = _render(given)
         return start, _render([*given, *rest])[len(start):]
 
-    def prefix(self, partial): return _render(encode_partial(partial))
+    def prefix(self, partial): return _render(encode_partial(partial, self.version))
 
     def measures(self, levels): return "".join(f"{axis} {low} {' '.join(str(f - low) for f in faces)}\n" for axis, (low, *faces) in zip("xyz", levels))
 
@@ -1047,7 +1500,7 @@ def salvage(
 # %% ../nbs/02_tokens.ipynb #9664c4ef
 class JsonCodec(TokenCodec):
     "Minified JSON, as older checkpoints were trained on."
-    name, added_tokens = "json", []
+    name, added_tokens = "json", ()
 
     def prompt(self, caption, points_box=None): return f"Complete this CAD sequence: {caption}\n"
 
@@ -1072,8 +1525,9 @@ class JsonCodec(TokenCodec):
 # %% ../nbs/02_tokens.ipynb #bb8b5429
 def get_codec(
     sequence_format: str, # "tokens", "text" or "json"
+    version: int = VERSION, # of the token language, as `token_version` of a configuration says
 ) -> TokenCodec:
     "The codec of that name; raises `ConfigError` for an unknown one."
     codecs = {c.name: c for c in (TokenCodec, TextCodec, JsonCodec)}
     if sequence_format not in codecs: raise ConfigError(f"sequence_format={sequence_format!r}: choose one of {', '.join(SEQUENCE_FORMATS)}")
-    return codecs[sequence_format]()
+    return codecs[sequence_format](version)
