@@ -30,7 +30,7 @@ from .config import CADMLLMConfig, ConfigError, parse_modalities
 from . import cad as cad_module, tokens as tokens_module
 from .attachments import (CAPTION_SUFFIXES, CLOUD_SUFFIXES, MOST_ENDINGS, PICTURE_SUFFIXES, Attachments, PartNames, caption_entries, media_path, split_name)
 from .pack import INDEX_NAME, Made, Pack, PackError, from_bytes, is_pack, save_arrays, to_bytes, write_pack
-from .tokens import NUM_LEVELS, Grid, encode_split, get_codec
+from .tokens import NUM_LEVELS, VERSION, Grid, encode_split, get_codec
 
 # %% ../nbs/07_dataset.ipynb #e54dd219
 class DataError(ValueError):
@@ -880,6 +880,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         omnicad_pc_root: str = "",       # instead of DATA_ROOT/pointcloud (or pcd)
         *,
         sequence_format: str = "tokens", # "tokens", "text" or "json"
+        token_version: int = VERSION,    # of the token language
         modality_probs: dict | None = None, # combination -> probability; text only if left out
         split: str = "all",              # "all", "train" or "val"
         num_val_samples: int = 0,        # samples held out by document, at most a tenth
@@ -900,7 +901,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
         self.from_scratch_prob, self.num_points, self.image_size, self.points_on_grid, self.epoch = from_scratch_prob, num_points, image_size, points_on_grid, 0
         self.max_views, self.scan = max_views, scan
-        self.codec, self._report, self._cache, self._cache_room = get_codec(sequence_format), SkipReport(), {}, CACHE_SIZE
+        self.codec, self._report, self._cache, self._cache_room = get_codec(sequence_format, token_version), SkipReport(), {}, CACHE_SIZE
         self.files = _open_files(data_root, dict(truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root,
                                                  img=omnicad_img_root, points=omnicad_pc_root), cache_dir, verify)
         self.report_path = Path(report_path or self.data_root/f"dataset_report{'_val' if split == 'val' else ''}.json")
@@ -911,6 +912,9 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         self._adopt(*(self._reopen() or self._build(jobs)))
         self.files.forget()
         self._warn(report_path is not None)
+
+    @property
+    def _reads_tokens(self): return self.sequence_format == "tokens" and self.codec.version == VERSION # those that a pack holds
 
     @property
     def folders(self) -> dict: return self.files.folders # role -> folder; None in a pack
@@ -1141,7 +1145,7 @@ def _split(self: MultimodalAutocompleteDataset, index, kept, grid=None, origin=N
     key = (int(self._samples[index]["design"]), kept, grid, None if origin is None else tuple(origin))
     if key in self._cache and self._unchanged(index): return self._cache[key]
     row, id, _ = self._named(index)
-    split = self.files.split(id, kept) if self.sequence_format == "tokens" and grid is None else None
+    split = self.files.split(id, kept) if self._reads_tokens and grid is None else None
     if split is None: split = self.codec.split(self._whole(index) if origin is None else self._whole(index).moved(-origin), kept, grid)
     size = len(split[0]) + len(split[1])
     if size <= self._cache_room and key not in self._cache and not (grid and self.scan): self._cache[key] = split; self._cache_room -= size
@@ -1216,7 +1220,7 @@ def _draw(self: MultimodalAutocompleteDataset, epoch, index, available):
 def _fetch(self: MultimodalAutocompleteDataset, epoch, index):
     "Let the files of a sample be read at once, where the form of the data allows it."
     media = [ending for name in self._draw(epoch, index, self._available(index))[1:] for _, _, ending in self._media_files(name, epoch, index)]
-    self.files.fetch(self._named(index)[1], [*media, ".tokens.json" if self.sequence_format == "tokens" and self.files.has_tokens else ".json"])
+    self.files.fetch(self._named(index)[1], [*media, ".tokens.json" if self._reads_tokens and self.files.has_tokens else ".json"])
 
 @patch
 def _load_media(self: MultimodalAutocompleteDataset, name, epoch, index, *known):

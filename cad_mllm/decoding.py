@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 
 from .cad import CADProgram
-from .tokens import TOKEN_IDS, TOKENS, GrammarError, State, advance, allowed, min_length, read_state
+from .tokens import TOKEN_IDS, TOKENS, VERSION, GrammarError, State, advance, allowed, min_length, read_state, vocabulary
 from .geometry import VIEWS
 from .metrics import chamfer
 from .model import Writer
@@ -22,9 +22,10 @@ from .model import Writer
 # %% ../nbs/11b_decoding.ipynb #8aa1f1ac
 def begin(
     prefix: list, # CAD tokens of a beginning; [] for none
+    version: int = VERSION, # of the language
 ) -> State:
     "The grammar's state after a given beginning: nothing can be added to the user's last sketch."
-    state = read_state(prefix)
+    state = read_state(prefix, State(version=version))
     return replace(state, node="op") if state.node in ("loop", "edge") else state
 
 # %% ../nbs/11b_decoding.ipynb #40bea75f
@@ -36,11 +37,12 @@ class GrammarLogitsProcessor:
         max_new_tokens, # what may be written, `<end>` included: one number, or one a row
         num_given: int = 0, # columns of `ids` to leave out: the prompt, where transformers' own `generate` passes it along
     ):
-        self.columns = torch.tensor(tokenizer.convert_tokens_to_ids(TOKENS) + [tokenizer.eos_token_id])
+        version = VERSION if TOKENS[-1] in tokenizer.get_added_vocab() else 1
+        self.columns = torch.tensor(tokenizer.convert_tokens_to_ids(vocabulary(version)) + [tokenizer.eos_token_id])
         self.index = {id: i for i, id in enumerate(self.columns[:-1].tolist())}
-        self.states = [begin(p) for p in prefixes]
+        self.states = [begin(p, version) for p in prefixes]
         self.budgets = [max_new_tokens]*len(prefixes) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        self.num_given, self.seen, self.finishing, self.masks = num_given, 0, set(), _Masks()
+        self.num_given, self.seen, self.finishing, self.masks = num_given, 0, set(), _Masks(version)
         for row, (state, budget) in enumerate(zip(self.states, self.budgets, strict=True)):
             if budget < min_length(state): raise ValueError(f"max_new_tokens={budget}: row {row} needs at least {min_length(state)} tokens to come to an end")
 
@@ -48,16 +50,16 @@ class GrammarLogitsProcessor:
 _open = functools.lru_cache(2**14)(allowed)
 
 def _row_mask(state, room, finishing):
-    "What a row may write next: (len(TOKENS) + 1,) bool; the last column is the end of text."
-    mask = np.zeros(len(TOKENS) + 1, bool)
+    "What a row may write next: (tokens of the version + 1,) bool; the last column is the end of text."
+    mask = np.zeros(len(vocabulary(state.version)) + 1, bool)
     if state.node == "done": mask[-1] = True
     elif finishing and state.node == "op" and state.num_extrudes: mask[TOKEN_IDS["<end>"]] = True
-    else: mask[:-1] = _open(state, room)
+    else: mask[:-1] = _open(state, room)[:len(mask) - 1]
     return mask
 
 class _Masks:
     "A table of the masks met so far, on one device."
-    def __init__(self): self.numbers, self.table, self.size = {}, torch.zeros(64, len(TOKENS) + 1, dtype=torch.bool), 0
+    def __init__(self, version=VERSION): self.numbers, self.table, self.size = {}, torch.zeros(64, len(vocabulary(version)) + 1, dtype=torch.bool), 0
 
     def rows(self, keys, device) -> torch.Tensor: # (B, len(TOKENS) + 1) bool
         "The masks of these (state, room, finishing)."

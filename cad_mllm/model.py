@@ -148,7 +148,7 @@ class CADMLLMModel(nn.Module):
         seed: int = 0, # of every initial weight that is not loaded
     ):
         super().__init__()
-        self.config, self.codec = config, get_codec(config.sequence_format)
+        self.config, self.codec = config, get_codec(config.sequence_format, config.token_version)
         stated(config)
         self.tokenizer = load_tokenizer(config, self.codec) if tokenizer is None else tokenizer
         with seeded(seed):

@@ -63,7 +63,7 @@ def shape_of(
     config: CADMLLMConfig,
 ) -> Shape: # with room for the CAD tokens
     "The sizes of a configuration's language model, without its weights: known ones by name, others from their config.json."
-    name, added = config.llm_model_name, len(get_codec(config.sequence_format).added_tokens)
+    name, added = config.llm_model_name, len(get_codec(config.sequence_format, config.token_version).added_tokens)
     if name in SHAPES: return replace(SHAPES[name], vocabulary=max(SHAPES[name].vocabulary, 151_669 + added))
     if name == "tiny":
         from cad_mllm.model import TINY_LLM
@@ -91,7 +91,7 @@ def activation_bytes(
 def num_trained(shape: Shape, config: CADMLLMConfig) -> int: # parameters
     "LoRA matrices and rows of the added tokens, or everything; encoders and projectors left out."
     if not config.use_lora: return shape.num_parameters
-    rows = len(get_codec(config.sequence_format).added_tokens)*shape.hidden*(1 if shape.tied else 2)
+    rows = len(get_codec(config.sequence_format, config.token_version).added_tokens)*shape.hidden*(1 if shape.tied else 2)
     return rows + shape.layers*sum(config.lora_r*(a + b) for name, (a, b) in shape.linears.items() if name in config.lora_target_modules)
 
 # %% ../nbs/11c_plan.ipynb #plan0012
@@ -227,7 +227,7 @@ def _lengths(data_root, config):
     "(samples, mean tokens of a sample, mean tokens to predict) of a data set; captions are not counted."
     if not get_codec(config.sequence_format).added_tokens: raise ConfigError(f"sequence_format={config.sequence_format!r}: only samples of the format 'tokens' are counted; leave the data set out")
     from cad_mllm.dataset import MultimodalAutocompleteDataset
-    data = MultimodalAutocompleteDataset(data_root, sequence_format=config.sequence_format, num_val_samples=0)
+    data = MultimodalAutocompleteDataset(data_root, sequence_format=config.sequence_format, token_version=config.token_version, num_val_samples=0)
     if not len(data): raise ConfigError(f"data_root={str(data_root)!r}: none of its samples can be used")
     chosen = [data.sample(0, int(i)) for i in data.order(0)[:200]]
     wholes = [(len(s.prefix) + len(s.target), len(s.target)) for s in chosen if s is not None]
