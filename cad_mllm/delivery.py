@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from . import checkpoint as ck
 from .checkpoint import BEST, MANIFEST, CheckpointError, best_checkpoint, is_better, own_records, prunable, read_record, stage_records, verify_checkpoint
+from .utils.files import finite
 
 # %% ../nbs/10b_delivery.ipynb #bbc223d8
 SLOW = re.compile(r"fuse(\..*)?|nfs4?|cifs|smb\w*|9p|drvfs|davfs|afs|ncpfs|sshfs")   # fuseblk is a local disk with a foreign format
@@ -299,7 +300,7 @@ def json_line(
     value: dict, # plain values
 ) -> bytes:
     "One line of JSON, numbers that are not finite as null."
-    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in value.items()}).encode() + b"\n"
+    return json.dumps(finite(value)).encode() + b"\n"
 
 def append_bytes(path: Path, lines: bytes):
     "Append whole lines to a file; after a line that a kill cut short, begin a fresh one."
@@ -376,7 +377,7 @@ def append(self: RunFiles, name: str, row: dict):
 @patch
 def replace(self: RunFiles, name: str, value):
     "Replace a JSON file in one go; never fails."
-    self.put(name, json.dumps(value, indent=1, default=str).encode())
+    self.put(name, json.dumps(finite(value), indent=1, default=str).encode())
 
 @patch
 def put(self: RunFiles, name: str, data: bytes):

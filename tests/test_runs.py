@@ -8,7 +8,7 @@ import pytest
 
 from cad_mllm.checkpoint import BEST, latest_checkpoint, list_checkpoints, prune_checkpoints, read_record, save_checkpoint, update_best
 from cad_mllm.cli import main
-from cad_mllm.train import METRICS, OccupiedError, RunningError, Trainer, read_metrics, train
+from cad_mllm.train import METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_metrics, train
 from cad_mllm.utils.files import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
 from small_data import make
 from train_runs import FLAGS, configs
@@ -144,3 +144,18 @@ def test_who_was_taken_over_ends_and_writes_nothing_more(data, tmp_path, monkeyp
 def test_no_test_runner_is_named_in_what_is_shipped():
     import cad_mllm
     assert not [p.name for p in Path(cad_mllm.__file__).parent.rglob("*.py") if "pytest" in p.read_text(encoding="utf-8")]
+
+
+# ---- weights become NaN
+
+def test_weights_become_nan_it_is_said_and_the_run_stops(data, tmp_path, monkeypatch, capsys):
+    out, backward = tmp_path/"o", Trainer.backward
+    def spoilt(self, parts):
+        loss, num = backward(self, parts)
+        if self.progress.step >= 2: self.trainable()[0].grad.fill_(float("nan"))
+        return (float("nan") if self.progress.step >= 2 else loss), num
+    monkeypatch.setattr(Trainer, "backward", spoilt)
+    with pytest.raises(NotFiniteError, match="10 steps in a row without a finite loss"): train(*configs(data, out, "--stage1_epochs", 9, "--save_steps", 2, "--eval_steps", 100))
+    assert "3 steps in a row without a finite loss or gradient (step 5" in capsys.readouterr().out
+    for file in out.glob("*.json*"):
+        assert "NaN" not in file.read_text() and "Infinity" not in file.read_text(), file

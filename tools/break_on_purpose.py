@@ -58,6 +58,7 @@ MUTATIONS = [
     Mutation(2, "pruning looks at all runs of a folder", CK, "stages.setdefault((record.path.parent, record.run), [])", "stages.setdefault(record.path.parent, [])", T_RUNS + "best_latest_and_pruning_look_at_their_own_run_only"),
     Mutation(2, "a lock elsewhere is taken though its heartbeat changes", "cad_mllm/utils/files.py", "        if now != data: raise HeldError(read_holder(now))\n", "", T_RUNS + "two_trainings_in_one_folder_are_refused_and_the_holder_is_named"),
     Mutation(2, "a reused process id counts as the holder", "cad_mllm/utils/files.py", "abs(process.create_time() - holder.born) > 2 or ", "", T_RUNS + "a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_change"),
+    Mutation(2, "steps without finite numbers go on for ever", TRAIN, "if self.bad_steps >= STOP_AFTER: raise", "if False: raise", T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"),
     # 2 atomic
     Mutation(2, "files are written straight under the final name", CK, 'temporary = _hidden(final, "tmp")', "temporary = final if not final.exists() else _hidden(final, 'tmp')", EVERY_CALL),
     Mutation(2, "left-over temporaries are not cleaned", CK, "    clean_temporaries(final.parent)\n    temporary", "    temporary", EVERY_CALL),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'BEAT', 'PATIENCE', 'UNKNOWN', 'Holder', 'this_process', 'read_holder', 'is_gone', 'HeldError', 'FolderLock',
-           'take', 'beat', 'release']
+           'take', 'beat', 'release', 'finite']
 
 # %% ../../nbs/0_utils/03_files.ipynb #99158010
-import hashlib, json, os, socket, tempfile, threading, time, uuid
+import hashlib, json, math, os, socket, tempfile, threading, time, uuid
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -146,3 +146,12 @@ def release(lock: FolderLock):
         if (data := lock.read()) and read_holder(data).token == lock.mine.token: lock.path.unlink()
     except OSError: pass
     lock.mine = None
+
+# %% ../../nbs/0_utils/03_files.ipynb #83646027
+def finite(
+    value, # plain values, nested
+): # the same
+    "Numbers that are not finite as None."
+    if isinstance(value, dict): return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
