@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'WANDB', 'DATA_REPORTS', 'EXIT_DONE', 'EXIT_FAILED',
-           'EXIT_UNDELIVERED', 'EXIT_STOPPED', 'DRAWN', 'OTHER_RUN', 'SAME_DATA', 'CHOICE', 'MEANINGS', 'write_json',
-           'append_line', 'read_metrics', 'read_events', 'Stopper', 'PeerError', 'World', 'join_world', 'pick_device',
-           'seed_all', 'use_deterministic_algorithms', 'Plan', 'lr_factor', 'Progress', 'TrainResult', 'Trainer',
-           'Change', 'ChangedError', 'changed_settings', 'changed_stages', 'Split', 'split_for', 'settle_split',
-           'find_to_resume', 'same_share', 'RunningError', 'running_pid', 'train']
+           'EXIT_UNDELIVERED', 'EXIT_STOPPED', 'WARN_AFTER', 'STOP_AFTER', 'DRAWN', 'OTHER_RUN', 'SAME_DATA', 'CHOICE',
+           'MEANINGS', 'write_json', 'append_line', 'read_metrics', 'read_events', 'Stopper', 'PeerError', 'World',
+           'join_world', 'pick_device', 'seed_all', 'use_deterministic_algorithms', 'Plan', 'lr_factor', 'Progress',
+           'TrainResult', 'Trainer', 'NotFiniteError', 'Change', 'ChangedError', 'changed_settings', 'changed_stages',
+           'Split', 'split_for', 'settle_split', 'find_to_resume', 'same_share', 'RunningError', 'running_pid', 'train']
 
 # %% ../nbs/11_train.ipynb #b9bf92d8
 import hashlib, json, math, os, random, signal, socket, sys, time, uuid, warnings
@@ -34,7 +34,7 @@ from .delivery import Delivery, DeliveryError, OutputFolder, local_dir_for
 from .shard import Sharded, WholeModel, sharding_asked, whole_copy
 from .training.run_folder import OccupiedError, goes_on_here, move_aside, refuse_occupied
 from .track import open_trackers, png_bytes
-from .utils.files import LOCK, FolderLock, HeldError, is_gone, read_holder, release, take
+from .utils.files import LOCK, FolderLock, HeldError, finite, is_gone, read_holder, release, take
 
 # %% ../nbs/11_train.ipynb #dd8dc58e
 METRICS, EVENTS, STATUS, STOP, RUN_CONFIG = "metrics.jsonl", "events.jsonl", "status.json", "stop", "run_config.json"
@@ -46,7 +46,7 @@ def write_json(
 ):
     "Replace a JSON file in one go."
     temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(finite(value), indent=1), encoding="utf-8")
     os.replace(temporary, path)
 
 def append_line(path: Path, value: dict):
@@ -329,6 +329,7 @@ class Trainer:
         self.pending, self.changes, self.asked = {}, [], [train_config.batch_size, train_config.gradient_accumulation_steps]   # about the resume
         self.delivery, self.root, self.checkpoint, self.submitted, self.needed, self.space = None, self.output_dir, None, {}, 0, ""   # about saving
         self.trackers, self.started, self.run_id, self.lock = [], datetime.now().isoformat(timespec="seconds"), uuid.uuid4().hex[:12], None
+        self.bad_steps = 0                   # in a row
         self.model = model or CADMLLMModel(config)
         if not self.sharding: self.model.to(self.device)
         self.compute = self.model            # gives the loss of a batch; `share_out` puts another in its place
@@ -473,8 +474,24 @@ def train_step(self: Trainer, stream, plan: Plan) -> dict: # the step's line for
     p.step += 1; p.stage_step += 1; p.tokens += num_tokens; p.seconds += seconds; p.last_loss = loss
     if math.isfinite(loss): p.loss_sum += loss; p.loss_steps += 1
     self.check_progress(num_tokens, plan, parts)
+    self.watch_numbers(num_tokens, loss, norm)
     return dict(stage=self.stage.name, step=p.step, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, tokens=p.tokens, samples=p.samples, seconds=p.seconds,
                 tokens_per_second=num_tokens/max(seconds, 1e-9), skipped_samples=p.skipped_samples, nan_steps=p.nan_steps)
+
+# %% ../nbs/11_train.ipynb #e6641514
+class NotFiniteError(ConfigError):
+    "A training whose loss or gradients stay without a finite value."
+
+WARN_AFTER, STOP_AFTER = 3, 10  # steps in a row without a finite loss or gradient
+
+@patch
+def watch_numbers(self: Trainer, num_tokens: int, loss: float, norm: float):
+    "Say loudly that steps in a row had no finite numbers; `NotFiniteError` where they go on, before anything is saved."
+    if not num_tokens or self.scaler.is_enabled() and self.scaler.get_scale() > 1: return
+    self.bad_steps = 0 if math.isfinite(loss) and math.isfinite(norm) else self.bad_steps + 1
+    said = f"{self.bad_steps} steps in a row without a finite loss or gradient (step {self.progress.step}, {self.stage.name})"
+    if self.bad_steps == WARN_AFTER and self.world.is_main: print(f"⚠️  {said}: the weights are not changed by such steps; a lower learning rate or --dtype float32 may help", flush=True)
+    if self.bad_steps >= STOP_AFTER: raise NotFiniteError(f"lr={self.stage.lr!r}: {said}: stopped; the last checkpoint is {self.checkpoint}; go on from it with a lower learning rate")
 
 # %% ../nbs/11_train.ipynb #26826183
 @patch
