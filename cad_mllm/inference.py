@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POINT_FILES', 'CHECKS', 'STEP_SECONDS', 'BEST', 'FORMATS', 'RESULTS', 'InputError', 'Request', 'read_partial',
-           'read_point_cloud', 'CADAutocomplete', 'Candidate', 'assemble', 'draw_program', 'draw_points',
-           'side_by_side', 'draw_completion', 'autocomplete_cad']
+           'read_given_points', 'read_point_cloud', 'CADAutocomplete', 'Candidate', 'assemble', 'draw_program',
+           'draw_points', 'side_by_side', 'draw_completion', 'autocomplete_cad']
 
 # %% ../nbs/12_inference.ipynb #a3c5d49b
 import copy, hashlib, json, math, os, time
@@ -20,8 +20,10 @@ from tqdm.auto import tqdm
 from .cad import CADFormatError, CADProgram, Extrude, Sketch, _polyline
 from .config import MODALITIES, ConfigError
 from .tokens import TOKEN_IDS, min_length
-from .geometry import Mesh, Solid, build_solid, isolated, read_shape, _read_ply
-from .dataset import Sample, prepare_image, read_points, see_points
+from .geometry import Mesh, Solid, build_solid, isolated, read_shape
+from .clouds import CLOUD_FILES, Cloud, in_metres, read_cloud
+from .meshfiles import MESH_SUFFIXES, ply_header
+from .dataset import Sample, prepare_image, see_points
 from .model import CADMLLMModel, Writer
 from .checkpoint import CheckpointError, CheckpointRecord, find_checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
 from .train import _lines, append_line, pick_device, write_json
@@ -51,29 +53,41 @@ def read_partial(
     return program, json.loads(Path(partial).read_text(encoding="utf-8")), Path(partial).stem
 
 # %% ../nbs/12_inference.ipynb #acbf87fc
-POINT_FILES = (".npz", ".npy", ".xyz", ".txt", ".ply", ".stl", ".obj", ".glb", ".step", ".stp")
+POINT_FILES = tuple(dict.fromkeys((*CLOUD_FILES, *MESH_SUFFIXES, ".step", ".stp")))
 
-def _point_file(path, num_points, seed):
-    "Points of a file (N, 3 or 6)."
-    suffix = path.suffix.lower()
-    if suffix in (".npz", ".npy"): return read_points(path)
-    if suffix in (".xyz", ".txt"): return np.loadtxt(path, comments=("#", "//"), ndmin=2)[:, :6]
-    if suffix == ".ply":
-        vertices, faces = _read_ply(path.read_bytes())
-        if not len(faces): return vertices
-    return read_shape(path).points(num_points, seed)
+def _is_cloud(path):
+    "Whether a file holds points rather than faces."
+    if path.suffix.lower() != ".ply": return path.suffix.lower() in CLOUD_FILES
+    return not any(e.name == "face" and e.count for e in ply_header(path.read_bytes())[1])
 
-def read_point_cloud(
-    points, # a file (see `POINT_FILES`) or an array
+def _point_file(path, num_points, seed, unit):
+    "The cloud of a file, in metres."
+    if _is_cloud(path): return in_metres(read_cloud(path), unit)
+    shape = read_shape(path, "" if path.suffix.lower() in (".step", ".stp") else unit)
+    return Cloud(shape.points(num_points, seed), shape.notes)
+
+def read_given_points(
+    points, # a file (see `POINT_FILES`), or an array in metres
     num_points: int = 2048, # taken from the surface, where the file is a mesh
     seed: int = 0,
-) -> np.ndarray: # (N, 3), or (N, 6) with normals
+    unit: str = "", # of a file: mm, cm, m or in; guessed where it says none
+) -> Cloud: # in metres, with notes on what was decided
     "The user's points. Raises `InputError` for what is no cloud."
-    if not isinstance(points, (str, Path)): return np.asarray(points, float)
+    if unit not in ("", "mm", "cm", "m", "in"): raise InputError(f"unit={unit!r}: choose one of mm, cm, m, in")
+    if not isinstance(points, (str, Path)): return Cloud(np.asarray(points, float))
     path = Path(points)
     if path.suffix.lower() not in POINT_FILES: raise InputError(f"point_cloud={str(path)!r}: unknown suffix; give one of {', '.join(POINT_FILES)}, or an array (N, 3)")
-    try: return _point_file(path, num_points, seed)
+    try: return _point_file(path, num_points, seed, unit)
     except Exception as e: raise InputError(f"point_cloud={str(path)!r}: cannot be read as points ({type(e).__name__}: {e}); give a file that holds (N, 3) numbers or a mesh") from e
+
+def read_point_cloud(
+    points, # as `read_given_points` takes them
+    num_points: int = 2048,
+    seed: int = 0,
+    unit: str = "",
+) -> np.ndarray: # (N, 3), or (N, 6) with normals, in metres
+    "The user's points without the notes."
+    return read_given_points(points, num_points, seed, unit).points
 
 # %% ../nbs/12_inference.ipynb #4b851d46
 def _checkpoint_folder(checkpoint):
@@ -131,13 +145,14 @@ def _image(self: CADAutocomplete, image):
         raise InputError(f"image={what}: cannot be read as a picture ({e}); give a PNG or JPEG file, a PIL image or an array (H, W, 3) of uint8") from e
 
 @patch
-def _points(self: CADAutocomplete, point_cloud, seed, prefix, from_nothing):
-    "The points as `Sample` fields, and with them the grid that a part from nothing is written on."
+def _points(self: CADAutocomplete, point_cloud, seed, prefix, from_nothing, unit, notes):
+    "The points as `Sample` fields, and with them the grid that a part from nothing is written on; what was decided in reading them goes to `notes`."
     if point_cloud is None: return {}
     if self.model.point_encoder is None: raise InputError("point_cloud: this model has no point encoder (point_encoder_name is empty); leave the points out, or take a checkpoint that was trained with points")
     num, codec = self.model.config.num_points, self.codec if self.model.config.points_on_grid else None
-    cloud = read_point_cloud(point_cloud, num, seed)
-    try: return see_points(cloud, num, seed, codec, prefix, from_nothing)
+    cloud = read_given_points(point_cloud, num, seed, unit)
+    notes += [f"points: {n}" for n in cloud.notes]
+    try: return see_points(cloud.points, num, seed, codec, prefix, from_nothing)
     except (ValueError, TypeError) as e: raise InputError(f"point_cloud: {e}; give at least two different points as an array (N, 3), or (N, 6) with normals") from e
 
 # %% ../nbs/12_inference.ipynb #676767b6
@@ -149,6 +164,7 @@ def request(
     image=None, # a picture of the whole part: a file, a PIL image or an array; or a list of pictures from several sides
     point_cloud=None, # points of the whole part: a file or an array
     seed: int = 0, # of the draw of points
+    unit: str = "", # of a file of points: mm, cm, m or in; guessed where it says none
 ) -> Request:
     "What was given, read and checked; raises `InputError` or `CADFormatError`. An empty string is the same as None."
     partial_json, image, point_cloud = (None if isinstance(v, str) and not v else v for v in (partial_json, image, point_cloud))
@@ -157,7 +173,7 @@ def request(
     prefix, notes = "" if not self.codec.added_tokens else [], []
     if program is not None: prefix = self.codec.prefix(program)
     if program is not None and not prefix: notes.append("nothing of the given operations can be said in the CAD language (no profile closes), so the model did not see them")
-    media = {**self._image(image), **self._points(point_cloud, seed, prefix, program is None)}
+    media = {**self._image(image), **self._points(point_cloud, seed, prefix, program is None, unit, notes)}
     if program is None and not caption.strip() and not media: raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
     drawn = tuple(m for m, there in zip(MODALITIES, (True, "points" in media, "image" in media)) if there)
     return Request(Sample(name, caption, kept=len(program or ()), modalities=drawn, **{"prefix": prefix, **media}), program, source, name, notes)
@@ -591,10 +607,11 @@ def complete(
     out=None, # a file or folder to write to
     formats: tuple = ("json",), # what to write: json step stl ply obj glb svg png
     on_operation=None, # called with the number of the candidate and its part so far, whenever an operation is finished
+    unit: str = "", # of a file of points: mm, cm, m or in; guessed where it says none
 ) -> dict: # entities, sequence, properties, metadata
     "A whole part from whatever is given. Raises `InputError` or `CADFormatError` for a request that cannot be served, never for what the model writes."
     _check_sampling(temperature, top_p, num)
-    formats, request = _check_formats(formats), self.request(partial_json, caption, image, point_cloud, seed)
+    formats, request = _check_formats(formats), self.request(partial_json, caption, image, point_cloud, seed, unit)
     (result, chosen), = self._serve([request], num, max_new_tokens, constrained, check, best, seed, on_operation, temperature=temperature, top_p=top_p)
     if out is not None: self.save(result, request, chosen, out, formats)
     return result
