@@ -66,15 +66,20 @@ def test_attachments_pictures_of_every_name(parts, tmp_path, form):
         assert found[0].image[0, 0].tolist()[1] < 60 and not found.skipped
 
 
-def test_attachments_behind_a_link(parts, tmp_path):
+def test_attachments_behind_a_link_and_clouds_as_ply(parts, tmp_path):
     root, ids = copy_of(parts, tmp_path)
     (tmp_path/"away"/"0000").mkdir(parents=True)
     (root/"img").mkdir()
     for id in ids: Image.new("RGB", (20, 20)).save(tmp_path/"away"/f"{id}_000.png")
     os.symlink(tmp_path/"away"/"0000", root/"img"/"0000")
     os.symlink(root, root/"img"/"circle")
-    ds = MultimodalAutocompleteDataset(root, modality_probs={"text+image": 1.}, image_size=8)
-    assert ds.attachments.num_images == len(ds._ids) and ds[0].image is not None and not ds.skipped
+    cloud = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\nend_header\n0 0 0\n.1 0 0\n0 .1 0\n0 0 .1\n"
+    for id in ids:
+        (root/"pointcloud"/f"{id}.ply").parent.mkdir(parents=True, exist_ok=True)
+        (root/"pointcloud"/f"{id}.ply").write_text(cloud)
+    ds = MultimodalAutocompleteDataset(root, modality_probs={"text+image+points": 1.}, image_size=8, num_points=4)
+    assert ds.attachments.num_images == ds.attachments.num_points == len(ds._ids)
+    assert ds[0].points.shape == (4, 6) and not ds.skipped
 
 
 def test_attachments_that_match_nothing_are_counted_and_told(parts, tmp_path):

@@ -1,0 +1,157 @@
+"Meshes, clouds and pictures of strangers: read as what they are, or refused with a reason."
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cad_mllm.clouds import cloud_of, in_metres, read_cloud
+from cad_mllm.dataset import prepare_image
+from cad_mllm.mesh import GeometryError, Mesh
+from cad_mllm.meshfiles import read_mesh, read_surface
+
+CASES = Path(os.environ.get("CAD_CASES_ROOT", "nowhere"))
+with_cases = pytest.mark.skipif(not CASES.is_dir(), reason="set CAD_CASES_ROOT to the folder of cases")
+CHANNEL = [(0, 0), (50, 0), (50, 30), (40, 30), (40, 10), (10, 10), (10, 30), (0, 30)]
+TETRA = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)], float), np.array([(0, 2, 1), (0, 1, 3), (1, 2, 3), (0, 3, 2)])
+
+
+def channel_obj():
+    "A prism over a concave polygon, all of it polygons."
+    ring = range(1, 9)
+    v = [f"v {x} {y} {z}" for z in (0, 2.5) for x, y in CHANNEL]
+    f = ["f " + " ".join(map(str, reversed(ring))), "f " + " ".join(str(i + 8) for i in ring)]
+    return "\n".join(v + f + [f"f {i} {i % 8 + 1} {i % 8 + 9} {i + 8}" for i in ring])
+
+
+def test_concave_polygons_are_cut_as_they_are(tmp_path):
+    (tmp_path/"c.obj").write_text(channel_obj())
+    mesh = read_mesh(tmp_path/"c.obj")
+    assert np.isclose(mesh.volume, 900*2.5) and mesh.is_watertight
+    x, y = mesh.points(4000)[:, :2].T
+    assert not ((x > 10.01) & (x < 39.99) & (y > 10.01)).any()
+    body = "ply\nformat ascii 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    (tmp_path/"c.ply").write_text(body + "".join(f"{x} {y} 0\n" for x, y in CHANNEL) + "8 0 1 2 3 4 5 6 7\n")
+    assert np.isclose(read_mesh(tmp_path/"c.ply").area, 900)
+
+
+def stl_text(vertices, faces):
+    corners = "".join("FACET NORMAL 0 0 0\nOUTER LOOP\n" + "".join("VERTEX {} {} {}\n".format(*vertices[i]) for i in f) + "ENDLOOP\nENDFACET\n" for f in faces)
+    return f"SOLID X\n{corners}ENDSOLID X\n"
+
+
+def test_stl_in_capitals_and_binary_that_begins_with_solid(tmp_path):
+    (tmp_path/"a.stl").write_text(stl_text(*TETRA))
+    assert np.isclose(read_mesh(tmp_path/"a.stl").volume, 1/6)
+    Mesh(*TETRA).export(tmp_path/"b.stl")
+    data = (tmp_path/"b.stl").read_bytes()
+    (tmp_path/"b.stl").write_bytes(b"solid facet".ljust(80) + data[80:])
+    assert np.isclose(read_mesh(tmp_path/"b.stl", "mm").volume, 1/6)
+
+
+def test_faces_given_twice_and_unwelded_are_one_body(tmp_path):
+    v, f = TETRA
+    def obj(faces): return "".join("v {} {} {} .1 .2 .3 # corner\n".format(*v[i]) for t in faces for i in t) + "".join(f"f {3*k + 1} \\\n{3*k + 2} {3*k + 3} # face\n" for k in range(len(faces)))
+    for faces in (f, np.concatenate([f, f]), np.concatenate([f, f[:, ::-1]])):
+        (tmp_path/"t.obj").write_text(obj(faces))
+        mesh = read_mesh(tmp_path/"t.obj")
+        assert (len(mesh.vertices), len(mesh.faces), mesh.is_watertight) == (4, 4, True) and np.isclose(mesh.volume, 1/6)
+
+
+def test_off_and_gltf_come_along(tmp_path):
+    v, f = TETRA
+    (tmp_path/"t.off").write_text("OFF\n4 4 0\n" + "".join("{} {} {}\n".format(*p) for p in v) + "".join("3 {} {} {}\n".format(*t) for t in f))
+    assert np.isclose(read_mesh(tmp_path/"t.off").volume, 1/6)
+    trimesh = pytest.importorskip("trimesh")
+    files = trimesh.exchange.gltf.export_gltf(trimesh.Scene(trimesh.Trimesh(v, f)))
+    for name, data in files.items(): (tmp_path/name).write_bytes(data)
+    assert np.isclose(read_mesh(tmp_path/"model.gltf").volume, 1/6)
+    text = (tmp_path/"model.gltf").read_text()
+    (tmp_path/"bad.gltf").write_text(text.replace('"uri":"', '"uri":"../'))
+    with pytest.raises(GeometryError, match="not beside it"): read_mesh(tmp_path/"bad.gltf")
+
+
+@with_cases
+def test_small_files_that_hung_are_refused():
+    for name, why in (("expo.glb", "no tree"), ("zero.ply", "without a property")):
+        with pytest.raises(GeometryError, match=why): read_mesh(CASES/"readers"/name)
+
+
+@with_cases
+def test_cases_of_meshes_and_clouds():
+    files = CASES/"files"
+    assert np.isclose(read_mesh(next(files.glob("02*/*.obj")), "mm").area, 1550e-6)
+    rgb = read_cloud(next(files.glob("01*/*.xyz")))
+    assert rgb.points.shape[1] == 3 and rgb.notes
+    for name in ("comma.xyz", "header_words.xyz", "intensity.xyz", "points.pts"): assert read_cloud(next(files.glob(f"09*/{name}"))).points.shape == (500, 3), name
+    for name in ("empty.ply", "empty_header.ply"):
+        with pytest.raises(GeometryError, match="no points"): read_cloud(next(files.glob(f"09*/{name}")))
+    assert np.isclose(read_mesh(next(files.glob("09*/unwelded_box.ply"))).volume, 1) and read_mesh(next(files.glob("09*/trailing*"))).is_watertight
+    mesh, notes = read_surface(next(files.glob("10*/*.obj")))
+    cloud = in_metres(read_cloud(next(files.glob("10*/*.xyz"))))
+    assert notes and cloud.notes and np.isclose(np.ptp(mesh.vertices, axis=0).max(), np.ptp(cloud.points[:, :3], axis=0).max(), rtol=.05)
+
+
+def test_normals_are_known_by_their_length():
+    rng = np.random.default_rng(0)
+    points, normals = rng.random((60, 3)), rng.normal(size=(60, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    def text(*columns): return "\n".join(" ".join(map(str, row)) for row in np.concatenate(columns, 1)).encode()
+    assert cloud_of(text(points, 255*rng.random((60, 3)))).points.shape == (60, 3)
+    assert np.allclose(cloud_of(text(points, normals)).points[:, 3:], normals)
+    assert np.allclose(cloud_of(text(points, 255*rng.random((60, 3)), normals)).points[:, 3:], normals)
+    stream = io.BytesIO()
+    np.savez(stream, normals=normals, pc=points)
+    assert np.allclose(cloud_of(stream.getvalue()).points, np.concatenate([points, normals], 1))
+    head = "ply\nformat ascii 1.0\nelement vertex 60\n" + "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz")) + "end_header\n"
+    assert np.allclose(cloud_of(head.encode() + text(points, normals)).points[:, 3:], normals)
+
+
+def test_archive_that_unpacks_to_gigabytes_is_refused(monkeypatch):
+    import cad_mllm.clouds as clouds
+    monkeypatch.setattr(clouds, "MOST_CLOUD_BYTES", 10**6)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, points=np.zeros((100_000, 3)))
+    assert len(stream.getvalue()) < 10**4
+    with pytest.raises(ValueError, match="claims 2 MB, more than"): cloud_of(stream.getvalue())
+    liar = stream.getvalue().replace(b"(100000, 3)", b"(900000, 9)")
+    with pytest.raises(Exception): cloud_of(liar)
+
+
+def test_one_stray_point_does_not_set_the_box():
+    cloud = np.random.default_rng(0).random((500, 3))*.1
+    from cad_mllm.clouds import Cloud
+    found = in_metres(Cloud(np.concatenate([cloud, [[100, 0, 0]]])))
+    assert np.array_equal(found.points, cloud) and "1 of 501 points lie far" in found.notes[0]
+    assert in_metres(Cloud(cloud)).notes == []
+
+
+def test_pictures_of_sixteen_bits_floats_turned_and_huge(tmp_path):
+    ramp = np.linspace(0, 1, 64)[None].repeat(64, 0)
+    Image.fromarray((ramp*65535).astype(np.uint16)).save(tmp_path/"grey.png")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path/"float.tiff")
+    for name in ("grey.png", "float.tiff"):
+        seen = prepare_image(tmp_path/name, 64)[0, :, 0].astype(int)
+        assert seen[0] < 8 and seen[-1] > 247 and 110 < seen[32] < 145, name
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste("black", (0, 0, 20, 20))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path/"turned.jpg", exif=exif)
+    seen = prepare_image(tmp_path/"turned.jpg", 20)
+    assert seen[2].mean() < 60 and seen[-3].mean() > 200
+    huge = io.BytesIO()
+    Image.new("1", (8400, 8400)).save(huge, format="png")
+    with pytest.raises(ValueError, match="give one of at most 64 million"): prepare_image(huge.getvalue(), 8)
+
+
+def test_score_tells_of_another_size(tmp_path):
+    from cad_mllm.score import score
+    v, f = TETRA
+    for name, size in (("gt", 1.), ("pred", 1/200)):
+        (tmp_path/name).mkdir()
+        Mesh(v*size, f).export(tmp_path/name/"a.ply")
+    found = score(tmp_path/"pred", tmp_path/"gt", tmp_path/"out", jobs=0, num_points=100, draw=False)
+    assert any("1/200 of its size" in n and "--align box" in n for n in found.notes), found.notes
