@@ -89,9 +89,14 @@ def _npz(data):
         normals = next((low[k] for k in NORMAL_NAMES if k in low and low[k] != name), None)
         points, normals = load(name), load(normals) if normals else None
     notes = [] if name in ("points", "xyz") else [f"the points are those of the array {name!r}"]
-    if normals is not None and points.ndim == 2 and normals.shape == (len(points), 3): points = np.concatenate([points[:, :3], normals], 1)
+    if normals is not None and points.ndim == 2 and points.shape[1] >= 3 and normals.shape == (len(points), 3): return _with_normals(points, normals, notes)
     cloud = split_columns(points)
     return Cloud(cloud.points, notes + cloud.notes)
+
+def _with_normals(points, normals, notes):
+    "Points with an array that is called normals: whatever its lengths, it is believed."
+    if not are_normals(normals) and normals.any(): notes = [*notes, "the normals have other lengths than 1"]
+    return Cloud(np.concatenate([points[:, :3], normals], 1), notes)
 
 # %% ../nbs/02c_clouds.ipynb #55cae0b9
 def _text(data):
