@@ -28,6 +28,7 @@ from . import __version__
 from .cad import MAX_BYTES, CADFormatError, CADProgram, Extrude, truncation_counts
 from .config import CADMLLMConfig, ConfigError, parse_modalities
 from . import cad as cad_module, tokens as tokens_module
+from .clouds import MOST_CLOUD_BYTES, cloud_of
 from .attachments import (CAPTION_SUFFIXES, CLOUD_SUFFIXES, MOST_ENDINGS, PICTURE_SUFFIXES, Attachments, PartNames, caption_entries, media_path, split_name)
 from .pack import INDEX_NAME, Made, Pack, PackError, from_bytes, is_pack, save_arrays, to_bytes, write_pack
 from .tokens import NUM_LEVELS, VERSION, Grid, encode_split, get_codec
@@ -339,18 +340,32 @@ def join_captions(
 # %% ../nbs/07_dataset.ipynb #3f127743
 MAX_PIXELS = 64_000_000
 
+def _in_bytes(image):
+    "A picture of 16 or 32 bits a pixel, or of floats, with its values from 0 to 255: by its format's range, or by its own where that is not known."
+    from PIL import Image
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"): return image
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+    low, high = min(values.min(), 0), values.max()
+    top = next((t for t in (1, 255, 65535) if high <= t), high) if image.mode == "F" else 65535 if high <= 65535 else high
+    return Image.fromarray(((values - low)*(255/max(top - low, 1e-300))).round().astype(np.uint8))
+
 def prepare_image(
     image, # a file or its bytes, a PIL image, or an array (H, W, 3) uint8
     size: int = 224, # pixels a side, S
 ) -> np.ndarray: # (S, S, 3) uint8
     "A picture as the image encoder's input size; raises ValueError or OSError for what is not a picture."
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
     if isinstance(image, (str, os.PathLike, bytes)):
         try:
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened: return prepare_image(opened, size)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened: return prepare_image(opened, size)
         except UnidentifiedImageError: raise ValueError("the file is not a picture of a known format") from None
+        except Image.DecompressionBombError: raise ValueError(f"the picture is far too large; give one of at most {MAX_PIXELS//10**6} million pixels") from None
+        except SyntaxError as e: raise ValueError(f"the picture is damaged ({e})") from None
     if isinstance(image, np.ndarray): image = Image.fromarray(image)
-    if image.width*image.height > MAX_PIXELS: raise ValueError(f"the picture has {image.width} x {image.height} pixels")
+    if image.width*image.height > MAX_PIXELS: raise ValueError(f"the picture has {image.width} x {image.height} pixels; give one of at most {MAX_PIXELS//10**6} million")
+    image = _in_bytes(ImageOps.exif_transpose(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -469,17 +484,13 @@ class Scan:
 
 # %% ../nbs/07_dataset.ipynb #a35383a6
 def read_points(
-    source, # an .npz or .npy file, or its bytes
+    source, # a file that `read_cloud` takes, or its bytes
 ) -> np.ndarray: # (N, 3), or (N, 6) where the file has normals
-    "The points of a file; raises OSError, ValueError or zipfile.BadZipFile for what is not one."
-    with open(source, "rb") if not isinstance(source, bytes) else io.BytesIO(source) as file:
-        data = np.load(file, allow_pickle=False)
-        if isinstance(data, np.ndarray): return data
-        if not data.files: raise ValueError("the file holds no array")
-        points = data[next((k for k in ("points", "xyz") if k in data.files), data.files[0])]
-        normals = data["normals"] if "normals" in data.files else None
-    if normals is None or normals.shape != points.shape: return points
-    return np.concatenate([points, normals], 1)
+    "The points of a file, in metres as they stand; raises OSError, ValueError or zipfile.BadZipFile for what is not one."
+    if not isinstance(source, bytes):
+        if (size := os.path.getsize(source)) > MOST_CLOUD_BYTES: raise ValueError(f"the file has {size/2**20:,.0f} MB")
+        source = Path(source).read_bytes()
+    return cloud_of(source).points
 
 # %% ../nbs/07_dataset.ipynb #57b7a0c1
 VIEW_SUFFIXES = (*(f"_{v:03d}.png" for v in range(8)), *(f"_{v:03d}.jpg" for v in range(8)), ".png", ".jpg", ".jpeg")

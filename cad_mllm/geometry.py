@@ -18,7 +18,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from .cad import CADFormatError, CADProgram, Contour, Extrude, Frame, Sketch, arc_circle
-from .mesh import VIEWS, Drawing, GeometryError, Mesh, read_mesh, surface_distance, _camera, _read_ply, _write_whole
+from .mesh import VIEWS, Drawing, GeometryError, Mesh, surface_distance, _camera, _write_whole
+from .meshfiles import MESH_SUFFIXES, read_mesh, read_surface
 
 _all_ = ["VIEWS", "Drawing", "GeometryError", "Mesh", "read_mesh", "surface_distance"] # whoever works with solids finds these here too
 
@@ -731,6 +732,7 @@ class Solid:
     def __init__(self, kernel, plan, shape=None, unit_mesh=None, light=None):
         self.kernel, self.center, self.scale = kernel, plan.center, plan.scale
         self._shape, self._unit, self._light = shape, unit_mesh, light
+        self.notes = [] # what was decided in reading it from a file
 
     def __repr__(self):
         size = " x ".join(f"{1000*s:.4g}" for s in np.ptp(self.bounding_box, axis=0))
@@ -1115,8 +1117,8 @@ def read_step(
     except WorkerError as e: raise GeometryError(f"{path}: {e}") from None
 
 def read_shape(
-    path: str | Path, # .step, .stp, .stl, .ply, .obj or .glb
-    unit: str = "", # mm, cm, m or in, for the mesh formats; by default what the file says, else millimetres for STL and metres for the others
+    path: str | Path, # .step, .stp, or one of `MESH_SUFFIXES`
+    unit: str = "", # mm, cm, m or in, for the mesh formats; by default what the file says, else millimetres for STL, and for others whose numbers are above a few metres, which `notes` then says
     timeout: float = 120, # seconds, for STEP
 ) -> Solid:
     "A part from a file of any program: `points()`, `image()`, `mesh()`. Raises `GeometryError` with the file and what is wrong."
@@ -1124,11 +1126,13 @@ def read_shape(
     if suffix in (".step", ".stp"):
         if unit: raise ValueError(f"{path}: a STEP file states its own unit; leave unit out")
         return read_step(path, timeout)
-    if suffix not in (".stl", ".ply", ".obj", ".glb"): raise GeometryError(f"{path}: unknown suffix {suffix!r}; a shape can be read from .step, .stp, .stl, .ply, .obj or .glb")
-    mesh = read_mesh(path, unit or ("mm" if suffix == ".stl" else ""))
+    if suffix not in MESH_SUFFIXES: raise GeometryError(f"{path}: unknown suffix {suffix!r}; a shape can be read from .step, .stp, {', '.join(MESH_SUFFIXES)}")
+    mesh, notes = read_surface(path, unit)
     low, high = np.array(mesh.bounding_box)
     plan = SimpleNamespace(center=(low + high)/2, scale=max(float((high - low).max()), 1e-12))
-    return Solid("mesh", plan, unit_mesh=Mesh((mesh.vertices - plan.center)/plan.scale, mesh.faces))
+    solid = Solid("mesh", plan, unit_mesh=Mesh((mesh.vertices - plan.center)/plan.scale, mesh.faces))
+    solid.notes = notes
+    return solid
 
 # %% ../nbs/03_geometry.ipynb #ba498473
 def _check_file(path):
