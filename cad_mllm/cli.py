@@ -227,6 +227,7 @@ def complete(
     temperature: float = 0.0, # 0 takes the likeliest token; several candidates need more than 0
     top_p: float = 1.0, # sample from the likeliest tokens of this total probability
     seed: int = 0, # of the sampling
+    unit: str = "", # of the file of points: mm, cm, m or in; guessed, and said, where it is left out
     device: str = "auto", # auto, cpu, cuda
     max_new_tokens: int = 0, # tokens a candidate may take; 0 for all the room there is
     stream: bool = False, # tell each operation as soon as it is written
@@ -236,7 +237,7 @@ def complete(
     from cad_mllm.inference import CADAutocomplete
     def told(row, part): print(f"candidate {row + 1}: {len(part)} operations, {_operation(part.operations()[-1])}", flush=True)
     result = CADAutocomplete(checkpoint, device=device).complete(partial or None, caption, _pictures(image), points or None, max_new_tokens=max_new_tokens or None, num=num, temperature=temperature or (.7 if num > 1 else 0.0),
-                                                                top_p=top_p, seed=seed, check=check, best=best, out=out, formats=tuple(format.split(",")), on_operation=told if stream else None)
+                                                                top_p=top_p, seed=seed, unit=unit, check=check, best=best, out=out, formats=tuple(format.split(",")), on_operation=told if stream else None)
     m = result["metadata"]
     print(f"{m['partial_operations']} operations given, {m['generated_operations']} written, {m['total_operations']} in all; {_verdict(m)}: {', '.join(m['files'])}")
     if ranking := _ranking(m): print(ranking)

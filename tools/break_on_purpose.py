@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GUARANTEES = {1: "exact", 2: "atomic", 3: "verified", 4: "delivery to a folder that comes and goes", 5: "stops well", 6: "elastic", 7: "old checkpoints", 8: "safe", 9: "optimizer matching"}
+GUARANTEES = {1: "exact", 2: "atomic", 3: "verified", 4: "delivery to a folder that comes and goes", 5: "stops well", 6: "elastic", 7: "old checkpoints", 8: "safe", 9: "optimizer matching", 10: "files of strangers"}
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Mutation:
 
 
 CK, TRAIN, DELIVERY, SAFE = "cad_mllm/checkpoint.py", "cad_mllm/train.py", "cad_mllm/delivery.py", "cad_mllm/safe.py"
+T_SHAPES, T_STRANGERS = "tests/test_strangers_shapes.py::test_", "tests/test_strangers_data.py::test_"
 T_CK, T_OURS, T_SAFE, T_DELIVERY = (f"tests/test_{name}.py::test_" for name in ("checkpoint", "guarantees", "safety", "delivery"))
 T_KILLS, T_RUNS = "tests/test_train_kills.py::test_", "tests/test_runs.py::test_"
 T_TRAIN, T_CHANGES, T_ENDS, T_OLD, T_PEERS = (f"tests/test_train{name}.py::test_" for name in ("", "_changes", "_ends", "_old", "_processes"))
@@ -145,6 +146,12 @@ MUTATIONS = [
     Mutation(9, "matched by position, not by name", CK, "key = (g, i) if positional else names[g][i]", "key = list(have)[0] if have else None", "nbs/10_checkpoint.ipynb"),
     Mutation(9, "shapes are not compared", CK, "elif shape is not None and shape != list(p.shape) or _odd_moment(values, p):", "elif False:", "nbs/10_checkpoint.ipynb"),
     Mutation(9, "what does not match is not listed", CK, 'return state, notes + _listed("fresh optimizer state for", misfits) + _listed(', "return state, notes + [] and _listed(", "nbs/10_checkpoint.ipynb"),
+    # 10 files of strangers
+    Mutation(10, "concave polygons are cut as fans", "cad_mllm/meshfiles.py", "(flat := _flat(corners)) is None or _turns_one_way(flat): return fan", "(flat := _flat(corners)) is None or True: return fan", T_SHAPES + "concave_polygons_are_cut_as_they_are"),
+    Mutation(10, "colours are taken for normals", "cad_mllm/clouds.py", "if k >= 3 and k + 3 <= width and are_normals(table[:, k:k + 3])", "if k >= 3 and k + 3 <= width", T_SHAPES + "normals_are_known_by_their_length"),
+    Mutation(10, "an archive's claim is believed", "cad_mllm/clouds.py", "if not 0 <= size <= min(room, MOST_CLOUD_BYTES): raise", "if False: raise", T_SHAPES + "archive_that_unpacks_to_gigabytes_is_refused"),
+    Mutation(10, "pictures of 16 bits are cut off", "cad_mllm/dataset.py", "image = _in_bytes(ImageOps.exif_transpose(image))", "image = ImageOps.exif_transpose(image)", T_SHAPES + "pictures_of_sixteen_bits_floats_turned_and_huge"),
+    Mutation(10, "half characters stay in captions", "cad_mllm/attachments.py", 'return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")', "return text", T_STRANGERS + "half_characters_in_captions_are_cleaned_and_counted"),
 ]
 
 
