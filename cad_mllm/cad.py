@@ -63,6 +63,7 @@ class Frame:
         frame = cls(*(_vector(d, k, where) for k in ("origin", "x_axis", "y_axis", "z_axis")))
         axes = np.array([frame.x_axis, frame.y_axis, frame.z_axis], float)
         if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3: raise CADFormatError("axes are not perpendicular unit vectors", where)
+        if np.linalg.det(axes) < 0: raise CADFormatError("axes are left-handed: they would mirror the part", where)
         return frame
 
     @property
@@ -298,7 +299,10 @@ def contour(self: Loop) -> Contour:
         if len(self.curves) > 1: raise CADFormatError("a circle shares its loop with other curves")
         return Contour(np.array([self.curves[0].center[:2]], float), [], float(self.curves[0].radius))
     if any(isinstance(c, Circle) for c in self.curves): raise CADFormatError("a circle shares its loop with other curves")
-    chained, gap = _best_chain([_edge(c) for c in self.curves])
+    edges = [_edge(c) for c in self.curves]
+    edges = [e for e in edges if e[1] is None or np.ptp(e, axis=0).max() > 0]    # an arc whose angles are equal is a point
+    if not edges: raise CADFormatError("the loop has no length")
+    chained, gap = _best_chain(edges)
     if gap > 1e-3: raise CADFormatError(f"the loop does not close: a gap of {gap:.2g} of its size")
     return Contour(np.array([e[0] for e in chained]), [e[1] for e in chained])
 
@@ -502,16 +506,35 @@ def _check_references(entities, sequence):
 # %% ../nbs/01_cad.ipynb #8597b91f
 MAX_BYTES = 32*2**20
 
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+def _decoded(data):
+    "The text of a file: UTF-8, or what its byte order mark says."
+    return data.decode(next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8"))
+
+def _whole_number(digits):
+    "A JSON integer; one of absurd length stays text, and its field's reader refuses it by name."
+    return int(digits) if len(digits) <= 400 else digits
+
+def _check_digits(value, where=""):
+    "Refuse numbers of absurd length that no reader looks at."
+    if isinstance(value, str) and len(value) > 400 and value.lstrip("-").isdigit(): raise CADFormatError(f"is not a usable number: it has {len(value)} digits", where)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for k, v in items: _check_digits(v, f"{where}.{k}" if where else str(k))
+
 def _load_json(path):
     "Parse a JSON file; every way this can fail is a `CADFormatError`."
     path = Path(path)
     try:
         size = path.stat().st_size
         if size > MAX_BYTES: raise CADFormatError(f"the file has {size/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB", file=path)
-        text = path.read_bytes().decode("utf-8")
+        text = _decoded(path.read_bytes())
         if not text.strip(): raise CADFormatError("the file is empty", file=path)
-        return json.loads(text)
-    except UnicodeDecodeError as e: raise CADFormatError(f"the file is not UTF-8 text (byte {e.start})", file=path) from None
+        value = json.loads(text, parse_int=_whole_number)
+        _check_digits(value)
+        return value
+    except CADFormatError as e: raise CADFormatError(e.reason, e.field, path) from None
+    except UnicodeDecodeError as e: raise CADFormatError(f"the file is not {'UTF-8' if 'utf-16' not in e.encoding else 'UTF-16'} text (byte {e.start})", file=path) from None
     except json.JSONDecodeError as e: raise CADFormatError(f"the JSON breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}", file=path) from None
     except RecursionError: raise CADFormatError("the JSON is nested too deeply", file=path) from None
     except OSError as e: raise CADFormatError(f"the file cannot be read: {e.strerror}", file=path) from None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from cad_mllm.cad import CADFormatError, CADProgram, Extrude, Frame, circle, polygon, rectangle, truncation_counts
+from cad_mllm.cad import Arc, CADFormatError, CADProgram, Extrude, Frame, circle, polygon, rectangle, truncation_counts
 from cad_mllm.tokens import (TOKEN_IDS, TOKENS, GrammarError, State, advance, allowed, decode, decode_rest, encode, encode_partial, encode_split, from_text, min_length,
                              read_state, salvage, to_text, trim)
 
@@ -210,8 +210,8 @@ def test_real_histories(real_root):
             partial = program.truncate(kept)
             assert given == encode_partial(partial)
             decode_rest(partial, rest)
-    assert np.mean(same) >= .9           # the middle of an arc that is put back on a circle it shared may round to a neighbour
-    assert len(counts) >= .99*len(files) and np.mean(counts) <= 160 and np.mean(np.array(counts) <= 2048) >= .99
+    assert all(same)
+    assert len(counts) >= .99*len(files) and np.mean(counts) <= 135 and np.mean(np.array(counts) <= 2048) >= .99
 
 
 def test_real_histories_come_back_as_solids(real_root):
@@ -225,3 +225,74 @@ def test_real_histories_come_back_as_solids(real_root):
         there = surface_distance(made.points(400), whole.mesh()).mean(), surface_distance(whole.points(400), made.mesh()).mean()
         good += made.is_valid and max(there) < 1e-3*np.linalg.norm(high - low)
     assert good >= .97*len(files)
+
+
+def test_a_byte_order_mark_is_read(tmp_path):
+    for encoding, mark in (("utf-8-sig", b""), ("utf-16", b""), ("utf-16-be", b"\xfe\xff"), ("utf-16-le", b"\xff\xfe")):
+        (tmp_path/"h.json").write_bytes(mark + TEXT.encode(encoding))
+        assert CADProgram.from_json(tmp_path/"h.json").to_json() == PART.to_json()
+
+
+def test_an_integer_of_absurd_length_names_its_file_and_field(tmp_path):
+    (tmp_path/"digits.json").write_text('{"entities": {}, "sequence": [], "a": {"b": [' + "9"*5000 + "]}}")
+    with pytest.raises(CADFormatError, match="5000 digits") as e: CADProgram.from_json(tmp_path/"digits.json")
+    assert e.value.field == "a.b.0" and e.value.file.endswith("digits.json")
+
+
+def test_a_left_handed_frame_is_refused():
+    data = json.loads(TEXT)
+    data["entities"]["S0"]["transform"]["z_axis"] = dict(x=0, y=0, z=-1)
+    with pytest.raises(CADFormatError, match="left-handed") as e: CADProgram.from_json(data)
+    assert e.value.field == "entities.S0.transform"
+
+
+def test_an_arc_whose_angles_are_equal_is_a_point():
+    part = CADProgram()
+    loop = rectangle(0, 0, .02, .01)
+    loop.curves.insert(1, Arc((.02, 0, 0), .001, (.021, 0, 0), (.021, 0, 0), (1, 0, 0), 0.5, 0.5))
+    part.sketch(loop); part.extrude(.01)
+    plain = CADProgram(); plain.sketch(rectangle(0, 0, .02, .01)); plain.extrude(.01)
+    assert encode(CADProgram.from_json(part.to_json())) == encode(plain)
+
+
+def test_a_history_that_pushes_nothing_is_refused_when_it_is_encoded():
+    part = CADProgram(); part.sketch(rectangle(0, 0, .02, .01)); part.extrude(0.0)
+    for version in (1, 2):
+        with pytest.raises(CADFormatError, match="pushes"): encode(part, version=version)
+
+
+def thin_parts():
+    "A sheet of a quarter of a level, a plate with a thin rib on it, a fillet of five levels, and a slanted slat."
+    sheet = CADProgram(); sheet.sketch(rectangle(0, 0, .043, .0425)); sheet.extrude(.0000254)
+    rib = CADProgram(); rib.sketch(rectangle(0, 0, .08, .05)); rib.extrude(.01003)
+    rib.sketch(rectangle(.0101, .00003, .00037, .04), frame=Frame(origin=(0, 0, .01003))); rib.extrude(.00033, "join")
+    slat = CADProgram(); slat.sketch(rectangle(0, 0, .1, .1), polygon([(.01, .01), (.06, .04), (.0597, .0405), (.0097, .0105)])); slat.extrude(.02)
+    return sheet, rib, slat
+
+
+@pytest.mark.parametrize("part", thin_parts())
+def test_no_dimension_changes_by_more_than_two_percent(part):
+    again = decode(tokens := encode(part))
+    assert encode(again) == tokens
+    for a, b in zip((e for e in part.operations() if isinstance(e, Extrude)), (e for e in again.operations() if isinstance(e, Extrude))):
+        assert b.extent_one == pytest.approx(a.extent_one, rel=.02)
+        before, after = (sorted(abs(q.area()) for _, q in p.profiles_of(e)) for p, e in ((part, a), (again, b)))
+        assert after == pytest.approx(before, rel=.04)
+
+
+def test_parts_that_touched_still_touch():
+    rib = decode(encode(thin_parts()[1])).operations()
+    assert rib[2].frame.origin[2] == pytest.approx(rib[1].extent_one, abs=1e-12)
+
+
+@slow
+@given(programs())
+def test_the_first_version_encodes_without_new_tokens(program):
+    from cad_mllm.tokens import vocabulary
+    try: tokens = encode(program, version=1)
+    except CADFormatError: return
+    assert set(tokens) <= set(vocabulary(1)) and len(vocabulary(1)) + 7 == len(vocabulary(2)) == len(TOKENS)
+    state = State(version=1)
+    for t in tokens:
+        assert not allowed(state)[len(vocabulary(1)):].any() and allowed(state)[TOKEN_IDS[t]]
+        state = advance(state, TOKEN_IDS[t])
