@@ -6,9 +6,10 @@
 __all__ = ['MAX_CAPTION_BYTES', 'MAX_PIXELS', 'MAX_FACES', 'VIEW_SUFFIXES', 'POINT_SUFFIXES', 'CACHE_SIZE', 'JSON_FOLDERS',
            'IMAGENET_MEAN', 'IMAGENET_STD', 'DataError', 'DataWarning', 'SkipReport', 'design_of', 'hold_out',
            'read_captions', 'join_captions', 'prepare_image', 'grid_around', 'prepare_points', 'measure_points',
-           'corner_of', 'see_points', 'Scan', 'read_points', 'Media', 'find_media', 'find_attachments',
-           'draw_modalities', 'Sample', 'MultimodalAutocompleteDataset', 'outline_box', 'check_belongs', 'pack',
-           'tiny_tokenizer', 'load_tokenizer', 'Batch', 'pack_rows', 'PromptBuilder', 'num_batches', 'batches']
+           'corner_of', 'see_points', 'estimate_normals', 'Scan', 'read_points', 'Media', 'find_media',
+           'find_attachments', 'draw_modalities', 'Sample', 'MultimodalAutocompleteDataset', 'open_dataset',
+           'outline_box', 'check_belongs', 'pack', 'tiny_tokenizer', 'load_tokenizer', 'Batch', 'pack_rows',
+           'PromptBuilder', 'num_batches', 'batches']
 
 # %% ../nbs/07_dataset.ipynb #1664a3ca
 import hashlib, io, json, logging, math, os, re, time, warnings
@@ -459,14 +460,41 @@ def see_points(
     return {**seen, "prefix": prefix or codec.head(grid), "measures": codec.measures(measure_points(cloud, grid, origin))} if grid else seen
 
 # %% ../nbs/07_dataset.ipynb #03bf7bc9
+def estimate_normals(
+    points: np.ndarray, # (N, 3 or more), N >= 3
+    neighbours: int = 12,
+) -> np.ndarray: # (N, 6)
+    "The cloud with a unit normal at each point, from its neighbours."
+    from scipy.spatial import cKDTree
+    xyz = np.asarray(points, float)[:, :3]
+    near = xyz[cKDTree(xyz).query(xyz, min(neighbours, len(xyz)))[1]]
+    spread = near - near.mean(1, keepdims=True)
+    normals = np.linalg.eigh(np.einsum("nki,nkj->nij", spread, spread))[1][:, :, 0]
+    outward = np.einsum("ni,ni->n", normals, xyz - (xyz.min(0) + xyz.max(0))/2)
+    return np.concatenate([xyz, normals*np.where(outward < 0, -1, 1)[:, None]], 1)
+
+def _with_holes(points, share, rng):
+    "Points without so many of them, in one to three round patches."
+    num = 1 + int(rng.integers(3))
+    for _ in range(num):
+        if len(points) <= 16: break
+        order = np.argsort(np.linalg.norm(points[:, :3] - points[rng.integers(len(points)), :3], axis=1), kind="stable")
+        points = points[np.sort(order[int(share/num*len(points)):])]
+    return points
+
+# %% ../nbs/07_dataset.ipynb #09fc09f6
 @dataclass(frozen=True)
 class Scan:
     "How bad clouds may be; each draws its share of every fault from 0 to these."
     noise: float = 0.0                    # standard deviation of Gaussian noise, in longest sides of the cloud
     drop: float = 0.0                     # share of points left out at random
     crop: float = 0.0                     # share of points beyond a random plane
+    holes: float = 0.0                    # share of points in one to three round patches
+    noisy: float = 1.0                    # share of clouds that have noise at all
+    bare: float = 0.0                     # share of clouds without normals
+    estimated: float = 0.0                # share of clouds whose normals are estimated from their points
 
-    def __bool__(self): return bool(self.noise or self.drop or self.crop)
+    def __bool__(self): return bool(self.noise or self.drop or self.crop or self.holes or self.bare or self.estimated)
 
     def __call__(self,
         points: np.ndarray, # (N, 3 or 6)
@@ -479,8 +507,16 @@ class Scan:
         room = lambda share: max(min(8, len(points)), round(len(points)*(1 - share)))
         points = points[np.sort(np.argsort(along, kind="stable")[:room(crop)])]
         points = points[np.sort(rng.permutation(len(points))[:room(drop)])]
+        if self.holes: points = _with_holes(points, self.holes*rng.random(), rng)
+        if self.noisy < 1 and rng.random() >= self.noisy: noise = 0.0
         shaken = points[:, :3] + rng.normal(0, 1, (len(points), 3))*noise*(high - low).max()
-        return np.concatenate([shaken, points[:, 3:]], 1)
+        return self._seen_normals(np.concatenate([shaken, points[:, 3:]], 1), rng)
+
+    def _seen_normals(self, points, rng):
+        "The cloud with its normals, without them, or with estimated ones."
+        draw = rng.random() if self.bare or self.estimated else 1.0
+        if draw < self.bare: return points[:, :3]
+        return estimate_normals(points) if draw < self.bare + self.estimated else points
 
 # %% ../nbs/07_dataset.ipynb #a35383a6
 def read_points(
@@ -932,6 +968,21 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
 
     @property
     def wholes_only(self) -> bool: return self.from_scratch_prob >= 1 # then a design is one sample, however many beginnings it has
+
+# %% ../nbs/07_dataset.ipynb #02d29282
+def open_dataset(
+    data_root, # a folder, or such as stream:realistic?num=400000&seed=0
+    **settings, # as `MultimodalAutocompleteDataset` takes them
+) -> MultimodalAutocompleteDataset:
+    "The data set of that name."
+    if not str(data_root).startswith("stream:"): return MultimodalAutocompleteDataset(data_root, **settings)
+    from cad_mllm.stream import StreamDataset
+    return StreamDataset(str(data_root), **settings)
+
+@patch(as_prop=True)
+def made_by(self: MultimodalAutocompleteDataset) -> dict: # name -> version
+    "What makes the samples, where they are not read."
+    return {}
 
 # %% ../nbs/07_dataset.ipynb #1d20f082
 @patch

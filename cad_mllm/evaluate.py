@@ -24,7 +24,7 @@ from .config import ConfigError, TrainConfig
 from .tokens import get_codec
 from .geometry import VIEWS, build_solid, isolated, map_isolated
 from .metrics import Summary, command_accuracy, parameter_accuracy, score_solids
-from .dataset import DataError, MultimodalAutocompleteDataset, see_points
+from .dataset import DataError, MultimodalAutocompleteDataset, open_dataset, see_points
 from .model import CADMLLMModel
 from .checkpoint import read_config
 from .train import write_json
@@ -53,7 +53,7 @@ def held_out(
 ) -> MultimodalAutocompleteDataset:
     "The held-out samples; raises `DataError` where there are none."
     config, num = autocomplete.model.config, num_val_samples or _trained_with(autocomplete).num_val_samples
-    data = MultimodalAutocompleteDataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format, token_version=config.token_version, num_points=config.num_points, points_on_grid=config.points_on_grid,
+    data = open_dataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format, token_version=config.token_version, num_points=config.num_points, points_on_grid=config.points_on_grid,
                                          image_size=config.image_size, from_scratch_prob=float(from_scratch))
     if len(data): return data
     raise DataError(f"{data_root}: num_val_samples={num} holds out no sample (a tenth of the data at most, whole documents only); give a larger data set, or split='all' for data that training never saw")

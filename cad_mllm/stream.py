@@ -21,7 +21,7 @@ from .cad import CADProgram, truncation_counts
 from .config import ConfigError
 from .dataset import MultimodalAutocompleteDataset, Sample, Scan, SkipReport, draw_modalities, see_points
 from .realistic import realistic_part
-from .tokens import encode, get_codec
+from .tokens import VERSION, encode, get_codec
 
 # %% ../nbs/07c_stream.ipynb #0d9aa41c
 SCHEME, HELD_OUT = "stream:", 2**40 # what is added to the seed of held-out parts
@@ -65,6 +65,7 @@ class StreamDataset(MultimodalAutocompleteDataset):
         data_root: str,                  # such as stream:realistic?num=400000&seed=0
         *,
         sequence_format: str = "tokens", # "tokens", "text" or "json"
+        token_version: int = VERSION,    # of the token language
         modality_probs: dict | None = None, # combination -> probability; text only if left out
         split: str = "all",              # "val" for held-out parts
         num_val_samples: int = 0,        # how many of those
@@ -80,7 +81,7 @@ class StreamDataset(MultimodalAutocompleteDataset):
         if unusable := [k for k, v in other.items() if k.endswith("_root") and v]: raise ConfigError(f"{unusable[0]}={other[unusable[0]]!r}: a stream has no files; leave it out")
         self.name, self.data_root, self.split, self.seed, self.epoch = StreamName.read(data_root), Path(data_root), split, seed, 0
         self.from_scratch_prob, self.num_points, self.points_on_grid, self.scan = from_scratch_prob, num_points, points_on_grid, scan
-        self.sequence_format, self.codec, self._report, self.report_path = sequence_format, get_codec(sequence_format), SkipReport(), report_path
+        self.sequence_format, self.codec, self._report, self.report_path = sequence_format, get_codec(sequence_format, token_version), SkipReport(), report_path
         held = split == "val"
         self.part_seed, size = self.name.seed + HELD_OUT*held, num_val_samples if held else self.name.num
         self.size = min(size, max_samples) if max_samples else size

@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .config import CADMLLMConfig, ConfigError, CurriculumStage, TrainConfig, parse_modalities
-from .dataset import DataWarning, MultimodalAutocompleteDataset, Scan, batches
+from .dataset import DataWarning, Scan, batches, open_dataset
 from .encoders import FeatureCache
 from .model import CADMLLMModel
 from .checkpoint import (CheckpointError, _newness, check_space, find_checkpoint, load_checkpoint, optimizer_state, read_record, restore_optimizer, rng_state,
@@ -363,13 +363,14 @@ def open_data(self: Trainer):
     roots = {k: getattr(t, k) for k in ("truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root", "omnicad_pc_root")}
     common = dict(sequence_format=c.sequence_format, token_version=c.token_version, num_points=c.num_points, image_size=c.image_size, points_on_grid=c.points_on_grid, num_val_samples=t.num_val_samples, cache_dir=t.cache_dir, **roots)
     report = self.root/DATA_REPORTS[0] if self.world.is_main else None
-    self.data = MultimodalAutocompleteDataset(t.data_root, split="train", max_samples=t.max_train_samples, from_scratch_prob=t.from_scratch_prob, max_views=t.max_views,
-                                              scan=Scan(t.point_noise, t.point_drop, t.point_crop), seed=t.seed, report_path=report, index_path=self.root/"data_index.npz", **common)
+    scan = Scan(t.point_noise, t.point_drop, t.point_crop, t.point_holes, t.point_noisy, t.point_bare, t.point_estimated)
+    self.data = open_dataset(t.data_root, split="train", max_samples=t.max_train_samples, from_scratch_prob=t.from_scratch_prob, max_views=t.max_views,
+                             scan=scan, seed=t.seed, report_path=report, index_path=self.root/"data_index.npz", **common)
     if not len(self.data): raise ConfigError(f"data_root={t.data_root!r}: none of its samples can be used; {report} says why")
     val_report = self.root/DATA_REPORTS[1] if self.world.is_main else None
     if t.num_val_samples:
-        self.val_data = MultimodalAutocompleteDataset(t.data_root, split="val", from_scratch_prob=t.from_scratch_prob, seed=t.seed + 1, report_path=val_report,
-                                                      index_path=self.root/"data_index_val.npz", **common)
+        self.val_data = open_dataset(t.data_root, split="val", from_scratch_prob=t.from_scratch_prob, seed=t.seed + 1, report_path=val_report,
+                                     index_path=self.root/"data_index_val.npz", **common)
     self.mirror_reports()
     self.tell_data()
 
@@ -703,7 +704,7 @@ MEANINGS = {                     # setting -> (name for `accept_changes`, kind, 
     "point_encoder_name": ("base_model", OTHER_RUN, "the projectors were trained on another encoder"),
     "max_seq_length": ("max_seq_length", OTHER_RUN, "other samples fit: longer ones join or are left out"),
     "num_points": ("inputs", OTHER_RUN, _INPUTS), "points_frame": ("inputs", OTHER_RUN, _INPUTS), "image_size": ("inputs", OTHER_RUN, _INPUTS),
-    **{name: ("inputs", OTHER_RUN, _INPUTS) for name in ("max_views", "point_noise", "point_drop", "point_crop")},
+    **{name: ("inputs", OTHER_RUN, _INPUTS) for name in ("max_views", "point_noise", "point_drop", "point_crop", "point_holes", "point_noisy", "point_bare", "point_estimated")},
     "seed": ("seed", OTHER_RUN, "samples come in another order: some come twice in this epoch, others not at all"),
     "from_scratch_prob": ("from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"),
     "pack": ("pack", SAME_DATA, _ROUNDING), "max_tokens_per_batch": ("max_tokens_per_batch", SAME_DATA, _ROUNDING),
@@ -864,16 +865,21 @@ def next_stage(self: Trainer, index: int):
 def circumstances(self: Trainer) -> dict:
     "What a checkpoint remembers so that a later run can compare itself."
     t = self.train_config
-    return dict(num_samples=len(self.data), fingerprint=self.data.fingerprint, val_fingerprint=self.val_data.fingerprint if self.val_data else "",
+    return dict(num_samples=len(self.data), fingerprint=self.data.fingerprint, made_by=self.data.made_by, val_fingerprint=self.val_data.fingerprint if self.val_data else "",
                 batch=dict(effective=[t.batch_size, t.gradient_accumulation_steps], asked=list(self.asked), world=self.world.size),
                 device=self.device.type, threads=torch.get_num_threads(), torch=torch.__version__, config=self.config.to_dict(), train_config=self.train_config.to_dict())
+
+def _made_by(one, other):
+    "The versions of what makes samples that differ from others, for a sentence."
+    return "".join(f", {name} {version}" for name, version in one.items() if other.get(name) != version)
 
 @patch
 def find_changes(self: Trainer, state: dict) -> list: # of `Change`
     "What differs from the run that a checkpoint comes from; takes the batch size that keeps its steps."
     now, t, changes = self.circumstances(), self.train_config, []
     if state.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:
-        changes.append(Change("data", f"{state['fingerprint']} ({state.get('num_samples')} samples)", f"{now['fingerprint']} ({len(self.data)} samples)", OTHER_RUN,
+        makers = [_made_by(state.get("made_by") or {}, now["made_by"]), _made_by(now["made_by"], state.get("made_by") or {})]
+        changes.append(Change("data", f"{state['fingerprint']} ({state.get('num_samples')} samples{makers[0]})", f"{now['fingerprint']} ({len(self.data)} samples{makers[1]})", OTHER_RUN,
                               "other samples follow, from the same share of the epoch on; some may come twice or not at all"))
     was_model, was = state.get("config") or {}, state.get("train_config") or {}
     if batch := state.get("batch") or was and {"effective": (pair := [was["batch_size"], was["gradient_accumulation_steps"]]), "asked": pair, "world": state.get("world_size", 1)}:
