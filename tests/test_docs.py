@@ -60,7 +60,7 @@ def test_every_exported_name_has_a_card(docs, site):
     "What a module says it exports is on its page, with its signature."
     for page in site[0]:
         if not (module := docs.module_of(page)): continue
-        source = (ROOT/"cad_mllm"/f"{module}.py").read_text()
+        source = (ROOT/"cad_mllm"/f"{module.replace('.', '/')}.py").read_text()
         names = re.search(r"__all__ = \[(.*?)\]", source, re.S)[1]
         defined = {n for n in re.findall(r"'(\w+)'", names) if re.search(rf"^(?:def|class) {n}\b", source, re.M)}
         cards = set(re.findall(r'<section class="card" id="(\w+)"', (site[1]/page.name).read_text()))
