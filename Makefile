@@ -33,6 +33,7 @@ test: check test-nbs test-py test-browser
 
 check: $(VENV)/.dev
 	$(BIN)/python tools/check_notebooks.py
+	$(BIN)/python tools/make_faces.py --check
 	$(BIN)/python tools/make_readme.py --check
 
 test-nbs: $(VENV)/.dev
@@ -52,6 +53,7 @@ mutations: $(VENV)/.dev
 export: $(VENV)/.dev
 	$(BIN)/python -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
 	$(BIN)/nbdev_clean
+	$(BIN)/python tools/make_faces.py
 	$(BIN)/python tools/make_readme.py
 
 run-nbs: $(VENV)/.dev

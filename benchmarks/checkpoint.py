@@ -32,7 +32,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from cad_mllm import checkpoint as ck
+from chapters import Chapter
+ck = Chapter("cad_mllm.checkpoints")
 from cad_mllm.config import recipe
 
 BLOCK = 8 << 20
@@ -57,7 +58,7 @@ def table(head, rows):
 def big_model(megabytes):
     "A language model of the real class, fully trained, whose weights and two moments take so many megabytes."
     from dataclasses import replace
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.models import CADMLLMModel
     config = recipe("tiny")[0]
     width, layers = 512, 6
     target = megabytes*1e6/12
@@ -70,7 +71,7 @@ def big_model(megabytes):
 class Work:
     "A model, its optimizer, and steps to train it with."
     def __init__(self, megabytes):
-        from cad_mllm.checkpoint import optimizer_state
+        from cad_mllm.checkpoints import optimizer_state
         self.model, self.optimizer_state = big_model(megabytes), optimizer_state
         self.optimizer = torch.optim.AdamW(self.model.named_parameters(), lr=1e-4)
         self.ids = torch.randint(0, 100, (1, 24))
@@ -123,7 +124,7 @@ def memory(field):
 
 
 def stall(folder, args):
-    from cad_mllm.delivery import Delivery
+    from cad_mllm.checkpoints import Delivery
     work, rows, size = Work(args.megabytes), {k: [] for k in ("sync", "ours", "plain call", "call", "lost", "memory")}, 0
     size, rounds = work.size(), args.rounds
     for _ in range(3): work.step()
@@ -311,7 +312,7 @@ def make_many(folder, num):
             def fill(temporary, step=step, stage=stage):
                 for p in template.rglob("*"):
                     if p.is_file() and p.name not in (ck.MANIFEST, ck.METADATA): shutil.copy(p, temporary/p.name)
-                (temporary/ck.METADATA).write_bytes(ck._json(one))
+                (temporary/ck.METADATA).write_bytes(ck.to_json(one))
             one = metadata | dict(step=step, stage=stage, serial=i + 1, loss=1/(i + 1), is_best=i % 40 == 39)
             ck.publish(folder/"run"/stage/ck.checkpoint_name(step, 1/(i + 1)), fill, one)
     finally: ck.DISK = kept
@@ -409,7 +410,8 @@ class Phases:
             finally:
                 for n, f in saved.items(): setattr(ck, n, f)
         ck.update_best = update_best
-        from cad_mllm import delivery
+        from chapters import Chapter
+        delivery = Chapter("cad_mllm.checkpoints")
         for attribute, name in (("copy", "delivering: copying"), ("sha256", "delivering: reading back"), ("rename", "delivering: renaming"), ("write", "delivering: manifest"),
                                 ("remove", "delivering: removing old ones"), ("link", "delivering: checkpoint-best")):
             self.wrap(delivery.OutputFolder, attribute, name)
@@ -463,7 +465,7 @@ def saver(output, local, step, size, phases, pipe):
             os.write(pipe, b"b%d " % s)
             save_one(output, s, size)
             os.write(pipe, b"e%d " % s)
-    from cad_mllm.delivery import Delivery
+    from cad_mllm.checkpoints import Delivery
     delivery = Delivery(output, local_dir=str(local), keep_last_n=2, say=lambda *a: None)
     for s in range(step + 1, step + 10_000):
         os.write(pipe, b"b%d " % s)
@@ -476,7 +478,7 @@ def clean_after(output, local, step, size):
     "What is left of dead saves after one more save that ends well."
     if local is None: save_one(output, step, size)
     else:
-        from cad_mllm.delivery import Delivery
+        from cad_mllm.checkpoints import Delivery
         with Delivery(output, local_dir=str(local), keep_last_n=2, say=lambda *a: None) as delivery:
             save_one(output, step, size, delivery)
             if not delivery.flush(60): return ["not delivered within a minute"]

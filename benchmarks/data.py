@@ -35,13 +35,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cad_mllm import dataset as D
+from chapters import Chapter
+D = Chapter("cad_mllm.data")
 from cad_mllm.cad import truncation_counts
 from cad_mllm.config import CADMLLMConfig
-from cad_mllm.dataset import MultimodalAutocompleteDataset, PromptBuilder, batches, load_tokenizer, pack
-from cad_mllm.prepare import prepare
-from cad_mllm.synthetic import FAMILIES, synthesize
-from cad_mllm.tokens import get_codec
+from cad_mllm.data import MultimodalAutocompleteDataset, PromptBuilder, batches, load_tokenizer, pack
+from cad_mllm.data import prepare
+from cad_mllm.data import FAMILIES, synthesize
+from cad_mllm.cad import get_codec
 
 ALL = {"text+points+image": 1.0}
 
@@ -307,7 +308,7 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         work, kinds = Path(work), histories(200)
         if "index" in args.only:
-            made["Index"] = [f"{cores}; checked by {D._num_jobs(args.jobs, 10**6)} processes above 2,000 designs, by one below. In brackets: times the baseline.", "",
+            made["Index"] = [f"{cores}; checked by {D.num_jobs(args.jobs, 10**6)} processes above 2,000 designs, by one below. In brackets: times the baseline.", "",
                              "| pairs | files | json, one process | index | reopen | files asked | changed | open packed | pack, index known, no tokens | index file |", "|---|---|---|---|---|---|---|---|---|---|"]
             for n in map(int, args.sizes.split(",")):
                 made["Index"].append(measure_index(n, kinds, work, args.jobs)); text = write(args.out, made)

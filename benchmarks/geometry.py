@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}) # manifold3d takes as many threads as there are cores; times are those of one
-from cad_mllm import geometry as G                                    # noqa: E402
-from cad_mllm.cad import CADProgram, Extrude, Sketch                  # noqa: E402
-from cad_mllm.geometry import GeometryError, build_solid              # noqa: E402
-from cad_mllm.metrics import align_box, chamfer, fscore, iou, topology  # noqa: E402
+from chapters import Chapter
+G = Chapter("cad_mllm.geometry")
+from cad_mllm.cad import CADProgram, Extrude, Sketch# noqa: E402
+from cad_mllm.geometry import GeometryError, build_solid# noqa: E402
+from cad_mllm.metrics import align_box, chamfer, fscore, iou, topology# noqa: E402
 
 TARGETS = {"solid": 10, "picture": 20, "points": 2} # milliseconds, median
 
@@ -43,7 +44,7 @@ def load(root, limit, num_synthetic):
     if root:
         files = sorted(Path(root).glob("json/*/*.json"))[:limit or None]
         return [(f"{f.parent.name}/{f.stem}", CADProgram.from_json(f)) for f in files]
-    from cad_mllm.synthetic import make_part
+    from cad_mllm.data import make_part
     return [make_part(0, i)[:2] for i in range(limit or num_synthetic)]
 
 
@@ -59,23 +60,23 @@ def best(func, repeats):
 
 def strict_solid(program, kernel):
     "Every step checked as it is made."
-    plan = G._make_plan(program)
-    history = list(G._manifold_steps(plan))
-    if kernel == "occ": return G._occ_build(plan, history, strict=True)
-    return [G._manifold_mesh(body).is_watertight for _, _, body in history]
+    plan = G.make_plan(program)
+    history = list(G.manifold_steps(plan))
+    if kernel == "occ": return G.occ_build(plan, history, strict=True)
+    return [G.manifold_mesh(body).is_watertight for _, _, body in history]
 
 
 def plain_mesh(solid):
-    occ = G._occ()
+    occ = G.load_occ()
     occ.BRepTools.Clean_s(solid._shape)
     occ.BRepMesh_IncrementalMesh(solid._shape, G._DEFLECTION, False, G._ANGLE, False)
 
 
 def fresh_mesh(solid, light):
     "Triangles made again."
-    if solid._shape is None: return G._manifold_mesh(light)
-    G._occ().BRepTools.Clean_s(solid._shape)
-    return G._occ_mesh(solid._shape)
+    if solid._shape is None: return G.manifold_mesh(light)
+    G.load_occ().BRepTools.Clean_s(solid._shape)
+    return G.occ_mesh(solid._shape)
 
 
 def choice_points(mesh, num):
@@ -112,7 +113,7 @@ def measure(program, kernel, repeats, folder):
     seconds, base = {}, {}
     seconds["solid"], solid = best(lambda: build_solid(program, kernel=kernel), repeats)
     base["solid"], _ = best(lambda: strict_solid(program, kernel), max(1, repeats - 1))
-    light = None if kernel == "occ" else list(G._manifold_steps(G._make_plan(program)))[-1][2]
+    light = None if kernel == "occ" else list(G.manifold_steps(G.make_plan(program)))[-1][2]
     if kernel == "occ": base["mesh"], _ = best(lambda: plain_mesh(solid), repeats)
     seconds["mesh"], _ = best(lambda: fresh_mesh(solid, light), repeats)
     mesh = solid.mesh()
@@ -146,10 +147,10 @@ def side_text(below, above):
 
 def why_beyond(program, low, high):
     "What the file itself says about why its box is smaller than what its operations build."
-    said, plan, slack = [], G._make_plan(program), 1e-3*np.linalg.norm(high - low)
+    said, plan, slack = [], G.make_plan(program), 1e-3*np.linalg.norm(high - low)
     empty = [f"{i + 1}" for i, e in enumerate(program.operations()) if isinstance(e, Extrude) and not e.profiles]
-    alone = [step.index + 1 for step, tools, _ in G._manifold_steps(plan)
-             if np.abs(np.reshape(G._manifold_mesh(tools[0] if len(tools) == 1 else sum(tools[1:], tools[0])).bounding_box, (2, 3))*plan.scale + plan.center - [low, high]).max() < slack]
+    alone = [step.index + 1 for step, tools, _ in G.manifold_steps(plan)
+             if np.abs(np.reshape(G.manifold_mesh(tools[0] if len(tools) == 1 else sum(tools[1:], tools[0])).bounding_box, (2, 3))*plan.scale + plan.center - [low, high]).max() < slack]
     if empty and alone: said.append(f"operations {' and '.join(empty)} name no profile, and the stated box is that of operation {alone[0]} alone: the model lacks the bodies that the others joined")
     later = [e.name or i for i, e in program.entities.items() if isinstance(e, Sketch) and i not in program.sequence]
     if later: said.append(f"the file also holds {' and '.join(map(repr, later))}, which none of its operations uses: it is cut off before the operation that does, and the box was taken after it")

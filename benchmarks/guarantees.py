@@ -38,9 +38,9 @@ import torch
 
 from cad_mllm.cad import CADProgram, truncation_counts
 from cad_mllm.config import CurriculumStage, recipe
-from cad_mllm.dataset import MultimodalAutocompleteDataset
-from cad_mllm.model import CADMLLMModel
-from cad_mllm.synthetic import synthesize
+from cad_mllm.data import MultimodalAutocompleteDataset
+from cad_mllm.models import CADMLLMModel
+from cad_mllm.data import synthesize
 
 torch.set_num_threads(1)
 BATCH, SAVE_EVERY, LR, SEED = 4, 4, 1e-3, 0
@@ -140,7 +140,7 @@ class OurRunner:
     def __init__(self, task): self.task = task
 
     def run(self, out, steps, recorder, resume, batch=BATCH):
-        from cad_mllm.train import Trainer
+        from cad_mllm.training import Trainer
         task = self.task
         class Recorded(Trainer):
             def backward(self, parts):

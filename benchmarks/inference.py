@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from cad_mllm.config import recipe
-from cad_mllm.dataset import Sample
-from cad_mllm.decoding import GrammarLogitsProcessor
+from cad_mllm.data import Sample
+from cad_mllm.models import GrammarLogitsProcessor
 from cad_mllm.inference import CADAutocomplete
-from cad_mllm.model import CADMLLMModel
-from cad_mllm.synthetic import make_part
+from cad_mllm.models import CADMLLMModel
+from cad_mllm.data import make_part
 
 
 class Endless:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cad_mllm.config import recipe
-from cad_mllm.plan import CARDS, flops, memory, reached, shape_of
+from cad_mllm.training import CARDS, flops, memory, reached, shape_of
 
 
 def main():

@@ -30,10 +30,10 @@ def train(args):
     "One process: prints its figures as JSON."
     import torch
     from cad_mllm.config import tiny
-    from cad_mllm.model import CADMLLMModel
-    from cad_mllm.packed import chunk_size
-    from cad_mllm.plan import memory, shape_of
-    from cad_mllm.train import Trainer
+    from cad_mllm.models import CADMLLMModel
+    from cad_mllm.models import chunk_size
+    from cad_mllm.training import memory, shape_of
+    from cad_mllm.training import Trainer
     torch.set_num_threads(1)
     CADMLLMModel(replace(tiny()[0], image_encoder_name="", point_encoder_name=""))       # whatever building a model imports
     config, settings = tiny()
@@ -85,8 +85,8 @@ def main():
     if args.one: return train(args)
     from tqdm.auto import tqdm
     from cad_mllm.config import tiny
-    from cad_mllm.plan import shape_of
-    from cad_mllm.synthetic import synthesize
+    from cad_mllm.training import shape_of
+    from cad_mllm.data import synthesize
     counts = [int(n) for n in args.processes.split(",")]
     with tempfile.TemporaryDirectory() as data:
         synthesize(data, num=40)

@@ -13,8 +13,8 @@ from dataclasses import replace
 import torch
 
 from cad_mllm.config import tiny
-from cad_mllm.synthetic import synthesize
-from cad_mllm.train import Trainer
+from cad_mllm.data import synthesize
+from cad_mllm.training import Trainer
 
 NARROW = dict(hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2)
 SETTINGS = {"rows of 1,024 tokens": (1024, {}), "rows of 512": (512, {}), "rows of 320 (the recipe)": (320, {}), "rows of 320, width 128": (320, NARROW)}

@@ -23,10 +23,10 @@ from cad_mllm.cad import CADProgram
 from cad_mllm.config import CurriculumStage, TrainConfig, recipe
 from cad_mllm.inference import CADAutocomplete
 from cad_mllm.metrics import chamfer
-from cad_mllm.prepare import prepare
-from cad_mllm.synthetic import synthesize
-from cad_mllm.tokens import encode
-from cad_mllm.train import Trainer, train
+from cad_mllm.data import prepare
+from cad_mllm.data import synthesize
+from cad_mllm.cad import encode
+from cad_mllm.training import Trainer, train
 
 RETRIEVED, STRETCHED, FLOOR = "nearest training part", "nearest training part, moved and scaled to the given box", "the truth, sampled twice"
 LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3)

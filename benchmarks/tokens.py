@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cad_mllm.cad import CADProgram
 from cad_mllm.geometry import build_solid, surface_distance
-from cad_mllm.tokens import _records, decode, encode, to_text
+from cad_mllm.cad import to_records, decode, encode, to_text
 
 
 def compare(file, levels):
@@ -44,7 +44,7 @@ def compare(file, levels):
 
 def on_grid(program, num_levels):
     "(coordinates of the first sketch on the grid, all of them)."
-    encoder, _ = _records(program, num_levels=num_levels)
+    encoder, _ = to_records(program, num_levels=num_levels)
     sketch = program.entities[encoder.written[0][0]]
     values = np.concatenate([np.r_[c.vertices.ravel(), [c.radius] if c.radius else []] for p in encoder.written[0][1] for c in sketch.profiles[p].contours()])
     off = np.abs(values/encoder.grid.unit - np.rint(values/encoder.grid.unit))

@@ -53,15 +53,15 @@ def settings(args):
 
 def tokenizer_of(args, codec):
     from cad_mllm.config import CADMLLMConfig
-    from cad_mllm.dataset import load_tokenizer
+    from cad_mllm.data import load_tokenizer
     return load_tokenizer(CADMLLMConfig(llm_model_name=args.tokenizer or "tiny"), codec)
 
 
 def build(args):
     "(model of this project, its Trainer)"
-    from cad_mllm.model import CADMLLMModel
-    from cad_mllm.tokens import get_codec
-    from cad_mllm.train import Trainer
+    from cad_mllm.models import CADMLLMModel
+    from cad_mllm.cad import get_codec
+    from cad_mllm.training import Trainer
     config, training = settings(args)
     model = CADMLLMModel(config, tokenizer_of(args, get_codec("tokens")))
     args.turn = turn(args); args.turn.__enter__()
@@ -254,8 +254,8 @@ def matrix_rate(size=8192, rounds=10):
 
 def matrix_share(args, model, trainer):
     "Share of the measured matrix rate that a step reaches, on batches that are at hand: what its matrix products and causal attention need, once."
-    from cad_mllm.packed import Ragged
-    from cad_mllm.plan import CountProducts
+    from cad_mllm.models import Ragged
+    from cad_mllm.training import CountProducts
     stream = trainer.micro_batches(trainer.plan())
     batches = [next(stream).to(model.device) for _ in range(4)]
     def step(batch):
@@ -343,7 +343,7 @@ def jobs(args):
 
 def enlarge(args, folder, times=12):
     "Every history `times` times under other ids, as a folder and packed: enough for steps that take hundreds; the flags that point there."
-    from cad_mllm.dataset import pack
+    from cad_mllm.data import pack
     for path in Path(args.data_root, "json").rglob("*.json"):
         for n in range(times):
             copy = folder/"many"/"json"/f"{n:02d}{path.parent.name[-2:]}"/path.name

@@ -2,9 +2,9 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "CADMLLMConfig": "config", "TrainConfig": "config", "CurriculumStage": "config", "recipe": "config",
-    "CADProgram": "cad", "CADFormatError": "cad", "MultimodalAutocompleteDataset": "dataset", "CADMLLMModel": "model",
-    "save_checkpoint": "checkpoint", "load_checkpoint": "checkpoint", "list_checkpoints": "checkpoint",
-    "CADAutocomplete": "inference", "autocomplete_cad": "inference", "view3d": "views", "CheckpointPanel": "panel",
+    "CADProgram": "cad", "CADFormatError": "cad", "MultimodalAutocompleteDataset": "data", "CADMLLMModel": "models",
+    "save_checkpoint": "checkpoints", "load_checkpoint": "checkpoints", "list_checkpoints": "checkpoints",
+    "CADAutocomplete": "inference", "autocomplete_cad": "inference", "view3d": "geometry", "CheckpointPanel": "panel",
 }
 
 

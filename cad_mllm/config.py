@@ -7,10 +7,11 @@ __all__ = ['MODALITIES', 'LORA_TARGETS', 'SEQUENCE_FORMATS', 'TOKEN_VERSIONS', '
            'ConfigError', 'parse_modalities', 'CADMLLMConfig', 'CurriculumStage', 'default_stages', 'TrainConfig',
            'tiny', 'qwen3_0_6b', 'qwen3_8b', 'points_small', 'recipe']
 
-# %% ../nbs/00_config.ipynb #101591f4
+# %% ../nbs/00_config.ipynb #e48d5f98
 import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+
 from fastcore.basics import patch
 
 # %% ../nbs/00_config.ipynb #917f5043
@@ -32,7 +33,7 @@ def parse_modalities(
     _check("text" in parts, "modality", combination, "every combination contains text, such as text+points")
     return tuple(m for m in MODALITIES if m in parts)
 
-# %% ../nbs/00_config.ipynb #1ca95742
+# %% ../nbs/00_config.ipynb #45d28400
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SEQUENCE_FORMATS = ("tokens", "text", "json")
 TOKEN_VERSIONS = (1, 2)
@@ -72,7 +73,7 @@ class _JSONConfig:
         "Read what `save` wrote."
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
-# %% ../nbs/00_config.ipynb #2e9debb9
+# %% ../nbs/00_config.ipynb #184151dc
 @dataclass
 class CADMLLMConfig(_JSONConfig):
     "What the model is: language model, adapters, encoders, projectors, sequence format."
@@ -101,7 +102,7 @@ class CADMLLMConfig(_JSONConfig):
     max_seq_length: int = 2048           # longest sample in tokens, modality tokens included
     dtype: str = "bfloat16"              # "float32", "bfloat16" or "float16" (T4)
 
-# %% ../nbs/00_config.ipynb #38df02f5
+# %% ../nbs/00_config.ipynb #da81edda
 @patch
 def validate(self: CADMLLMConfig):
     "Raise `ConfigError` for the first value that cannot work."
@@ -127,7 +128,7 @@ def points_on_grid(self: CADMLLMConfig) -> bool:
     "Whether clouds are in the units of the tokens: JSON has none, and Michelangelo was trained on boxes."
     return self.points_frame == "grid" and self.sequence_format != "json" and self.point_encoder_name.startswith("fourier")
 
-# %% ../nbs/00_config.ipynb #f18dd103
+# %% ../nbs/00_config.ipynb #30c898e7
 @dataclass
 class CurriculumStage:
     "One stage of training: which modality combinations are drawn, for how long and at what learning rate."
@@ -167,7 +168,7 @@ def default_stages(
 # %% ../nbs/00_config.ipynb #3f60abef
 CHANGES = ("data", "batch_size", "max_seq_length", "seed", "from_scratch_prob", "modality_probs", "inputs", "base_model")  # what `accept_changes` may name
 
-# %% ../nbs/00_config.ipynb #5eb2fa04
+# %% ../nbs/00_config.ipynb #567f1e0d
 @dataclass
 class TrainConfig(_JSONConfig):
     "How a model is trained: data, curriculum, optimisation, logging, saving."
@@ -228,7 +229,7 @@ class TrainConfig(_JSONConfig):
     peer_minutes: float = 10.0           # with several processes: give up after waiting so long for another one
     seed: int = 0                        # of everything random
 
-# %% ../nbs/00_config.ipynb #c937f16a
+# %% ../nbs/00_config.ipynb #8225ab80
 @patch
 def validate(self: TrainConfig):
     "Raise `ConfigError` for the first value that cannot work."
@@ -288,7 +289,7 @@ def qwen3_8b() -> tuple: # (CADMLLMConfig, TrainConfig)
     model = CADMLLMConfig(llm_model_name="Qwen/Qwen3-8B", image_encoder_name="facebook/dinov2-large", max_seq_length=4096)
     return model, TrainConfig(batch_size=8, gradient_accumulation_steps=4, use_gradient_checkpointing=True)
 
-# %% ../nbs/00_config.ipynb #0577fd16
+# %% ../nbs/00_config.ipynb #798e6f94
 def points_small() -> tuple: # (CADMLLMConfig, TrainConfig)
     "A model of 3 million weights that reads points, trained from nothing on a stream of procedural parts: hours on a CPU, minutes on a GPU."
     width = 192

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cad_mllm import checkpoint as ck
+from chapters import Chapter
+ck = Chapter("cad_mllm.checkpoints")
 from cad_mllm.config import CADMLLMConfig, recipe
 
 torch.set_num_threads(1)
@@ -272,7 +273,7 @@ def test_every_damage_is_named_refused_and_passed_over(tmp_path):
     with pytest.raises(ck.CheckpointError, match=f"(?s){bad.name}.*sub/more.bin.*{good.name}"): ck.load_checkpoint(bad, quiet=True)
     (bad/"sub"/"more.bin").unlink()
     empty = {"format": ck.FORMAT, "metadata": {}, "files": {}}
-    (bad/ck.MANIFEST).write_bytes(ck._json(empty | {"sha256": ck._self_hash(empty)}))
+    (bad/ck.MANIFEST).write_bytes(ck.to_json(empty | {"sha256": ck._self_hash(empty)}))
     assert ck.verify_checkpoint(bad) == ["manifest.json: lists no files"] and ck.latest_checkpoint(tmp_path, quiet=True) == good
 
 
@@ -290,7 +291,7 @@ def test_the_command_names_what_is_wrong_and_rewrites_what_is_old(tmp_path, caps
     (missing/name).unlink()
     (extra/"more.bin").write_bytes(b"x")
     nothing = {"format": ck.FORMAT, "metadata": {}, "files": {}}
-    (empty/ck.MANIFEST).write_bytes(ck._json(nothing | {"sha256": ck._self_hash(nothing)}))
+    (empty/ck.MANIFEST).write_bytes(ck.to_json(nothing | {"sha256": ck._self_hash(nothing)}))
     code, said = command("--verify")
     assert code == 1 and f"✓ {good}\n" in said
     for folder, problem in ((flipped, f"{name}: its content has changed"), (cut, f"{name}: has 100 bytes instead of"), (missing, f"{name}: is missing"), (extra, "more.bin: is not listed"), (empty, "manifest.json: lists no files")):
@@ -352,12 +353,12 @@ def test_what_training_does_while_a_snapshot_is_written_does_not_show(tmp_path):
 def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
     "On a slow file system a second list looks at two things for each checkpoint; what changed is seen, and a fast disk is always looked at."
     paths = [save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 5)]
-    reads, opened = [], ck._read_manifest
-    monkeypatch.setattr(ck, "_read_manifest", lambda folder: reads.append(Path(folder).name) or opened(folder))
-    monkeypatch.setattr(ck, "SLOW", 1e9)
+    reads, opened = [], ck.read_manifest
+    monkeypatch.setattr(ck, "read_manifest", lambda folder: reads.append(Path(folder).name) or opened(folder))
+    monkeypatch.setattr(ck, "SLOW_LISTING", 1e9)
     ck.list_checkpoints(tmp_path); ck.list_checkpoints(tmp_path)
     assert len(reads) == 8             # a fast disk: nothing is remembered
-    monkeypatch.setattr(ck, "SLOW", -1.0)
+    monkeypatch.setattr(ck, "SLOW_LISTING", -1.0)
     first = ck.list_checkpoints(tmp_path)
     assert ck.list_checkpoints(tmp_path) == first and len(reads) == 12
     first[0].problem = "mine"          # what a caller does to a record stays with the caller
@@ -417,11 +418,11 @@ def test_latest_says_what_it_passed_over(tmp_path, capsys):
 
 def test_manifest_names_cannot_reach_outside(tmp_path):
     folder = save(tmp_path, 1, is_best=False)
-    manifest = ck._read_manifest(folder)
+    manifest = ck.read_manifest(folder)
     secret = tmp_path/"secret"; secret.write_text("s")
     manifest["files"]["../../secret"] = {"size": 1, "sha256": ck.file_sha256(secret)}
     manifest["sha256"] = ck._self_hash(manifest)
-    (folder/ck.MANIFEST).write_bytes(ck._json(manifest))
+    (folder/ck.MANIFEST).write_bytes(ck.to_json(manifest))
     assert ck.verify_checkpoint(folder) == ["../../secret: is missing"]
 
 
@@ -538,9 +539,9 @@ def test_cut_off_by_a_file_size_limit(tmp_path):
 def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
     "Every loss and every weight after a save and a load into a model that was made differently are those of the unbroken run."
     import numpy as np
-    from cad_mllm.dataset import Sample
-    from cad_mllm.model import CADMLLMModel
-    from cad_mllm.synthetic import FAMILIES
+    from cad_mllm.data import Sample
+    from cad_mllm.models import CADMLLMModel
+    from cad_mllm.data import FAMILIES
     config, train_config = recipe("tiny")
     config.use_lora, config.lora_r, config.llm_config = use_lora, 4, dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
 
@@ -596,7 +597,7 @@ FRESH = ["     Using fresh optimizer/scheduler", "     (This is normal for older
 def lora():
     "A small real model with adapters, and what it would have left behind years ago: its weights, a pickled configuration, an optimizer that has made a step."
     from dataclasses import replace
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.models import CADMLLMModel
     config = replace(recipe("tiny")[0], use_lora=True, lora_r=2, sequence_format="json", projector_hidden_dim=16, image_encoder_name="", point_encoder_hidden_dim=16, num_point_tokens=2, num_points=16,
                      llm_config=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=16))
     model = CADMLLMModel(config)
@@ -637,7 +638,7 @@ STATES = {"no trainer_state": (None, ["  ⚠️  No trainer_state.pt found in ch
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"])
 def test_every_older_form_loads_goes_on_and_can_be_upgraded(lora, tmp_path, capsys, state, weights):
     "Weights, words, optimizer; then the next save is in this format; then the same of the upgraded one."
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.models import CADMLLMModel
     form = list(OLD_NAMES.values())[(list(STATES).index(state)*3 + ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"].index(weights)) % 5]
     folder, (kind, words) = tmp_path/form, STATES[state]
     lora.save_pretrained(folder)
@@ -710,7 +711,7 @@ def test_an_upgrade_that_is_killed_leaves_the_original(run_dir):
 def test_an_adapter_more_and_a_projector_less(lora, capsys):
     "The state of a model is put into the optimizer of another: what both have is restored, the rest is named."
     from dataclasses import replace
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.models import CADMLLMModel
     train_config = recipe("tiny")[1]
     def start(config):
         model = CADMLLMModel(config)

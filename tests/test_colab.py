@@ -60,7 +60,7 @@ def lose_the_runtime(folder, process, run):
 
 
 def test_disconnect_and_run_again(tmp_path):
-    from cad_mllm.checkpoint import list_checkpoints
+    from cad_mllm.checkpoints import list_checkpoints
     run = tmp_path/"content"/"drive"/"MyDrive"/"CAD-MLLM"/"checkpoints"/"run1"
     settings = SETTINGS.replace("400", "24")
     write_runtime(tmp_path, code_cells(), settings)

@@ -10,12 +10,13 @@ from PIL import Image
 
 from cad_mllm.cad import CADProgram, Frame, circle, rectangle, truncation_counts
 from cad_mllm.config import CADMLLMConfig
-from cad_mllm.dataset import (DataError, DataWarning, MultimodalAutocompleteDataset, PromptBuilder, Sample, Scan, batches, design_of, hold_out, load_tokenizer,
-                              num_batches, pack, pack_rows)
+from cad_mllm.data import (
+    batches, DataError, DataWarning, design_of, hold_out, load_tokenizer, MultimodalAutocompleteDataset,
+    num_batches, pack, pack_rows, PromptBuilder, Sample, Scan)
 from cad_mllm.geometry import build_solid
-from cad_mllm.prepare import prepare
-from cad_mllm.synthetic import synthesize
-from cad_mllm.tokens import get_codec
+from cad_mllm.data import prepare
+from cad_mllm.data import synthesize
+from cad_mllm.cad import get_codec
 
 STAGE = {"text": 0.2, "text+points": 0.3, "text+image": 0.2, "all": 0.3}
 
@@ -148,7 +149,7 @@ SCRIPT = """
 import sys
 from cad_mllm.config import CADMLLMConfig
 from cad_mllm.dataset import *
-from cad_mllm.tokens import get_codec
+from cad_mllm.cad import get_codec
 codec = get_codec("tokens")
 tokenizer = load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec)
 ds = MultimodalAutocompleteDataset(sys.argv[1], modality_probs={"text": .4, "all": .6}, num_points=20, image_size=16, seed=3)

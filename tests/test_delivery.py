@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from safetensors.torch import save_file
 
-from cad_mllm import checkpoint as ck
-from cad_mllm import delivery as dl
+from chapters import Chapter
+ck = Chapter("cad_mllm.checkpoints")
+from chapters import Chapter
+dl = Chapter("cad_mllm.checkpoints")
 from cad_mllm.config import recipe
 
 torch.set_num_threads(1)
@@ -34,7 +36,7 @@ def writer(step, best=False, name=None, size=200, serial=None):
         metadata = ck.make_metadata(stage=STAGE, step=step, epoch=0, loss=1/(step + 1), val_loss=None, is_best=best, serial=step if serial is None else serial, when=when)
         def fill(folder):
             Weights(step, size).save_pretrained(folder)
-            return {ck.METADATA: ck.DISK.write(folder/ck.METADATA, ck._json(metadata))}
+            return {ck.METADATA: ck.DISK.write(folder/ck.METADATA, ck.to_json(metadata))}
         return ck.publish(final, fill, metadata, replace=bool(name))
     return write
 
@@ -552,7 +554,7 @@ class Night(RuleBasedStateMachine):
         except Killed: self.restart()
 
     def restart(self):
-        ck._active.clear()
+        ck.active_temporaries.clear()
         local = bool(named(self.place/"local")) if (self.place/"local").exists() else False
         try: self.open()
         except Killed: return self.restart()
@@ -607,7 +609,7 @@ class Night(RuleBasedStateMachine):
             if best := ck.best_checkpoint(ck.stage_records(ck.list_checkpoints(self.place/"drive"), self.place/"drive"/STAGE)):
                 assert best.step == self.best and there[f"{STAGE}/checkpoint-best"] == self.best
             assert self.delivery.close() and self.delivery.status()["pending"] == 0
-            ck._active.clear()
+            ck.active_temporaries.clear()
             for folder in (self.place/"drive", self.place/"drive"/STAGE): ck.clean_temporaries(folder)
             assert leftovers(self.place/"drive") == []
         finally: shutil.rmtree(self.place, ignore_errors=True)

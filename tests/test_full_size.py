@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cad_mllm.config import CADMLLMConfig, ConfigError
-from cad_mllm.model import CADMLLMModel
-from cad_mllm.train import Trainer, read_metrics, train
+from cad_mllm.models import CADMLLMModel
+from cad_mllm.training import Trainer, read_metrics, train
 from small_data import make
 from train_runs import Training, configs, peers
 
@@ -20,7 +20,7 @@ def data(tmp_path_factory): return make(tmp_path_factory.mktemp("data"), 14)
 def base(tmp_path_factory):
     "A saved language model and its tokenizer, as a user would name one."
     from transformers import Qwen3Config, Qwen3ForCausalLM
-    from cad_mllm.dataset import tiny_tokenizer
+    from cad_mllm.data import tiny_tokenizer
     folder, tokenizer = tmp_path_factory.mktemp("base"), tiny_tokenizer()
     torch.manual_seed(0)
     shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32)     # bitsandbytes wants multiples of 32 on a CPU
@@ -52,7 +52,7 @@ def test_a_base_in_4_bits_trains_and_comes_back(base, data, tmp_path):
 
 
 def _samples(data, config):
-    from cad_mllm.dataset import MultimodalAutocompleteDataset
+    from cad_mllm.data import MultimodalAutocompleteDataset
     ds = MultimodalAutocompleteDataset(data, num_points=config.num_points, image_size=config.image_size, points_on_grid=config.points_on_grid, modality_probs={"all": 1.0})
     return [ds[i] for i in range(3)]
 
@@ -61,14 +61,14 @@ def test_4_bits_are_refused_where_they_make_no_sense(monkeypatch):
     with pytest.raises(ConfigError, match="use it with LoRA"): CADMLLMConfig(use_lora=False, load_in_4bit=True)
     with pytest.raises(ConfigError, match="built-in model is too small"): CADMLLMModel(CADMLLMConfig(llm_model_name="tiny", load_in_4bit=True, image_encoder_name="", point_encoder_name=""))
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    from cad_mllm.model import _load_in_4bit
+    from cad_mllm.models.language_model import _load_in_4bit
     with pytest.raises(ConfigError, match="pip install bitsandbytes"): _load_in_4bit(CADMLLMConfig(llm_model_name="x", load_in_4bit=True), torch.float32)
 
 
 def test_siglip_sees_through_the_same_interface(data, tmp_path):
     "A SigLIP checkpoint (picture and text towers) serves its picture tower, at another size than it was made for too; frozen, and by its own pixel statistics."
     from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
-    from cad_mllm.encoders import build_image_encoder
+    from cad_mllm.models import build_image_encoder
     shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     torch.manual_seed(0)
     siglip = SiglipModel(SiglipConfig(text_config=dict(vocab_size=64, **shape), vision_config=dict(image_size=32, patch_size=16, **shape)))
@@ -115,7 +115,7 @@ def test_rows_are_filled_with_real_tokens():
     root = Path(os.environ.get("OMNI_CAD_ROOT", ""))
     if not (root/"json").is_dir(): pytest.skip("OMNI_CAD_ROOT is not set")
     from cad_mllm.config import recipe
-    from cad_mllm.dataset import MultimodalAutocompleteDataset, PromptBuilder, batches, load_tokenizer
+    from cad_mllm.data import MultimodalAutocompleteDataset, PromptBuilder, batches, load_tokenizer
     config, _ = recipe("qwen3_0_6b")
     ds = MultimodalAutocompleteDataset(root, report_path=os.devnull, from_scratch_prob=.25)
     builder = PromptBuilder(load_tokenizer(replace(config, llm_model_name="tiny"), ds.codec), ds.codec, max_seq_length=4096)

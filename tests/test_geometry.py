@@ -14,10 +14,12 @@ import browser_util
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
-from cad_mllm import geometry
+from chapters import Chapter
+geometry = Chapter("cad_mllm.geometry")
 from cad_mllm.cad import CADProgram, Contour, Frame, circle, contour_loop, rectangle
-from cad_mllm.geometry import GeometryError, Mesh, Solid, WorkerError, build_solid, isolated, map_isolated, read_mesh, read_shape, read_step
-from cad_mllm.views import history3d, view3d
+from cad_mllm.geometry import (
+    build_solid, GeometryError, isolated, map_isolated, Mesh, read_mesh, read_shape, read_step, Solid, WorkerError)
+from cad_mllm.geometry import history3d, view3d
 
 REPO = Path(__file__).parents[1]
 
@@ -145,7 +147,8 @@ def test_workers_die_with_their_parent(death):
 def test_a_hung_worker_dies_after_its_parent():
     code = """
         import os, threading, time
-        from cad_mllm import geometry
+        from chapters import Chapter
+        geometry = Chapter("cad_mllm.geometry")
         worker = geometry._borrow(); geometry._give_back(worker)
         print(worker.process.pid, flush=True)
         threading.Timer(2, os._exit, [0]).start()
@@ -217,7 +220,8 @@ def test_remedy_and_light_kernel_where_opencascade_cannot_load(tmp_path):
                 if name.startswith("OCP"): raise ImportError("libGL.so.1: cannot open shared object file")
         sys.meta_path.insert(0, Broken())
         from test_geometry import build_solid, plate
-        from cad_mllm import geometry
+        from chapters import Chapter
+        geometry = Chapter("cad_mllm.geometry")
         geometry._load_stand_in = lambda soname: False
         try: build_solid(plate())
         except geometry.GeometryError as e: print(e)
@@ -227,7 +231,7 @@ def test_remedy_and_light_kernel_where_opencascade_cannot_load(tmp_path):
         print(light.is_valid, light.points(10).shape, light.image(32).shape, len(light.drawing().visible) > 5, geometry.film_strip(plate(), size=32).shape)
         for suffix in ("stl", "ply", "obj", "glb", "png", "svg"): light.export(f"FOLDER/plate.{suffix}")
         for suffix in ("stl", "ply", "obj", "glb"): print(round(geometry.read_shape(f"FOLDER/plate.{suffix}").volume/light.volume, 4))
-        from cad_mllm.views import view3d
+        from cad_mllm.geometry import view3d
         from cad_mllm.metrics import iou
         print(len(view3d(plate()).html()) > 10_000, iou(light.mesh(), light.mesh()) > .999)
         try: light.export("FOLDER/plate.step")
@@ -255,14 +259,14 @@ def test_step_reads_back_in_millimetres(tmp_path):
     shape, box = reader.OneShape(), Bnd_Box()
     BRepBndLib.AddOptimal_s(shape, box, False, False)
     assert np.allclose([box.CornerMin().X(), box.CornerMax().X(), box.CornerMax().Y(), box.CornerMax().Z()], [0, 210, 210, 50], atol=1e-5)
-    assert np.isclose(geometry._occ_volume(shape), solid.volume*1e9, rtol=1e-6)
+    assert np.isclose(geometry.occ_volume(shape), solid.volume*1e9, rtol=1e-6)
     assert "SI_UNIT(.MILLI.,.METRE.)" in (tmp_path/"two.step").read_text()
 
 
 @pytest.mark.parametrize("unit, name", [("M", "SI_UNIT($,.METRE.)"), ("INCH", "CONVERSION_BASED_UNIT"), ("MM", "SI_UNIT(.MILLI.,.METRE.)")])
 def test_step_of_any_unit_is_read_in_metres(tmp_path, unit, name):
     "Another program's file in its own unit, as OpenCascade writes it."
-    occ, solid, file = geometry._occ(), build_solid(plate()), tmp_path/"other.stp"
+    occ, solid, file = geometry.load_occ(), build_solid(plate()), tmp_path/"other.stp"
     geometry._write_step(solid._shape, solid.center, solid.scale, tmp_path/"ours.step", "ours") # names and units are set here, and set back below
     grow = occ.gp_Trsf(); grow.SetScale(occ.gp_Pnt(0, 0, 0), 1000*solid.scale)
     writer = occ.STEPControl_Writer()
@@ -278,8 +282,8 @@ def test_step_of_any_unit_is_read_in_metres(tmp_path, unit, name):
 
 
 def test_a_step_file_of_open_surfaces_gives_points_but_is_no_solid(tmp_path):
-    occ, solid, file = geometry._occ(), build_solid(plate()), tmp_path/"skin.step"
-    faces = list(geometry._occ_children(solid._shape, "Face"))[:2]
+    occ, solid, file = geometry.load_occ(), build_solid(plate()), tmp_path/"skin.step"
+    faces = list(geometry.occ_children(solid._shape, "Face"))[:2]
     skin, builder = occ.TopoDS_Compound(), occ.BRep_Builder()
     builder.MakeCompound(skin)
     for f in faces: builder.Add(skin, f)
@@ -299,7 +303,7 @@ def test_a_file_that_hangs_or_kills_the_reader_costs_an_error(tmp_path, monkeypa
 def test_stl_of_another_program_is_in_millimetres(tmp_path):
     mesh = Mesh(np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0], [0, 0, 10.]]), [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
     file = tmp_path/"foreign.stl"
-    from cad_mllm.mesh import _stl_bytes
+    from cad_mllm.geometry.mesh_files import _stl_bytes
     file.write_bytes(_stl_bytes(Mesh(mesh.vertices/1000, mesh.faces)).replace(b"binary STL by cad_mllm; UNITS=mm", b" "*32))
     assert np.isclose(read_shape(file).volume, 1e-6/6) and np.isclose(read_shape(file, unit="in").volume, .254**3/6) and np.isclose(read_mesh(file).volume, 1000/6)
     part = read_shape(file)
@@ -347,7 +351,7 @@ def test_one_profile_pushed_once_is_checked_like_the_rest():
     "What OpenCascade cannot draw at once (a hole that crosses the outline) goes the long way and has the right volume."
     program = CADProgram()
     program.sketch([rectangle(0, 0, 4, 4), circle(.5, 2, 1)]); program.extrude(1)
-    assert geometry._occ_single(geometry._make_plan(plate())) is not None and geometry._occ_single(geometry._make_plan(program)) is None
+    assert geometry.occ_single(geometry.make_plan(plate())) is not None and geometry.occ_single(geometry.make_plan(program)) is None
     solid = build_solid(program)
     assert solid.is_valid and np.isclose(solid.volume, 16 - (np.pi - np.arccos(.5) + .5*.75**.5), rtol=1e-4)
 
@@ -356,7 +360,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path/"plate.stl"
     file.write_bytes(b"old")
     with pytest.raises(RuntimeError):
-        geometry._write_whole(file, lambda p: (p.write_bytes(b"half"), (_ for _ in ()).throw(RuntimeError())))
+        geometry.write_bytes_atomic(file, lambda p: (p.write_bytes(b"half"), (_ for _ in ()).throw(RuntimeError())))
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
 
 

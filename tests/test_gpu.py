@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cad_mllm.config import recipe
-from cad_mllm.model import CADMLLMModel
+from cad_mllm.models import CADMLLMModel
 from small_data import LLM, make
 from test_train import COMMON, LORA, after, assert_same, killed_at, rows, state
 from train_runs import Training
@@ -42,9 +42,9 @@ def test_killed_and_resumed_to_the_last_bit(name, data, tmp_path):
 
 
 def model_and_batch(**changes):
-    from cad_mllm.dataset import Sample
-    from cad_mllm.synthetic import make_part
-    from cad_mllm.tokens import encode
+    from cad_mllm.data import Sample
+    from cad_mllm.data import make_part
+    from cad_mllm.cad import encode
     config = replace(recipe("tiny")[0], image_encoder_name="", point_encoder_name="", use_lora=True, lora_r=4, lora_dropout=0., **{"dtype": "bfloat16", "llm_config": LLM, **changes})
     model = CADMLLMModel(config).cuda()
     parts = [make_part(3, i) for i in range(12)]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cad_mllm import checkpoint as ck
+from chapters import Chapter
+ck = Chapter("cad_mllm.checkpoints")
 from test_checkpoint import DyingDisk, Weights, in_child, needs_fork, run_dir, save  # noqa: F401
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to see which file is synced")
@@ -91,7 +92,7 @@ def test_a_replaced_model_is_there_before_or_after(run_dir):
 
 def test_every_field_of_the_progress_is_put_back():
     "Also those that a short run does not need, such as the best so far where losses only fall."
-    from cad_mllm.train import Progress, Trainer
+    from cad_mllm.training import Progress, Trainer
     trainer, saved = Trainer.__new__(Trainer), vars(Progress(**{name: n + .5 for n, name in enumerate(vars(Progress()))}))
     trainer.take_progress(None, {"progress": dict(saved)}, 2)
     assert vars(trainer.progress) == {**saved, "stage_index": 2}

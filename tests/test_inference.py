@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from cad_mllm.cad import CADFormatError, CADProgram, Frame, circle, rectangle, truncation_counts
-from cad_mllm.checkpoint import list_checkpoints, save_checkpoint
+from cad_mllm.checkpoints import list_checkpoints, save_checkpoint
 from cad_mllm.config import CADMLLMConfig
-from cad_mllm.dataset import Sample
-from cad_mllm.inference import CADAutocomplete, GrammarLogitsProcessor, InputError, autocomplete_cad
-from cad_mllm.model import CADMLLMModel
-from cad_mllm.synthetic import FAMILIES
-from cad_mllm.tokens import decode, decode_rest, encode_partial, min_length, read_state
+from cad_mllm.data import Sample
+from cad_mllm.completion import InputError
+from cad_mllm.inference import CADAutocomplete, autocomplete_cad
+from cad_mllm.models import GrammarLogitsProcessor
+from cad_mllm.models import CADMLLMModel
+from cad_mllm.data import FAMILIES
+from cad_mllm.cad import decode, decode_rest, encode_partial, min_length, read_state
 
 TINY = CADMLLMConfig(llm_model_name="tiny", use_lora=False, image_encoder_name="tiny", image_size=32, point_encoder_hidden_dim=32, num_points=64, num_point_tokens=4,
                      projector_hidden_dim=32, max_seq_length=1024, dtype="float32", llm_config=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1))
@@ -246,9 +248,10 @@ def test_the_first_of_several_candidates_is_the_greedy_one(autocomplete):
 
 
 def test_an_evaluation_lies_beside_its_checkpoint(model, tmp_path):
-    from cad_mllm.checkpoint import verify_checkpoint
-    from cad_mllm.evaluate import BASELINE, CEILING, evaluate, find_evaluation
-    from cad_mllm.synthetic import synthesize
+    from cad_mllm.checkpoints import verify_checkpoint
+    from cad_mllm.evaluation_tables import BASELINE, CEILING, find_evaluation
+    from cad_mllm.evaluation import evaluate
+    from cad_mllm.data import synthesize
     synthesize(tmp_path/"data", num=6)
     path = save_checkpoint(model, tmp_path/"out", stage="stage1_text", step=1, epoch=0, loss=1.0)
     report = evaluate(path, tmp_path/"data", num=5, split="all", modalities=("text", "text+points"), kernel="manifold", max_new_tokens=40, num_points=200, device="cpu")

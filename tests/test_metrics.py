@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist, jensenshannon
 
-from cad_mllm import metrics
-from cad_mllm.metrics import (Summary, chamfer, chamfer_cad_mllm, chamfer_deepcad, cov_mmd_jsd, fscore, iou, normal_consistency, repair, segment_error,
-                              relative_segment_error, topology)
+from chapters import Chapter
+metrics = Chapter("cad_mllm.metrics")
+from cad_mllm.metrics import (
+    chamfer, chamfer_cad_mllm, chamfer_deepcad, cov_mmd_jsd, fscore, iou, normal_consistency,
+    relative_segment_error, repair, segment_error, Summary, topology)
 
 CUBE = np.array([t for a, b, c, d in ([0, 2, 1, 3], [0, 1, 4, 5], [1, 3, 5, 7], [3, 2, 7, 6], [2, 0, 6, 4], [4, 5, 6, 7]) for t in ((a, b, c), (c, b, d))])
 
@@ -173,7 +175,7 @@ def test_self_intersections_against_cgal():
         if k % 5 == 0: f = np.delete(f, rng.integers(0, len(f), 3), axis=0)
         if k % 7 == 0: v = v + rng.normal(0, .2, v.shape)
         mesh = repair(v, f)
-        ours = len(mesh.faces), len(np.unique(metrics._cuts(mesh)))
+        ours = len(mesh.faces), len(np.unique(metrics.cutting_faces(mesh)))
         nonzero += ours[1] > 0
         assert ours == by_cgal(v, f), k
     assert nonzero > 30

@@ -7,7 +7,7 @@ import torch
 
 import limits
 from cad_mllm.config import CADMLLMConfig
-from cad_mllm.dataset import Sample
+from cad_mllm.data import Sample
 
 CONFIG = CADMLLMConfig(llm_model_name="tiny", llm_config=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1),
                        use_lora=True, lora_r=4, lora_dropout=0.0, image_encoder_name="tiny", image_size=32, point_encoder_name="", projector_hidden_dim=32,
@@ -27,7 +27,7 @@ def _batches(model):
 def _worker(rank, store, result):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.models import CADMLLMModel
     limits.arm()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -45,7 +45,7 @@ def _worker(rank, store, result):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
 def test_two_processes_with_different_modalities(tmp_path):
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.models import CADMLLMModel
     torch.multiprocessing.spawn(_worker, args=(str(tmp_path/"store"), str(tmp_path/"gradients.pt")), nprocs=2)
     together = torch.load(tmp_path/"gradients.pt", weights_only=True)
     model = CADMLLMModel(CONFIG).train()

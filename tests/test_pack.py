@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cad_mllm import pack as pack_module
+from cad_mllm.data import shards as pack_module
 from cad_mllm.config import CADMLLMConfig
-from cad_mllm.dataset import DataError, DataWarning, MultimodalAutocompleteDataset, PromptBuilder, batches, load_tokenizer, pack
-from cad_mllm.pack import INDEX_NAME, Pack, PackError, check_pack, scan_shard
-from cad_mllm.tokens import get_codec
-from cad_mllm.train import read_metrics
+from cad_mllm.data import (
+    batches, DataError, DataWarning, load_tokenizer, MultimodalAutocompleteDataset, pack, PromptBuilder)
+from cad_mllm.data import INDEX_NAME, Pack, PackError, check_pack, scan_shard
+from cad_mllm.cad import get_codec
+from cad_mllm.training import read_metrics
 from small_data import make as write_parts
 from test_dataset import STAGE, digest, same, write_data
 from train_runs import Training

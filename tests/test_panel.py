@@ -49,7 +49,7 @@ def page(tmp_path, request):
 
 @pytest.fixture
 def part():
-    from cad_mllm.synthetic import FAMILIES
+    from cad_mllm.data import FAMILIES
     return FAMILIES["flange" if "flange" in FAMILIES else next(iter(FAMILIES))](np.random.default_rng(1))[0]
 
 
@@ -268,7 +268,7 @@ def night(tmp_path, folder, trained, small_data):
     shutil.copytree(trained, folder/"real")
     yield folder
     from cad_mllm.panel import read_training
-    from cad_mllm.train import STOP
+    from cad_mllm.training import STOP
     if read_training(folder/"real").is_active: (folder/"real"/STOP).touch()
 
 

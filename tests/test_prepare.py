@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cad_mllm import prepare as module
+from chapters import Chapter
+module = Chapter("cad_mllm.data")
 from cad_mllm.cad import CADProgram, Extrude
-from cad_mllm.geometry import _close_workers, build_solid
-from cad_mllm.prepare import PrepareError, prepare
-from cad_mllm.synthetic import FAMILIES, history_box, make_part, synthesize
+from cad_mllm.geometry.workers import _close_workers
+from cad_mllm.geometry import build_solid
+from cad_mllm.data import PrepareError, prepare
+from cad_mllm.data import FAMILIES, history_box, make_part, synthesize
 
 SMALL = dict(image_size=48, num_points=200)
 
@@ -21,7 +23,7 @@ def tree_of(root):
 
 def start(root, out, jobs, **more):
     "`prepare` in a process of its own, with its workers in its group."
-    code = f"from cad_mllm.prepare import prepare; prepare({str(root)!r}, {str(out)!r}, jobs={jobs}, image_size=48, num_points=200, **{more!r})"
+    code = f"from cad_mllm.data import prepare; prepare({str(root)!r}, {str(out)!r}, jobs={jobs}, image_size=48, num_points=200, **{more!r})"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -102,8 +104,8 @@ def test_shards_together_are_the_whole(source, whole, tmp_path):
 def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch):
     "Recorded at once; left alone by the next run, tried again when asked or when the history changes."
     (tmp_path/"hanging_kernel.py").write_text(
-        "import time\nfrom cad_mllm import prepare as module\n"
-        "def hangs(task):\n    if '00000005' in task[2]: time.sleep(600)\n    return module._prepare_one(task)\n")
+        "import time\nfrom cad_mllm.data import preparation as module\n"
+        "def hangs(task):\n    if '00000005' in task[2]: time.sleep(600)\n    return module.prepare_one(task)\n")
     monkeypatch.syspath_prepend(tmp_path)
     _close_workers()
     import hanging_kernel
@@ -121,7 +123,7 @@ def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch)
     assert len(started[-1]) == 2 and again["reasons"] == first["reasons"] and again["failures"][0]["known"]
     assert again["products"]["history"] == {"done": 2, "failed": 1}
     prepare(root, out, **{**settings, "timeout": 6}); assert len(started[-1]) == 2
-    monkeypatch.setattr(module, "_run", lambda func, tasks, jobs, timeout, run=module._run: [(started.append([t[2] for t in tasks])), [(t, module._prepare_one(t)) for t in tasks]][1])
+    monkeypatch.setattr(module, "_run", lambda func, tasks, jobs, timeout, run=module._run: [(started.append([t[2] for t in tasks])), [(t, module.prepare_one(t)) for t in tasks]][1])
     assert prepare(root, out, **settings, retry=True)["products"]["history"] == {"done": 3} and len(started[-1]) == 3
     assert "known" not in json.dumps(prepare(root, out, **settings)["failures"]) and len(started[-1]) == 3
 
@@ -140,8 +142,8 @@ def test_a_dry_run_writes_nothing_and_counts_what_a_run_makes(source, tmp_path):
 def test_a_worker_that_dies_costs_one_part(source, tmp_path, monkeypatch):
     "A crash in the kernel is a line in the report."
     (tmp_path/"bad_kernel.py").write_text(
-        "import os\nfrom cad_mllm import prepare as module\n"
-        "def dies(task):\n    if '00000005' in task[2]: os._exit(11)\n    return module._prepare_one(task)\n")
+        "import os\nfrom cad_mllm.data import preparation as module\n"
+        "def dies(task):\n    if '00000005' in task[2]: os._exit(11)\n    return module.prepare_one(task)\n")
     monkeypatch.syspath_prepend(tmp_path)
     _close_workers()  # idle ones do not know this path
     import bad_kernel

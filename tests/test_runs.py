@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cad_mllm.checkpoint import BEST, latest_checkpoint, list_checkpoints, prune_checkpoints, read_record, save_checkpoint, update_best
+from cad_mllm.checkpoints import (
+    BEST, latest_checkpoint, list_checkpoints, prune_checkpoints, read_record, save_checkpoint, update_best)
 from cad_mllm.cli import main
-from cad_mllm.train import METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_metrics, train
-from cad_mllm.utils.files import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
+from cad_mllm.training import METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_metrics, train
+from cad_mllm.utils.run_lock import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
 from small_data import make
 from train_runs import FLAGS, configs
 
@@ -64,7 +65,8 @@ def test_start_over_moves_the_old_run_aside_whole(data, tmp_path, capsys):
 
 def test_a_run_from_before_run_ids_goes_on(data, tmp_path, monkeypatch):
     out = tmp_path/"o"
-    from cad_mllm import checkpoint
+    from chapters import Chapter
+    checkpoint = Chapter("cad_mllm.checkpoints")
     made = checkpoint.make_metadata
     def without(**k): return {n: v for n, v in made(**k).items() if n != "run"}
     monkeypatch.setattr(checkpoint, "make_metadata", without)

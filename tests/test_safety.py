@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cad_mllm import checkpoint as ck
-from cad_mllm import safe
+from chapters import Chapter
+ck = Chapter("cad_mllm.checkpoints")
+from cad_mllm.checkpoints import safety as safe
 from cad_mllm.config import ConfigError, recipe
-from cad_mllm.model import CADMLLMModel, WeightsError
+from cad_mllm.models import CADMLLMModel, WeightsError
 
 torch.set_num_threads(1)
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=16)
@@ -46,7 +47,7 @@ def old_form(saved, folder):
 
 def reseal(folder):
     "As an attacker would: with a manifest that matches."
-    metadata = ck._read_json(folder/ck.METADATA)
+    metadata = ck.read_json_file(folder/ck.METADATA)
     (folder/ck.MANIFEST).unlink()
     ck.seal(folder, metadata)
     assert ck.verify_checkpoint(folder) == []
@@ -264,21 +265,21 @@ def test_a_manifest_is_compared_and_never_followed(saved, model, tmp_path):
     secret.write_text("s")
     shutil.copytree(saved, folder)
     for name in ("../../secret", str(secret), "..", "a\0b"):
-        manifest = ck._read_manifest(saved)
+        manifest = ck.read_manifest(saved)
         manifest["files"][name] = {"size": 1, "sha256": ck.file_sha256(secret)}
         manifest["sha256"] = ck._self_hash(manifest)
-        (folder/ck.MANIFEST).write_bytes(ck._json(manifest))
+        (folder/ck.MANIFEST).write_bytes(ck.to_json(manifest))
         assert ck.verify_checkpoint(folder) == [f"{name}: is missing"]
         with pytest.raises(REFUSED, match="is missing"): load(folder, model)
         assert ck.update_best(folder.parent) is None and ck.prunable(ck.list_checkpoints(folder.parent), 1) == []
     for files in ([], {}, 3, {"a": 3}, {"a": None}, {"a": {"size": "x"}}):
         manifest = {"format": 1, "metadata": {}, "files": files}
-        (folder/ck.MANIFEST).write_bytes(ck._json(manifest | {"sha256": ck._self_hash(manifest)}))
+        (folder/ck.MANIFEST).write_bytes(ck.to_json(manifest | {"sha256": ck._self_hash(manifest)}))
         assert ck.verify_checkpoint(folder) and not ck.read_record(folder).complete
     for metadata in ([], 3, None, {"step": "x", "epoch": [], "loss": {}, "stage": 3, "timestamp": [], "serial": 1e400}):
-        manifest = ck._read_manifest(saved) | {"metadata": metadata}
+        manifest = ck.read_manifest(saved) | {"metadata": metadata}
         manifest["sha256"] = ck._self_hash(manifest)
-        (folder/ck.MANIFEST).write_bytes(ck._json(manifest))
+        (folder/ck.MANIFEST).write_bytes(ck.to_json(manifest))
         ck.format_checkpoints(ck.list_checkpoints(folder.parent))
 
 

@@ -10,12 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from cad_mllm import doctor as doctor_module, score as module
+from cad_mllm.data import report as doctor_module
+from cad_mllm.metrics import scoring as module
 from cad_mllm.cad import CADProgram
-from cad_mllm.doctor import doctor
-from cad_mllm.geometry import _close_workers, build_solid
-from cad_mllm.score import read_part, score
-from cad_mllm.synthetic import make_part
+from cad_mllm.data import doctor
+from cad_mllm.geometry.workers import _close_workers
+from cad_mllm.geometry import build_solid
+from cad_mllm.metrics import read_part, score
+from cad_mllm.data import make_part
 
 NUM = 6
 
@@ -60,7 +62,7 @@ def test_step_files(truth, tmp_path):
 def test_hangs_crashes_and_their_culprits(truth, tmp_path, monkeypatch):
     "A prediction that hangs or kills its worker is a failure; a truth that does is left out; the others are measured."
     (tmp_path/"bad_reader.py").write_text(
-        "import os, time\nfrom cad_mllm import score as module\nread = module.read_part\n"
+        "import os, time\nfrom cad_mllm.metrics import scoring as module\nread = module.read_part\n"
         "def bad(path, *args):\n"
         "    if 'pred' in str(path) and '00000001' in str(path): time.sleep(600)\n"
         "    if 'pred' in str(path) and '00000002' in str(path): os._exit(7)\n"
@@ -84,7 +86,7 @@ def test_hangs_crashes_and_their_culprits(truth, tmp_path, monkeypatch):
 
 def test_killed_and_resumed(truth, tmp_path):
     "A kill in the middle: what was measured is kept, the end is the same."
-    code = f"from cad_mllm.score import score; score({str(truth)!r}, {str(truth)!r}, {str(tmp_path/'out')!r}, jobs=0, num_points=400, draw=False)"
+    code = f"from cad_mllm.metrics import score; score({str(truth)!r}, {str(truth)!r}, {str(tmp_path/'out')!r}, jobs=0, num_points=400, draw=False)"
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, stderr=subprocess.DEVNULL)
     log, end = tmp_path/"out/outcomes.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 2) and process.poll() is None and time.monotonic() < end: time.sleep(.005)
@@ -107,7 +109,7 @@ def test_doctor_in_workers(truth, tmp_path, monkeypatch):
     assert repr(alone) == repr(many) and (tmp_path/"a/doctor.json").read_text() == (tmp_path/"b/doctor.json").read_text()
     assert alone.num_twins == 2 and alone.leaks["test of split.json"]["leaked"] == 1
     (tmp_path/"bad_doctor.py").write_text(
-        "import os\nfrom cad_mllm import doctor as module\nexamine = module._examine\n"
+        "import os\nfrom cad_mllm.data import report as module\nexamine = module._examine\n"
         "def one(task):\n    if '00000003' in task[0]: os._exit(5)\n    return examine(task)\n"
         "def many(tasks): return [one(t) for t in tasks]\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -121,7 +123,7 @@ def test_doctor_in_workers(truth, tmp_path, monkeypatch):
 
 def test_real_histories(real_root, tmp_path):
     "Twenty of them against themselves by their tokens, and the doctor over all."
-    from cad_mllm.tokens import decode, encode
+    from cad_mllm.cad import decode, encode
     files = sorted(real_root.glob("json/*/*.json"))[::6]
     for f in files:
         id = f.relative_to(real_root/"json")

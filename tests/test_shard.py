@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cad_mllm.checkpoint import list_checkpoints
-from cad_mllm.model import CADMLLMModel
-from cad_mllm.train import EXIT_FAILED, EXIT_STOPPED, read_events, read_metrics
+from cad_mllm.checkpoints import list_checkpoints
+from cad_mllm.models import CADMLLMModel
+from cad_mllm.training import EXIT_FAILED, EXIT_STOPPED, read_events, read_metrics
 from small_data import make
 from test_train import assert_same
 from test_train_processes import FOREVER, after, launch, several

@@ -4,8 +4,8 @@ import json, os, shutil
 import pytest
 from PIL import Image
 
-from cad_mllm.dataset import DataWarning, MultimodalAutocompleteDataset, pack
-from cad_mllm.synthetic import synthesize
+from cad_mllm.data import DataWarning, MultimodalAutocompleteDataset, pack
+from cad_mllm.data import synthesize
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_what_belongs_to_parts_of_validation_is_not_called_lost(tmp_path):
 
 def test_training_says_what_was_found_and_warns(parts, tmp_path, capsys):
     from types import SimpleNamespace
-    from cad_mllm.train import Trainer
+    from cad_mllm.training import Trainer
     root, ids = copy_of(parts, tmp_path)
     stages = [SimpleNamespace(num_epochs=1, modality_probs={"text": 1.}), SimpleNamespace(num_epochs=1, modality_probs={"text": .5, "text+image": .5}), SimpleNamespace(num_epochs=0, modality_probs={"text+points": 1.})]
     trainer = SimpleNamespace(world=SimpleNamespace(is_main=True), data=MultimodalAutocompleteDataset(root), train_config=SimpleNamespace(stages=stages))
@@ -124,7 +124,7 @@ def test_half_characters_in_captions_are_cleaned_and_counted(parts, tmp_path):
 
 
 def test_cad_json_is_a_folder_of_histories(parts, tmp_path):
-    from cad_mllm.doctor import doctor
+    from cad_mllm.data import doctor
     root, ids = copy_of(parts, tmp_path, json_folder="cad_json")
     ds = MultimodalAutocompleteDataset(root)
     found = doctor(root, tmp_path/"out", jobs=0, draw=False)

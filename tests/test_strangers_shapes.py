@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cad_mllm.clouds import cloud_of, in_metres, read_cloud
-from cad_mllm.dataset import prepare_image
-from cad_mllm.mesh import GeometryError, Mesh
-from cad_mllm.meshfiles import read_mesh, read_surface
+from cad_mllm.geometry import cloud_of, in_metres, read_cloud
+from cad_mllm.data import prepare_image
+from cad_mllm.geometry import GeometryError, Mesh
+from cad_mllm.geometry import read_mesh, read_surface
 
 CASES = Path(os.environ.get("CAD_CASES_ROOT", "nowhere"))
 with_cases = pytest.mark.skipif(not CASES.is_dir(), reason="set CAD_CASES_ROOT to the folder of cases")
@@ -122,7 +122,7 @@ def test_archive_that_unpacks_to_gigabytes_is_refused(monkeypatch):
 
 def test_one_stray_point_does_not_set_the_box():
     cloud = np.random.default_rng(0).random((500, 3))*.1
-    from cad_mllm.clouds import Cloud
+    from cad_mllm.geometry import Cloud
     found = in_metres(Cloud(np.concatenate([cloud, [[100, 0, 0]]])))
     assert np.array_equal(found.points, cloud) and "1 of 501 points lie far" in found.notes[0]
     assert in_metres(Cloud(cloud)).notes == []
@@ -148,7 +148,7 @@ def test_pictures_of_sixteen_bits_floats_turned_and_huge(tmp_path):
 
 
 def test_score_tells_of_another_size(tmp_path):
-    from cad_mllm.score import score
+    from cad_mllm.metrics import score
     v, f = TETRA
     for name, size in (("gt", 1.), ("pred", 1/200)):
         (tmp_path/name).mkdir()

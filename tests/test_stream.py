@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file
 
 from cad_mllm.config import TrainConfig, recipe
-from cad_mllm.dataset import Scan, estimate_normals, open_dataset
-from cad_mllm.train import read_metrics
+from cad_mllm.data import Scan, estimate_normals, open_dataset
+from cad_mllm.training import read_metrics
 from train_runs import Training
 
 NAME = "stream:realistic?num=12&seed=3"

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from cad_mllm.cad import Arc, CADFormatError, CADProgram, Extrude, Frame, circle, polygon, rectangle, truncation_counts
-from cad_mllm.tokens import (TOKEN_IDS, TOKENS, GrammarError, State, advance, allowed, decode, decode_rest, encode, encode_partial, encode_split, from_text, min_length,
-                             read_state, salvage, to_text, trim)
+from cad_mllm.cad import (
+    Arc, CADFormatError, CADProgram, circle, Extrude, Frame, polygon, rectangle, truncation_counts)
+from cad_mllm.cad import (
+    advance, allowed, decode, decode_rest, encode, encode_partial, encode_split, from_text, GrammarError,
+    min_length, read_state, salvage, State, to_text, TOKEN_IDS, TOKENS, trim)
 
 FRAMES = [Frame(), Frame(x_axis=(1, 0, 0), y_axis=(0, 0, 1), z_axis=(0, -1, 0)), Frame(x_axis=(0, 1, 0), y_axis=(0, 0, 1), z_axis=(1, 0, 0)),
           Frame(x_axis=(0, 1, 0), y_axis=(-1, 0, 0), z_axis=(0, 0, 1)), Frame(x_axis=(.6, .8, 0), y_axis=(0, 0, 1), z_axis=(.8, -.6, 0))]
@@ -288,7 +290,7 @@ def test_parts_that_touched_still_touch():
 @slow
 @given(programs())
 def test_the_first_version_encodes_without_new_tokens(program):
-    from cad_mllm.tokens import vocabulary
+    from cad_mllm.cad import vocabulary
     try: tokens = encode(program, version=1)
     except CADFormatError: return
     assert set(tokens) <= set(vocabulary(1)) and len(vocabulary(1)) + 7 == len(vocabulary(2)) == len(TOKENS)

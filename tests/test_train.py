@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cad_mllm.checkpoint import BEST, latest_checkpoint, list_checkpoints, read_record, safe_load
-from cad_mllm.train import EXIT_STOPPED, STOP, read_events, read_metrics, train
+from cad_mllm.checkpoints import BEST, latest_checkpoint, list_checkpoints, read_record, safe_load
+from cad_mllm.training import EXIT_STOPPED, STOP, read_events, read_metrics, train
 from small_data import make
 from train_runs import Training, configs
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from cad_mllm.checkpoint import latest_checkpoint, load_checkpoint
+from cad_mllm.checkpoints import latest_checkpoint, load_checkpoint
 from cad_mllm.config import CHANGES, CurriculumStage, TrainConfig
-from cad_mllm.train import CHOICE, MEANINGS, OTHER_RUN, SAME_DATA, ChangedError, Split, Trainer, World, read_events, read_metrics, train
+from cad_mllm.training import (
+    ChangedError, CHOICE, MEANINGS, OTHER_RUN, read_events, read_metrics, SAME_DATA, Split, train, Trainer, World)
 from small_data import make
 from train_runs import Training, configs
 

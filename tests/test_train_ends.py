@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cad_mllm import delivery
-from cad_mllm.checkpoint import latest_checkpoint, list_checkpoints, verify_checkpoint
+from chapters import Chapter
+delivery = Chapter("cad_mllm.checkpoints")
+from cad_mllm.checkpoints import latest_checkpoint, list_checkpoints, verify_checkpoint
 from cad_mllm.config import ConfigError
-from cad_mllm.train import EXIT_STOPPED, EXIT_UNDELIVERED, Trainer, find_to_resume, read_events, read_metrics, train
+from cad_mllm.training import (
+    EXIT_STOPPED, EXIT_UNDELIVERED, find_to_resume, read_events, read_metrics, train, Trainer)
 from small_data import make
 from test_train import assert_same
 from train_runs import FLAGS, Training, configs
@@ -256,7 +258,8 @@ def test_a_metrics_file_that_cannot_be_written_is_said_at_once(data, tmp_path, m
 def test_a_disk_too_small_is_noticed_before_it_is_needed(data, tmp_path, monkeypatch, capsys):
     "At the start, before the first save; in the terminal and in status.json; training goes on."
     from types import SimpleNamespace
-    from cad_mllm import checkpoint as ck
+    from chapters import Chapter
+    ck = Chapter("cad_mllm.checkpoints")
     monkeypatch.setattr(ck.shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, used=0, free=10_000))
     model, settings = configs(data, tmp_path/"o", *RUN, "--max_steps", "2")
     assert train(model, settings).step == 2
@@ -268,7 +271,8 @@ def test_a_disk_too_small_is_noticed_before_it_is_needed(data, tmp_path, monkeyp
 def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, capsys):
     "Writing fails with ENOSPC for a while: it is said, the run goes on, the next saves succeed, and nothing half-written is left."
     import errno
-    from cad_mllm import checkpoint as ck
+    from chapters import Chapter
+    ck = Chapter("cad_mllm.checkpoints")
     class Full(ck.Disk):
         def sync(self, path): raise OSError(errno.ENOSPC, "No space left on device", str(path))
     model, settings = configs(data, tmp_path/"o", *RUN)

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 import kills
-from cad_mllm.checkpoint import latest_checkpoint
+from cad_mllm.checkpoints import latest_checkpoint
 from small_data import make
 from test_train import LORA, assert_same
 from train_runs import Training

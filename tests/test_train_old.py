@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cad_mllm.checkpoint import list_checkpoints, safe_load, verify_checkpoint
+from cad_mllm.checkpoints import list_checkpoints, safe_load, verify_checkpoint
 from cad_mllm.config import CADMLLMConfig, CurriculumStage
-from cad_mllm.train import read_metrics
+from cad_mllm.training import read_metrics
 from small_data import LLM, make
 from train_runs import Training
 
@@ -23,8 +23,8 @@ def data(tmp_path_factory): return make(tmp_path_factory.mktemp("data"), 14)
 def base(tmp_path_factory):
     "A local base model, and a checkpoint of the oldest kind on it: adapters, projectors and a pickled configuration."
     from transformers import Qwen3Config, Qwen3ForCausalLM
-    from cad_mllm.dataset import tiny_tokenizer
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.data import tiny_tokenizer
+    from cad_mllm.models import CADMLLMModel
     folder = tmp_path_factory.mktemp("base")
     words = tiny_tokenizer()
     words.save_pretrained(folder/"llm")

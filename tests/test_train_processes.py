@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cad_mllm.checkpoint import list_checkpoints
+from cad_mllm.checkpoints import list_checkpoints
 from cad_mllm.config import TrainConfig
-from cad_mllm.train import EXIT_FAILED, EXIT_STOPPED, Progress, Split, Stopper, Trainer, World, read_events, read_metrics, split_for
+from cad_mllm.training import (
+    EXIT_FAILED, EXIT_STOPPED, Progress, read_events, read_metrics, Split, split_for, Stopper, Trainer, World)
 from small_data import make
 from test_train import assert_same, rows
 from train_runs import FLAGS, Training, configs, peers
@@ -115,9 +116,9 @@ def test_other_processes_same_data(first, then, data, tmp_path):
 
 def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
     "Not by counts but by name: the samples of each step on one, two and three processes, over an epoch's end, begun in the middle."
-    from cad_mllm.dataset import batches
-    from cad_mllm.model import CADMLLMModel
-    from cad_mllm.train import Plan, Trainer
+    from cad_mllm.data import batches
+    from cad_mllm.models import CADMLLMModel
+    from cad_mllm.training import Plan, Trainer
     model, settings = configs(data, tmp_path, *RUN)
     trainer = Trainer(model, settings)
     trainer.open_data()
@@ -197,7 +198,7 @@ ENDS = """
 import atexit, os, sys, time
 import torch, torch.distributed as dist
 from cad_mllm import cli
-from cad_mllm.train import join_world
+from cad_mllm.training import join_world
 
 def say(*words): os.write(1, " ".join(map(str, (*words, "\\n"))).encode())
 

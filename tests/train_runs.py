@@ -24,9 +24,11 @@ FLAGS = ["--recipe", "tiny", "--llm_config", json.dumps(LLM), "--projector_hidde
 
 
 def _serve():
-    from cad_mllm import cli, train  # noqa: F401
+    from cad_mllm import cli  # noqa: F401
+    from chapters import Chapter
+    train = Chapter("cad_mllm.training")
     from cad_mllm.config import tiny
-    from cad_mllm.model import CADMLLMModel
+    from cad_mllm.models import CADMLLMModel
     for lora in (False, True):         # whatever building a model imports
         config = tiny()[0]
         config.llm_config, config.use_lora, config.lora_r = LLM, lora, 4
@@ -43,7 +45,7 @@ def _serve():
 
 def _fence(step):
     "From a step on, a training waits for a signal or the stop file, so that a test that is slow to act does not find it finished."
-    from cad_mllm.train import Trainer
+    from cad_mllm.training import Trainer
     ask = Trainer.asked_to_stop
     def wait_and_ask(self, stopper):
         while self.progress.step >= step and not stopper.check(): time.sleep(.005)

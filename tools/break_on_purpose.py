@@ -32,7 +32,7 @@ class Mutation:
     test: str           # a pytest node id, or a notebook, that has to fail
 
 
-CK, TRAIN, DELIVERY, SAFE = "cad_mllm/checkpoint.py", "cad_mllm/train.py", "cad_mllm/delivery.py", "cad_mllm/safe.py"
+CK, TRAIN, DELIVERY, SAFE = "cad_mllm/checkpoints", "cad_mllm/training", "cad_mllm/checkpoints", "cad_mllm/checkpoints"
 T_SHAPES, T_STRANGERS = "tests/test_strangers_shapes.py::test_", "tests/test_strangers_data.py::test_"
 T_CK, T_OURS, T_SAFE, T_DELIVERY = (f"tests/test_{name}.py::test_" for name in ("checkpoint", "guarantees", "safety", "delivery"))
 T_KILLS, T_RUNS = "tests/test_train_kills.py::test_", "tests/test_runs.py::test_"
@@ -41,6 +41,8 @@ EXACT = T_TRAIN + "killed_and_resumed_is_as_if_never_stopped[lora, dropout 0.1, 
 IN_PARTS = T_TRAIN + "killed_in_an_epoch_at_its_end_and_between_stages"
 EVERY_CALL, DAMAGE = T_CK + "killed_at_every_single_disk_operation", T_CK + "every_damage_is_named_refused_and_passed_over"
 DURABLE = T_OURS + "durable_before_it_is_named_and_named_before_others_go"
+
+NOTEBOOK = "notebook"      # as a test: the notebook that makes the changed module
 
 MUTATIONS = [
     # 1 exact
@@ -57,17 +59,17 @@ MUTATIONS = [
     Mutation(1, "the random state of a stage's end is dropped", TRAIN, "elif self.pending: self.begin_stage()", "elif self.pending: pass", T_KILLS + "exact_resume_from_a_stages_end[lora, dropout]"),
     Mutation(2, "a new run begins in the folder of an earlier one", "cad_mllm/training/run_folder.py", "    if not records or checkpoint and", "    if records or checkpoint and", T_RUNS + "a_new_run_in_the_folder_of_an_earlier_one_is_refused_and_touches_nothing"),
     Mutation(2, "pruning looks at all runs of a folder", CK, "stages.setdefault((record.path.parent, record.run), [])", "stages.setdefault(record.path.parent, [])", T_RUNS + "best_latest_and_pruning_look_at_their_own_run_only"),
-    Mutation(2, "a lock elsewhere is taken though its heartbeat changes", "cad_mllm/utils/files.py", "        if now != data: raise HeldError(read_holder(now))\n", "", T_RUNS + "two_trainings_in_one_folder_are_refused_and_the_holder_is_named"),
-    Mutation(2, "a reused process id counts as the holder", "cad_mllm/utils/files.py", "abs(process.create_time() - holder.born) > 2 or ", "", T_RUNS + "a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_change"),
+    Mutation(2, "a lock elsewhere is taken though its heartbeat changes", "cad_mllm/utils", "        if now != data: raise HeldError(read_holder(now))\n", "", T_RUNS + "two_trainings_in_one_folder_are_refused_and_the_holder_is_named"),
+    Mutation(2, "a reused process id counts as the holder", "cad_mllm/utils", "abs(process.create_time() - holder.born) > 2 or ", "", T_RUNS + "a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_change"),
     Mutation(2, "steps without finite numbers go on for ever", TRAIN, "if self.bad_steps >= STOP_AFTER: raise", "if False: raise", T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"),
     # 2 atomic
-    Mutation(2, "files are written straight under the final name", CK, 'temporary = _hidden(final, "tmp")', "temporary = final if not final.exists() else _hidden(final, 'tmp')", EVERY_CALL),
+    Mutation(2, "files are written straight under the final name", CK, 'temporary = temporary_path(final, "tmp")', "temporary = final if not final.exists() else temporary_path(final, 'tmp')", EVERY_CALL),
     Mutation(2, "left-over temporaries are not cleaned", CK, "    clean_temporaries(final.parent)\n    temporary", "    temporary", EVERY_CALL),
     Mutation(2, "a replaced folder is removed before the new one has its name", CK, "    try: DISK.rename(temporary, target)\n", "    if aside: DISK.remove(aside); aside = None\n    try: DISK.rename(temporary, target)\n", T_OURS + "a_replaced_model_is_there_before_or_after"),
-    Mutation(2, "files are not synced", CK, "    _threads(lambda n: DISK.sync(folder/n), names, len(names) > 2)", "    #", DURABLE),
+    Mutation(2, "files are not synced", CK, "    thread_map(lambda n: DISK.sync(folder/n), names, len(names) > 2)", "    #", DURABLE),
     Mutation(2, "the folder that holds the new name is not synced", CK, "    DISK.sync(target.parent)\n", "", DURABLE),
     Mutation(2, "a write that kept less than it was given passes", CK, 'if size != known[name]["size"]: raise', "if False: raise", T_CK + "a_disk_that_keeps_less_than_it_was_given"),
-    Mutation(2, "the best may be pruned", CK, "if r is not best and ", "if ", "nbs/10_checkpoint.ipynb"),
+    Mutation(2, "the best may be pruned", CK, "if r is not best and ", "if ", "notebook"),
     Mutation(2, "the one resumed from may be pruned", CK, "r.path.resolve() not in keep", "True", T_CK + "the_one_resumed_from_stays"),
     Mutation(2, "old ones go before the new one is written", CK, "        path = _publish_snapshot(final, s, metadata)\n", '        prune_checkpoints(stage_dir, max(1, options["keep_last_n"] - 1), options["protect"])\n        path = _publish_snapshot(final, s, metadata)\n', DURABLE),
     # 3 verified
@@ -78,7 +80,7 @@ MUTATIONS = [
     Mutation(3, "an empty manifest passes", CK, "if not isinstance(files, dict) or not files: raise", "if not isinstance(files, dict): raise", T_OURS + "an_empty_manifest_proves_nothing"),
     Mutation(3, "the manifest's own hash is not compared", CK, 'if manifest.get("sha256") != _self_hash(manifest): raise', "if False: raise", T_OURS + "one_digit_of_a_manifest"),
     Mutation(3, "loading does not refuse", CK, "if problems := verify_checkpoint(path, hashes): _refuse(path, problems)", "if False: pass", DAMAGE),
-    Mutation(3, "latest takes the newest without reading it", CK, "problems = [record.problem] if record.problem else [] if _just_proved(record.path) else verify_checkpoint(record.path)", "problems = [record.problem] if record.problem else []", DAMAGE),
+    Mutation(3, "latest takes the newest without reading it", CK, "problems = [record.problem] if record.problem else [] if recently_verified(record.path) else verify_checkpoint(record.path)", "problems = [record.problem] if record.problem else []", DAMAGE),
     Mutation(3, "auto does not say what it passes over", CK, "    if passed and not quiet: print(", "    if False: print(", T_CK + "latest_says_what_it_passed_over"),
     Mutation(3, "auto does not say what it passes over (training)", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (self.delivery.find(wanted, quiet=True) or "")', T_TRAIN + "auto_names_what_it_passes_over"),
     Mutation(3, "the command does not tell what is wrong", "cad_mllm/cli.py", """+ "".join(f"\\n    {p}" for p in problems))""", ")", T_CK + "the_command_names_what_is_wrong_and_rewrites_what_is_old"),
@@ -93,15 +95,15 @@ MUTATIONS = [
     Mutation(4, "a rename that happened is not looked for", DELIVERY, "if not _arrived(t, out): raise OSError(errno.EAGAIN,", "if False: raise OSError(errno.EAGAIN,", T_DELIVERY + "a_rename_that_is_lost_is_made_again"),
     Mutation(4, "what shows late is copied again", DELIVERY, "    if since is not None and clock() - since < settle: raise", "    if False: raise", T_DELIVERY + "what_shows_late_is_not_copied_twice"),
     Mutation(4, "a killed run's backlog is forgotten", DELIVERY, "(self.kept if same(rel) else self.pending)[rel] = record", "self.kept[rel] = record", T_DELIVERY + "a_killed_run_leaves_its_backlog_to_the_next_one"),
-    Mutation(4, "copies grow under the final name", DELIVERY, 'ck._hidden(self.final, "tmp"), {}, set(), set(), None', "self.final, {}, set(), set(), None", T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"),
+    Mutation(4, "copies grow under the final name", DELIVERY, 'temporary_path(self.final, "tmp"), {}, set(), set(), None', "self.final, {}, set(), set(), None", T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"),
     Mutation(4, "files that have a second name are emptied for the trash", DELIVERY, "    if not self.links_work():", "    if True:", T_DELIVERY + "files_are_emptied_before_the_trash_only_where_no_links_are"),
     Mutation(4, "nothing is emptied for the trash", DELIVERY, "    if not self.links_work():", "    if False:", T_DELIVERY + "files_are_emptied_before_the_trash_only_where_no_links_are"),
-    Mutation(4, "a full folder makes no room for the newest", DELIVERY, "        room = _is_full(e) and self._make_room_there()", "        room = False", T_DELIVERY + "a_full_folder_gives_up_its_oldest_for_the_newest"),
+    Mutation(4, "a full folder makes no room for the newest", DELIVERY, "        room = is_full(e) and self._make_room_there()", "        room = False", T_DELIVERY + "a_full_folder_gives_up_its_oldest_for_the_newest"),
     Mutation(4, "the end of a run does not wait for the delivery", TRAIN, "while not self.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():", "while False:", T_ENDS + "training_goes_on_while_the_output_folder_is_away"),
     Mutation(4, "what lies locally only is not found", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (find_checkpoint(wanted, self.output_dir) or "")', T_ENDS + "local_first_killed_and_delivered_by_the_next_run"),
     Mutation(4, "undelivered checkpoints do not show in the exit code", TRAIN, "else EXIT_UNDELIVERED if self.undelivered or self.lines_left else EXIT_DONE", "else EXIT_DONE", T_ENDS + "trained_to_the_end_without_the_output_folder_has_a_code_of_its_own"),
     Mutation(4, "lines that the folder does not take are not kept on a disk", DELIVERY, "        append_bytes(self.spare/name, line)\n", "", T_ENDS + "full_or_read_only_output_folder_keeps_every_line"),
-    Mutation(4, "kept lines are put behind all others", DELIVERY, "heapq.merge(before, _timed(added, behind), key=itemgetter(0))", "before + _timed(added, behind)", "nbs/10b_delivery.ipynb"),
+    Mutation(4, "kept lines are put behind all others", DELIVERY, "heapq.merge(before, _timed(added, behind), key=itemgetter(0))", "before + _timed(added, behind)", "notebook"),
     # 5 stops well
     Mutation(5, "SIGTERM is not caught", TRAIN, "for s in (signal.SIGTERM, signal.SIGINT):\n            try", "for s in (signal.SIGINT,):\n            try", T_TRAIN + "it_stops_when_asked_and_goes_on"),
     Mutation(5, "the stop file is not looked for", TRAIN, "if self.files and self.files.seen(STOP):", "if False:", T_TRAIN + "it_stops_when_asked_and_goes_on"),
@@ -128,7 +130,7 @@ MUTATIONS = [
     Mutation(6, "one of several takes its interpreter down", "cad_mllm/cli.py", 'if not own and int(os.environ.get("WORLD_SIZE", 1)) < 2: sys.exit(code)', "sys.exit(code)", T_PEERS + "a_process_that_is_done_ends_with_its_code"),
     # 7 old checkpoints
     Mutation(7, "fields of an old configuration are not mapped", CK, "            taken[key] = value\n", "", T_CK + "old_config_variants"),
-    Mutation(7, "an old checkpoint is taken for one of ours", CK, 'try: return "format" not in _read_json(folder/METADATA)', 'try: return False', T_OLD + "an_old_checkpoint_goes_on"),
+    Mutation(7, "an old checkpoint is taken for one of ours", CK, 'try: return "format" not in read_json_file(folder/METADATA)', 'try: return False', T_OLD + "an_old_checkpoint_goes_on"),
     Mutation(7, "the best of an old run may be overwritten", CK, "keep = is_old_format(target)", "keep = False", T_CK + "the_best_of_years_ago_is_kept"),
     Mutation(7, "an old checkpoint's step is forgotten", TRAIN, 'p.step = int(state.get("step") or loaded.metadata.get("step") or 0)', "p.step = 0", T_OLD + "an_old_checkpoint_goes_on"),
     # 8 safe
@@ -143,15 +145,15 @@ MUTATIONS = [
     Mutation(8, "a JSON file may be of any size", SAFE, "if found.st_size > limit: raise", "if False: raise", T_SAFE + "json_that_bites"),
     Mutation(8, "a checkpoint may name another base without the user's word", SAFE, "        if name not in trust: raise", "        if False: raise", T_SAFE + "what_needs_a_word"),
     # 9 optimizer matching
-    Mutation(9, "matched by position, not by name", CK, "key = (g, i) if positional else names[g][i]", "key = list(have)[0] if have else None", "nbs/10_checkpoint.ipynb"),
-    Mutation(9, "shapes are not compared", CK, "elif shape is not None and shape != list(p.shape) or _odd_moment(values, p):", "elif False:", "nbs/10_checkpoint.ipynb"),
-    Mutation(9, "what does not match is not listed", CK, 'return state, notes + _listed("fresh optimizer state for", misfits) + _listed(', "return state, notes + [] and _listed(", "nbs/10_checkpoint.ipynb"),
+    Mutation(9, "matched by position, not by name", CK, "key = (g, i) if positional else names[g][i]", "key = list(have)[0] if have else None", "notebook"),
+    Mutation(9, "shapes are not compared", CK, "elif shape is not None and shape != list(p.shape) or _odd_moment(values, p):", "elif False:", "notebook"),
+    Mutation(9, "what does not match is not listed", CK, 'return state, notes + _listed("fresh optimizer state for", misfits) + _listed(', "return state, notes + [] and _listed(", "notebook"),
     # 10 files of strangers
-    Mutation(10, "concave polygons are cut as fans", "cad_mllm/meshfiles.py", "(flat := _flat(corners)) is None or _turns_one_way(flat): return fan", "(flat := _flat(corners)) is None or True: return fan", T_SHAPES + "concave_polygons_are_cut_as_they_are"),
-    Mutation(10, "colours are taken for normals", "cad_mllm/clouds.py", "if k >= 3 and k + 3 <= width and are_normals(table[:, k:k + 3])", "if k >= 3 and k + 3 <= width", T_SHAPES + "normals_are_known_by_their_length"),
-    Mutation(10, "an archive's claim is believed", "cad_mllm/clouds.py", "if not 0 <= size <= min(room, MOST_CLOUD_BYTES): raise", "if False: raise", T_SHAPES + "archive_that_unpacks_to_gigabytes_is_refused"),
-    Mutation(10, "pictures of 16 bits are cut off", "cad_mllm/dataset.py", "image = _in_bytes(ImageOps.exif_transpose(image))", "image = ImageOps.exif_transpose(image)", T_SHAPES + "pictures_of_sixteen_bits_floats_turned_and_huge"),
-    Mutation(10, "half characters stay in captions", "cad_mllm/attachments.py", 'return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")', "return text", T_STRANGERS + "half_characters_in_captions_are_cleaned_and_counted"),
+    Mutation(10, "concave polygons are cut as fans", "cad_mllm/geometry", "(flat := _flat(corners)) is None or _turns_one_way(flat): return fan", "(flat := _flat(corners)) is None or True: return fan", T_SHAPES + "concave_polygons_are_cut_as_they_are"),
+    Mutation(10, "colours are taken for normals", "cad_mllm/geometry", "if k >= 3 and k + 3 <= width and are_normals(table[:, k:k + 3])", "if k >= 3 and k + 3 <= width", T_SHAPES + "normals_are_known_by_their_length"),
+    Mutation(10, "an archive's claim is believed", "cad_mllm/geometry", "if not 0 <= size <= min(room, MOST_CLOUD_BYTES): raise", "if False: raise", T_SHAPES + "archive_that_unpacks_to_gigabytes_is_refused"),
+    Mutation(10, "pictures of 16 bits are cut off", "cad_mllm/data", "image = _in_bytes(ImageOps.exif_transpose(image))", "image = ImageOps.exif_transpose(image)", T_SHAPES + "pictures_of_sixteen_bits_floats_turned_and_huge"),
+    Mutation(10, "half characters stay in captions", "cad_mllm/data", 'return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")', "return text", T_STRANGERS + "half_characters_in_captions_are_cleaned_and_counted"),
 ]
 
 
@@ -163,23 +165,29 @@ def find(mutation, text):
 
 def changed(root, mutation):
     "(file, its changed text, problem): the problem is a sentence where the change cannot be made, else None."
-    if mutation.test.endswith(".ipynb"): return changed_notebook(root, mutation)
-    path = root/mutation.file
-    if not path.is_file(): return path, None, f"there is no {mutation.file}: adapt the mutation"
+    path = module_of(root, mutation)
+    if path is None: return root/mutation.file, None, f"no file of {mutation.file} has its text: adapt the mutation"
+    if mutation.test == NOTEBOOK: return changed_notebook(root, mutation, path)
     return path, *find(mutation, path.read_text(encoding="utf-8"))
 
 
-def notebook_of(root, file):
-    "The notebook that makes a module, whose cells are what its tests run; a notebook itself."
-    if not file.endswith(".py"): return root/file
-    module = ".".join(Path(file).with_suffix("").parts[1:])
+def module_of(root, mutation):
+    "The file of a mutation: as it is named, or the one of the chapter that has its text; None where there is none."
+    path = root/mutation.file
+    if path.is_file(): return path
+    return next((p for p in sorted(path.glob("*.py")) if mutation.old in p.read_text(encoding="utf-8")), None)
+
+
+def notebook_of(root, path):
+    "The notebook that makes a module, whose cells are what its tests run."
+    module = ".".join(path.relative_to(root).with_suffix("").parts[1:])
     line = f"#| default_exp {module}\n"
     return next((p for p in sorted((root/"nbs").rglob("*.ipynb")) if any(line in cell + "\n" for cell in cells(p))), None)
 
 
-def changed_notebook(root, mutation):
+def changed_notebook(root, mutation, module):
     "The same for a change in the cells of a notebook."
-    path = notebook_of(root, mutation.file)
+    path = notebook_of(root, module)
     if path is None: return None, None, f"no notebook makes {mutation.file}: adapt the mutation"
     notebook = json.loads(path.read_text(encoding="utf-8"))
     found = [c for c in notebook["cells"] if mutation.old in "".join(c["source"])]
@@ -238,12 +246,19 @@ def words(said):
     return re.sub(r"/[\w.~-]*(/[\w.~-]+)+", lambda m: m[0].rsplit("/", 1)[-1], found)[:110].replace("|", "/").replace("`", "'")
 
 
+def test_of(root, mutation):
+    "The test of a mutation; for a notebook, the path of the one that makes the changed module."
+    if mutation.test != NOTEBOOK: return mutation.test
+    found = [p for p in sorted((root/"nbs").rglob("*.ipynb")) if any(mutation.new in cell or mutation.old in cell for cell in cells(p) if cell.lstrip().startswith("#| export"))]
+    return found[0].relative_to(root).as_posix()
+
+
 def try_one(mutation):
     "(mutation, problem or None, words of the test)"
     with tempfile.TemporaryDirectory() as folder:
         root = copy_of_repository(Path(folder)/"repo")
         if problem := change(root, mutation): return mutation, problem, ""
-        good, said = run(root, mutation.test)
+        good, said = run(root, test_of(root, mutation))
         if re.search(r"no tests ran|not found:|errors? during collection|ERROR collecting|^\d+ skipped in", said, re.M): return mutation, f"the test could not be run: {words(said)}", ""
         return (mutation, "NOT NOTICED", "") if good else (mutation, None, words(said))
 
@@ -276,7 +291,7 @@ def main():
             bad += bool(problem)
             print(f"{m.guarantee} {m.what}: {problem or 'can be made'}")
         sys.exit(bool(bad))
-    if not args.skip_baseline and (said := baseline(sorted({m.test for m in chosen}))): sys.exit(f"these tests fail without a mutation too:\n{said[-3000:]}")
+    if not args.skip_baseline and (said := baseline(sorted({test_of(ROOT, m) for m in chosen}))): sys.exit(f"these tests fail without a mutation too:\n{said[-3000:]}")
     rows, bad = ["| guarantee | broken on purpose | test that noticed | what it said |", "|---|---|---|---|"], 0
     with ThreadPoolExecutor(args.jobs) as pool:
         for m, problem, noticed in pool.map(try_one, chosen):

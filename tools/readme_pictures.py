@@ -16,9 +16,9 @@ IMAGES = ROOT/"nbs/images"
 sys.path[:0] = [str(ROOT), str(ROOT/"tests")]
 
 from browser_util import browser_page, server, write_notebook  # noqa: E402
-from cad_mllm.geometry import film_strip  # noqa: E402
-from cad_mllm.panel import example_folder  # noqa: E402
-from cad_mllm.synthetic import make_part  # noqa: E402
+from cad_mllm.geometry import film_strip# noqa: E402
+from cad_mllm.panel import example_folder# noqa: E402
+from cad_mllm.data import make_part# noqa: E402
 
 
 def shrink(picture, path, colors=64):

@@ -1,0 +1,12 @@
+"""What every chapter uses: files, figures, lazy packages."""
+# Made by tools/make_faces.py from the modules' public names.
+from cad_mllm.utils.lazy import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(__name__, {
+    "lazy": ("hand_on"),
+    "figures": ("Figure"),
+    "arguments": ("Parser Positional add_switch docments make_parser suggestion"),
+    "files": ("finite replacing write_bytes_atomic write_text"),
+    "run_lock": ("BEAT FolderLock HeldError Holder LOCK PATIENCE UNKNOWN beat is_gone read_holder release take "
+              "this_process"),
+})

@@ -1,0 +1,26 @@
+"""Checkpoints: format, saving, loading, upload."""
+# Made by tools/make_faces.py from the modules' public names.
+from cad_mllm.utils.lazy import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(__name__, {
+    "safety": ("ADAPTERS JSON_LIMIT KNOWN_OWNERS LIMITS LLM_WEIGHTS OWN_NAMES PICKLE_LIMIT TRUST UnsafeFile check_pt "
+              "check_safetensors check_sizes check_trust demands inside load_pt read_json read_tensors stated "
+              "weight_files write_safetensors"),
+    "format": ("BEST CONFIG CheckpointError DISK Disk FORMAT MANIFEST METADATA PROOF_SECONDS STATE WEIGHT_FILES "
+              "active_temporaries checkpoint_name clean_temporaries compare_with_manifest file_sha256 free_bytes "
+              "is_finite is_old_format large_files list_files old_format_problems parse_name publish read_json_file "
+              "read_manifest recently_verified seal temporary_path thread_map to_json verify_checkpoint"),
+    "legacy": ("OLD_DEFAULTS OldObject config_from_old plain read_config rng_state safe_load set_rng_state"),
+    "records": ("CheckpointRecord SLOW_LISTING best_checkpoint current_run find_checkpoint format_checkpoints human_size "
+              "is_better latest_checkpoint list_checkpoints newest_good newness own_records prunable prune_checkpoints "
+              "read_record stage_records update_best"),
+    "save": ("Snapshot SnapshotMemory as_dict describe_checkpoint files_to_save make_metadata save_checkpoint "
+              "snapshot_checkpoint tensor_bytes write_one write_snapshot"),
+    "load": ("Loaded check_space load_checkpoint size_of_next_save upgrade_checkpoint"),
+    "optimizer": ("Restored optimizer_state restore_optimizer"),
+    "transfer": ("OutputFolder REMOTE_FILE_SYSTEMS SourceError Transfer advance default_local_dir is_full local_dir_for "
+              "mount_of reason_of size_of"),
+    "run_files": ("RunFiles append_bytes json_line merge_lines"),
+    "upload_queue": ("DeliveryError"),
+    "upload": ("Delivery deliver"),
+})

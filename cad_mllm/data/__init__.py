@@ -1,0 +1,37 @@
+"""From files to batches."""
+# Made by tools/make_faces.py from the modules' public names.
+from cad_mllm.utils.lazy import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(__name__, {
+    "parts": ("FAMILIES OPENINGS PLANES Part box_json count count_of disc family grid_of history_box mm outline pick "
+              "rect ring_of row_of slot via"),
+    "outlines": ("OUTLINES Ruler SHARES arc_outline copies middle_hole ordered ordered_loop rectangular_outline ring_holes "
+              "round_outline row_holes shifted slanted_outline stepped_outline turned with_holes"),
+    "realistic": ("AXES Draft EXTRUDES MAX_TOKENS REAL Realistic among_real describe_part draft has_effect "
+              "history_statistics make_realistic outline_kind realistic_part twin_key"),
+    "synthetic": ("DataFolderError STYLES make_part part_maker synthesize"),
+    "products": ("CaptionWriter KnownFailure PRODUCTS PreparedItem Products describe prepare_one"),
+    "preparation": ("PrepareError describe_estimate estimate in_shard prepare"),
+    "shards": ("INDEX_NAME Made Pack PackError ShardError ShardWriter check_pack from_bytes is_pack member_name "
+              "save_arrays scan_shard to_bytes write_pack"),
+    "attachments": ("Attachments CAPTION_SUFFIXES CLOUD_SUFFIXES MOST_ENDINGS PICTURE_SUFFIXES PartNames caption_entries "
+              "clean_text decode_text media_path part_key split_name"),
+    "skipped": ("DataError DataWarning Skip SkipReport logger parse_history_bytes parse_program read_history_file "
+              "signature_at"),
+    "pairs": ("check_beginning check_design dates_folders design_of file_stamp find_candidates hash_order hold_out "
+              "list_partials map_processes num_jobs walk_files"),
+    "images": ("MAX_PIXELS prepare_image"),
+    "points": ("MAX_FACES Scan check_belongs corner_of estimate_normals finite_points grid_around measure_points "
+              "outline_box prepare_points read_points see_points"),
+    "captions": ("MAX_CAPTION_BYTES join_captions read_captions"),
+    "media": ("Media POINT_SUFFIXES VIEW_SUFFIXES find_attachments find_media"),
+    "draws": ("draw_modalities seeded_rng"),
+    "index": ("CACHE_SIZE Sample VerdictTable read_verdicts"),
+    "sources": ("FolderSource JSON_FOLDERS ShardSource encode_json_line language_version open_files"),
+    "tokenizer": ("load_tokenizer tiny_tokenizer"),
+    "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
+    "stream": ("HELD_OUT SCHEME StreamDataset StreamName maker_files makers open_dataset"),
+    "batching": ("batches num_batches"),
+    "packing": ("MultimodalAutocompleteDataset pack"),
+    "report": ("Diagnosis DoctorError FOLDERS PERCENTILES doctor fingerprint"),
+})

@@ -1,0 +1,27 @@
+"""Solids, meshes, points and pictures of a history; shapes from outside."""
+# Made by tools/make_faces.py from the modules' public names.
+from cad_mllm.utils.lazy import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(__name__, {
+    "mesh": ("GeometryError surface_distance"),
+    "mesh_readers": ("Element LONGEST_METRES MESH_SUFFIXES MOST_BYTES MOST_HEADER MOST_UNPACKED UNITS cut_polygon guess_unit "
+              "ply_elements ply_header read_mesh read_surface triangles_of weld"),
+    "clouds": ("CLOUD_FILES Cloud MOST_CLOUD_BYTES MOST_POINTS NORMAL_NAMES POINT_NAMES are_normals cloud_of in_metres "
+              "named_columns read_cloud split_columns without_strays"),
+    "render": ("VIEWS camera_frame expand_ranges fit_to_frame view_direction zbuffer"),
+    "drawings": ("Drawing"),
+    "mesh_files": ("Mesh"),
+    "plan": ("TINY make_plan plan_region"),
+    "manifold": ("cross_section manifold_mesh manifold_step manifold_steps manifold_tools region_drawing region_neighbors "
+              "sample_loop"),
+    "occ_import": ("load_occ"),
+    "occ": ("occ_area occ_box occ_build occ_children occ_drawing occ_mesh occ_single occ_valid occ_volume"),
+    "solid": ("Solid build_counted build_solid film_frames film_strip"),
+    "workers": ("WorkerError isolated map_isolated"),
+    "shapes": ("read_shape read_step"),
+    "fitting": ("Noise Outline Piece cheapest_cuts common_values fit_outline fit_pieces join_pieces share_values "
+              "square_lines walk"),
+    "slabs": ("Chain Prism Sections SurfaceCloud cross_sections find_levels find_prisms gather_supports noise_of "
+              "read_surface_cloud same_outline slab_programs trace_chains write_program"),
+    "viewer": ("View3D history3d view3d"),
+})
