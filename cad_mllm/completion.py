@@ -6,7 +6,7 @@
 __all__ = ['POINT_FILES', 'CHECKS', 'STEP_SECONDS', 'BEST', 'InputError', 'Request', 'read_partial', 'read_given_points',
            'read_point_cloud', 'CADAutocomplete', 'Candidate', 'assemble']
 
-# %% ../nbs/9_completion/01_completion.ipynb #1e213b1b
+# %% ../nbs/9_completion/01_completion.ipynb #d0d7b7bb
 import copy
 import json
 import math
@@ -30,7 +30,7 @@ from .geometry.shapes import read_shape
 from .data.images import prepare_image
 from .data.points import see_points
 from .data.index import Sample
-from .checkpoints.format import CheckpointError
+from .checkpoints.format import CheckpointError, is_saved_model
 from .checkpoints.records import CheckpointRecord, find_checkpoint, latest_checkpoint, list_checkpoints
 from .checkpoints.load import load_checkpoint
 from .models.generation import Writer
@@ -98,7 +98,7 @@ def read_point_cloud(
     "The user's points without the notes."
     return read_given_points(points, num_points, seed, unit).points
 
-# %% ../nbs/9_completion/01_completion.ipynb #4b851d46
+# %% ../nbs/9_completion/01_completion.ipynb #2f5c1681
 def _checkpoint_folder(checkpoint):
     "The folder meant by a path, a name or a record."
     if isinstance(checkpoint, CheckpointRecord): return checkpoint.path
@@ -119,7 +119,7 @@ def _old_model(config, notes=()):
 def _load_model(path):
     "(model, notes) of a verified checkpoint folder of any age."
     loaded = load_checkpoint(path, quiet=True, with_state=False)
-    if not loaded.old_format: return (model := CADMLLMModel.from_pretrained(path)), loaded.notes + model.notes
+    if not loaded.old_format or is_saved_model(path): return (model := CADMLLMModel.from_pretrained(path)), loaded.notes + model.notes
     model, notes = _old_model(loaded.config)
     return model, loaded.notes + notes + list(model.load_weights(path))
 

@@ -168,7 +168,7 @@ def default_stages(
 # %% ../nbs/00_config.ipynb #3f60abef
 CHANGES = ("data", "batch_size", "max_seq_length", "seed", "from_scratch_prob", "modality_probs", "inputs", "base_model")  # what `accept_changes` may name
 
-# %% ../nbs/00_config.ipynb #567f1e0d
+# %% ../nbs/00_config.ipynb #c925258d
 @dataclass
 class TrainConfig(_JSONConfig):
     "How a model is trained: data, curriculum, optimisation, logging, saving."
@@ -205,6 +205,7 @@ class TrainConfig(_JSONConfig):
     projector_lr_multiplier: float = 5.0 # projectors and a trained point encoder learn so much faster
     new_token_lr_multiplier: float = 5.0 # likewise the rows of the added CAD tokens
     max_steps: int = 0                   # stop after so many optimizer steps over the whole run; 0 for no limit
+    schedule_to: str = "stages"          # where the learning rate falls to: "stages" (the end of each stage), or "max_steps" where that comes first
     max_minutes: float = 0.0             # save and stop after so many minutes; 0 for no limit
     logging_steps: int = 10              # a line in metrics.jsonl every so many steps
     save_steps: int = 100                # a checkpoint every so many steps; 0 for stage ends only
@@ -229,7 +230,7 @@ class TrainConfig(_JSONConfig):
     peer_minutes: float = 10.0           # with several processes: give up after waiting so long for another one
     seed: int = 0                        # of everything random
 
-# %% ../nbs/00_config.ipynb #8225ab80
+# %% ../nbs/00_config.ipynb #6df3f872
 @patch
 def validate(self: TrainConfig):
     "Raise `ConfigError` for the first value that cannot work."
@@ -257,6 +258,9 @@ def validate(self: TrainConfig):
     unknown = self.accepted - {*CHANGES, "all"}
     _check(not unknown, "accept_changes", self.accept_changes, f"{', '.join(sorted(unknown))} is not among {', '.join(CHANGES)}, all")
     _check(not (self.start_over and self.resume_from_ckpt), "start_over", True, "a run is begun anew or resumed: leave out start_over or resume_from_ckpt")
+    _check(self.schedule_to in ("stages", "max_steps"), "schedule_to", self.schedule_to, "choose stages or max_steps")
+    _check(self.schedule_to == "stages" or self.max_steps, "schedule_to", self.schedule_to, "give max_steps as well, the step where the run shall end")
+    _check(any(s.num_epochs for s in self.stages[self.start_from_stage - 1:]), "num_epochs", 0, "every stage is left out: give at least one stage 1 epoch or more")
     _check("{step}" in self.checkpoint_name, "checkpoint_name", self.checkpoint_name, "the name must contain {step}")
 
 @patch(as_prop=True)

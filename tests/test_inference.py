@@ -165,6 +165,21 @@ def test_checkpoints_in_every_form(model, plate, tmp_path):
     with pytest.raises(ValueError, match="no complete checkpoint"): CADAutocomplete(tmp_path/"stage1_text"/"empty" if (tmp_path/"stage1_text"/"empty").mkdir() is None else "")
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_save_pretrained_then_complete(lora, plate, tmp_path):
+    "What users of Hugging Face write first; cut short it is refused, and so is a checkpoint that has lost its manifest."
+    model = CADMLLMModel(replace(TINY, use_lora=lora, lora_r=4)).eval()
+    model.save_pretrained(tmp_path/"mine")
+    wanted, found = (CADAutocomplete(m, device="cpu", kernel="manifold").complete(plate.truncate(2), max_new_tokens=40, check=False) for m in (model, tmp_path/"mine"))
+    assert found.text == wanted.text if hasattr(found, "text") else found.program == wanted.program
+    weights = next((tmp_path/"mine").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not loaded"): CADAutocomplete(tmp_path/"mine")
+    path = save_checkpoint(model, tmp_path, stage="stage1_text", step=3, epoch=0, loss=1.0)
+    (path/"manifest.json").unlink()
+    with pytest.raises(ValueError, match="manifest.json: is missing"): CADAutocomplete(path)
+
+
 def test_a_trained_row_survives_the_checkpoint(plate, tmp_path):
     "The rows of CAD tokens are part of what was trained; a loaded model must write what the saved one did."
     for name, config in dict(full=TINY, lora=replace(TINY, use_lora=True, lora_r=2)).items():

@@ -4,9 +4,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cad_mllm.checkpoints import latest_checkpoint, load_checkpoint
-from cad_mllm.config import CHANGES, CurriculumStage, TrainConfig
+from cad_mllm.config import CHANGES, ConfigError, CurriculumStage, TrainConfig
+from cad_mllm.models import CADMLLMModel
 from cad_mllm.training import (
     ChangedError, CHOICE, MEANINGS, OTHER_RUN, read_events, read_metrics, SAME_DATA, Split, train, Trainer, World)
 from small_data import make
@@ -61,7 +63,7 @@ def test_nothing_changed_is_nothing_said(trainer): assert changes_of(trainer)[0]
 
 QUIET = dict(output_dir="elsewhere", cache_dir="near", max_steps=50, max_minutes=5.0, logging_steps=3, save_steps=7, save_minutes=1.0, keep_last_n_checkpoints=9, eval_steps=4, num_workers=2,
              device="auto", resume_from_ckpt="latest", checkpoint_name="c{step}", use_wandb=True, track="tensorboard", draw_parts=1, feature_cache="near", accept_changes="data", peer_minutes=3.0, deterministic=True)
-CHANGED = dict(batch_size=16, seed=1, from_scratch_prob=.5, pack=False, max_tokens_per_batch=200, use_gradient_checkpointing=True, warmup_steps=7, weight_decay=.5, max_grad_norm=2.0,
+CHANGED = dict(batch_size=16, seed=1, from_scratch_prob=.5, pack=False, max_tokens_per_batch=200, use_gradient_checkpointing=True, warmup_steps=7, schedule_to="max_steps", weight_decay=.5, max_grad_norm=2.0,
                projector_lr_multiplier=2.0, new_token_lr_multiplier=2.0, gradient_accumulation_steps=3, compile=True, fsdp=True, max_views=2, point_noise=.1, point_drop=.2, point_crop=.3, point_holes=.1, point_noisy=.5, point_bare=.1, point_estimated=.2)
 MODEL = dict(max_seq_length=900, num_points=32, image_size=64, points_frame="box", image_encoder_name="", point_encoder_name="", llm_model_name="x", dtype="bfloat16", load_in_4bit=True, lora_dropout=.5, projector_dropout=.5,
              freeze_image_encoder=False, freeze_point_encoder=True)
@@ -74,7 +76,7 @@ def test_every_setting_is_either_compared_or_without_meaning(trainer):
     assert set(vars(TrainConfig())) == data | by_hand | set(QUIET) | set(CHANGED)
     for name, value in QUIET.items(): assert changes_of(trainer, **{name: value})[0] == [], name
     for name, value in CHANGED.items():
-        found, = changes_of(trainer, **{name: value})[0]
+        found, = changes_of(trainer, **({name: value} | ({"max_steps": 50} if name == "schedule_to" else {})))[0]
         assert str(value) in str(found) and found.kind == (MEANINGS[name][1] if name in MEANINGS else OTHER_RUN), name
     for name, value in MODEL.items():
         found, = changes_of(trainer, model={name: value} | ({"use_lora": True} if name == "load_in_4bit" else {}))[0]
@@ -163,3 +165,48 @@ def test_an_older_release_did_not_record_the_batch(trainer):
     try: found = made.find_changes(state); now = made.train_config
     finally: made.train_config = kept
     assert [(c.name, c.was, c.now) for c in found] == [("number of processes", Split(4, 1, 2), Split(4, 2, 1))] and now.gradient_accumulation_steps == 2
+
+
+def test_base_weights_replaced_under_the_same_name(data, tmp_path):
+    "A local base is overwritten by another training of it: named and refused; accepted it goes on; the same weights again are no change."
+    base, out = tmp_path/"base", tmp_path/"o"
+    config, settings = configs(data, out, *FLAGS, "--max_steps", "2", "--use_lora", "--lora_r", "4")
+    llm = CADMLLMModel(replace(config, use_lora=False))
+    llm.llm.save_pretrained(base); llm.tokenizer.save_pretrained(base)
+    config = replace(config, llm_model_name=str(base), llm_config={})
+    train(config, settings)
+    again = replace(settings, resume_from_ckpt="auto", max_steps=3)
+    assert train(config, again).step == 3
+    with torch.no_grad(): llm.llm.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    llm.llm.save_pretrained(base)
+    with pytest.raises(ChangedError, match=f"base_model was {base} with weights [0-9a-f]{{12}}, is .*the language model has the same name and other weights"): train(config, replace(again, max_steps=4))
+    assert train(config, replace(again, max_steps=4, accept_changes="base_model")).step == 4
+
+
+@pytest.mark.parametrize("change", [dict(lora_alpha=64), dict(lora_target_modules=("q_proj",)), dict(sequence_format="text")], ids=str)
+def test_train_from_python_compares_as_the_command_line_does(change, data, tmp_path):
+    out = tmp_path/"o"
+    config, settings = configs(data, out, *FLAGS, "--max_steps", "1", "--use_lora", "--lora_r", "4", "--lora_alpha", "8")
+    train(config, settings)
+    (name, value), = change.items()
+    with pytest.raises(ConfigError, match=f"{name}=.*the checkpoint has .*start a new run without resume_from_ckpt"): train(replace(config, **change), replace(settings, resume_from_ckpt="auto"))
+
+
+def test_the_learning_rate_follows_max_steps_only_when_asked(data, tmp_path):
+    "`max_steps` is an exact pause; with `schedule_to` the rate has fallen when it is reached. Both enter the time that is left."
+    def rates(out, *flags):
+        config, settings = configs(data, out, *FLAGS, "--stage1_lr", "0.01", *flags)
+        train(config, settings)
+        return [r["lr"] for r in read_metrics(out)], json.loads((out/"status.json").read_text())
+    paused, status = rates(tmp_path/"a", "--max_steps", "5")
+    assert status["total_steps"] == 5 and status["eta_seconds"] == 0
+    asked, _ = rates(tmp_path/"b", "--max_steps", "5", "--schedule_to", "max_steps")
+    assert paused[-1] > .008 and asked[-1] < .004
+
+
+@pytest.mark.parametrize("wrong, text", [(dict(checkpoint_name="{step}/x"), "plain folder name"), (dict(checkpoint_name="{step}{loss:d}"), "checkpoint_name="), (dict(schedule_to="max_steps"), "give max_steps as well"),
+                                         (dict(stages=[CurriculumStage("one", {"text": 1.0}, 0)]), "every stage is left out")], ids=str)
+def test_what_cannot_be_trained_is_refused_before_the_run_starts(wrong, text, data, tmp_path):
+    config, settings = configs(data, tmp_path/"o", *FLAGS)
+    with pytest.raises(ConfigError, match=text): train(config, replace(settings, **wrong))
+    assert not (tmp_path/"o").exists()

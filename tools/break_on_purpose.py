@@ -62,6 +62,12 @@ MUTATIONS = [
     Mutation(2, "a lock elsewhere is taken though its heartbeat changes", "cad_mllm/utils", "        if now != data: raise HeldError(read_holder(now))\n", "", T_RUNS + "two_trainings_in_one_folder_are_refused_and_the_holder_is_named"),
     Mutation(2, "a reused process id counts as the holder", "cad_mllm/utils", "abs(process.create_time() - holder.born) > 2 or ", "", T_RUNS + "a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_change"),
     Mutation(2, "steps without finite numbers go on for ever", TRAIN, "if self.bad_steps >= STOP_AFTER: raise", "if False: raise", T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"),
+    Mutation(1, "other base weights under the same name pass", TRAIN, 'was[part].get("fingerprint") != base["fingerprint"]', "False", T_CHANGES + "base_weights_replaced_under_the_same_name"),
+    Mutation(1, "another model passes from Python", TRAIN, "raise ConfigError(wrong)", "pass", T_CHANGES + "train_from_python_compares_as_the_command_line_does"),
+    Mutation(1, "the learning rate does not follow max_steps", TRAIN, 'if t.schedule_to != "max_steps": return', "if True: return", T_CHANGES + "the_learning_rate_follows_max_steps_only_when_asked"),
+    Mutation(1, "max_steps does not enter the time that is left", TRAIN, "total = min(total, self.train_config.max_steps or total)", "pass", T_CHANGES + "the_learning_rate_follows_max_steps_only_when_asked"),
+    Mutation(1, "a name of checkpoints is not checked before the run", TRAIN, "for stage in train_config.stages: checkpoint_name(", "for stage in (): checkpoint_name(", T_CHANGES + "what_cannot_be_trained_is_refused_before_the_run_starts"),
+    Mutation(3, "what save_pretrained wrote is refused", CK, "if is_old_format(path) or is_saved_model(path): return", "if is_old_format(path): return", "tests/test_inference.py::test_save_pretrained_then_complete"),
     # 2 atomic
     Mutation(2, "files are written straight under the final name", CK, 'temporary = temporary_path(final, "tmp")', "temporary = final if not final.exists() else temporary_path(final, 'tmp')", EVERY_CALL),
     Mutation(2, "left-over temporaries are not cleaned", CK, "    clean_temporaries(final.parent)\n    temporary", "    temporary", EVERY_CALL),

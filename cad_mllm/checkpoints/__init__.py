@@ -8,8 +8,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "weight_files write_safetensors"),
     "format": ("BEST CONFIG CheckpointError DISK Disk FORMAT MANIFEST METADATA PROOF_SECONDS STATE WEIGHT_FILES "
               "active_temporaries checkpoint_name clean_temporaries compare_with_manifest file_sha256 free_bytes "
-              "is_finite is_old_format large_files list_files old_format_problems parse_name publish read_json_file "
-              "read_manifest recently_verified seal temporary_path thread_map to_json verify_checkpoint"),
+              "is_finite is_old_format is_saved_model large_files list_files old_format_problems parse_name publish "
+              "read_json_file read_manifest recently_verified seal temporary_path thread_map to_json verify_checkpoint"),
     "legacy": ("OLD_DEFAULTS OldObject config_from_old plain read_config rng_state safe_load set_rng_state"),
     "records": ("CheckpointRecord SLOW_LISTING best_checkpoint current_run find_checkpoint format_checkpoints human_size "
               "is_better latest_checkpoint list_checkpoints newest_good newness own_records prunable prune_checkpoints "

@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'METADATA', 'MANIFEST', 'CONFIG', 'STATE', 'BEST', 'DISK', 'WEIGHT_FILES', 'PROOF_SECONDS',
            'active_temporaries', 'CheckpointError', 'checkpoint_name', 'parse_name', 'Disk', 'read_json_file',
            'is_finite', 'to_json', 'file_sha256', 'thread_map', 'large_files', 'list_files', 'seal', 'read_manifest',
-           'compare_with_manifest', 'old_format_problems', 'is_old_format', 'verify_checkpoint', 'recently_verified',
-           'temporary_path', 'clean_temporaries', 'free_bytes', 'publish']
+           'compare_with_manifest', 'old_format_problems', 'is_old_format', 'is_saved_model', 'verify_checkpoint',
+           'recently_verified', 'temporary_path', 'clean_temporaries', 'free_bytes', 'publish']
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #38b5cf8a
 import errno
@@ -298,7 +298,7 @@ def old_format_problems(folder):
     try: return [p for n in sorted(there) if Path(n).suffix in (".safetensors", ".pt", ".bin", ".json") and (p := _shape_problem(Path(folder)/n))]
     except OSError as e: return [f"{Path(e.filename or folder).name}: cannot be read ({e.strerror})"]
 
-# %% ../../nbs/6_checkpoints/02_format.ipynb #f6549b6d
+# %% ../../nbs/6_checkpoints/02_format.ipynb #55f4768b
 def is_old_format(
     folder: Path, # a checkpoint folder
     there: dict | None = None, # the names in it, where they are known
@@ -309,6 +309,13 @@ def is_old_format(
     try: return "format" not in read_json_file(folder/METADATA)
     except CheckpointError: return True
 
+def is_saved_model(
+    folder: Path, # any folder
+) -> bool:
+    "Whether a folder is what `model.save_pretrained` writes: a configuration and weights, without the papers of a checkpoint."
+    folder = Path(folder)
+    return (folder/CONFIG).is_file() and not any(os.path.lexists(folder/name) for name in (MANIFEST, METADATA, STATE))
+
 def verify_checkpoint(
     path: Path,           # a checkpoint folder
     hashes: bool = True,  # read every file; False compares names and sizes only
@@ -316,7 +323,7 @@ def verify_checkpoint(
     "Everything that is wrong with a checkpoint."
     path = Path(path)
     if not path.is_dir(): return [f"{path}: there is no such folder"]
-    if is_old_format(path): return old_format_problems(path)
+    if is_old_format(path) or is_saved_model(path): return old_format_problems(path)
     before = _signature(path)
     problems = _sealed_problems(path, hashes)
     if hashes and not problems and before == _signature(path): _proved[str(path.absolute())] = (time.monotonic(), before)

@@ -7,7 +7,7 @@ __all__ = ['SLOW_LISTING', 'CheckpointRecord', 'read_record', 'newness', 'list_c
            'current_run', 'own_records', 'newest_good', 'latest_checkpoint', 'find_checkpoint', 'is_better',
            'stage_records', 'best_checkpoint', 'update_best', 'prunable', 'prune_checkpoints']
 
-# %% ../../nbs/6_checkpoints/04_records.ipynb #96a28057
+# %% ../../nbs/6_checkpoints/04_records.ipynb #0403d06e
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 
 from .format import (
-    BEST, CheckpointError, compare_with_manifest, DISK, is_finite, is_old_format, list_files, MANIFEST, METADATA,
-    old_format_problems, parse_name, publish, read_json_file, read_manifest, recently_verified, STATE,
-    temporary_path, thread_map, verify_checkpoint, WEIGHT_FILES)
+    BEST, CheckpointError, compare_with_manifest, DISK, is_finite, is_old_format, is_saved_model, list_files,
+    MANIFEST, METADATA, old_format_problems, parse_name, publish, read_json_file, read_manifest, recently_verified,
+    STATE, temporary_path, thread_map, verify_checkpoint, WEIGHT_FILES)
 from .legacy import safe_load
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #694e4968
@@ -61,13 +61,13 @@ def _look(path, old, there):
 
 def _stage_of(path): return path.name.removesuffix("_model") if path.name.endswith("_model") else path.parent.name
 
-# %% ../../nbs/6_checkpoints/04_records.ipynb #bddebf7f
+# %% ../../nbs/6_checkpoints/04_records.ipynb #2d9efd99
 def read_record(
     path: Path, # a checkpoint folder
 ) -> CheckpointRecord:
     "What there is to know about one checkpoint; never raises, the record says what is wrong."
     path = Path(path)
-    old = is_old_format(path, there := list_files(path))
+    old = is_old_format(path, there := list_files(path)) or is_saved_model(path)
     metadata, problems = _look(path, old, there)
     told = parse_name(path.name) | {k: v for k, v in metadata.items() if v is not None}
     number = lambda key, kind, default: kind(told[key]) if isinstance(told.get(key), (int, float)) and abs(told[key]) < 2**62 else default

@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "language_model": ("TINY_LLM WeightsError add_lora check_layers grow_vocabulary initial_rows llm_of_folder load_llm "
               "read_weight_tensors smooth_rows without_progress_bars"),
     "generation": ("Writer choose"),
-    "weights": ("CADMLLMModel MODULES"),
+    "weights": ("CADMLLMModel MODULES fingerprint"),
     "decoding": ("GrammarLogitsProcessor OperationCheck Row begin fit_image fit_points judge"),
 })

@@ -11,8 +11,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "distributed": ("PeerError World join_world pick_device seed_all use_deterministic_algorithms"),
     "schedule": ("Plan lr_factor"),
     "trainer": ("DRAWN NotFiniteError Progress RunUpload STOP_AFTER TrainResult WARN_AFTER"),
-    "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_settings "
-              "changed_stages settle_split split_for"),
+    "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
+              "changed_settings changed_stages other_model settle_split split_for"),
     "resume": ("find_to_resume same_share"),
     "loop": ("RunningError Trainer running_pid train"),
     "planner": ("Advice CARDS COMPILED Card CountProducts EAGER PREDICTED SHAPES Shape TOKENS activation_bytes advise "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHER_RUN', 'SAME_DATA', 'CHOICE', 'ROUNDING_ONLY', 'MEANINGS', 'Change', 'ChangedError', 'changed_settings',
-           'changed_stages', 'Split', 'split_for', 'settle_split']
+           'other_model', 'changed_base', 'changed_stages', 'Split', 'split_for', 'settle_split']
 
 # %% ../../nbs/8_training/08_changes.ipynb #e35a3edd
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Change:
 class ChangedError(ConfigError):
     "A resume that would be another run, and was not told that it may be."
 
-# %% ../../nbs/8_training/08_changes.ipynb #f4e30f0d
+# %% ../../nbs/8_training/08_changes.ipynb #648b19de
 _INPUTS, ROUNDING_ONLY, _FROM_HERE = "the encoders see other inputs", "same data, not bit-exact", "takes effect from here"
 MEANINGS = {                     # setting -> (name for `accept_changes`, kind, meaning)
     "llm_model_name": ("base_model", OTHER_RUN, "the adapters were trained on another base"),
@@ -38,6 +38,7 @@ MEANINGS = {                     # setting -> (name for `accept_changes`, kind, 
     "num_points": ("inputs", OTHER_RUN, _INPUTS), "points_frame": ("inputs", OTHER_RUN, _INPUTS), "image_size": ("inputs", OTHER_RUN, _INPUTS),
     **{name: ("inputs", OTHER_RUN, _INPUTS) for name in ("max_views", "point_noise", "point_drop", "point_crop", "point_holes", "point_noisy", "point_bare", "point_estimated")},
     "seed": ("seed", OTHER_RUN, "samples come in another order: some come twice in this epoch, others not at all"),
+    "schedule_to": ("schedule_to", CHOICE, "the learning rate falls along another curve"),
     "from_scratch_prob": ("from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"),
     "pack": ("pack", SAME_DATA, ROUNDING_ONLY), "max_tokens_per_batch": ("max_tokens_per_batch", SAME_DATA, ROUNDING_ONLY),
     "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, ROUNDING_ONLY), "compile": ("compile", SAME_DATA, ROUNDING_ONLY), "load_in_4bit": ("load_in_4bit", SAME_DATA, ROUNDING_ONLY), "fsdp": ("fsdp", SAME_DATA, ROUNDING_ONLY), "dtype": ("dtype", SAME_DATA, ROUNDING_ONLY),
@@ -51,6 +52,26 @@ def changed_settings(
     "The settings of `MEANINGS` that differ; one that the checkpoint does not have is not compared."
     return [Change(name, was[k], now[k], kind, meaning if name == k else f"{k}: {meaning}")
             for k, (name, kind, meaning) in MEANINGS.items() if k in was and k in now and was[k] != now[k]]
+
+# %% ../../nbs/8_training/08_changes.ipynb #88594af4
+def other_model(
+    was: dict, # settings of the checkpoint's model
+    now: dict, # those of this run's
+) -> str: # a sentence; empty where the weights of the one belong into the other
+    "The first setting of the model that no accepting can make up for: its weights would mean something else."
+    plain = lambda v: sorted(v) if isinstance(v, (list, tuple)) else v
+    fixed = [k for k in now if k not in MEANINGS and k in was and not (k.startswith("lora_") and not now["use_lora"])]
+    return next((f"{k}={now[k]!r}: the checkpoint has {was[k]!r}; give that back, or start a new run without resume_from_ckpt" for k in fixed if plain(was[k]) != plain(now[k])), "")
+
+def changed_base(
+    was: dict, # part of the model -> what `base_weights` told
+    now: dict, # that of this run
+) -> list: # of `Change`
+    "Parts that have the same name and other weights."
+    same_kind = lambda part: all(was[part].get(k) == now[part][k] for k in ("name", "dtype"))
+    tell = lambda base: f"{base['name']} with weights {base['fingerprint'][:12]}" + (f" (revision {base['commit'][:12]})" if base.get("commit") else "")
+    return [Change("base_model", tell(was[part]), tell(base), OTHER_RUN, f"the {part} has the same name and other weights: what was trained belongs to the earlier ones")
+            for part, base in now.items() if part in was and same_kind(part) and was[part].get("fingerprint") != base["fingerprint"]]
 
 # %% ../../nbs/8_training/08_changes.ipynb #d7304093
 def changed_stages(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_to_resume', 'same_share']
 
-# %% ../../nbs/8_training/09_resume.ipynb #6232f7b6
+# %% ../../nbs/8_training/09_resume.ipynb #d178353f
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..checkpoints.format import CheckpointError
-from ..checkpoints.legacy import set_rng_state
+from ..config import ConfigError
+from ..checkpoints.format import CheckpointError, is_old_format
+from ..checkpoints.legacy import read_config, set_rng_state
 from ..checkpoints.records import find_checkpoint, newness, read_record, update_best
 from ..checkpoints.load import load_checkpoint
 from ..checkpoints.optimizer import restore_optimizer
@@ -23,9 +24,9 @@ from .run_folder import goes_on_here
 from .distributed import seed_all
 from .schedule import lr_factor, Plan
 from .trainer import Progress, Trainer
-from cad_mllm.training.changes import (
-    Change, changed_settings, changed_stages, ChangedError, CHOICE, OTHER_RUN, ROUNDING_ONLY, SAME_DATA,
-    settle_split, Split)
+from .changes import (
+    Change, changed_base, changed_settings, changed_stages, ChangedError, CHOICE, other_model, OTHER_RUN,
+    ROUNDING_ONLY, SAME_DATA, settle_split, Split)
 
 # %% ../../nbs/8_training/09_resume.ipynb #050499c1
 @patch
@@ -60,11 +61,13 @@ def stage_of(self: Trainer, loaded) -> int | None: # None for a stage that is no
     candidates = [told, loaded.path.parent.name, loaded.path.name.removesuffix("_model")]
     return next((names.index(n) for n in candidates if n in names), None)
 
-# %% ../../nbs/8_training/09_resume.ipynb #db6bc1ac
+# %% ../../nbs/8_training/09_resume.ipynb #a71a69bc
 @patch
 def resume(self: Trainer, path: Path):
     "Take weights and progress from a checkpoint; the optimizer follows when its stage begins."
     t = self.train_config
+    was, _, _ = read_config(path)
+    if not is_old_format(path) and (wrong := other_model(was.to_dict(), self.config.to_dict())): raise ConfigError(wrong)
     loaded = load_checkpoint(path, self.model, quiet=not self.world.is_main, verify=t.resume_from_ckpt not in ("latest", "auto"))
     self.checkpoint, state = loaded.path, loaded.trainer_state or {}
     if goes_on_here(loaded.path, self.output_dir, t.local_dir): self.run_id = str(loaded.metadata.get("run") or self.run_id)
@@ -105,14 +108,14 @@ def next_stage(self: Trainer, index: int):
     p.gate_best, p.gate_waits, p.gate = math.inf, 0, ""
     self.pending = {}
 
-# %% ../../nbs/8_training/09_resume.ipynb #18570aa2
+# %% ../../nbs/8_training/09_resume.ipynb #052dad14
 @patch
 def circumstances(self: Trainer) -> dict:
     "What a checkpoint remembers so that a later run can compare itself."
     t = self.train_config
     return dict(num_samples=len(self.data), fingerprint=self.data.fingerprint, made_by=self.data.made_by, val_fingerprint=self.val_data.fingerprint if self.val_data else "",
                 batch=dict(effective=[t.batch_size, t.gradient_accumulation_steps], asked=list(self.asked), world=self.world.size),
-                device=self.device.type, threads=torch.get_num_threads(), torch=torch.__version__, config=self.config.to_dict(), train_config=self.train_config.to_dict())
+                device=self.device.type, threads=torch.get_num_threads(), torch=torch.__version__, config=self.config.to_dict(), train_config=self.train_config.to_dict(), base=self.base)
 
 def _made_by(one, other):
     "The versions of what makes samples that differ from others, for a sentence."
@@ -132,6 +135,7 @@ def find_changes(self: Trainer, state: dict) -> list: # of `Change`
         self.train_config, self.asked = replace(t, batch_size=split.batch_size, gradient_accumulation_steps=split.accumulate), self.asked_before(batch)
         changes += [change] if change else []
     changes += changed_settings({**was_model, **was}, {**now["config"], **now["train_config"]})
+    changes += changed_base(state.get("base") or {}, now["base"])
     changes += changed_stages(was.get("stages") or [], t.stages, self.progress.stage_index)
     if state.get("val_fingerprint", now["val_fingerprint"]) != now["val_fingerprint"]:
         changes.append(Change("validation data", state["val_fingerprint"] or "none", now["val_fingerprint"] or "none", CHOICE, "losses on them do not compare with earlier ones; the search for the best starts anew"))
@@ -171,14 +175,15 @@ def same_share(
     epoch, rest = divmod(position, was)
     return epoch*now + rest*now//was
 
-# %% ../../nbs/8_training/09_resume.ipynb #1b58ede5
+# %% ../../nbs/8_training/09_resume.ipynb #67f06ba3
 @patch
 def begin_stage(self: Trainer):
     "A fresh optimizer and schedule for the stage, then what a checkpoint has for them."
     t, plan = self.train_config, self.plan()
+    end = self.schedule_end(plan)
     self.data.set_modalities(self.stage.modality_probs)
     self.optimizer = torch.optim.AdamW(self.model.parameter_groups(t, self.stage.lr), lr=self.stage.lr, fused=self.device.type == "cuda")
-    self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, t.warmup_steps, plan.num_steps))
+    self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, t.warmup_steps, end))
     state, self.pending = self.pending, {}
     if not state: return
     chosen = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
@@ -187,6 +192,14 @@ def begin_stage(self: Trainer):
     self.align_schedule(plan)
     if state.get("scaler"): self.scaler.load_state_dict(state["scaler"])
     self.restore_random(state.get("rng"))
+
+# %% ../../nbs/8_training/09_resume.ipynb #56caf6a9
+@patch
+def schedule_end(self: Trainer, plan: Plan) -> int: # steps of the stage
+    "Where the learning rate of the stage ends: with its last step, or with the run's where `schedule_to` says so."
+    t, p = self.train_config, self.progress
+    if t.schedule_to != "max_steps": return plan.num_steps
+    return max(1, min(plan.num_steps, t.max_steps - (p.step - p.stage_step)))
 
 # %% ../../nbs/8_training/09_resume.ipynb #dfcdd86e
 @patch

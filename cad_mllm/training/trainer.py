@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WARN_AFTER', 'STOP_AFTER', 'DRAWN', 'Progress', 'TrainResult', 'Trainer', 'NotFiniteError', 'RunUpload']
 
-# %% ../../nbs/8_training/07_trainer.ipynb #5119d34f
+# %% ../../nbs/8_training/07_trainer.ipynb #d33f3081
 import json
 import math
 import os
@@ -27,6 +27,7 @@ from ..data.skipped import DataWarning
 from ..data.points import Scan
 from ..data.stream import open_dataset
 from ..data.batching import batches
+from ..checkpoints.format import checkpoint_name
 from ..checkpoints.legacy import rng_state
 from ..checkpoints.load import check_space
 from ..checkpoints.optimizer import optimizer_state
@@ -82,10 +83,11 @@ class TrainResult:
     @property
     def exit_code(self) -> int: return EXIT_STOPPED if self.status != "done" else EXIT_UNDELIVERED if self.undelivered or self.lines_left else EXIT_DONE
 
-# %% ../../nbs/8_training/07_trainer.ipynb #3bd4e328
+# %% ../../nbs/8_training/07_trainer.ipynb #4a0f8a78
 class Trainer:
     "Trains a model through a curriculum; `run` does it."
     def __init__(self, config: CADMLLMConfig, train_config: TrainConfig, model: CADMLLMModel | None = None, draw=None):
+        for stage in train_config.stages: checkpoint_name(10**7, math.nan, 999, stage.name, form=train_config.checkpoint_name)      # one that cannot be used is told before hours of training
         if train_config.draw_parts and not draw: raise ConfigError(f"draw_parts={train_config.draw_parts}: nothing was given that draws; call train(..., draw=cad_mllm.evaluate.draw_held_out), as `cad-mllm train` does, or leave draw_parts out")
         self.config, self.train_config, self.draw = config, train_config, draw
         self.output_dir = Path(train_config.output_dir)
@@ -102,6 +104,7 @@ class Trainer:
         self.bad_steps = 0                   # in a row
         self.model = model or CADMLLMModel(config)
         if not self.sharding: self.model.to(self.device)
+        self.base = self.model.base_weights()
         self.compute = self.model            # gives the loss of a batch; `share_out` puts another in its place
         if train_config.feature_cache: self.model.features = FeatureCache(train_config.feature_cache)
         if train_config.use_gradient_checkpointing or self.sharding and self.sharding.checkpointing: self.model.gradient_checkpointing(True)
@@ -430,13 +433,14 @@ def open_trackers(self: Trainer):
     if "wandb" in self.train_config.trackers: self.delivery.replace(WANDB, run_id)
     self.trackers = open_trackers(self.train_config.trackers, self.root, self.output_dir.name, run_id, self.progress.step, dict(model=self.config.to_dict(), train=self.train_config.to_dict()))
 
-# %% ../../nbs/8_training/07_trainer.ipynb #2cf6396e
+# %% ../../nbs/8_training/07_trainer.ipynb #576922e0
 @patch
 def tell(self: Trainer, state: str, message: str = "", **more):
     "Replace status.json."
     if not self.world.is_main: return
     p, plans = self.progress, [self.plan(i) for i in range(len(self.train_config.stages))] if hasattr(self, "data") else []
     total = sum(x.num_steps for x in plans[self.train_config.start_from_stage - 1:])
+    total = min(total, self.train_config.max_steps or total)
     rate = p.seconds/max(1, p.step)
     gpu = round(torch.cuda.max_memory_allocated(self.device)/2**30, 2) if self.device.type == "cuda" else None
     status = dict(

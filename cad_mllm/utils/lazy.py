@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['hand_on']
 
-# %% ../../nbs/0_utils/00_lazy.ipynb #e8daf6ef
+# %% ../../nbs/0_utils/00_lazy.ipynb #c4fbe65e
 import sys
 from importlib import import_module
 
-# %% ../../nbs/0_utils/00_lazy.ipynb #acd622ab
+# %% ../../nbs/0_utils/00_lazy.ipynb #3e954b0c
 def hand_on(
     package: str, # the package's `__name__`
     names: dict, # module of the package -> names that it gives, separated by spaces
