@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORIGIN_PLANES', 'ORIGIN_AXES', 'CONSTRAINT_CODES', 'NOTHING', 'EXTENSION', 'EXTENSIONS', 'TWO_LENGTHS', 'MARK',
-           'BOOLEANS', 'attributes', 'element', 'string', 'boolean', 'number', 'choice', 'link', 'links', 'quaternion',
-           'placement', 'attachment', 'sketch_properties', 'Document', 'span_properties', 'feature_loops', 'add_body',
-           'add_part', 'freecad_document', 'write_freecad']
+           'BOOLEANS', 'BOOLEAN_NAMES', 'attributes', 'element', 'string', 'boolean', 'number', 'choice', 'link',
+           'links', 'quaternion', 'placement', 'attachment', 'sketch_properties', 'Document', 'span_properties',
+           'feature_loops', 'add_body', 'PartWriter', 'add_part', 'freecad_document', 'write_freecad']
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #b23640d9
 import math, re, zipfile
@@ -138,7 +138,7 @@ def sketch_properties(
             element("Constraints", "Sketcher::PropertyConstraintList", f"<ConstraintList{attributes(count=len(found.constraints))}>{constraints}</ConstraintList>")]
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #92830457
-EXTENSIONS = {"PartDesign::Body": "App::OriginGroupExtension", "App::Origin": "App::GeoFeatureGroupExtension", "Sketcher::SketchObject": "Part::AttachExtension"}
+EXTENSIONS = {"PartDesign::Body": "App::OriginGroupExtension", "App::Part": "App::OriginGroupExtension", "App::Origin": "App::GeoFeatureGroupExtension", "Sketcher::SketchObject": "Part::AttachExtension"}
 
 @dataclass
 class Document:
@@ -210,15 +210,13 @@ def _add_origin(document):
     planes = {k: document.add("App::Plane", f"{k}_Plane", string("Role", f"{k}_Plane"), placement("Placement", rotation=m)) for k, m in ORIGIN_PLANES.items()}
     return document.add("App::Origin", "Origin", links("OriginFeatures", [*axes, *planes.values()]), label="Origin", visible=False), planes
 
-def _add_sketch(document, feature, planes=None):
-    "A sketch, attached to an origin plane of a body, or free where `planes` is None."
-    properties = sketch_properties(feature_loops(feature))
-    if planes is None: where = [placement("Placement", np.array(feature.sketch.frame.origin)*MILLIMETRES, feature.sketch.frame.rotation.T)]
-    else:
-        plane, position, rotation = attachment(feature.sketch.frame)
-        support = f'<LinkSubList count="1"><Link{attributes(obj=planes[plane], sub="")}/></LinkSubList>'
-        where = [element("Support", "LinkSubList", support), choice("MapMode", 5), placement("AttachmentOffset", position, rotation),
-                 placement("Placement", np.array(feature.sketch.frame.origin)*MILLIMETRES, feature.sketch.frame.rotation.T)]
+def _add_sketch(document, feature, planes):
+    "A sketch, attached to an origin plane."
+    properties, frame = sketch_properties(feature_loops(feature)), feature.sketch.frame
+    plane, position, rotation = attachment(frame)
+    support = f'<LinkSubList count="1"><Link{attributes(obj=planes[plane], sub="")}/></LinkSubList>'
+    where = [element("Support", "LinkSubList", support), choice("MapMode", 5), placement("AttachmentOffset", position, rotation),
+             placement("Placement", np.array(frame.origin)*MILLIMETRES, frame.rotation.T)]
     return document.add("Sketcher::SketchObject", "Sketch", *properties, *where, label=feature.sketch.name, visible=False)
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #842d9f09
@@ -253,19 +251,47 @@ def add_body(
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #38c74ca3
 BOOLEANS = {"new": "MultiFuse", "join": "MultiFuse", "cut": "Cut", "intersect": "MultiCommon"}
+BOOLEAN_NAMES = {"MultiFuse": "Fusion", "Cut": "Cut", "MultiCommon": "Common"}
 
-def _add_solid(document, feature, label, description):
-    "A sketch pushed to a solid."
-    low, high = (v*MILLIMETRES for v in feature.extrude.span())
-    sketch = _add_sketch(document, feature)
-    return document.add("Part::Extrusion", "Extrude", link("Base", sketch), choice("DirMode", 2), boolean("Solid", True),
+class PartWriter:
+    "Writes features as solids and booleans into `document`; `members` are the names of what it made."
+    def __init__(self, document: Document, num_given: int | None = None):
+        self.document, self.num_given, self.members = document, num_given, []
+        self.part = document.add("App::Part", "Part")
+        self.origin, self.planes = _add_origin(document)
+
+    def add(self, *args, **kwargs) -> str:
+        "Add an object to the container; its name."
+        self.members.append(self.document.add(*args, **kwargs))
+        return self.members[-1]
+
+    def solid(self, feature: Feature) -> str:
+        "A sketch pushed to a solid; its name."
+        low, high = (v*MILLIMETRES for v in feature.extrude.span())
+        label, description = _mark(feature, self.num_given)
+        self.members.append(_add_sketch(self.document, feature, self.planes))
+        return self.add("Part::Extrusion", "Extrude", link("Base", self.members[-1]), choice("DirMode", 2), boolean("Solid", True),
                         number("LengthFwd", high, "Distance"), number("LengthRev", -low, "Distance"),
                         string("FaceMakerClass", "Part::FaceMakerBullseye"), description, visible=False, **label)
 
-def _add_boolean(document, kind, one, other, label, description):
-    "Two objects joined, cut or intersected."
-    operands = [link("Base", one), link("Tool", other)] if kind == "Cut" else [links("Shapes", [one, other])]
-    return document.add(f"Part::{kind}", {"MultiFuse": "Fusion", "Cut": "Cut", "MultiCommon": "Common"}[kind], *operands, description, **label)
+    def boolean(self, kind: str, operands: list, feature: Feature) -> str:
+        "Objects joined, cut or intersected; the name of the result."
+        label, description = _mark(feature, self.num_given)
+        parts = [link("Base", operands[0]), link("Tool", operands[1])] if kind == "Cut" else [links("Shapes", operands)]
+        return self.add(f"Part::{kind}", BOOLEAN_NAMES[kind], *parts, description, **label)
+
+    def write(self, features: list) -> str:
+        "All features in order; the name of the result."
+        result = ""
+        for number in dict.fromkeys(f.number for f in features):
+            group = [f for f in features if f.number == number]
+            kind = BOOLEANS[group[0].operation]
+            if not result and kind != "MultiFuse": continue
+            tools = [self.solid(f) for f in group]
+            if len(tools) > 1: tools = [self.boolean("MultiFuse", tools, group[0])]
+            result = self.boolean(kind, [result, *tools], group[0]) if result else tools[0]
+        self.document.set(self.part, links("Group", self.members), link("Origin", self.origin))
+        return result
 
 def add_part(
     document: Document,
@@ -273,17 +299,7 @@ def add_part(
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str: # the name of the result
     "Solids and booleans."
-    result, i = "", 0
-    while i < len(features):
-        group = [f for f in features[i:] if f.number == features[i].number]
-        label, description = _mark(group[0], num_given)
-        tools = [_add_solid(document, f, label, description) for f in group]
-        tool = tools[0]
-        if len(tools) > 1: tool = document.add("Part::MultiFuse", "Fusion", links("Shapes", tools), description, visible=False)
-        if result: result = _add_boolean(document, BOOLEANS[group[0].operation], result, tool, label, description)
-        elif group[0].operation in ("new", "join"): result = tool
-        i += len(group)
-    return result
+    return PartWriter(document, num_given).write(features)
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #1ebe2580
 def freecad_document(

@@ -1,0 +1,96 @@
+"Histories in the forms of CAD programs: read without running anything, written so that the program opens, recomputes and edits them."
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cad_mllm.cad import CADFormatError, CADProgram, Extrude, Frame, circle, rectangle
+from cad_mllm.geometry import build_solid
+from cad_mllm.interop.build123d_read import read_build123d
+from cad_mllm.interop.freecad_write import write_freecad
+
+DATA = os.environ.get("CAD_DATA_ROOT", "")
+real = pytest.mark.skipif(not DATA, reason="set CAD_DATA_ROOT to a folder with fusion360/ and deepcad/")
+freecad = pytest.mark.skipif(not shutil.which("freecadcmd"), reason="needs freecadcmd (Debian's package freecad)")
+CHECK = Path(__file__).resolve().parent/"freecad_check.py"
+
+
+def check_in_freecad(paths, folder, timeout=300):
+    "What headless FreeCAD says about documents, by path."
+    listed, report = folder/"documents.txt", folder/"report.jsonl"
+    listed.write_text("\n".join(map(str, paths)))
+    environment = {**os.environ, "FREECAD_DOCUMENTS": str(listed), "FREECAD_REPORT": str(report), "HOME": str(folder)}
+    subprocess.run(["freecadcmd", str(CHECK)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+    return {r["path"]: r for r in map(json.loads, report.read_text().splitlines()) if "path" in r}
+
+
+def bracket():
+    "A plate with a hole, a pocket and a boss on both sides."
+    program = CADProgram()
+    program.sketch([rectangle(0, 0, .04, .02), circle(.01, .01, .003)])
+    program.extrude(.005)
+    program.sketch(circle(.03, .01, .004), frame=Frame((0., 0., .005)))
+    program.extrude(-.002, "cut")
+    program.sketch(rectangle(.018, .002, .004, .004), frame=Frame((0., 0., .005)))
+    program.extrude(.003, "join", extent="two", distance_two=.001)
+    program.sketch(rectangle(-.002, .001, .004, .002), frame=Frame((.02, 0., 0.), (0., 1., 0.), (0., 0., 1.), (1., 0., 0.)))
+    program.extrude(.004, "join", extent="symmetric")
+    return program
+
+
+def lengthened(program, by=1.1):
+    "The same history with its first pad so many times as long."
+    first = next(e for e in program.operations() if isinstance(e, Extrude))
+    first.extent_one, first.extent_two = first.extent_one*by, first.extent_two*by
+    return program
+
+
+@freecad
+def test_freecad_opens_recomputes_solves_and_edits(tmp_path):
+    path = tmp_path/"bracket.FCStd"
+    assert not write_freecad(bracket(), path).is_part
+    said = check_in_freecad([path], tmp_path)[str(path)]
+    assert said["errors"] == said["edited_errors"] == said["unsolved"] == []
+    assert said["fully_constrained"] == said["sketches"] == 4
+    assert said["volume"] == pytest.approx(build_solid(bracket()).volume*1e9, rel=1e-6)
+    assert said["edited_volume"] == pytest.approx(build_solid(lengthened(bracket())).volume*1e9, rel=1e-6)
+
+
+@freecad
+def test_freecad_gets_solids_where_no_body_can_be(tmp_path):
+    program = bracket()
+    program.sketch(rectangle(.005, 0, .03, .02))
+    program.extrude(.004, "intersect")
+    path = tmp_path/"part.FCStd"
+    assert write_freecad(program, path).is_part
+    said = check_in_freecad([path], tmp_path)[str(path)]
+    assert said["errors"] == []
+    assert said["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-6)
+
+
+@freecad
+@real
+def test_real_histories_in_freecad(tmp_path):
+    "A few real parts; benchmarks/histories.py does all."
+    programs = {tmp_path/f"{f.stem}.FCStd": CADProgram.from_json(f) for f in sorted(Path(DATA, "deepcad/json").glob("*.json"))[1::20]}
+    for path, program in programs.items(): write_freecad(program, path)
+    said = check_in_freecad(programs, tmp_path)
+    for path, program in programs.items():
+        assert said[str(path)]["errors"] == said[str(path)]["unsolved"] == []
+        assert said[str(path)]["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-3)
+
+
+@real
+def test_real_build123d_scripts_are_read_without_running_them():
+    "Nine in ten of the real scripts, with the volume that their data set states."
+    index, read = json.loads(Path(DATA, "fusion360/index.json").read_text()), 0
+    files = sorted(Path(DATA, "fusion360").glob("t*/*.py"))[::30]
+    for f in files:
+        try: program = read_build123d(f.read_text(), file=f.name)
+        except CADFormatError as e: assert e.file == f.name and e.reason; continue
+        read += 1
+        assert build_solid(program).volume*1e6 == pytest.approx(index[f.stem]["volume_cm3"], rel=2e-3)
+    assert read >= .9*len(files)
