@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cad_mllm.cad import CADFormatError, CADProgram, Extrude, Frame, circle, rectangle
-from cad_mllm.geometry import build_solid
+from cad_mllm.cad.curves import CADFormatError, Frame
+from cad_mllm.cad.program import CADProgram, Extrude, circle, rectangle
+from cad_mllm.geometry.solid import build_solid
 from cad_mllm.interop.build123d_read import read_build123d
 from cad_mllm.interop.freecad_write import write_freecad
 

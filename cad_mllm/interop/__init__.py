@@ -1,0 +1,25 @@
+"""Histories to and from other programs."""
+# Made by tools/make_faces.py from the modules' public names.
+from cad_mllm.utils.lazy import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(__name__, {
+    "script_values": ("BINARY CONSTANTS FUNCTIONS MAX_SCRIPT ScriptError UNITS Values parse_script power shown"),
+    "drawing": ("PLANES center_arc closed_loops frame_of holds line_curve named_plane nested_profiles profiles_of_faces "
+              "three_point_arc"),
+    "build123d_read": ("Arguments GALLERY_SIGN LineReader METRES_IN MODES OPERATION_OF PartReader SketchReader aligned "
+              "only_context placed read_build123d read_plane"),
+    "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence MANY MILLIMETRES NEAR ORIGIN START "
+              "SketchConstraints X_AXIS Y_AXIS add_common add_dimensions add_directions add_distance add_joints "
+              "constrain curves_of"),
+    "bodies": ("BodyPlan Feature MANY_FEATURES MAX_BODIES contours_touch features_of plan_bodies sketch_groups touches"),
+    "freecad_write": ("BOOLEANS BOOLEAN_NAMES CONSTRAINT_CODES Document EXTENSION EXTENSIONS MARK NOTHING ORIGIN_AXES "
+              "ORIGIN_PLANES PartWriter TWO_LENGTHS add_body add_part attachment attributes boolean choice element "
+              "feature_loops freecad_document link links number placement quaternion sketch_properties span_properties "
+              "string write_freecad"),
+    "gallery": ("ARC CIRCLE END_OF_DESIGN EXTRUDE LENGTHS LINE LOOP MINIMAL_OPERATIONS SKETCH_STEPS STEPS UNIT_VECTORS "
+              "VECTOR_EXTENTS VECTOR_OPERATIONS is_gallery is_minimal plane_from_angles read_gallery read_minimal "
+              "read_vector_file read_vectors"),
+    "freecad_read": ("COMMONS DocumentReader FUSIONS Item KNOWN MAX_XML PER_MILLIMETRE Push THROUGH_ALL document_xml "
+              "feature_span finite is_construction operation_number placed_frame program_of read_curve read_freecad "
+              "read_items read_sketch rotation_of"),
+})

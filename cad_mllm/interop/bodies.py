@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..cad import CADFormatError, CADProgram, Extrude, Sketch
-from ..geometry import GeometryError, build_solid
+from ..cad.curves import CADFormatError
+from ..cad.program import CADProgram, Extrude, Sketch
+from ..geometry.mesh import GeometryError
+from ..geometry.solid import build_solid
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #ef432331
 @dataclass

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..cad import Contour, arc_circle
+from ..cad.curves import Contour, arc_circle
 
 # %% ../../nbs/3_interop/04_constraints.ipynb #76800ed7
 START, END, CENTER, EDGE = 1, 2, 3, 0 # which point of a curve

@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from ..cad import CADFormatError, Arc, Circle, Contour, Frame, Line, Loop, circle, contour_loop, polygon
+from ..cad.curves import CADFormatError, Arc, Circle, Contour, Frame, Line, Loop
+from ..cad.program import circle, contour_loop, polygon
 
 # %% ../../nbs/3_interop/02_drawing.ipynb #0994a68e
 def line_curve(

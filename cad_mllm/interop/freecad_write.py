@@ -16,7 +16,8 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from ..cad import CADProgram, Frame
+from ..cad.program import CADProgram
+from ..cad.curves import Frame
 from .bodies import BodyPlan, Feature, plan_bodies
 from .constraints import MILLIMETRES, Curve, constrain, curves_of
 

@@ -8,7 +8,7 @@ __all__ = ['FUNCTIONS', 'UNITS', 'CONSTANTS', 'BINARY', 'MAX_SCRIPT', 'ScriptErr
 # %% ../../nbs/3_interop/01_script_values.ipynb #c58e4f40
 import ast, math, operator
 
-from ..cad import CADFormatError
+from ..cad.curves import CADFormatError
 
 # %% ../../nbs/3_interop/01_script_values.ipynb #dd0ad69c
 class ScriptError(CADFormatError):
