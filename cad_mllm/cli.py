@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'synth', 'prepare_data', 'pack', 'train_parser', 'configs', 'run_train', 'plan', 'complete', 'evaluate',
-           'card', 'checkpoints', 'deliver', 'inspect', 'export', 'demo', 'verb_parser', 'main']
+           'card', 'checkpoints', 'deliver', 'inspect', 'export', 'reconstruct', 'demo', 'verb_parser', 'main']
 
 # %% ../nbs/11_commands/02_cli.ipynb #f6b49b7b
 import argparse
@@ -366,6 +366,35 @@ def export(
     build_solid(CADProgram.from_json(program)).export(out)
     print(f"wrote {out}")
 
+# %% ../nbs/11_commands/02_cli.ipynb #70dd61d3
+def reconstruct(
+    source: str, # .step .stl .ply .obj .glb .npz .npy .xyz ..., or a folder of them
+    out: str = "", # file for the history (JSON), or a folder where the source is one; by default beside the source
+    unit: str = "", # mm, cm, m or in; by default what the file says
+    refine: bool = True, # fit the numbers to the points
+    seconds: float = 3, # for fitting the numbers of a part
+    picture: str = "", # of one shape: picture of how far the points lie off, a .png
+):
+    "Make an editable history from a scan, a mesh or a STEP file."
+    from cad_mllm.reconstruction import reconstruct_file, reconstruct_folder
+    seconds = seconds if refine else 0
+    out = out or (f"{source.rstrip('/')}_histories" if Path(source).is_dir() else str(Path(source).with_suffix(".json")))
+    if not Path(source).is_dir():
+        line = reconstruct_file(source, out, unit, seconds, picture)
+        print(_told(line) + "".join(f"\nnote: {n}" for n in line["notes"]) + f"\nwrote {out}")
+        return 0
+    failed = 0
+    for name, line in reconstruct_folder(source, out, unit, seconds):
+        failed += "error" in line
+        print(f"{name}: {line['error']}" if "error" in line else f"{name}: {_told(line)}", flush=True)
+    print(f"{Path(out)/'results.jsonl'} has a line for each shape")
+    return 1 if failed else 0
+
+def _told(line):
+    "What a reconstruction is, in a line."
+    return (f"{line['num_operations']} operations, {line['num_curves']} curves, {1000*line['deviation_mean']:.3g} mm off on the mean "
+            f"and {1000*line['deviation_max']:.3g} mm at most, confidence {line['confidence']:.2f}")
+
 # %% ../nbs/11_commands/02_cli.ipynb #cd0111e4
 def demo(
     out: str = "demo", # folder that everything goes into
@@ -379,7 +408,7 @@ def demo(
 
 # %% ../nbs/11_commands/02_cli.ipynb #a6eb9641
 VERBS = {"demo": demo, "synth": synth, "prepare": prepare_data, "doctor": "doctor", "pack": pack, "plan": plan, "train": run_train, "complete": complete, "evaluate": evaluate, "score": "score", "card": card,
-         "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export}
+         "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export, "reconstruct": reconstruct}
 _ELSEWHERE = {"doctor": "Say what a data set holds and lacks, its lengths in tokens, twins and leaks.", "score": "Measure a folder of parts against another: JSON, STEP, meshes or points."}
 
 def _usage():

@@ -19,9 +19,10 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "solid": ("Solid build_counted build_solid film_frames film_strip"),
     "workers": ("WorkerError isolated map_isolated"),
     "shapes": ("read_shape read_step"),
-    "fitting": ("Noise Outline Piece cheapest_cuts common_values fit_outline fit_pieces join_pieces share_values "
+    "fitting": ("Noise Outline Piece cheapest_cuts common_values fit_outline fit_pieces flatten join_pieces share_values "
               "square_lines walk"),
-    "slabs": ("Chain Prism Sections SurfaceCloud cross_sections find_levels find_prisms gather_supports noise_of "
-              "read_surface_cloud same_outline slab_programs trace_chains write_program"),
+    "surface_clouds": ("SurfaceCloud read_surface_cloud"),
+    "sections": ("Chain Sections cross_sections find_levels gather_supports goes_around look_up slab_of trace_chains"),
+    "slabs": ("Prism find_prisms noise_of prism_shares same_outline slab_programs write_program"),
     "viewer": ("View3D history3d view3d"),
 })
