@@ -6,7 +6,7 @@
 __all__ = ['NOISE', 'DROP', 'draw_held_out', 'Evaluation', 'write_figure', 'write_text_atomic', 'worse_points', 'other_view',
            'measure_robustness', 'format_robustness', 'draw_robustness', 'served_combinations', 'evaluate']
 
-# %% ../nbs/9_completion/07_evaluation.ipynb #949804eb
+# %% ../nbs/9_completion/07_evaluation.ipynb #e2e6f1e8
 import math
 import os
 from dataclasses import dataclass, field, replace
@@ -27,8 +27,8 @@ from .evaluation_cases import (
     build_all, complete_cases, draw_cases, held_out, score_sequences, score_shapes, table_row, trained_with)
 from .evaluation_tables import (
     BASELINE, CEILING, draw_case, draw_distributions, draw_sheet, evaluation_folder, format_cell, format_table)
-from .models import CADMLLMModel
 from .data import MultimodalAutocompleteDataset
+from .models import CADMLLMModel
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #eb6960f9
 _DRAWN_TOKENS = 384 # that a drawn part may take

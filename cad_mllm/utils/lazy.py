@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['hand_on']
 
-# %% ../../nbs/0_utils/00_lazy.ipynb #c4fbe65e
+# %% ../../nbs/0_utils/00_lazy.ipynb #8ba91fde
 import sys
 from importlib import import_module
 
-# %% ../../nbs/0_utils/00_lazy.ipynb #3e954b0c
+# %% ../../nbs/0_utils/00_lazy.ipynb #a4801f39
 def hand_on(
     package: str, # the package's `__name__`
     names: dict, # module of the package -> names that it gives, separated by spaces
