@@ -30,13 +30,14 @@ from .geometry.shapes import read_shape
 from .data.images import prepare_image
 from .data.points import see_points
 from .data.index import Sample
-from .checkpoints.format import CheckpointError, is_saved_model
-from .checkpoints.records import CheckpointRecord, find_checkpoint, latest_checkpoint, list_checkpoints
+from .checkpoints.format import is_saved_model
+from .checkpoints.records import CheckpointRecord
 from .checkpoints.load import load_checkpoint
 from .models.generation import Writer
 from .models.decoding import begin, fit_image, fit_points, GrammarLogitsProcessor, OperationCheck, Row
 from .training.distributed import pick_device
 from .models import CADMLLMModel
+from .models.given_weights import find_weights
 
 # %% ../nbs/9_completion/01_completion.ipynb #bd3551a0
 class InputError(ValueError):
@@ -102,11 +103,7 @@ def read_point_cloud(
 def _checkpoint_folder(checkpoint):
     "The folder meant by a path, a name or a record."
     if isinstance(checkpoint, CheckpointRecord): return checkpoint.path
-    path = find_checkpoint(checkpoint)
-    if path and list_checkpoints(path, depth=0): return path
-    newest = latest_checkpoint(path) if path else None
-    if newest is None: raise CheckpointError(f"{checkpoint}: there is no complete checkpoint in it; give the folder of a checkpoint, or train one with cad-mllm train")
-    return newest
+    return find_weights(checkpoint).folder
 
 def _old_model(config, notes=()):
     "(model, notes) for an old checkpoint; an encoder that is not to be had here is left out, and said."
@@ -127,7 +124,7 @@ def _load_model(path):
 class CADAutocomplete:
     "A trained model that completes parts; see `complete` and `complete_many`."
     def __init__(self,
-        checkpoint, # a folder, a `CheckpointRecord`, or a `CADMLLMModel`
+        checkpoint, # a folder, a `CheckpointRecord`, a `CADMLLMModel`, "small" for the weights of the package, or user/model on the Hub
         device: str = "auto", # "auto", "cpu", "cuda"; a model that is passed stays where it is with "auto"
         kernel: str = "occ", # checks what was written: "occ" (exact, STEP) or "manifold" (light)
         timeout: float = 60, # seconds the kernel may take for a part

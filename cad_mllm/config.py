@@ -213,6 +213,7 @@ class TrainConfig(_JSONConfig):
     keep_last_n_checkpoints: int = 3     # older ones of the same stage are removed, the best never; 0 keeps all
     eval_steps: int = 0                  # validation loss every so many steps; 0 means with every save
     checkpoint_name: str = "checkpoint-step{step}-loss{loss:.4f}-{time}" # how a checkpoint folder is called
+    init_from: str = ""                  # a new run begins from these weights: "small", a checkpoint folder, or user/model on the Hub
     resume_from_ckpt: str = ""           # a checkpoint folder, "auto" (or "latest": the newest good one, else a new run), or "" for a new run
     start_over: bool = False             # in a folder that holds a run: first move that run aside, then begin a new one
     take_over: bool = False              # of a folder that another training seems to hold: train there all the same

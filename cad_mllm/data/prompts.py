@@ -34,7 +34,7 @@ class Batch:
     sample_ids: list = field(default_factory=list) # ids of the samples by row
     skipped: list = field(default_factory=list) # (file, reason) met while it was made
 
-    def map_processes(self, func): return replace(self, **{f.name: func(v) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)})
+    def _map(self, func): return replace(self, **{f.name: func(v) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)})
 
     def to(self, device): return self._map(lambda t: t.to(device, non_blocking=True))
 

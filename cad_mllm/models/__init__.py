@@ -13,4 +13,5 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "generation": ("Writer choose"),
     "weights": ("CADMLLMModel MODULES fingerprint"),
     "decoding": ("GrammarLogitsProcessor OperationCheck Row begin fit_image fit_points judge"),
+    "given_weights": ("SMALL SMALL_FOLDER Weights find_weights halve"),
 })

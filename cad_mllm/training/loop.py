@@ -28,6 +28,7 @@ from .run_folder import move_aside, OccupiedError, refuse_occupied
 from .trainer import RunUpload, TrainResult
 from .resume import find_to_resume, Trainer
 from ..models import CADMLLMModel
+from ..models.given_weights import find_weights
 
 # %% ../../nbs/8_training/10_loop.ipynb #2146ac46
 @patch
@@ -70,6 +71,15 @@ def report(self: Trainer, row: dict, bar):
 
 # %% ../../nbs/8_training/10_loop.ipynb #93081a51
 @patch
+def begin_from(self: Trainer, name: str):
+    "Take the weights of a checkpoint into the new model; raises `CheckpointError` or `WeightsError` where they cannot be had or do not fit."
+    weights = find_weights(name)
+    for note in self.model.load_weights(weights.folder): print(f"  ⚠️  {note}")
+    self.log(event="init", step=0, **weights.record())
+    if self.world.is_main: print(f"Begins from {weights.folder}" + (f" (commit {weights.revision})" if weights.revision else ""), flush=True)
+
+# %% ../../nbs/8_training/10_loop.ipynb #8f77bb78
+@patch
 def run(self: Trainer) -> TrainResult:
     "Train through the curriculum from wherever the run stands."
     t = self.train_config
@@ -81,6 +91,7 @@ def run(self: Trainer) -> TrainResult:
         self.open_data()
         self.next_stage(t.start_from_stage - 1)
         if path := self.find_resume(): self.resume(path)
+        elif t.init_from: self.begin_from(t.init_from)
         self.record_settings()
         self.open_trackers()
         with self.world.watched():
