@@ -22,4 +22,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "freecad_read": ("COMMONS DocumentReader FUSIONS Item KNOWN MAX_XML PER_MILLIMETRE Push THROUGH_ALL document_xml "
               "feature_span finite is_construction operation_number placed_frame program_of read_curve read_freecad "
               "read_items read_sketch rotation_of"),
+    "script_parts": ("Names ScriptFeature Shape comment script_features shape_of shown_number"),
+    "build123d_write": ("B3D_MODES INDENT point_text write_build123d"),
+    "cadquery_write": ("CQ_METHODS write_cadquery"),
+    "openscad_write": ("SCAD_BOOLEANS SCAD_HEAD write_openscad"),
 })
