@@ -95,3 +95,14 @@ def test_real_build123d_scripts_are_read_without_running_them():
         read += 1
         assert build_solid(program).volume*1e6 == pytest.approx(index[f.stem]["volume_cm3"], rel=2e-3)
     assert read >= .9*len(files)
+
+
+def test_export_writes_what_can_be_edited_and_inspect_reads_it(tmp_path, capsys):
+    from cad_mllm.cli import main
+    bracket().save(tmp_path/"part.json")
+    for name in ("part.FCStd", "part_b3d.py", "part_cq.py"):
+        for command in (["export", str(tmp_path/"part.json"), str(tmp_path/name)], ["inspect", str(tmp_path/name)]):
+            try: main(command)
+            except SystemExit as e: assert not e.code
+        size = [line for line in capsys.readouterr().out.splitlines() if line.startswith("solid:")][0]
+        assert size.split(",")[0] == "solid: valid" and f"{build_solid(bracket()).volume*1e9:.4g}" in size
