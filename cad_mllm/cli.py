@@ -348,7 +348,7 @@ def deliver(
 
 # %% ../nbs/11_commands/02_cli.ipynb #901461fe
 def inspect(
-    path: str, # a history (JSON) or a checkpoint folder
+    path: str, # a history (JSON, .FCStd, a build123d or CadQuery script, .h5) or a checkpoint folder
 ):
     "Say what a history or a checkpoint is."
     if Path(path).is_dir():
@@ -356,8 +356,9 @@ def inspect(
         print(describe_checkpoint(path)); return
     from cad_mllm.geometry.mesh import GeometryError
     from cad_mllm.geometry.solid import build_solid
+    from cad_mllm.interop.histories import read_history
     from cad_mllm.cad.tokens import encode, to_text
-    program = CADProgram.from_json(path)
+    program = read_history(path)
     print(f"{len(program)} operations, {len(encode(program))} tokens\n{to_text(program)}")
     for problem in program.problems(): print(f"note: {problem}")
     try: solid = build_solid(program)
@@ -367,12 +368,18 @@ def inspect(
     print(f"solid: {'valid' if solid.is_valid else 'NOT valid'}, {size} mm, {solid.volume*1e9:.4g} mm³")
 
 def export(
-    program: str, # a history (JSON)
-    out: str, # file to write: .step .stl .ply .obj .glb .svg .png
+    program: str, # a history: JSON, .FCStd, a build123d or CadQuery script, .h5
+    out: str, # file to write: .step .stl .ply .obj .glb .svg .png; editable: .FCStd, part_cq.py, part_b3d.py, part_fusion.py, .scad, .fs, .json
+    skip_unsupported: bool = False, # leave out what a history cannot say (fillets, revolves, ...), and tell
 ):
-    "Build a history and write it as a CAD, mesh or picture file."
-    from cad_mllm.geometry.solid import build_solid
-    build_solid(CADProgram.from_json(program)).export(out)
+    "Write a history as a CAD, mesh or picture file, or as a document or script that can be edited in its program."
+    from cad_mllm.interop.histories import is_writable, read_history, write_history
+    history = read_history(program, skip_unsupported=skip_unsupported)
+    for left_out in history.extra.pop("skipped", []): print(f"left out: {left_out}")
+    if is_writable(out): write_history(history, out)
+    else:
+        from cad_mllm.geometry.solid import build_solid
+        build_solid(history).export(out)
     print(f"wrote {out}")
 
 # %% ../nbs/11_commands/02_cli.ipynb #70dd61d3

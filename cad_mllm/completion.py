@@ -27,6 +27,7 @@ from .geometry.clouds import Cloud, CLOUD_FILES, in_metres, read_cloud
 from .geometry.solid import build_solid, Solid
 from .geometry.workers import isolated
 from .geometry.shapes import read_shape
+from .interop.histories import json_of_data_set, read_history
 from .data.images import prepare_image
 from .data.points import see_points
 from .data.index import Sample
@@ -54,13 +55,14 @@ class Request:
 
 # %% ../nbs/9_completion/01_completion.ipynb #3476ac6c
 def read_partial(
-    partial, # a file, a dict in the Omni-CAD layout, or a `CADProgram`
+    partial, # a file that `read_history` reads, a dict in the Omni-CAD layout, or a `CADProgram`
 ) -> tuple: # (CADProgram, its JSON as it came, a name)
     "The user's beginning. Raises `CADFormatError` where it is none."
     if isinstance(partial, CADProgram): return partial, partial.to_json(), "completion"
-    program = CADProgram.from_json(partial)
-    if isinstance(partial, dict): return program, copy.deepcopy(partial), "completion"
-    return program, json.loads(Path(partial).read_text(encoding="utf-8")), Path(partial).stem
+    if isinstance(partial, dict): return CADProgram.from_json(partial), copy.deepcopy(partial), "completion"
+    program, path = read_history(partial), Path(partial)
+    own = path.suffix.lower() not in (".fcstd", ".py", ".h5", ".hdf5") and json_of_data_set(path) is None
+    return program, json.loads(path.read_text(encoding="utf-8")) if own else program.to_json(), path.stem
 
 # %% ../nbs/9_completion/01_completion.ipynb #02061b8f
 POINT_FILES = tuple(dict.fromkeys((*CLOUD_FILES, *MESH_SUFFIXES, ".step", ".stp")))
