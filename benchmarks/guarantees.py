@@ -134,7 +134,7 @@ class Task:
 # -- the three ---------------------------------------------------------------------------------------------------------------------
 
 class OurRunner:
-    "`cad_mllm.train`, as `cad-mllm train --resume_from_ckpt latest` runs it."
+    "`cad_mllm.training.train`, as `cad-mllm train --resume_from_ckpt latest` runs it."
     name, writes_for = "cad_mllm", .2                     # it writes while training goes on: kills are spread over so many seconds
 
     def __init__(self, task): self.task = task
@@ -582,7 +582,7 @@ def table(columns):
 
 def preload():
     "Import once what every child needs."
-    for name in ("peft", "accelerate", "transformers.trainer", "cad_mllm.train"): importlib.import_module(name)
+    for name in ("peft", "accelerate", "transformers.trainer", "cad_mllm.training.loop"): importlib.import_module(name)
 
 
 def compare(folder, kills=20, only="", tests="kills,damage,full,processes"):

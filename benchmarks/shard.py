@@ -5,7 +5,7 @@
 
 Trains all weights of a model of random weights on synthetic parts, text only, so little at once that weights, gradients and optimizer are most of the memory. On a CPU memory is the peak of resident memory in the steps beyond what the
 process had before it built the model, and time is the time of a step on a clock: more processes than cores take turns. glibc is told to give large blocks back to the system (MALLOC_MMAP_THRESHOLD_), or
-it keeps for itself what was gathered and let go. What `cad_mllm.plan` predicts for the same process stands beside it. The losses of both have to be the same to rounding.
+it keeps for itself what was gathered and let go. What `cad_mllm.training.plan` predicts for the same process stands beside it. The losses of both have to be the same to rounding.
 """
 import argparse
 import json

@@ -4,11 +4,11 @@ import pkgutil
 
 
 class Chapter:
-    "Names of all modules of a package; what is set is set in every module that knows the name."
+    "Names of all modules of a package; what is set is set in every module that knows the name, and deleting it undoes that."
     def __init__(self, package):
         root = importlib.import_module(package)
         modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(root.__path__)]
-        object.__setattr__(self, "modules", modules)
+        vars(self).update(modules=modules, kept={})
 
     def __getattr__(self, name):
         for module in self.modules:
@@ -17,6 +17,11 @@ class Chapter:
         raise AttributeError(f"no module of the chapter has {name!r}")
 
     def __setattr__(self, name, value):
-        for module in self.modules:
-            if name in vars(module):
-                setattr(module, name, value)
+        knowing = [module for module in self.modules if name in vars(module)]
+        self.kept.setdefault(name, [(module, getattr(module, name)) for module in knowing])
+        for module in knowing:
+            setattr(module, name, value)
+
+    def __delattr__(self, name):
+        for module, value in self.kept.pop(name):
+            setattr(module, name, value)

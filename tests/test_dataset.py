@@ -148,7 +148,7 @@ def test_processes_share_each_group_whatever_their_number(root, builder, data):
 SCRIPT = """
 import sys
 from cad_mllm.config import CADMLLMConfig
-from cad_mllm.dataset import *
+from cad_mllm.data import *
 from cad_mllm.cad import get_codec
 codec = get_codec("tokens")
 tokenizer = load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec)

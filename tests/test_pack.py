@@ -26,7 +26,7 @@ from small_data import make as write_parts
 from test_dataset import STAGE, digest, same, write_data
 from train_runs import Training
 
-pytestmark = pytest.mark.filterwarnings("ignore::cad_mllm.dataset.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::cad_mllm.data.skipped.DataWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_a_run_begun_on_the_folder_resumes_on_shards_to_the_last_bit(tmp_path):
 
 def test_tokens_of_another_version_are_not_used(root, shards, monkeypatch):
     expected = [s.target for s in open_data(shards)]
-    monkeypatch.setattr("cad_mllm.dataset._language", lambda: "another")
+    monkeypatch.setattr(Chapter("cad_mllm.data"), "language_version", lambda: "another")
     other = open_data(shards)
     monkeypatch.setattr(Pack, "read", (lambda read: lambda self, place, ending: pytest.fail("used") if ending == ".tokens.json" else read(self, place, ending))(Pack.read))
     assert not other.files.has_tokens and [s.target for s in other] == expected

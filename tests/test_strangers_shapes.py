@@ -110,7 +110,7 @@ def test_normals_are_known_by_their_length():
 
 
 def test_archive_that_unpacks_to_gigabytes_is_refused(monkeypatch):
-    import cad_mllm.clouds as clouds
+    import cad_mllm.geometry.clouds as clouds
     monkeypatch.setattr(clouds, "MOST_CLOUD_BYTES", 10**6)
     stream = io.BytesIO()
     np.savez_compressed(stream, points=np.zeros((100_000, 3)))

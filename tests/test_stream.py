@@ -36,7 +36,7 @@ def test_held_out_parts_have_their_own_seed():
 
 def test_another_version_of_a_maker_is_another_fingerprint(monkeypatch):
     before = open_stream().fingerprint
-    monkeypatch.setattr("cad_mllm.stream.makers", lambda: {"manifold3d": "9.9"})
+    monkeypatch.setattr("cad_mllm.data.stream.makers", lambda: {"manifold3d": "9.9"})
     assert open_stream().fingerprint != before
 
 

@@ -49,7 +49,7 @@ def test_the_users_commands(data, tmp_path):
 
 def test_drawing_needs_something_that_draws(data, tmp_path):
     model, settings = configs(data, tmp_path/"o", "--num_val_samples", "2", "--draw_parts", "2")
-    with pytest.raises(ConfigError, match="draw=cad_mllm.evaluate.draw_held_out"): train(model, settings)
+    with pytest.raises(ConfigError, match="draw=cad_mllm.evaluation.draw_held_out"): train(model, settings)
     assert not (tmp_path/"o").exists()
 
 

@@ -62,7 +62,7 @@ def load_checkpoint(
     quiet: bool = False,  # print nothing
     verify: bool = True,  # read and hash every file first (not again what `latest_checkpoint` has just proved); False looks at names and sizes only
     with_state: bool = True, # read trainer_state.pt; inference needs none
-    trust: tuple = (),    # names of other base models that the user knows and trusts; see `cad_mllm.safe.check_trust`
+    trust: tuple = (),    # names of other base models that the user knows and trusts; see `cad_mllm.checkpoints.check_trust`
 ) -> Loaded:
     "Load a checkpoint of any age; raises `CheckpointError` when it is damaged or holds anything but data."
     path, say = Path(path), (lambda *a: None) if quiet else print

@@ -27,7 +27,7 @@ from .. import __version__
 # %% ../../nbs/5_data/09_shards.ipynb #fff92134
 INDEX_NAME = "pack_index.npz"             # what makes a folder a pack; written last
 
-_log = logging.getLogger("cad_mllm.pack")
+_log = logging.getLogger("cad_mllm.data")
 
 class PackError(ValueError):
     "A pack that cannot be written or opened: the file, why, and what to do."

@@ -81,7 +81,7 @@ def parse_program(content):
     except Exception as e: raise Skip(f"malformed history: {type(e).__name__}: {e}") from None
 
 # %% ../../nbs/5_data/11_skipped.ipynb #59490013
-logger = logging.getLogger("cad_mllm.dataset")
+logger = logging.getLogger("cad_mllm.data")
 
 class SkipReport:
     "Files that were left out: `entries` is a list of (file, reason), `counts` says how many of each kind."

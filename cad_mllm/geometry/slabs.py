@@ -177,7 +177,7 @@ def prism_shares(
 
 def slab_programs(
     points, # `SurfaceCloud`, or points (N, 3), or (N, 6) with normals, metres
-    axes: tuple = ("+z", "+x", "+y"), # names of `cad_mllm.tokens.AXES`
+    axes: tuple = ("+z", "+x", "+y"), # names of `cad_mllm.cad.AXES`
     slack: float = .12, # an axis that says less of the surface than the best one by more than this is left out
 ): # yields (name of the axis, `CADProgram`)
     "A history along each axis that is worth it (two where normals had to be estimated), the likeliest first; an axis along which nothing is found is left out."

@@ -177,14 +177,14 @@ def load_weights(
 def from_pretrained(
     cls: CADMLLMModel,
     folder: str, # what `save_pretrained` wrote
-    trust: tuple = (), # names of other base models that the user knows and trusts; see `cad_mllm.safe.check_trust`
+    trust: tuple = (), # names of other base models that the user knows and trusts; see `cad_mllm.checkpoints.check_trust`
 ) -> CADMLLMModel: # in evaluation mode; `.notes` has what `load_weights` had to say
     "The model of a folder, with the tokenizer saved there. Raises `WeightsError` for a folder that is more than data."
     from transformers import AutoTokenizer
     folder = Path(folder)
     _check_folder(folder)
     if not (folder/"cad_mllm_config.json").exists(): raise WeightsError(
-        f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoint.load_checkpoint)")
+        f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoints.load_checkpoint)")
     try:
         config = CADMLLMConfig.from_dict(read_json(folder/"cad_mllm_config.json").get("model"))
         check_sizes(config); check_trust(folder, config, trust)

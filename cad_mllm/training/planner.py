@@ -112,7 +112,7 @@ def memory(
     tokens: int, # of a forward pass
     predicted: int, # of them to be predicted
     checkpointing: bool = False,
-    chunk: int = 2**28, # numbers of logits at once, as `cad_mllm.packed.chunk_size` allows
+    chunk: int = 2**28, # numbers of logits at once, as `cad_mllm.models.chunk_size` allows
     shares: int = 1, # processes that the weights are shared out over (FSDP)
 ) -> dict: # part -> bytes
     "Peak of memory of a training step in a process, by parts."

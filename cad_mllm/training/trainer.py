@@ -88,7 +88,7 @@ class Trainer:
     "Trains a model through a curriculum; `run` does it."
     def __init__(self, config: CADMLLMConfig, train_config: TrainConfig, model: CADMLLMModel | None = None, draw=None):
         for stage in train_config.stages: checkpoint_name(10**7, math.nan, 999, stage.name, form=train_config.checkpoint_name)      # one that cannot be used is told before hours of training
-        if train_config.draw_parts and not draw: raise ConfigError(f"draw_parts={train_config.draw_parts}: nothing was given that draws; call train(..., draw=cad_mllm.evaluate.draw_held_out), as `cad-mllm train` does, or leave draw_parts out")
+        if train_config.draw_parts and not draw: raise ConfigError(f"draw_parts={train_config.draw_parts}: nothing was given that draws; call train(..., draw=cad_mllm.evaluation.draw_held_out), as `cad-mllm train` does, or leave draw_parts out")
         self.config, self.train_config, self.draw = config, train_config, draw
         self.output_dir = Path(train_config.output_dir)
         self.device = pick_device(train_config.device)
