@@ -7,7 +7,7 @@ from PIL import Image
 
 from cad_mllm.cad import truncation_counts
 from cad_mllm.data import outline_box
-from cad_mllm.data import FAMILIES
+from cad_mllm.data.synthetic import FAMILIES
 
 # a model of the real classes in its smallest size, as flags of `cad-mllm train`
 LLM = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}

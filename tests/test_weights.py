@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cad_mllm import model_card as card
 from cad_mllm.models import given_weights as weights
 from cad_mllm.checkpoints.format import CheckpointError
 from cad_mllm.inference import CADAutocomplete
@@ -52,7 +51,7 @@ def test_a_name_of_the_hub_is_fetched_with_its_commit(trained, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     fetched = shutil.copytree(trained/"final_model", tmp_path/"cache")
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repo, revision=None: type("Info", (), dict(sha="c0ffee")))
-    monkeypatch.setattr(card, "download", lambda repo, revision: fetched if (repo, revision) == ("user/model", "c0ffee") else None)
+    monkeypatch.setattr(weights, "download", lambda repo, revision: fetched if (repo, revision) == ("user/model", "c0ffee") else None)
     found = find_weights("user/model@v1")
     assert (found.kind, found.folder, found.revision) == ("hub", fetched, "c0ffee")
 

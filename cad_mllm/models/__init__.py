@@ -13,5 +13,5 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "generation": ("Writer choose"),
     "weights": ("CADMLLMModel MODULES fingerprint"),
     "decoding": ("GrammarLogitsProcessor OperationCheck Row begin fit_image fit_points judge"),
-    "given_weights": ("SMALL SMALL_FOLDER Weights find_weights halve"),
+    "given_weights": ("SMALL SMALL_FOLDER Weights download find_weights halve read_manifest_names"),
 })

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),
     "resume": ("find_to_resume same_share"),
-    "loop": ("RunningError Trainer running_pid train"),
+    "loop": ("RunningError Trainer begin_from running_pid train"),
     "planner": ("Advice CARDS COMPILED Card CountProducts EAGER PREDICTED SHAPES Shape TOKENS activation_bytes advise "
               "flops gathered_bytes memory num_trained plan reached shape_of"),
 })
