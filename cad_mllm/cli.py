@@ -161,13 +161,6 @@ def _resumed_configs(args):
     return CADMLLMConfig.from_dict(run["model"]), TrainConfig.from_dict(run["train"]), False
 
 # %% ../nbs/11_commands/02_cli.ipynb #07ae74e4
-def _initial_model(args):
-    "The configuration of the weights that a new run begins from; None where it begins from nothing."
-    if not args.init_from: return None
-    from cad_mllm.models.given_weights import find_weights
-    return _known(find_weights(args.init_from).folder, args, "")[0]
-
-# %% ../nbs/11_commands/02_cli.ipynb #cfdba6f1
 _MAY_CHANGE = ("max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "points_frame", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")
 
 def configs(
@@ -175,7 +168,8 @@ def configs(
 ) -> tuple: # (CADMLLMConfig, TrainConfig)
     "The configurations that a command line means."
     saved_model, saved_train, is_fixed = _resumed_configs(args)
-    initial = _initial_model(args) if not is_fixed else None
+    from cad_mllm.models.given_weights import find_weights
+    initial = _known(find_weights(args.init_from).folder, args, "")[0] if args.init_from and not is_fixed else None
     if args.recipe or saved_model is None: model, train = recipe(args.recipe or ("points_small" if initial else "qwen3_0_6b"))
     else: model, train = saved_model, saved_train or recipe("qwen3_0_6b")[1]
     if is_fixed: model = saved_model
