@@ -47,13 +47,13 @@ def _b3d_shape(shape, names, hole):
 def _b3d_extrudes(feature, names, sketch, first):
     "The calls that push a sketch."
     mode = "" if first else f", mode=Mode.{B3D_MODES[feature.operation]}"
-    if feature.extent == "symmetric": return [f"extrude(amount={names.add('depth', feature.high)}, both=True{mode})"]
+    if feature.extent == "symmetric": return [f"extrude(amount={names.shared('depth', feature.high, feature.note)}, both=True{mode})"]
     if feature.operation == "intersect" or feature.low*feature.high >= 0:
         whole = feature.operation == "intersect" and feature.low*feature.high < 0
         amount = feature.high - feature.low if whole else feature.high if feature.high > 0 else feature.low
-        name = names.add("depth", abs(amount))
+        name = names.shared("depth", abs(amount), feature.note)
         return [f"extrude(amount={'-' if amount < 0 else ''}{name}{mode})"]
-    one, two = names.add("depth", feature.high), names.add("depth", -feature.low)
+    one, two = names.shared("depth", feature.high, feature.note), names.shared("depth", -feature.low, feature.note)
     return [f"extrude(amount={one}{mode})", f"extrude({sketch}.sketch, amount=-{two}{mode})"]
 
 def _b3d_feature(feature, names, number, first):

@@ -28,12 +28,12 @@ def _cq_shape(shape, names):
 
 def _cq_depth(feature, names):
     "(calls before drawing, the extrude call)."
-    if feature.extent == "symmetric": return [], f".extrude({names.add('depth', feature.high)}, both=True)"
+    if feature.extent == "symmetric": return [], f".extrude({names.shared('depth', feature.high, feature.note)}, both=True)"
     if feature.low < 0 < feature.high:
-        back, depth = names.add("back", -feature.low), names.add("depth", feature.high)
+        back, depth = names.shared("back", -feature.low, feature.note), names.shared("depth", feature.high, feature.note)
         return [f".workplane(offset=-{back})"], f".extrude({back} + {depth})"
     amount = feature.high if feature.high > 0 else feature.low
-    return [], f".extrude({'-' if amount < 0 else ''}{names.add('depth', abs(amount))})"
+    return [], f".extrude({'-' if amount < 0 else ''}{names.shared('depth', abs(amount), feature.note)})"
 
 def _cq_solid(feature, names, name):
     "The lines that make a solid under a name, a workplane chain each profile."

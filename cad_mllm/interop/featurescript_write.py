@@ -42,7 +42,7 @@ def _fs_bounds(feature, names):
     "How far an extrude reaches to both sides of its sketch."
     ends = []
     for side, depth in (("end", feature.high), ("start", -feature.low)):
-        if depth > 0: ends.append(f'"{side}Bound" : BoundingType.BLIND, "{side}Depth" : {names.add("depth", depth)}')
+        if depth > 0: ends.append(f'"{side}Bound" : BoundingType.BLIND, "{side}Depth" : {names.shared("depth", depth, feature.note)}')
     if feature.high <= 0: ends.insert(0, '"endBound" : BoundingType.BLIND, "endDepth" : 0 * millimeter')
     return ", ".join(ends)
 

@@ -83,10 +83,10 @@ def _fusion_shape(shape, names, drawing):
 def _fusion_span(feature, names):
     "The two ends of an extrude as text."
     if feature.extent == "symmetric":
-        name = names.add("depth", feature.high)
+        name = names.shared("depth", feature.high, feature.note)
         return f"-{name}, {name}"
-    low = f"-{names.add('depth', -feature.low)}" if feature.low < 0 else "0"
-    return f"{low}, {names.add('depth', feature.high) if feature.high > 0 else '0'}"
+    low = f"-{names.shared('depth', -feature.low, feature.note)}" if feature.low < 0 else "0"
+    return f"{low}, {names.shared('depth', feature.high, feature.note) if feature.high > 0 else '0'}"
 
 def write_fusion(
     program: CADProgram, # a history, metres

@@ -50,9 +50,11 @@ def _matrix(feature):
 
 def _scad_solid(feature, names):
     "A feature as a solid."
-    depth = names.add("depth", feature.high - feature.low)
-    lower = "" if feature.low == 0 else f"translate([0, 0, -{depth}/2]) " if feature.extent == "symmetric" else f"translate([0, 0, {shown_number(feature.low)}]) "
-    if feature.low < 0 and feature.high <= 0: lower = f"translate([0, 0, -{depth}]) "
+    back = names.shared("back", -feature.low, feature.note) if feature.low < 0 < feature.high and feature.extent != "symmetric" else ""
+    depth = names.shared("depth", feature.high if back else feature.high - feature.low, feature.note)
+    shift = back or (f"{depth}/2" if feature.extent == "symmetric" else depth)
+    lower = "" if feature.low == 0 else f"translate([0, 0, -{shift}]) "
+    if back: depth = f"{back} + {depth}"
     flat = [l for p in feature.profiles for l in _scad_profile(p, names)]
     return [f"multmatrix({_matrix(feature)}) {lower}linear_extrude(height = {depth}) {{", *("    " + l for l in flat), "}"]
 

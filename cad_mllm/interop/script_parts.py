@@ -28,6 +28,7 @@ def shown_number(
 class Names:
     "Dimensions by name, in the order in which they were met."
     values: dict = field(default_factory=dict)
+    owned: dict = field(default_factory=dict) # (base, value, operation) -> name
 
     def add(
         self,
@@ -38,6 +39,17 @@ class Names:
         count = 1 + sum(k.rpartition("_")[0] == base for k in self.values)
         self.values[f"{base}_{count}"] = value
         return f"{base}_{count}"
+
+    def shared(
+        self,
+        base: str, # such as "depth"
+        value: float, # millimetres
+        owner: str, # the operation that it belongs to
+    ) -> str:
+        "The name of a value of an operation: the same one each time that the operation uses it."
+        key = (base, shown_number(value), owner)
+        if key not in self.owned: self.owned[key] = self.add(base, value)
+        return self.owned[key]
 
     def lines(
         self,
