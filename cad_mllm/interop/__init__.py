@@ -4,10 +4,10 @@ from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
     "script_values": ("BINARY CONSTANTS FUNCTIONS MAX_SCRIPT ScriptError UNITS Values parse_script power shown"),
-    "drawing": ("PLANES center_arc closed_loops frame_of holds line_curve named_plane nested_profiles profiles_of_faces "
-              "three_point_arc"),
-    "build123d_read": ("Arguments GALLERY_SIGN LineReader METRES_IN MODES OPERATION_OF PartReader SketchReader aligned "
-              "only_context placed read_build123d read_plane"),
+    "drawing": ("CURVE_TOLERANCE PLANES arcs_along center_arc closed_loops ellipse_arcs frame_of holds line_curve "
+              "named_plane nested_profiles profiles_of_faces spline_arcs three_point_arc"),
+    "build123d_read": ("Arguments GALLERY_SIGN LINE_READERS LineReader METRES_IN MODES OPERATION_OF PartReader SketchReader "
+              "aligned only_context placed read_build123d read_plane"),
     "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence MANY MILLIMETRES NEAR ORIGIN START "
               "SketchConstraints X_AXIS Y_AXIS add_common add_dimensions add_directions add_distance add_joints "
               "constrain curves_of"),
