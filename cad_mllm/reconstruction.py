@@ -8,7 +8,7 @@ __all__ = ['SHAPE_FILES', 'read_points_of', 'Measure', 'measure_of', 'Candidate'
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #c24c61ea
 import json, math, time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
