@@ -5,7 +5,7 @@ usage: python benchmarks/real_parts.py CAD_DATA_ROOT [--num_parts 40] [--seed 0]
 CAD_DATA_ROOT holds omni-cad/, deepcad/, cadprompt/ and fusion360/ (or the variable of that name says where). Parts are a seeded sample of each set; a truth that builds no solid is not drawn.
 
   IoU           of the built history and the true solid; a failure counts 0
-  Chamfer       median over the parts, times 1,000, as cadrille and CAD-Recode measure it: 8,192 points on each surface, both scaled so that the truth's longest side is 1, mean squared distance to the nearest point, both ways added. The points of the truth against other points of the truth have such a distance too: the row `truth`
+  Chamfer       median over the parts, times 1,000, in what their values say is the convention of cadrille and CAD-Recode (inferred, not read in their code): 8,192 points on each surface, both scaled so that the truth's longest side is 1, mean squared distance to the nearest point, both ways added. The points of the truth against other points of the truth have such a distance too: the row `truth`
   invalid       share of parts that gave no solid
   operations    extrudes of all histories together over those of the designers; curves likewise
   seconds       of one part, mean and most, on one core that is shared with other work
