@@ -304,7 +304,7 @@ def points_small() -> tuple: # (CADMLLMConfig, TrainConfig)
     points = {"text+points": 1.0}
     stages = [CurriculumStage("stage1_text", {"text": 1.0}, 0, 2e-3), CurriculumStage("stage2_text_pc", points, 1, 2e-3), CurriculumStage("stage3_all", {"text": 0.1, "text+points": 0.9}, 1, 6e-4)]
     return model, TrainConfig(data_root="stream:realistic?num=100000&seed=0", stages=stages, batch_size=16, from_scratch_prob=.8, warmup_steps=200, weight_decay=.05, save_steps=0, save_minutes=5.0,
-                              eval_steps=500, num_val_samples=64, logging_steps=20, projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, point_noise=.02, point_noisy=.5,
+                              num_val_samples=64, logging_steps=20, projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, point_noise=.02, point_noisy=.5,
                               point_drop=.5, point_crop=.1, point_holes=.1, point_bare=.15, point_estimated=.25)
 
 RECIPES = {f.__name__: f for f in (tiny, points_small, qwen3_0_6b, qwen3_8b)}
