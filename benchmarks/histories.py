@@ -1,6 +1,6 @@
 """Real histories out to the forms of CAD programs and back: written, opened by the program, right in volume, edited there, read back.
 
-usage: python benchmarks/histories.py DATA_ROOT [--num_parts 40] [--num_scripts 10] [--build123d PYTHON] [--cadquery PYTHON] [--stall 90] [--out FILE.md]
+usage: python benchmarks/histories.py DATA_ROOT [--num_parts 40] [--num_scripts 10] [--build123d PYTHON] [--cadquery PYTHON] [--stall 90] [--sets A,B] [--forms A,B] [--out FILE.md]
 
 DATA_ROOT holds omni-cad/json, deepcad/json, cadprompt and fusion360 (whose build123d scripts are read first). Of each set so many parts are taken at even distances,
 of these --num_scripts for the scripts, which take longer to execute.
@@ -232,12 +232,16 @@ def main(argv=None):
     parser.add_argument("--build123d", default="")
     parser.add_argument("--cadquery", default="")
     parser.add_argument("--stall", type=float, default=90)
+    parser.add_argument("--sets", default="Omni-CAD,DeepCAD,CADPrompt,Fusion 360")
+    parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--out", default="")
     given = parser.parse_args(argv)
     results, unread = {}, {}
-    for name, files in data_sets(given.data_root).items():
+    sets = data_sets(given.data_root)
+    for name in given.sets.split(","):
+        files = sets[name]
         programs, unread[name] = read_programs(sample(files, given.num_parts))
-        for form in FORMS:
+        for form in given.forms.split(","):
             few = programs if form == "FreeCAD" else {n: programs[n] for n in sample(list(programs), given.num_scripts)}
             with tempfile.TemporaryDirectory() as folder: results[form, name] = measure(form, few, Path(folder), given)
             text = report(dict(sorted(results.items(), key=lambda kv: list(FORMS).index(kv[0][0]))), unread, given)

@@ -106,3 +106,83 @@ def test_export_writes_what_can_be_edited_and_inspect_reads_it(tmp_path, capsys)
             except SystemExit as e: assert not e.code
         size = [line for line in capsys.readouterr().out.splitlines() if line.startswith("solid:")][0]
         assert size.split(",")[0] == "solid: valid" and f"{build_solid(bracket()).volume*1e9:.4g}" in size
+
+
+def mutated(text, rng):
+    "A text with one to three small pieces taken out or replaced."
+    junk = ("", "0", "-1", "1e999", "nan", '""', "None", "(", ")", "[]", "{}", "x", "1e8", "*", ",", "null", "9"*20)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(text))
+        text = text[:at] + rng.choice(junk) + text[min(len(text), at + rng.choice((1, 1, 2, 5, 20))):]
+    return text
+
+
+def test_broken_files_of_every_form_are_refused_and_nothing_else(tmp_path):
+    "Each mutated file is read or refused as a `CADFormatError`; no other exception, nothing executed."
+    import random
+    import zipfile
+
+    from cad_mllm.interop.build123d_write import write_build123d
+    from cad_mllm.interop.cadquery_write import write_cadquery
+    from cad_mllm.interop.histories import read_history
+    write_freecad(bracket(), tmp_path/"whole.FCStd")
+    gallery = {**bracket().to_json(), "metadata": {"parent_project": "x"}}
+    texts = {"part.FCStd": zipfile.ZipFile(tmp_path/"whole.FCStd").read("Document.xml").decode(), "part.json": json.dumps(gallery),
+             "b3d.py": write_build123d(bracket()), "cq.py": write_cadquery(bracket())}
+    rng, refused = random.Random(0), 0
+    for name, text in texts.items():
+        for _ in range(40):
+            if name.endswith("FCStd"):
+                with zipfile.ZipFile(tmp_path/name, "w") as z: z.writestr("Document.xml", mutated(text, rng))
+            else: (tmp_path/name).write_text(mutated(text, rng))
+            try: read_history(tmp_path/name)
+            except CADFormatError: refused += 1
+    assert refused > 80
+
+
+def test_scripts_are_never_executed(tmp_path):
+    from cad_mllm.interop.histories import read_history
+    made = tmp_path/"made"
+    for body in (f"open({str(made)!r}, 'w')", f"__import__('os').system('touch {made}')", f"(lambda: open({str(made)!r}, 'w'))()"):
+        (tmp_path/"a.py").write_text(f"from build123d import *\nwith BuildPart() as part:\n    with BuildSketch():\n        Circle({body})\n    extrude(amount=1)\n")
+        (tmp_path/"b.py").write_text(f"import cadquery as cq\nx = {body}\npart = cq.Workplane('XY').circle({body}).extrude(1)\n")
+        for name in ("a.py", "b.py"):
+            with pytest.raises(CADFormatError): read_history(tmp_path/name)
+    assert not made.exists()
+
+
+CASES = os.environ.get("CAD_CASES_ROOT", "")
+
+
+@pytest.mark.skipif(not CASES, reason="set CAD_CASES_ROOT to a folder with files/03-fusion360-gallery")
+def test_fusion_gallery_is_read_in_centimetres():
+    from cad_mllm.geometry import read_shape
+    from cad_mllm.interop.histories import read_history
+    folder = Path(CASES, "files/03-fusion360-gallery")
+    couch = build_solid(read_history(folder/"couch_sequence_deduplicated.json"))
+    assert couch.volume == pytest.approx(read_shape(folder/"couch_truth.step").volume, rel=1e-6)
+    assert build_solid(read_history(folder/"SingleSketchExtrude.json")).volume == pytest.approx(12.5e-6)
+
+
+@real
+def test_the_same_design_in_two_forms_agrees_within_the_coarser_ones_precision():
+    "DeepCAD's 8-bit vectors and Text2CAD's minimal JSON against the whole JSON: proportions of the box, and one extrude each."
+    import numpy as np
+
+    from cad_mllm.interop.histories import read_history
+    originals = {f.stem: f for part in ("deepcad", "omni-cad") for f in Path(DATA, part).rglob("*.json") if "json" in f.parts}
+
+    def proportions(program):
+        size = np.sort(np.ptp(build_solid(program, "manifold").bounding_box, axis=0))
+        return size/size[-1]
+    agreed = compared = 0
+    for f in [*sorted(Path(DATA, "deepcad/vec").glob("*.h5")), *sorted(Path(DATA, "deepcad/minimal").glob("*.json"))[::3]]:
+        if f.stem not in originals or f.suffix == ".h5" and not pytest.importorskip("h5py"): continue
+        original = CADProgram.from_json(originals[f.stem])
+        pushes = [e for e in original.operations() if isinstance(e, Extrude)]
+        try: coarse = read_history(f)
+        except CADFormatError: continue
+        if len(pushes) != len([e for e in coarse.operations() if isinstance(e, Extrude)]) or any(e.extent != "one" or not e.profiles for e in pushes): continue
+        compared += 1
+        agreed += bool(np.abs(proportions(coarse) - proportions(original)).max() < .02)
+    assert agreed >= .85*compared and compared >= 15
