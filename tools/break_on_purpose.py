@@ -35,6 +35,7 @@ class Mutation:
 CK, TRAIN, DELIVERY, SAFE = "cad_mllm/checkpoints", "cad_mllm/training", "cad_mllm/checkpoints", "cad_mllm/checkpoints"
 T_SHAPES, T_STRANGERS = "tests/test_strangers_shapes.py::test_", "tests/test_strangers_data.py::test_"
 T_CK, T_OURS, T_SAFE, T_DELIVERY = (f"tests/test_{name}.py::test_" for name in ("checkpoint", "guarantees", "safety", "delivery"))
+T_LANGUAGE = "tests/test_language.py::test_"
 T_KILLS, T_RUNS = "tests/test_train_kills.py::test_", "tests/test_runs.py::test_"
 T_TRAIN, T_CHANGES, T_ENDS, T_OLD, T_PEERS = (f"tests/test_train{name}.py::test_" for name in ("", "_changes", "_ends", "_old", "_processes"))
 EXACT = T_TRAIN + "killed_and_resumed_is_as_if_never_stopped[lora, dropout 0.1, accumulation 3]"
@@ -160,6 +161,11 @@ MUTATIONS = [
     Mutation(10, "an archive's claim is believed", "cad_mllm/geometry", "if not 0 <= size <= min(room, MOST_CLOUD_BYTES): raise", "if False: raise", T_SHAPES + "archive_that_unpacks_to_gigabytes_is_refused"),
     Mutation(10, "pictures of 16 bits are cut off", "cad_mllm/data", "image = _in_bytes(ImageOps.exif_transpose(image))", "image = ImageOps.exif_transpose(image)", T_SHAPES + "pictures_of_sixteen_bits_floats_turned_and_huge"),
     Mutation(10, "half characters stay in captions", "cad_mllm/data", 'return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")', "return text", T_STRANGERS + "half_characters_in_captions_are_cleaned_and_counted"),
+    Mutation(10, "a broken text is read over and over", "cad_mllm/cad/recovery.py", "raise _TooBroken", "pass", T_LANGUAGE + "broken_text_is_read_in_linear_time[open sketches with a stray brace]"),
+    Mutation(10, "brackets within brackets have no bound", "cad_mllm/cad/recovery.py", "if depth > _MAX_DEPTH:", "if depth > 10**9:", T_LANGUAGE + "large_texts_of_a_stranger_end_with_a_documented_error"),
+    Mutation(10, "operations are searched for in a list", "cad_mllm/cad/program.py", "if id in ids: raise", "if id in list(ids): raise", T_LANGUAGE + "operations_are_found_without_searching_lists"),
+    Mutation(10, "a history's small dimensions are rounded", "cad_mllm/cad/rounding.py", "return np.abs(after - before) > TOLERANCE*before", "return np.abs(after - before) > 1e9*before", "tests/test_tokens.py::test_no_dimension_changes_by_more_than_two_percent"),
+    Mutation(7, "an old configuration speaks the new language", "cad_mllm/config.py", '"token_version": 1, **values', "**values", T_LANGUAGE + "a_configuration_without_a_version_speaks_the_first_to_the_byte"),
 ]
 
 

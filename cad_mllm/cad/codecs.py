@@ -100,13 +100,11 @@ class TextCodec(TokenCodec):
     def grid(self, prefix): return read_grid(text_to_tokens(prefix.split("\n")[0])) if prefix else None
 
     def decode(self, generated, partial=None, notes=None):
-        words = re.findall(r"[^\s,]+", generated)
-        while words:
-            try: return super().decode(text_to_tokens(" ".join(words)), partial)
-            except GrammarError as e:
-                if not e.field.startswith("word"): raise
-                words.pop()
-        return super().decode([], partial)
+        tokens = []
+        for word in re.findall(r"[^\s,]+", generated):
+            try: tokens += text_to_tokens(word)
+            except GrammarError: break                      # the last word may be cut off; what follows another one that is none says nothing
+        return super().decode(tokens, partial)
 
 # %% ../../nbs/1_cad/11_codecs.ipynb #3baabf7d
 def _minified(program):
@@ -133,8 +131,8 @@ class JsonCodec(TokenCodec):
 
     def decode(self, generated, partial=None, notes=None):
         text = (self.prefix(partial) if partial else "") + generated
-        try: whole = CADProgram.from_json(json.loads(text))
-        except ValueError: whole = salvage(text, notes)
+        try: whole = CADProgram.from_json(dict(json.loads(text)))
+        except (ValueError, TypeError, RecursionError): whole = salvage(text, notes)
         if partial is None: return whole
         new = [whole.entities[i] for i in whole.sequence if i not in partial.entities]
         program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices), {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})

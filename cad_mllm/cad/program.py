@@ -184,27 +184,29 @@ def parse_entity(id, d):
     raise CADFormatError(f"unknown entity type {kind!r}; known are Sketch, ExtrudeFeature", f"{where}.type")
 
 def _read_sequence(items, entities):
-    ids, indices = [], []
+    ids, indices = {}, []                                              # ids in order; a dict is searched at once
     for i, s in enumerate(items):
         where = f"sequence[{i}]"
         if not isinstance(s, dict): raise CADFormatError("is not an object", where)
         id = get_field(s, "entity", str, where)
         if id not in entities: raise CADFormatError(f"names the entity {id!r}, which does not exist", f"{where}.entity")
         if id in ids: raise CADFormatError(f"names the entity {id!r} a second time", f"{where}.entity")
-        ids.append(id); indices.append(s.get("index", i))
-    return ids, indices
+        ids[id] = True; indices.append(s.get("index", i))
+    return list(ids), indices
 
 # %% ../../nbs/1_cad/02_program.ipynb #1a48deb7
 def _check_cycles(entities):
     "Follow references depth first; one that leads back to an entity still open is a cycle."
-    done, trail = set(), []
-    def visit(id):
-        if id in trail: raise CADFormatError(f"cyclic reference {' -> '.join([*trail[trail.index(id):], id])}", f"entities.{id}")
-        if id in done or id not in entities: return
-        trail.append(id)
-        for r in entities[id].references(): visit(r)
-        done.add(trail.pop())
-    for id in entities: visit(id)
+    done = set()
+    for start in entities:
+        trail = {start: iter(entities[start].references())} if start not in done else {}     # what is open, and where it leads next
+        while trail:
+            id = next(reversed(trail))
+            if (r := next(trail[id], None)) is None: done.add(id); del trail[id]
+            elif r in trail:
+                names = list(trail)
+                raise CADFormatError(f"cyclic reference {' -> '.join([*names[names.index(r):], r])}", f"entities.{r}")
+            elif r not in done and r in entities: trail[r] = iter(entities[r].references())
 
 def _check_references(entities, sequence):
     _check_cycles(entities)
@@ -229,11 +231,21 @@ def _whole_number(digits):
     "A JSON integer; one of absurd length stays text, and its field's reader refuses it by name."
     return int(digits) if len(digits) <= 400 else digits
 
-def _check_digits(value, where=""):
+def _check_digits(value):
     "Refuse numbers of absurd length that no reader looks at."
-    if isinstance(value, str) and len(value) > 400 and value.lstrip("-").isdigit(): raise CADFormatError(f"is not a usable number: it has {len(value)} digits", where)
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for k, v in items: _check_digits(v, f"{where}.{k}" if where else str(k))
+    todo = [(value, None)]                                             # (value, its place: (place around it, key))
+    while todo:
+        value, place = todo.pop()
+        if isinstance(value, str) and len(value) > 400 and value.lstrip("-").isdigit():
+            raise CADFormatError(f"is not a usable number: it has {len(value)} digits", _place_name(place))
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        todo += [(v, (place, k)) for k, v in items]
+
+def _place_name(place):
+    "Keys from the outermost on, with dots between them."
+    names = []
+    while place: place, key = place; names.append(str(key)[:60])
+    return ".".join(reversed(names))
 
 def _load_json(path):
     "Parse a JSON file; every way this can fail is a `CADFormatError`."

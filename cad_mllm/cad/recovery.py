@@ -9,48 +9,89 @@ __all__ = ['salvage']
 import json
 import math
 import re
+from collections import deque
 
 import numpy as np
 from fastcore.basics import patch
 
 from .curves import CADFormatError, Circle, Frame, Loop, parse_curve, parse_number, parse_vector
-from .program import CADProgram, parse_entity, Profile, Sketch
+from .program import CADProgram, MAX_BYTES, parse_entity, Profile, Sketch
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #3186fa04
 class _BreaksOff(ValueError):
     "The text ends before the value does; `partial` is what was read of it."
     partial = None
 
-_NAME = r'"((?:[^"\\]|\\.)*)"\s*:\s*'
+class _TooBroken(Exception):
+    "Reading on would take more work than the text is worth."
+
+_MAX_WORK, _MAX_DEPTH = 8, 40                  # looks at each character; brackets within brackets
+_NAME = r'"((?:[^"\\]|\\[\s\S]){0,99})"\s*:\s*'
 _KEY, _OBJECT, _GAP = re.compile(_NAME), re.compile(_NAME + r"(?=\{)"), re.compile(r"[\s,]*")
 _TYPE = re.compile(r'"type"\s*:\s*"(Sketch|ExtrudeFeature)"(?!\s*,\s*"entity")') # of an operation, not of its entry in the sequence
-_MARK, _LEAF = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]'), json.JSONDecoder()
+_STRING, _BRACKET, _LEAF = re.compile(r'"(?:[^"\\]|\\[\s\S])*("?)'), re.compile(r"[{}\[\],]"), json.JSONDecoder()
+_MARK = re.compile(_STRING.pattern + "|" + _BRACKET.pattern)
 
 class _LooseReader:
-    "Reads JSON that is broken in places; what is lost goes into `notes`."
-    def __init__(self, text): self.text, self.notes = text, []
+    "Reads JSON that is broken in places; what is lost goes into `notes`, and `work` counts characters."
+    def __init__(self, text): self.text, self.notes, self.work = text, [], 0
+
+    def count(self, num):
+        "Count characters that were looked at; `_TooBroken` where they are too many."
+        self.work += num
+        if self.work > _MAX_WORK*len(self.text) + 10_000: raise _TooBroken
 
     def value(self, at, where="", depth=0): # (value, where it ends); ValueError where nothing begins
-        if depth > 40: raise _BreaksOff("nested too deeply")
-        if self.text[at:at+1] == "{": return self._items(at + 1, where, depth, {}, "}")
-        if self.text[at:at+1] == "[": return self._items(at + 1, where, depth, [], "]")
-        return _LEAF.raw_decode(self.text, at)
-
-    def skip(self, at):
-        "The next comma or bracket that belongs to the level of `at`."
-        depth = 0
-        for m in _MARK.finditer(self.text, at):
-            if depth == 0 and m[0] in (",", "}", "]"): return m.start()
-            depth += (m[0] in ("{", "[")) - (m[0] in ("}", "]"))
-        raise _BreaksOff("the text ends")
+        if depth > _MAX_DEPTH: raise _BreaksOff("nested too deeply")
+        first = self.text[at:at+1]
+        if first == "{": return self._items(at + 1, where, depth, {}, "}")
+        if first == "[": return self._items(at + 1, where, depth, [], "]")
+        return self._leaf(at, first)
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #9ea6aacf
+@patch
+def _leaf(self: _LooseReader, at, first):
+    "A string, number or word; `ValueError` where it is none."
+    if first == '"':
+        m = _STRING.match(self.text, at)
+        self.count(m.end() - at)
+        if not m[1]: raise ValueError
+        return _LEAF.scan_once(m[0], 0)[0], m.end()
+    try: value, end = _LEAF.scan_once(self.text, at)
+    except StopIteration: raise ValueError from None
+    self.count(end - at)
+    return value, end
+
+@patch
+def _marks(self: _LooseReader, at):
+    "Brackets and commas outside strings, from `at` on."
+    for m in _MARK.finditer(self.text, at):
+        if m[0][0] != '"': yield m
+        elif not m[1]:
+            self.count(m.end() - m.start())
+            yield from _BRACKET.finditer(self.text, m.start())
+            return
+
+@patch
+def skip(self: _LooseReader, at):
+    "The next comma or bracket that belongs to the level of `at`."
+    depth, seen = 0, at
+    for m in self._marks(at):
+        self.count(m.end() - seen)
+        seen = m.end()
+        if depth == 0 and m[0] in (",", "}", "]"): return m.start()
+        depth += (m[0] in ("{", "[")) - (m[0] in ("}", "]"))
+    self.count(len(self.text) - seen)
+    raise _BreaksOff("the text ends")
+
+# %% ../../nbs/1_cad/10_recovery.ipynb #7e6f05f2
 @patch
 def _items(self: _LooseReader, at, where, depth, out, close):
     "The members of an object or a list, up to its closing bracket."
     try:
         while True:
-            at = _GAP.match(self.text, at).end()
+            begin, at = at, _GAP.match(self.text, at).end()
+            self.count(at - begin + 1)
             if at >= len(self.text): raise _BreaksOff("the text ends")
             if self.text[at] == close: return out, at + 1
             if self.text[at] in "}]" or close == "]" and _KEY.match(self.text, at):
@@ -63,14 +104,15 @@ def _items(self: _LooseReader, at, where, depth, out, close):
 def _item(self: _LooseReader, at, where, depth, out):
     "One member into `out`; where it ends."
     key = _KEY.match(self.text, at) if isinstance(out, dict) else None
-    name = f"{where}.{key[1]}" if key else f"{where}[{len(out)}]" if isinstance(out, list) else where
+    name = f"{where}.{key[1][:60]}" if key else f"{where}[{len(out)}]" if isinstance(out, list) else where
     try:
         if isinstance(out, dict) and not key: raise ValueError
+        self.count(key.end() - at if key else 1)
         value, end = self.value(key.end() if key else at, name, depth + 1)
     except _BreaksOff: raise
     except ValueError:
         end = self.skip(key.end() if key else at)
-        self.notes.append(f"{name}: {self.text[at:end][:30]!r} makes no sense at character {at}")
+        self.notes.append(f"{name}: {self.text[at:min(end, at + 30)]!r} makes no sense at character {at}")
         return end
     if isinstance(out, list): out.append(value)
     elif key[1] not in out: out[key[1]] = value
@@ -170,18 +212,28 @@ def _holds_operation(value):
 # %% ../../nbs/1_cad/10_recovery.ipynb #e972d448
 def _stated(text):
     "(id, object or None, notes) of every operation that a text states, in its order; None for what breaks off, and for what is lost beside operations."
-    at, read = 0, []
+    reader, spans = _LooseReader(text), deque()
+    try: yield from _read_stated(reader, spans)
+    except _TooBroken:
+        yield "", None, [f"left out what follows character {spans[-1][0] if spans else 0}: the text is broken in too many places"]
+        return
+    covered = 0
+    for m in _TYPE.finditer(text):
+        while spans and spans[0][0] < m.start(): covered = max(covered, spans.popleft()[1])
+        if m.start() >= covered: yield "", None, [f"{m[1]} at character {m.start()}: left out, it has lost its name or its opening bracket"]
+
+def _read_stated(reader, spans):
+    "What `_stated` yields of objects that are operations; where these lie goes into `spans`."
+    text, at = reader.text, 0
     while m := _OBJECT.search(text, at):
-        reader, id, at, broken = _LooseReader(text), m[1], m.end(), False
+        id, at, broken, reader.notes = m[1], m.end(), False, []
         try: value, end = reader.value(at, id)
         except _BreaksOff as e: value, end, broken = e.partial or {}, len(text), True
-        if kind := _kind(value, reader.notes, id): read.append((at, end))
+        if kind := _kind(value, reader.notes, id): spans.append((at, end))
         if not kind: yield id, None, [n for n in reader.notes if n.startswith(f"{id}: ")]
         elif broken: yield id, None, [f"{id}: left out, the text breaks off within it"]
         elif _holds_operation(value): yield id, {**value, "type": kind}, [*reader.notes, f"{id}: a closing bracket is missing within it; operations after it are read by themselves"]
         else: at = end; yield id, {**value, "type": kind}, reader.notes
-    for m in _TYPE.finditer(text):
-        if not any(a < m.start() < b for a, b in read): yield "", None, [f"{m[1]} at character {m.start()}: left out, it has lost its name or its opening bracket"]
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #67a7740a
 def _mended(text, notes):
@@ -201,5 +253,6 @@ def salvage(
 ) -> CADProgram:
     "The operations that a broken JSON text states, in order. Raises `CADFormatError` where there is none."
     notes = [] if notes is None else notes
+    if len(text) > MAX_BYTES: raise CADFormatError(f"the text has {len(text)/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB")
     if not (kept := _mended(text, notes)): raise CADFormatError(f"no operation can be read: {'; '.join(notes[:3])}" if notes else "no operation is complete")
     return CADProgram(kept, list(kept))

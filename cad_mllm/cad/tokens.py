@@ -278,7 +278,7 @@ def text_to_tokens(text):
         elif m := re.fullmatch(r"(-?)(\d{1,12})\.(\d{1,3})", word): out += fine_number_tokens(int(f"{m[1]}{m[2]}{m[3]:0<3}"))
         elif word in _UNITS: out += header_tokens(_UNITS[word])[1:]
         elif f"<{word}>" in NUMBER_BANKS: out.append(f"<{word}>")
-        else: raise GrammarError(f"{word!r} is not a word of the CAD language", f"word {len(out)}")
+        else: raise GrammarError(f"{word[:40]!r} is not a word of the CAD language", f"word {len(out)}")
     return out
 
 def from_text(text: str) -> CADProgram:
