@@ -107,6 +107,7 @@ def run_batches(command, files, folder, stall):
     report.write_text("")
     while rest:
         (folder/"list.txt").write_text("\n".join(map(str, rest)))
+        os.utime(report)
         process = subprocess.Popen(command(folder/"list.txt", report), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    env={**os.environ, "FREECAD_DOCUMENTS": str(folder/"list.txt"), "FREECAD_REPORT": str(report), "PYTHONPATH": ""})
         while process.poll() is None:
