@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "build123d_write": ("B3D_MODES INDENT point_text write_build123d"),
     "cadquery_write": ("CQ_METHODS write_cadquery"),
     "openscad_write": ("SCAD_BOOLEANS SCAD_HEAD write_openscad"),
-    "cadquery_read": ("Chain ChainReader LenientReader Solid SolidReader read_cadquery solids_program"),
+    "cadquery_read": ("Chain ChainReader LenientReader ShapeReader Solid SolidReader read_cadquery solids_program"),
     "featurescript_write": ("FS_HEAD FS_INDENT write_featurescript"),
     "fusion_write": ("FUSION_HEAD FUSION_OPERATIONS write_fusion"),
     "histories": ("FOREIGN READABLE SCRIPTS WRITABLE is_writable json_of_data_set read_history recognise write_history"),
