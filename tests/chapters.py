@@ -23,5 +23,5 @@ class Chapter:
             setattr(module, name, value)
 
     def __delattr__(self, name):
-        for module, value in self.kept.pop(name):
+        for module, value in self.kept[name]:
             setattr(module, name, value)

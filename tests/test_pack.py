@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chapters import Chapter
+
 from cad_mllm.data import shards as pack_module
 from cad_mllm.config import CADMLLMConfig
 from cad_mllm.data import (
