@@ -146,7 +146,8 @@ def test_workers_die_with_their_parent(death):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_hung_worker_dies_after_its_parent():
     code = """
-        import os, threading, time
+        import os, sys, threading, time
+        sys.path.insert(0, "tests")
         from chapters import Chapter
         geometry = Chapter("cad_mllm.geometry")
         worker = geometry._borrow(); geometry._give_back(worker)

@@ -3,13 +3,13 @@
 from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
-    "parts": ("FAMILIES OPENINGS PLANES Part box_json count count_of disc family grid_of history_box mm outline pick "
-              "rect ring_of row_of slot via"),
+    "parts": ("OPENINGS PLANES Part box_json count count_of disc family grid_of history_box mm outline pick rect "
+              "ring_of row_of slot via"),
     "outlines": ("OUTLINES Ruler SHARES arc_outline copies middle_hole ordered ordered_loop rectangular_outline ring_holes "
               "round_outline row_holes shifted slanted_outline stepped_outline turned with_holes"),
     "realistic": ("AXES Draft EXTRUDES MAX_TOKENS REAL Realistic among_real describe_part draft has_effect "
               "history_statistics make_realistic outline_kind realistic_part twin_key"),
-    "synthetic": ("DataFolderError STYLES make_part part_maker synthesize"),
+    "synthetic": ("DataFolderError FAMILIES STYLES make_part part_maker synthesize"),
     "products": ("CaptionWriter KnownFailure PRODUCTS PreparedItem Products describe prepare_one"),
     "preparation": ("PrepareError describe_estimate estimate in_shard prepare"),
     "shards": ("INDEX_NAME Made Pack PackError ShardError ShardWriter check_pack from_bytes is_pack member_name "
