@@ -31,8 +31,9 @@ from .interop.histories import json_of_data_set, read_history
 from .data.images import prepare_image
 from .data.points import see_points
 from .data.index import Sample
-from .checkpoints.format import is_saved_model
+from .checkpoints.format import CheckpointError, is_saved_model
 from .checkpoints.records import CheckpointRecord
+from .checkpoints.save import not_finite_weights
 from .checkpoints.load import load_checkpoint
 from .models.generation import Writer
 from .models.decoding import begin, fit_image, fit_points, GrammarLogitsProcessor, OperationCheck, Row
@@ -134,6 +135,7 @@ class CADAutocomplete:
         given = isinstance(checkpoint, CADMLLMModel)
         self.path = None if given else _checkpoint_folder(checkpoint)
         self.model, self.notes = (checkpoint, []) if given else _load_model(self.path)
+        if not given and (bad := not_finite_weights({"the model": dict(self.model.named_parameters())})): raise CheckpointError(f"{self.path or checkpoint}: its weights are not finite numbers ({bad}): it writes nothing of use; take an earlier checkpoint")
         if device != "auto" or not given: self.model.to(pick_device(device))
         self.model.eval()
         self.kernel, self.timeout, self.codec = kernel, timeout, self.model.codec

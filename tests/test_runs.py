@@ -5,11 +5,12 @@ from functools import partialmethod
 from pathlib import Path
 
 import pytest
+import torch
 
 from cad_mllm.checkpoints import (
-    BEST, latest_checkpoint, list_checkpoints, prune_checkpoints, read_record, save_checkpoint, update_best)
+    BEST, CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, prune_checkpoints, read_record, save_checkpoint, update_best)
 from cad_mllm.cli import main
-from cad_mllm.training import METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_metrics, train
+from cad_mllm.training import EXIT_NOT_FINITE, METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_events, read_metrics, train
 from cad_mllm.utils.run_lock import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
 from small_data import make
 from train_runs import FLAGS, configs
@@ -150,14 +151,75 @@ def test_no_test_runner_is_named_in_what_is_shipped():
 
 # ---- weights become NaN
 
-def test_weights_become_nan_it_is_said_and_the_run_stops(data, tmp_path, monkeypatch, capsys):
-    out, backward = tmp_path/"o", Trainer.backward
+def spoil(monkeypatch, when):
+    "Make loss and gradients NaN in the steps for which `when(step)`."
+    backward = Trainer.backward
     def spoilt(self, parts):
         loss, num = backward(self, parts)
-        if self.progress.step >= 2: self.trainable()[0].grad.fill_(float("nan"))
-        return (float("nan") if self.progress.step >= 2 else loss), num
+        if not when(self.progress.step): return loss, num
+        self.trainable()[0].grad.fill_(float("nan"))
+        return float("nan"), num
     monkeypatch.setattr(Trainer, "backward", spoilt)
-    with pytest.raises(NotFiniteError, match="10 steps in a row without a finite loss"): train(*configs(data, out, "--stage1_epochs", 9, "--save_steps", 2, "--eval_steps", 100))
-    assert "3 steps in a row without a finite loss or gradient (step 5" in capsys.readouterr().out
+
+
+def test_weights_become_nan_it_is_said_and_the_run_stops(data, tmp_path, monkeypatch, capsys):
+    out = tmp_path/"o"
+    spoil(monkeypatch, lambda step: step >= 2)
+    flags = ["--stage1_epochs", 9, "--save_steps", 2, "--eval_steps", 100, "--bad_steps", 5]
+    with pytest.raises(NotFiniteError, match="5 steps in a row without a finite loss"): train(*configs(data, out, *flags))
+    said = capsys.readouterr().out
+    assert "3 steps in a row without a finite loss or gradient (step 5" in said and said.count("going back to") == 1       # once
+    assert EXIT_NOT_FINITE == NotFiniteError.exit_code == 76
     for file in out.glob("*.json*"):
         assert "NaN" not in file.read_text() and "Infinity" not in file.read_text(), file
+    with pytest.raises(SystemExit) as ended: main(["train", *FLAGS, "--data_root", str(data), "--output_dir", str(tmp_path/"p"), *map(str, flags)])
+    assert ended.value.code == EXIT_NOT_FINITE
+
+
+def test_a_run_without_finite_numbers_goes_back_once_and_is_then_as_if_nothing_had_been(data, tmp_path, monkeypatch):
+    plain, out, halved = tmp_path/"plain", tmp_path/"o", tmp_path/"halved"
+    flags = ["--stage1_epochs", 3, "--save_steps", 2, "--bad_steps", 3, "--max_steps", 9]
+    train(*configs(data, plain, *flags))
+    for folder, more in ((out, []), (halved, ["--halve_lr"])):
+        seen = []
+        with monkeypatch.context() as m:
+            spoil(m, lambda step: step >= 4 and len(seen) < 3 and not seen.append(step))       # three times only: a passing fault
+            assert train(*configs(data, folder, *flags, *more)).step == 9
+        back = [e for e in read_events(folder) if e["event"] == "went_back"]
+        assert len(back) == 1 and back[0]["step"] == 4 and back[0]["lr_scale"] == (.5 if more else 1)
+    figures = [[(r["step"], r["loss"], r["lr"]) for r in read_metrics(folder)] for folder in (plain, out, halved)]
+    assert figures[0] == figures[1] and figures[2][:4] == figures[0][:4]
+    assert [lr for _, _, lr in figures[2][4:]] == pytest.approx([lr/2 for _, _, lr in figures[0][4:]])
+    train(*configs(data, halved, *flags[:-1], 10, "--halve_lr", "--resume_from_ckpt", "auto"))
+    train(*configs(data, plain, *flags[:-1], 10, "--resume_from_ckpt", "auto"))
+    assert read_metrics(halved)[-1]["lr"] == pytest.approx(read_metrics(plain)[-1]["lr"]/2)      # the halved rate is saved with the run
+
+
+class Tensors:
+    "Something that can be saved, of one weight."
+    config = None
+    def __init__(self, value): self.value = value
+    def saved_files(self): return {"model.safetensors": {"w": torch.tensor([1.0, self.value])}}
+
+
+def test_a_checkpoint_with_a_weight_that_is_not_finite_is_marked_and_takes_no_good_ones_place(tmp_path, capsys):
+    def keep(step, value, loss): return save_checkpoint(Tensors(value), tmp_path, stage="s", step=step, epoch=0, loss=loss, keep_last_n=2, is_best=True)
+    good = [keep(step, 1.0, 1.0) for step in (1, 2)]
+    bad = [keep(step, value, .1) for step, value in ((3, float("nan")), (4, float("inf")), (5, float("nan")))]
+    assert all(p.exists() for p in good)                                   # not pruned for the bad ones
+    assert latest_checkpoint(tmp_path, quiet=True) == good[1] and read_record(tmp_path/"s"/BEST).step == 2
+    record = read_record(bad[0])
+    assert record.metadata["not_finite"] == "w in model.safetensors" and not record.complete and not record.is_best
+    with pytest.raises(CheckpointError, match="not finite numbers .*the newest good one is") as refused: load_checkpoint(bad[2], quiet=True)
+    assert str(good[1]) in str(refused.value) or BEST in str(refused.value)
+
+
+def test_complete_refuses_weights_that_are_not_finite(data, tmp_path, monkeypatch):
+    trained = train(*configs(data, tmp_path/"o", "--max_steps", 1, "--save_steps", 1))
+    from cad_mllm.inference import CADAutocomplete
+    model = CADAutocomplete(trained.checkpoint, device="cpu").model
+    with torch.no_grad(): next(iter(model.parameters())).view(-1)[0] = float("nan")
+    marked = save_checkpoint(model, tmp_path/"m", stage="s", step=2, epoch=0, loss=1.0)
+    with pytest.raises(CheckpointError, match="not finite numbers"): CADAutocomplete(marked)
+    model.save_pretrained(tmp_path/"unmarked")                             # and one without a mark
+    with pytest.raises(CheckpointError, match="not finite numbers"): CADAutocomplete(tmp_path/"unmarked", device="cpu")

@@ -12,10 +12,10 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "read_json_file read_manifest recently_verified seal temporary_path thread_map to_json verify_checkpoint"),
     "legacy": ("OLD_DEFAULTS OldObject config_from_old plain read_config rng_state safe_load set_rng_state"),
     "records": ("CheckpointRecord SLOW_LISTING best_checkpoint current_run find_checkpoint format_checkpoints human_size "
-              "is_better latest_checkpoint list_checkpoints newest_good newness own_records prunable prune_checkpoints "
-              "read_record stage_records update_best"),
-    "save": ("Snapshot SnapshotMemory as_dict describe_checkpoint files_to_save make_metadata save_checkpoint "
-              "snapshot_checkpoint tensor_bytes write_one write_snapshot"),
+              "is_better latest_checkpoint list_checkpoints newest_good newness not_finite_problems own_records "
+              "prunable prune_checkpoints read_record stage_records update_best"),
+    "save": ("Snapshot SnapshotMemory as_dict describe_checkpoint files_to_save make_metadata not_finite_weights "
+              "save_checkpoint snapshot_checkpoint tensor_bytes write_one write_snapshot"),
     "load": ("Loaded check_space load_checkpoint size_of_next_save upgrade_checkpoint"),
     "optimizer": ("Restored optimizer_state restore_optimizer"),
     "transfer": ("OutputFolder REMOTE_FILE_SYSTEMS SourceError Transfer advance default_local_dir is_full local_dir_for "

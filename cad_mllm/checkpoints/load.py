@@ -19,7 +19,7 @@ from .format import (
     BEST, CheckpointError, CONFIG, DISK, free_bytes, list_files, METADATA, publish, recently_verified, STATE,
     to_json, verify_checkpoint, WEIGHT_FILES)
 from .legacy import plain, read_config, safe_load
-from .records import human_size, list_checkpoints, newest_good, newness, read_record
+from .records import human_size, list_checkpoints, newest_good, newness, not_finite_problems, read_record
 from .save import as_dict, files_to_save, make_metadata, tensor_bytes, write_one
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #7cbe6649
@@ -69,6 +69,7 @@ def load_checkpoint(
     say(f"Loading checkpoint from: {path}")
     state = _proved_state(path, verify and not recently_verified(path), with_state)
     record = read_record(path)
+    if bad := not_finite_problems(record.metadata): _refuse(path, bad)
     config, train_config, notes = read_config(path)
     told = getattr(model, "config", None)                        # whoever built the model has named its parts
     trust = (*([trust] if isinstance(trust, str) else trust), getattr(told, "llm_model_name", ""), getattr(told, "image_encoder_name", ""))

@@ -182,7 +182,7 @@ def begin_stage(self: Trainer):
     t, plan = self.train_config, self.plan()
     end = self.schedule_end(plan)
     self.data.set_modalities(self.stage.modality_probs)
-    self.optimizer = torch.optim.AdamW(self.model.parameter_groups(t, self.stage.lr), lr=self.stage.lr, fused=self.device.type == "cuda")
+    self.optimizer = torch.optim.AdamW(self.model.parameter_groups(t, self.stage.lr*self.progress.lr_scale), lr=self.stage.lr*self.progress.lr_scale, fused=self.device.type == "cuda")
     self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, t.warmup_steps, end))
     state, self.pending = self.pending, {}
     if not state: return

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'WANDB', 'DATA_REPORTS', 'EXIT_DONE', 'EXIT_FAILED',
-           'EXIT_UNDELIVERED', 'EXIT_STOPPED', 'write_json', 'append_line', 'read_lines', 'read_metrics', 'read_events',
-           'Stopper']
+           'EXIT_UNDELIVERED', 'EXIT_STOPPED', 'EXIT_NOT_FINITE', 'write_json', 'append_line', 'read_lines',
+           'read_metrics', 'read_events', 'Stopper']
 
 # %% ../../nbs/8_training/03_run_files.ipynb #dfe9aeba
 import json
@@ -62,7 +62,7 @@ def read_events(
     return list(read_lines(Path(output_dir)/EVENTS))
 
 # %% ../../nbs/8_training/03_run_files.ipynb #179e0315
-EXIT_DONE, EXIT_FAILED, EXIT_UNDELIVERED, EXIT_STOPPED = 0, 1, 74, 75
+EXIT_DONE, EXIT_FAILED, EXIT_UNDELIVERED, EXIT_STOPPED, EXIT_NOT_FINITE = 0, 1, 74, 75, 76
 
 # %% ../../nbs/8_training/03_run_files.ipynb #763a4c8c
 class Stopper:
