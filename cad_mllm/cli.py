@@ -111,7 +111,7 @@ def _add_field(parser, f, help):
 def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     "The command line of training."
     p = Parser(prog=prog, description="Train a model through the curriculum, or go on training. Exit code: 0 when done; 1 when refused or failed; 74 when done, but not everything has reached the output folder; "
-                                "75 when stopped before the end after saving (run again with --resume_from_ckpt auto); 130 when interrupted at once.")
+                                "75 when stopped before the end after saving (run again with --resume_from_ckpt auto); 76 when its numbers stayed not finite; 130 when interrupted at once.")
     p.add_argument("--recipe", default=None, help=f"where the settings start from: {', '.join(RECIPES)} (default: what the checkpoint has, else qwen3_0_6b)")
     p.add_argument("--use_autocomplete_dataset", action="store_true", help="train on pairs of a beginning and its whole history (always the case; kept for older commands)")
     for n in (1, 2, 3):
@@ -488,7 +488,7 @@ def main(argv: list | None = None):
     except (ValueError, OSError) as e:
         if not type(e).__module__.startswith("cad_mllm") and not isinstance(e, OSError): raise
         print(f"cad-mllm {argv[0]}: {e}", file=sys.stderr)
-        code = 1
+        code = getattr(e, "exit_code", 1)
     except KeyboardInterrupt: code = 130
     _end(code, own)
 

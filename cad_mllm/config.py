@@ -202,6 +202,8 @@ class TrainConfig(_JSONConfig):
     warmup_steps: int = 100              # optimizer steps of linear warmup in each stage
     weight_decay: float = 0.01           # AdamW, not on biases and norms
     max_grad_norm: float = 1.0           # gradient norm is clipped to this
+    bad_steps: int = 10                  # so many steps in a row without a finite loss or gradient: back to the last good checkpoint, the second time stop
+    halve_lr: bool = False               # after going back so, go on with half the learning rate
     projector_lr_multiplier: float = 5.0 # projectors and a trained point encoder learn so much faster
     new_token_lr_multiplier: float = 5.0 # likewise the rows of the added CAD tokens
     max_steps: int = 0                   # stop after so many optimizer steps over the whole run; 0 for no limit
@@ -239,7 +241,7 @@ def validate(self: TrainConfig):
     _check(self.stages, "stages", self.stages, "give at least one stage, or leave it out for the three default ones")
     _check(len({s.name for s in self.stages}) == len(self.stages), "stages", [s.name for s in self.stages], "use a different name for each stage")
     _check(1 <= self.start_from_stage <= len(self.stages), "start_from_stage", self.start_from_stage, f"use 1 to {len(self.stages)}")
-    for name in ("batch_size", "gradient_accumulation_steps", "logging_steps", "max_pending_checkpoints"):
+    for name in ("batch_size", "gradient_accumulation_steps", "logging_steps", "max_pending_checkpoints", "bad_steps"):
         _check(getattr(self, name) >= 1, name, getattr(self, name), "use 1 or more")
     for name in ("max_train_samples", "num_val_samples", "warmup_steps", "max_steps", "save_steps", "save_minutes", "keep_last_n_checkpoints",
                  "eval_steps", "num_workers", "max_minutes", "max_tokens_per_batch", "weight_decay", "draw_parts"):

@@ -25,8 +25,9 @@ from ..checkpoints.load import size_of_next_save
 from ..checkpoints.transfer import OutputFolder
 from .run_files import EVENTS, METRICS, RUN_CONFIG, STOP, Stopper
 from .run_folder import move_aside, OccupiedError, refuse_occupied
-from .trainer import RunUpload, TrainResult
+from .trainer import NotFiniteError, RunUpload, TrainResult
 from .resume import find_to_resume, Trainer
+from .faults import go_back
 from ..models import CADMLLMModel
 from ..models.given_weights import find_weights
 
@@ -163,7 +164,8 @@ def run_stages(self: Trainer, stopper: Stopper):
     while not stopper.reason:
         self.log(event="stage", step=self.progress.step, stage=self.stage.name)
         if not self.is_over(self.plan()):
-            self.train_stage(stopper)
+            try: self.train_stage(stopper)
+            except NotFiniteError as e: go_back(self, e); continue
             if not self.is_over(self.plan()): return
             self.save(f"{self.stage.name}_model")
         elif self.pending: self.begin_stage()      # resumed from the stage's end: the next one goes on with its random state

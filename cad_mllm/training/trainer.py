@@ -375,8 +375,9 @@ def save(self: Trainer, name: str | None = None):
 
 @patch
 def save_is_due(self: Trainer) -> bool:
-    "Whether to save after this step: by steps, or by the first process's clock."
+    "Whether to save after this step: by steps, or by the first process's clock; not while the numbers are not finite, so that the last good checkpoint is from before."
     t = self.train_config
+    if self.bad_steps: return False
     by_clock = t.save_minutes and self.world.is_main and time.monotonic() - self.saved_time >= 60*t.save_minutes
     return self.world.sum(torch.tensor([float(by_clock)])).item() > 0 or t.save_steps and self.progress.step % t.save_steps == 0
 
