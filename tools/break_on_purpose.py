@@ -169,6 +169,7 @@ MUTATIONS = [
     Mutation(10, "brackets within brackets have no bound", "cad_mllm/cad/recovery.py", "if depth > _MAX_DEPTH:", "if depth > 10**9:", T_LANGUAGE + "large_texts_of_a_stranger_end_with_a_documented_error"),
     Mutation(10, "operations are searched for in a list", "cad_mllm/cad/program.py", "if id in ids: raise", "if id in list(ids): raise", T_LANGUAGE + "operations_are_found_without_searching_lists"),
     Mutation(10, "a history's small dimensions are rounded", "cad_mllm/cad/rounding.py", "return np.abs(after - before) > TOLERANCE*before", "return np.abs(after - before) > 1e9*before", "tests/test_tokens.py::test_no_dimension_changes_by_more_than_two_percent"),
+    Mutation(10, "a rounded loop may cross itself", "cad_mllm/cad/rounding.py", "        self.exact.add(l)\n", "        return False\n", T_LANGUAGE + "rounding_never_makes_a_valid_loop_cross_itself"),
     Mutation(7, "an old configuration speaks the new language", "cad_mllm/config.py", '"token_version": 1, **values', "**values", T_LANGUAGE + "a_configuration_without_a_version_speaks_the_first_to_the_byte"),
 ]
 
