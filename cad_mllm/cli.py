@@ -419,6 +419,7 @@ def demo(
 # %% ../nbs/11_commands/02_cli.ipynb #a6eb9641
 VERBS = {"demo": demo, "synth": synth, "prepare": prepare_data, "doctor": "doctor", "pack": pack, "plan": plan, "train": run_train, "complete": complete, "evaluate": evaluate, "score": "score", "card": card,
          "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export, "reconstruct": reconstruct}
+_HOMES = {"doctor": "cad_mllm.data", "score": "cad_mllm.metrics"}
 _ELSEWHERE = {"doctor": "Say what a data set holds and lacks, its lengths in tokens, twins and leaks.", "score": "Measure a folder of parts against another: JSON, STEP, meshes or points."}
 
 def _usage():
@@ -441,7 +442,7 @@ def _take_trust(argv):
 def _function(verb):
     "The function of a verb."
     f = VERBS[verb]
-    return getattr(import_module(f"cad_mllm.{f}"), f) if isinstance(f, str) else f
+    return getattr(import_module(_HOMES[f]), f) if isinstance(f, str) else f
 
 def verb_parser(
     verb: str, # one of `VERBS`
