@@ -69,7 +69,7 @@ def test_broken_text_is_read_in_linear_time(name):
 
 
 def test_large_texts_of_a_stranger_end_with_a_documented_error():
-    for text in ('{"a": "' + '\\"'*200_000, '"a": ' + "{"*60_000, '{"S": {"type": "Sketch", '*20_000, "[1]", '"text"', "9"*5000, "["*60_000):
+    for text in ('{"a": "' + '\\"'*200_000, '"a": ' + "{"*60_000, '{"S": {"type": "Sketch", '*20_000, '{"a": '*20_000, "[1]", '"text"', "9"*5000, "["*60_000):
         for read in (salvage, get_codec("json").decode, get_codec("text").decode, from_text):
             with pytest.raises(CADFormatError): read(text)
 
