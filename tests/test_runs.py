@@ -223,3 +223,11 @@ def test_complete_refuses_weights_that_are_not_finite(data, tmp_path, monkeypatc
     with pytest.raises(CheckpointError, match="not finite numbers"): CADAutocomplete(marked)
     model.save_pretrained(tmp_path/"unmarked")                             # and one without a mark
     with pytest.raises(CheckpointError, match="not finite numbers"): CADAutocomplete(tmp_path/"unmarked", device="cpu")
+
+
+# ---- odd things in the folder
+
+def test_a_folder_named_stop_is_told_and_stops_nothing(data, tmp_path, capsys):
+    (tmp_path/"o"/"stop").mkdir(parents=True)
+    result = train(*configs(data, tmp_path/"o", "--max_steps", 2))
+    assert (result.step, result.reason) == (2, "max_steps") and "'stop' in the output folder cannot be removed" in capsys.readouterr().out

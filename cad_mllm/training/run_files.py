@@ -75,11 +75,18 @@ class Stopper:
         self.deadline = time.monotonic() + 60*max_minutes if max_minutes else math.inf
 
     def __enter__(self):
-        if self.files: self.files.forget(STOP)
+        if self.files: self._forget_old_stop()
         for s in (signal.SIGTERM, signal.SIGINT):
             try: self._old[s] = signal.signal(s, self._caught)
             except ValueError: pass       # not the main thread
         return self
+
+    def _forget_old_stop(self):
+        "A stop file of an earlier run does not count, nor does a folder of that name, which cannot go."
+        self.files.forget(STOP)
+        if not self.files.seen(STOP): return
+        print(f"⚠️  {STOP!r} in the output folder cannot be removed (a folder?): it is not looked at; stop with SIGTERM or Ctrl-C", flush=True)
+        self.files = None
 
     def __exit__(self, *_):
         for s, old in self._old.items(): signal.signal(s, old)
