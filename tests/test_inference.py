@@ -135,19 +135,19 @@ def hang(*args): time.sleep(600)
 
 
 def test_a_kernel_that_hangs_costs_a_note(model, plate, monkeypatch):
-    monkeypatch.setattr("cad_mllm.inference.build_solid", hang)
+    monkeypatch.setattr("cad_mllm.completion.build_solid", hang)
     result = CADAutocomplete(model, kernel="manifold", timeout=.2).complete(plate.truncate(2), max_new_tokens=40)
     assert result["metadata"]["valid"] is False
     assert any("no answer within" in n for n in result["metadata"]["notes"])
 
 
 def test_without_opencascade_the_light_kernel_checks(model, plate, monkeypatch):
-    import cad_mllm.inference as inference
+    import cad_mllm.completion as completion
     from cad_mllm.geometry import GeometryError
     def isolated(func, program, kernel, timeout):
         if kernel == "occ": raise GeometryError("OpenCascade is not installed: pip install cadquery-ocp-novtk, or use kernel='manifold'")
         return func(program, kernel)
-    monkeypatch.setattr(inference, "isolated", isolated)
+    monkeypatch.setattr(completion, "isolated", isolated)
     completer = CADAutocomplete(model)
     assert completer.check(plate)[0].kernel == "manifold" and "without STEP" in completer.notes[0]
 
