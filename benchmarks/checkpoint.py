@@ -32,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"tests"))
 from chapters import Chapter
 ck = Chapter("cad_mllm.checkpoints")
 from cad_mllm.config import recipe
@@ -410,8 +411,7 @@ class Phases:
             finally:
                 for n, f in saved.items(): setattr(ck, n, f)
         ck.update_best = update_best
-        from chapters import Chapter
-        delivery = Chapter("cad_mllm.checkpoints")
+        delivery = ck
         for attribute, name in (("copy", "delivering: copying"), ("sha256", "delivering: reading back"), ("rename", "delivering: renaming"), ("write", "delivering: manifest"),
                                 ("remove", "delivering: removing old ones"), ("link", "delivering: checkpoint-best")):
             self.wrap(delivery.OutputFolder, attribute, name)

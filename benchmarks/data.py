@@ -21,6 +21,7 @@ Folder against shards. --designs parts with eight pictures and a cloud, all moda
 
 Feed. Packed batches of 16 samples from shards (warm), with 0, 1 and 2 reader processes, with all modalities and with text only, encoded histories cached as in training.
 """
+import sys
 import argparse
 import builtins
 import contextlib
@@ -35,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"tests"))
 from chapters import Chapter
 D = Chapter("cad_mllm.data")
 from cad_mllm.cad import truncation_counts

@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}) # manifold3d takes as many threads as there are cores; times are those of one
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"tests"))
 from chapters import Chapter
 G = Chapter("cad_mllm.geometry")
-from cad_mllm.cad import CADProgram, Extrude, Sketch# noqa: E402
-from cad_mllm.geometry import GeometryError, build_solid# noqa: E402
-from cad_mllm.metrics import align_box, chamfer, fscore, iou, topology# noqa: E402
+from cad_mllm.cad import CADProgram, Extrude, Sketch  # noqa: E402
+from cad_mllm.geometry import GeometryError, build_solid  # noqa: E402
+from cad_mllm.metrics import align_box, chamfer, fscore, iou, topology  # noqa: E402
 
 TARGETS = {"solid": 10, "picture": 20, "points": 2} # milliseconds, median
 

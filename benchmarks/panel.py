@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ipywidgets as widgets  # noqa: E402
+import ipywidgets as widgets    # noqa: E402
 
-from cad_mllm.panel.table import _cell# noqa: E402
-from cad_mllm.panel import COLUMNS, CheckpointPanel, example_folder# noqa: E402
+from cad_mllm.panel.table import _cell  # noqa: E402
+from cad_mllm.panel import COLUMNS, CheckpointPanel, example_folder  # noqa: E402
 
 
 def make_folder(folder, num):

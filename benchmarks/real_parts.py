@@ -22,14 +22,14 @@ import zlib
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-import numpy as np                                              # noqa: E402
-from scipy.spatial import cKDTree                               # noqa: E402
+import numpy as np                                                # noqa: E402
+from scipy.spatial import cKDTree                                 # noqa: E402
 
-from cad_mllm.cad.program import CADProgram                     # noqa: E402
-from cad_mllm.geometry.solid import build_solid                 # noqa: E402
-from cad_mllm.interop.build123d_read import read_build123d      # noqa: E402
-from cad_mllm.metrics.volumes import iou                        # noqa: E402
-from cad_mllm.reconstruction import count_curves, reconstruct   # noqa: E402
+from cad_mllm.cad.program import CADProgram                       # noqa: E402
+from cad_mllm.geometry.solid import build_solid                   # noqa: E402
+from cad_mllm.interop.build123d_read import read_build123d        # noqa: E402
+from cad_mllm.metrics.volumes import iou                          # noqa: E402
+from cad_mllm.reconstruction import count_curves, reconstruct     # noqa: E402
 
 CONDITIONS = ("clean", "no-normals", "noise-0.005", "noise-0.01", "noise-0.02", "dropped", "one-sided")
 METHODS = {"slabs": 0, "refined": 3} # seconds for fitting numbers
