@@ -162,6 +162,7 @@ def test_a_signal_while_they_agree_counts_at_the_next_step(data, tmp_path):
         def sum(self, tensor): os.kill(os.getpid(), signal.SIGTERM); return tensor
     trainer = Trainer.__new__(Trainer)
     trainer.train_config, trainer.progress, trainer.world = TrainConfig(data_root=str(data)), Progress(), Struck(1, 2)
+    trainer.lock = None
     with Stopper() as stopper:
         assert not trainer.asked_to_stop(stopper) and not stopper.reason
         assert trainer.asked_to_stop(stopper) and stopper.reason == "SIGTERM"
