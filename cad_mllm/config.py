@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'LORA_TARGETS', 'SEQUENCE_FORMATS', 'TOKEN_VERSIONS', 'DTYPES', 'POINTS_FRAMES', 'CHANGES', 'RECIPES',
-           'ConfigError', 'parse_modalities', 'CADMLLMConfig', 'CurriculumStage', 'default_stages', 'TrainConfig',
-           'tiny', 'qwen3_0_6b', 'qwen3_8b', 'points_small', 'recipe']
+           'ConfigError', 'parse_modalities', 'KindError', 'check_kinds', 'CADMLLMConfig', 'CurriculumStage',
+           'default_stages', 'TrainConfig', 'tiny', 'qwen3_0_6b', 'qwen3_8b', 'points_small', 'recipe']
 
 # %% ../nbs/00_config.ipynb #e48d5f98
 import json
+import os
 from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -48,9 +50,25 @@ def _jsonable(o):
     return str(o) if isinstance(o, Path) else o
 
 # %% ../nbs/00_config.ipynb #d76d85bb
+class KindError(ConfigError):
+    "A value of another kind than its field declares."
+
+_KINDS = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"), str: ((str, os.PathLike), "text"), dict: (dict, "a dictionary"),
+          list: ((list, tuple), "a list"), tuple: ((list, tuple), "a list")}
+
+def check_kinds(
+    config, # a dataclass
+):
+    "Raise `KindError` for the first value that is not of its field's kind."
+    for field_ in fields(config):
+        value, (kind, text) = getattr(config, field_.name), _KINDS.get(field_.type, (object, ""))
+        wrong = not isinstance(value, kind) or isinstance(value, bool) and field_.type is not bool and kind is not object
+        if wrong: raise KindError(f"{field_.name}={value!r:.200}: use {text}")
+
+# %% ../nbs/00_config.ipynb #2716c441
 class _JSONConfig:
     "To JSON and back; unknown keys are kept aside in `ignored` by name instead of failing, so that newer and older files both load."
-    def __post_init__(self): self.validate()
+    def __post_init__(self): check_kinds(self); self.validate()
 
     def to_dict(self) -> dict:
         "All fields as plain JSON values."
@@ -107,6 +125,7 @@ class CADMLLMConfig(_JSONConfig):
 def validate(self: CADMLLMConfig):
     "Raise `ConfigError` for the first value that cannot work."
     self.lora_target_modules = tuple(self.lora_target_modules)
+    _check(all(isinstance(name, str) for name in self.lora_target_modules), "lora_target_modules", self.lora_target_modules, "use names of layers such as q_proj")
     _check(self.sequence_format in SEQUENCE_FORMATS, "sequence_format", self.sequence_format, f"choose one of {', '.join(SEQUENCE_FORMATS)}")
     _check(self.token_version in TOKEN_VERSIONS, "token_version", self.token_version, f"choose one of {', '.join(map(str, TOKEN_VERSIONS))}")
     _check(self.points_frame in POINTS_FRAMES, "points_frame", self.points_frame, f"choose one of {', '.join(POINTS_FRAMES)}")
@@ -144,6 +163,7 @@ class CurriculumStage:
     def has_gate(self) -> bool: return self.until_val_loss > 0 or self.patience > 0
 
     def __post_init__(self):
+        check_kinds(self)
         _check(self.name and "/" not in self.name, "stage name", self.name, "use a plain folder name such as stage1_text")
         self.modality_probs = {"+".join(parse_modalities(k)): float(v) for k, v in self.modality_probs.items()}
         total = sum(self.modality_probs.values())

@@ -52,8 +52,8 @@ def test_hidden_cells_and_directives_are_left_out(docs, site):
     for page in pages:
         text = re.sub(r"<[^>]+>", "", (out/page.name).read_text())
         assert "#| export" not in text and "#| hide" not in text and "default_exp" not in text.replace("default_exp`", ""), page.name
-    hidden = next(c for p in pages if p.notebook.stem == "01_cad" for c in p.cells if "#| hide" in "".join(c["source"]) and "assert" in "".join(c["source"]))
-    assert "".join(hidden["source"]).splitlines()[1] not in re.sub(r"<[^>]+>", "", (out/"01_curves.html").read_text())
+    hidden = next(c for p in pages if p.notebook.stem == "02_program" for c in p.cells if "#| hide" in "".join(c["source"]) and "assert" in "".join(c["source"]))
+    assert "".join(hidden["source"]).splitlines()[1] not in re.sub(r"<[^>]+>", "", (out/"1_cad/02_program.html").read_text())
 
 
 def test_every_exported_name_has_a_card(docs, site):
@@ -91,13 +91,13 @@ def test_pages_follow_each_other_and_can_be_searched(site):
     for before, after in zip(pages, pages[1:]):
         assert re.search(rf'<a href="[./]*{re.escape(after.name)}" rel="next">', (out/before.name).read_text()), before.name
     entries = json.loads((out/"search.js").read_text().removeprefix("window.SEARCH = ").rstrip(";\n"))
-    assert ["panel.app", "CheckpointPanel", "13_app.html#CheckpointPanel"] in [e[:3] for e in entries]
+    assert ["app", "CheckpointPanel", "10_panel/13_app.html#CheckpointPanel"] in [e[:3] for e in entries]
 
 
 def test_formulas_are_drawn(docs, site):
     "All formulas of the notebooks can be drawn without a network."
     drawn = {p.name: (site[1]/p.name).read_text() for p in site[0]}
-    assert [n for n, text in drawn.items() if 'class="tex"' in text] == [] and 'class="formula"' in drawn["01_distances.html"]
+    assert [n for n, text in drawn.items() if 'class="tex"' in text] == [] and 'class="formula"' in drawn["4_metrics/01_distances.html"]
 
 
 def commands():

@@ -322,3 +322,34 @@ def test_opening_a_pack_reads_its_index_and_no_shard(shards, tmp_path, monkeypat
     ds = open_data(shards, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
     again = open_data(shards, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
     assert [f for f in opened if f.endswith(".tar")] == [] and again.fingerprint == ds.fingerprint and again.skipped == ds.skipped
+
+
+def spoilt(arrays, name, field, value, at=0):
+    "A copy of an index's arrays with one number changed."
+    changed = {k: v.copy() for k, v in arrays.items()}
+    if field: changed[name][field][at] = value
+    elif value is None: changed[name] = changed[name][:-1]
+    else: changed[name][at] = value
+    return changed
+
+REFERENCES = [("shard", "", 999), ("shard", "", -1), ("members", "ending", 999), ("first", "", -1), ("first", "", 10**9, -1), ("first", "", None), ("shard", "", None), ("members", "offset", -5),
+              ("extra_samples", "design", 999), ("extra_samples", "design", -1), ("extra_samples", "suffix", 999), ("extra_samples", "suffix", -1), ("extra_designs", "", None), ("extra_views", "", None), ("extra_clouds", "", None)]
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: "-".join(map(str, r)))
+def test_references_of_a_pack_index_are_checked_when_it_is_opened(shards, tmp_path, reference):
+    with np.load(shards/INDEX_NAME) as data: arrays = {k: data[k] for k in data.files}
+    folder = tmp_path/"shards"
+    folder.mkdir()
+    for path in shards.glob("*.tar"): os.link(path, folder/path.name)
+    pack_module.save_arrays(folder/INDEX_NAME, spoilt(arrays, *reference))
+    with pytest.raises(DataError, match=f"{INDEX_NAME}: the index is damaged"): open_data(folder)
+
+
+@pytest.mark.parametrize("reference", [("samples", "design", 999), ("samples", "suffix", -1), ("designs", "", None), ("views", "", None)], ids=lambda r: "-".join(map(str, r)))
+def test_a_data_index_whose_references_lead_nowhere_is_made_anew(root, tmp_path, reference, caplog):
+    logging.disable(logging.NOTSET)
+    first = open_data(root, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
+    with np.load(tmp_path/"i.npz") as data: arrays = {k: data[k] for k in data.files}
+    pack_module.save_arrays(tmp_path/"i.npz", spoilt(arrays, *reference))
+    again = open_data(root, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
+    assert "is made anew" in caplog.text and len(first) == len(again) and [first[i].id for i in range(len(first))] == [again[i].id for i in range(len(again))]

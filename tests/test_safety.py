@@ -1,6 +1,7 @@
 """A checkpoint from a stranger: it cannot run code, reach outside its folder, take memory it has not got, or have something else fetched. Where it is cheap, a naive loader shows that the attack is real."""
-import json, os, pickle, shutil, struct, zipfile
+import json, os, pickle, re, shutil, struct, zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -348,3 +349,64 @@ def test_moments_of_another_shape(saved, model, tmp_path):
     state["optimizer"]["state"][0] = {"step": torch.tensor(1.), "exp_avg": torch.zeros(7, 7), "exp_avg_sq": torch.zeros(7, 7)}
     done = ck.restore_optimizer(adamw, None, state, quiet=True)
     assert done.optimizer and names[0] in done.notes[0] and adamw.param_groups[0]["params"][0] not in adamw.state
+
+
+# -- damaged but sealed, and what the kit does not know
+
+TOKENIZER = {"backend": "tokenizers", "model_max_length": 512, "tokenizer_class": "TokenizersBackend"}
+DAMAGED = {"a list of layers with a dictionary in it": (ck.CONFIG, {"model": {"lora_target_modules": ["q_proj", {}]}}), "a number that is text": (ck.CONFIG, {"model": {"lora_r": "four"}}),
+           "a switch that is a list": (ck.CONFIG, {"model": {"use_lora": []}}), "settings of the model that are none": (ck.CONFIG, {"model": 7}), "training settings of odd kinds": (ck.CONFIG, {"train": {"max_pending_checkpoints": []}}),
+           "a stage whose shares are text": (ck.CONFIG, {"train": {"stages": [{"name": "one", "modality_probs": "x"}]}}), "a padding token that is a number": ("tokenizer_config.json", TOKENIZER | {"eos_token": "<|endoftext|>", "pad_token": -1}),
+           "a class that is a list": ("tokenizer_config.json", TOKENIZER | {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "tokenizer_class": [[]]}), "no tokens that end or pad": ("tokenizer_config.json", TOKENIZER),
+           "a tokenizer without a model": ("tokenizer.json", {"version": "1.0", "model": {"type": 3}})}
+
+def spoil(folder, name, change):
+    "Put values into a JSON file of a checkpoint and seal it again; a dictionary within is changed, everything else replaced."
+    value = json.loads((folder/name).read_text()) if name == ck.CONFIG else {}
+    for k, v in change.items(): value[k] = {**value[k], **v} if isinstance(v, dict) and isinstance(value.get(k), dict) else v
+    (folder/name).write_text(json.dumps(value))
+    reseal(folder)
+
+@pytest.mark.parametrize("kind", list(DAMAGED))
+def test_damaged_but_sealed_files_are_a_checkpoint_error_with_their_name(saved, model, tmp_path, kind):
+    folder, (name, change) = tmp_path/"checkpoint-step5", DAMAGED[kind]
+    shutil.copytree(saved, folder)
+    spoil(folder, name, change)
+    with pytest.raises(ck.CheckpointError, match=f"{folder.name}/{name}: "): load(folder, model)
+
+
+@pytest.mark.skipif("CAD_CASES_ROOT" not in os.environ, reason="set CAD_CASES_ROOT to the folder of cases")
+def test_cases_of_damaged_checkpoints(saved, model, tmp_path):
+    for case in sorted(Path(os.environ["CAD_CASES_ROOT"], "checkpoints").glob("case_*.json")):
+        folder, name = tmp_path/case.stem, re.sub(r"case_\d+_", "", case.name)
+        shutil.copytree(saved, folder)
+        shutil.copyfile(case, folder/name)
+        reseal(folder)
+        with pytest.raises(ck.CheckpointError, match=f"{folder.name}/{name}: "): load(folder, model)
+
+
+KERNELS = {"a kernel from a hub": {"attn_implementation": "org/kernel"}, "one for a part of the model": {"text_config": {"_attn_implementation": {"": "org/kernel:attend"}}}, "a quantization": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}
+
+@pytest.mark.parametrize("kind", list(KERNELS))
+def test_only_kernels_and_quantizations_that_the_kit_knows(saved, model, tmp_path, monkeypatch, kind):
+    "No word of trust lets them pass: nothing here could use them."
+    monkeypatch.setenv(safe.TRUST, "org/kernel,gptq,trust_remote_code")
+    for name, change in (("config.json", KERNELS[kind]), (ck.CONFIG, {"model": {"llm_config": KERNELS[kind]}})):
+        folder = tmp_path/f"checkpoint-{name}"
+        shutil.copytree(saved, folder)
+        spoil(folder, name, change)
+        with pytest.raises(ck.CheckpointError, match=f"{folder.name}.*{name}: asks for"): ck.load_checkpoint(folder, quiet=True)
+        with pytest.raises(WeightsError, match=f"{name}: asks for"): CADMLLMModel.from_pretrained(folder)
+    assert safe.kernel_demands({"attn_implementation": "sdpa", "text_config": {"_attn_implementation": None}}) == ""
+
+
+def test_the_newest_good_one_is_never_one_that_would_be_refused(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(safe, "_stated", set())
+    good, damaged = (shutil.copytree(saved, tmp_path/f"checkpoint-step{i}") for i in (5, 9))
+    for i, (name, change) in enumerate([(ck.CONFIG, {"model": {"llm_model_name": "stranger/model"}}), (ck.CONFIG, {"model": {"lora_r": "four"}}), ("config.json", KERNELS["a kernel from a hub"])], 6):
+        folder = shutil.copytree(saved, tmp_path/f"checkpoint-step{i}")
+        metadata = json.loads((folder/ck.METADATA).read_text()) | {"step": i, "serial": i}
+        (folder/ck.METADATA).write_text(json.dumps(metadata))
+        spoil(folder, name, change)
+    next(damaged.glob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(ck.CheckpointError, match=f"the newest good one is {good}$"): ck.load_checkpoint(damaged, quiet=True)

@@ -146,6 +146,11 @@ MUTATIONS = [
     Mutation(7, "the best of an old run may be overwritten", CK, "keep = is_old_format(target)", "keep = False", T_CK + "the_best_of_years_ago_is_kept"),
     Mutation(7, "an old checkpoint's step is forgotten", TRAIN, 'p.step = int(state.get("step") or loaded.metadata.get("step") or 0)', "p.step = 0", T_OLD + "an_old_checkpoint_goes_on"),
     # 8 safe
+    Mutation(8, "kernels from a hub pass", SAFE, "if kernel := kernel_demands(value): raise", "if False: raise", T_SAFE + "only_kernels_and_quantizations_that_the_kit_knows"),
+    Mutation(8, "values of any kind pass in a configuration", "cad_mllm/config.py", "def __post_init__(self): check_kinds(self); self.validate()", "def __post_init__(self): self.validate()", T_SAFE + "damaged_but_sealed_files_are_a_checkpoint_error_with_their_name"),
+    Mutation(3, "the newest good one may be one that is refused", CK, "and not _would_load(found, trust): skip", "and False: skip", T_SAFE + "the_newest_good_one_is_never_one_that_would_be_refused"),
+    Mutation(8, "numbers of a pack's index may lead nowhere", "cad_mllm/data", "if header.get(\"format\") == 1: check_references(self, _MEMBER)", "pass", "tests/test_pack.py::test_references_of_a_pack_index_are_checked_when_it_is_opened"),
+    Mutation(8, "numbers of a data index may lead nowhere", "cad_mllm/data", "    _check_table(table)\n    return table", "    return table", "tests/test_pack.py::test_a_data_index_whose_references_lead_nowhere_is_made_anew"),
     Mutation(8, "a pickle may name any class (our own look)", SAFE, "        raise _Name(full)\n", "        return _Inert\n", T_SAFE + "no_pickle_runs"),
     Mutation(8, "neither of the two looks at pickles is there", SAFE, "        check_pt(path, [name for _, name in names])\n        with torch.serialization.safe_globals(list(names)): return torch.load(path, map_location=\"cpu\", weights_only=True, mmap=mmap)",
              "        return torch.load(path, map_location=\"cpu\", weights_only=False, mmap=mmap)", T_SAFE + "no_pickle_runs"),

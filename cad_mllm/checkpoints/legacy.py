@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import CADMLLMConfig, ConfigError, TrainConfig
+from ..config import CADMLLMConfig, ConfigError, KindError, TrainConfig
 from .safety import load_pt, UnsafeFile
 from .format import CheckpointError, CONFIG, is_old_format, read_json_file
 
@@ -138,9 +138,10 @@ def read_config(
     if not is_old_format(path):
         both = read_json_file(path/CONFIG)
         try: model = CADMLLMConfig.from_dict(both.get("model", both))
-        except (TypeError, ValueError) as e: raise CheckpointError(f"{path/CONFIG}: {e}") from e
+        except (TypeError, ValueError, AttributeError, KeyError) as e: raise CheckpointError(f"{path/CONFIG}: {e}") from e
         try: train = TrainConfig.from_dict(both["train"]) if both.get("train") else None
-        except (TypeError, ValueError) as e: notes.append(f"{CONFIG}: the training settings are not usable here: {e}")
+        except (KindError, TypeError, AttributeError, KeyError) as e: raise CheckpointError(f"{path/CONFIG}: the training settings are damaged: {e}") from e
+        except ValueError as e: notes.append(f"{CONFIG}: the training settings are not usable here: {e}")
         return model, train, notes
     values = {}
     if (path/"adapter_config.json").exists():

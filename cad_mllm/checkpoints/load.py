@@ -14,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from ..config import CADMLLMConfig, TrainConfig
-from .safety import check_sizes, check_trust, inside, read_tensors, UnsafeFile
+from .safety import check_pt, check_safetensors, check_sizes, check_trust, inside, read_tensors, UnsafeFile
 from .format import (
-    BEST, CheckpointError, CONFIG, DISK, free_bytes, list_files, METADATA, publish, recently_verified, STATE,
+    BEST, CheckpointError, CONFIG, DISK, free_bytes, is_old_format, list_files, METADATA, publish, recently_verified, STATE,
     to_json, verify_checkpoint, WEIGHT_FILES)
 from .legacy import plain, read_config, safe_load
 from .records import human_size, list_checkpoints, newest_good, newness, not_finite_problems, read_record
@@ -35,17 +35,33 @@ class Loaded:
     old_format: bool = False           # from before the manifest: nothing could be proved
     notes: list = field(default_factory=list) # what was not as usual, a sentence each
 
-def _refuse(path, problems):
+def _would_load(path, trust):
+    "Whether a checkpoint that is whole would also be accepted: its settings and what it asks for."
+    try:
+        config = read_config(path)[0]
+        check_sizes(config); check_trust(path, config, trust)
+        for file in path.glob("*.safetensors"): check_safetensors(file)
+        for file in () if is_old_format(path) else path.glob("*.pt"): check_pt(file)
+    except (CheckpointError, UnsafeFile, OSError): return False
+    return True
+
+def _newest_accepted(folder, depth, skip, trust):
+    "The newest checkpoint that is whole and would be accepted, or None."
+    skip = [skip]
+    while (found := newest_good(folder, depth, tuple(skip))[0]) and not _would_load(found, trust): skip.append(found)
+    return found
+
+def _refuse(path, problems, trust):
     "Raise for a damaged checkpoint, with the newest good one beside it, or in its run."
     places = [(path.parent, 1), (path.parent.parent, 2)] if path.is_dir() else []
-    other = next((p for folder, depth in places if depth == 1 or (folder/"run_config.json").exists() if (p := newest_good(folder, depth, (path,))[0])), None)
+    other = next((p for folder, depth in places if depth == 1 or (folder/"run_config.json").exists() if (p := _newest_accepted(folder, depth, path, trust))), None)
     raise CheckpointError(f"{path}: not loaded: {'; '.join(problems[:5])}" + (f"; the newest good one is {other}" if other else "; there is no good one beside it"))
 
-def _proved_state(path, hashes, with_state):
+def _proved_state(path, hashes, with_state, trust):
     "The trainer's state of a folder that is proved whole; it is read while the files are hashed, and thrown away when they are not what was written."
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_read_state, path) if with_state else None
-        if problems := verify_checkpoint(path, hashes): _refuse(path, problems)
+        if problems := verify_checkpoint(path, hashes): _refuse(path, problems, trust)
         return reading.result() if reading else None
 
 def _read_state(path):
@@ -67,12 +83,12 @@ def load_checkpoint(
     "Load a checkpoint of any age; raises `CheckpointError` when it is damaged or holds anything but data."
     path, say = Path(path), (lambda *a: None) if quiet else print
     say(f"Loading checkpoint from: {path}")
-    state = _proved_state(path, verify and not recently_verified(path), with_state)
-    record = read_record(path)
-    if bad := not_finite_problems(record.metadata): _refuse(path, bad)
-    config, train_config, notes = read_config(path)
     told = getattr(model, "config", None)                        # whoever built the model has named its parts
     trust = (*([trust] if isinstance(trust, str) else trust), getattr(told, "llm_model_name", ""), getattr(told, "image_encoder_name", ""))
+    state = _proved_state(path, verify and not recently_verified(path), with_state, trust)
+    record = read_record(path)
+    if bad := not_finite_problems(record.metadata): _refuse(path, bad, trust)
+    config, train_config, notes = read_config(path)
     try: check_sizes(config); check_trust(path, config, trust)
     except UnsafeFile as e: raise CheckpointError(f"{path}: not loaded: {e}") from e
     metadata = record.metadata | {k: v for k, v in (state or {}).items() if k in ("epoch", "step", "loss", "stage", "timestamp") and v is not None}

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "synthetic": ("DataFolderError FAMILIES STYLES make_part part_maker synthesize"),
     "products": ("CaptionWriter KnownFailure PRODUCTS PreparedItem Products describe prepare_one"),
     "preparation": ("PrepareError describe_estimate estimate in_shard prepare"),
+    "references": ("check_range check_references"),
     "shards": ("INDEX_NAME Made Pack PackError ShardError ShardWriter check_pack from_bytes is_pack member_name "
               "save_arrays scan_shard to_bytes write_pack"),
     "attachments": ("Attachments CAPTION_SUFFIXES CLOUD_SUFFIXES MOST_ENDINGS PICTURE_SUFFIXES PartNames caption_entries "

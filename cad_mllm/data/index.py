@@ -12,6 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..cad.grid import Grid
+from .references import check_range
 from .shards import from_bytes, to_bytes
 
 # %% ../../nbs/5_data/18_index.ipynb #2b3ab91f
@@ -90,5 +91,16 @@ def arrays(self: VerdictTable) -> dict:
     return dict(ids=to_bytes(self.ids), suffixes=to_bytes(self.suffixes), notes=to_bytes(self.notes), designs=self.designs, samples=self.samples)
 
 def read_verdicts(data):
-    "The verdicts of a file's arrays."
-    return VerdictTable(*(from_bytes(data[k]) for k in ("ids", "suffixes")), data["designs"], data["samples"], from_bytes(data["notes"]))
+    "The verdicts of a file's arrays; `ValueError` where they do not belong together."
+    table = VerdictTable(*(from_bytes(data[k]) for k in ("ids", "suffixes")), data["designs"], data["samples"], from_bytes(data["notes"]))
+    _check_table(table)
+    return table
+
+def _check_table(table):
+    "Raise `ValueError` for the first number of a table that leads nowhere."
+    if not all(isinstance(v, list) and all(isinstance(x, str) for x in v) for v in (table.ids, table.suffixes)): raise ValueError("names of designs and suffixes are expected")
+    if table.designs.dtype != _DESIGN or table.samples.dtype != _SAMPLE or table.designs.shape != (len(table.ids),) or table.samples.ndim != 1: raise ValueError("the tables of designs and samples do not fit its names")
+    check_range(table.samples["design"], len(table.ids), "designs of samples")
+    check_range(table.samples["suffix"], len(table.suffixes), "suffixes of samples")
+    if not isinstance(table.notes, list) or not all(isinstance(n, list) and len(n) > 2 and type(n[0]) is int for n in table.notes): raise ValueError("its notes are no notes")
+    check_range(np.array([n[0] for n in table.notes], int), len(table.ids), "designs of notes")

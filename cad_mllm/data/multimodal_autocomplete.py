@@ -170,6 +170,13 @@ def _save_index(self: MultimodalAutocompleteDataset, verdicts, joined=None):
 
 def _index_version(): return f"3 {__version__}"
 
+def _checked(about, verdicts, joined):
+    "An index as it was, or `ValueError` where its parts do not belong together; one without captions is of verdicts alone."
+    captions, views, clouds, media = joined
+    if not isinstance(about, dict) or not isinstance(about["listed"], list) or not all(isinstance(e, list) and len(e) == 2 for e in about["listed"]): raise ValueError("it says nothing about itself")
+    if about["state"] and not (isinstance(captions, list) and isinstance(media, dict) and len(captions) == len(verdicts.ids) and views.shape == clouds.shape == (len(captions),)): raise ValueError("captions, views and clouds do not fit its designs")
+    return about, verdicts, joined
+
 @patch
 def _load_index(self: MultimodalAutocompleteDataset):
     "The content of the index file (about, verdicts, joined), or None."
@@ -178,7 +185,7 @@ def _load_index(self: MultimodalAutocompleteDataset):
         with np.load(self.index_path, allow_pickle=False) as data:
             about = from_bytes(data["about"]) if "about" in data.files else {}
             if about.get("made_by") != _index_version(): return None
-            return about, read_verdicts(data), (from_bytes(data["captions"]), data["views"], data["clouds"], about["media"])
+            return _checked(about, read_verdicts(data), (from_bytes(data["captions"]), data["views"], data["clouds"], about["media"]))
     except Exception as e: logger.warning("the index %s cannot be read and is made anew: %s", self.index_path, e)
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #eb5f4dc4

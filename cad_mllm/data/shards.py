@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .. import __version__
+from .references import check_references
 
 # %% ../../nbs/5_data/09_shards.ipynb #fff92134
 INDEX_NAME = "pack_index.npz"             # what makes a folder a pack; written last
@@ -344,7 +345,7 @@ class Pack:
         "Which groups lie in shards that can be used."
         return ~np.isin(self.shard, list(self.problems))
 
-# %% ../../nbs/5_data/09_shards.ipynb #0dcebc48
+# %% ../../nbs/5_data/09_shards.ipynb #36fb6839
 @patch
 def _load(self: Pack):
     "Read the index file."
@@ -358,6 +359,7 @@ def _load(self: Pack):
             self.ids, self.members, self.first, self.shard = from_bytes(data["ids"]), data["members"], data["first"], data["shard"]
             self.extra = {k[6:]: data[k] for k in data.files if k.startswith("extra_")}
         self.shards, self.endings, self.digest = header["shards"], header["endings"], header["digest"]
+        if header.get("format") == 1: check_references(self, _MEMBER)
     except Exception as e:
         raise PackError(f"{path}: the index is damaged ({type(e).__name__}: {e}); fetch it again, or run `cad-mllm pack` again: finished shards are kept") from None
     if header.get("format") != 1: raise PackError(f"{path}: format {header.get('format')} is not known to this version ({__version__}); upgrade cad_mllm")

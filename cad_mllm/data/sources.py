@@ -172,6 +172,8 @@ class ShardSource:
         self.root, self.folders, extra = Path(root), dict.fromkeys(("json", "truncated", "txt", "img", "points")), self.pack.extra
         try: self.table, self.cut, self.listed = read_verdicts(extra), bool(extra["cut"]), from_bytes(extra["listed"])
         except KeyError as e: raise DataError(f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm pack ROOT OUT`") from None
+        except (ValueError, TypeError) as e: raise DataError(f"{self.root/INDEX_NAME}: the index is damaged ({e}); fetch it again, or run `cad-mllm pack` again: finished shards are kept") from None
+        self._check_joined(extra)
         self.place, self._held = {id: i for i, id in enumerate(self.pack.ids)}, ("", {})
         self.has_tokens = (language := from_bytes(extra["language"])) == language_version()
         if language and not self.has_tokens: logger.warning("%s: its tokens are those of another version; histories are encoded when they are read, which takes longer (`cad-mllm pack` again to refresh them)", root)
@@ -186,6 +188,16 @@ class ShardSource:
         return {id: None if self.cut else range(n) for id, n in zip(self.table.ids, counts)}
 
     def verdicts(self, groups, known, jobs): yield from self.table.only(groups).as_dict().items()
+
+# %% ../../nbs/5_data/19_sources.ipynb #b3ea9f0d
+@patch
+def _check_joined(self: ShardSource, extra):
+    "Raise `DataError` unless every design has a caption, bits of views and bits of clouds."
+    try:
+        captions = from_bytes(extra["captions"])
+        right = isinstance(captions, list) and len(captions) == len(extra["views"]) == len(extra["clouds"]) == len(self.table.ids) and extra["views"].dtype.kind == extra["clouds"].dtype.kind == "i"
+    except (KeyError, ValueError, TypeError): right = False
+    if not right: raise DataError(f"{self.root/INDEX_NAME}: the index is damaged (captions, views and clouds do not fit its {len(self.table.ids)} designs); fetch it again, or run `cad-mllm pack` again")
 
 # %% ../../nbs/5_data/19_sources.ipynb #36904cc0
 def _no_media(): return dict(img=list(VIEW_SUFFIXES), points=list(POINT_SUFFIXES), spare={}, cleaned=0)

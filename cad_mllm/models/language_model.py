@@ -18,6 +18,7 @@ import torch
 from ..config import ConfigError
 from ..checkpoints.safety import (
     check_safetensors, inside, LLM_WEIGHTS, read_json, read_tensors, UnsafeFile, weight_files)
+from ..checkpoints.format import CheckpointError
 from .attention import register_attention
 
 # %% ../../nbs/7_models/03_language_model.ipynb #52ce6837
@@ -137,7 +138,7 @@ def _input_as_it_is(x, dtype):
 def _module_name(model, module): return next(name.rsplit(".", 1)[-1] for name, m in model.named_modules() if m is module)
 
 # %% ../../nbs/7_models/03_language_model.ipynb #3a267e6b
-class WeightsError(ValueError):
+class WeightsError(CheckpointError):
     "A file of weights that does not fit the model or cannot be read."
 
 def read_weight_tensors(paths):
@@ -170,5 +171,8 @@ def llm_of_folder(folder, dtype):
     except Exception as e: raise UnsafeFile(f"config.json: is no usable model configuration ({str(e).splitlines()[0][:120]})") from e    # whatever numbers that make no sense lead to
     if wrong := next((k for k, p in sketch.items() if there.get(k) != tuple(p.shape)), None): raise UnsafeFile(f"config.json: wants {wrong} of shape {tuple(sketch[wrong].shape)}, and the weights have {there.get(wrong)}")
     with without_progress_bars(): llm = AutoModelForCausalLM._model_mapping[type(shape)].from_pretrained(None, config=shape, state_dict=read_weight_tensors(paths), dtype=dtype, attn_implementation=register_attention())
-    if (folder/"generation_config.json").exists(): llm.generation_config = GenerationConfig(**read_json(inside(folder, "generation_config.json")))
+    if (folder/"generation_config.json").exists():
+        values = read_json(inside(folder, "generation_config.json"))
+        try: llm.generation_config = GenerationConfig(**values)
+        except Exception as e: raise UnsafeFile(f"generation_config.json: is damaged ({type(e).__name__}: {str(e)[:120]})") from e   # likewise
     return llm

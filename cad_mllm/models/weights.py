@@ -173,6 +173,36 @@ def load_weights(
     except UnsafeFile as e: raise WeightsError(f"{folder}/{e}") from e
 
 # %% ../../nbs/7_models/06_weights.ipynb #65a24a01
+def _saved_config(folder):
+    "The settings of the model in a folder; `UnsafeFile` where they are damaged."
+    values = read_json(folder/"cad_mllm_config.json")
+    try: return CADMLLMConfig.from_dict(values["model"])
+    except (TypeError, ValueError, AttributeError, KeyError) as e: raise UnsafeFile(f"cad_mllm_config.json: {e}") from e
+
+def _saved_tokenizer(folder):
+    "The tokenizer of a folder, None where there is none; `UnsafeFile` with the file that is damaged."
+    from transformers import AutoTokenizer
+    if not (folder/"tokenizer_config.json").is_file(): return None
+    read_json(folder/"tokenizer_config.json")
+    if (folder/"tokenizer.json").exists():
+        from tokenizers import Tokenizer
+        try: Tokenizer.from_file(str(folder/"tokenizer.json"))
+        except Exception as e: raise UnsafeFile(f"tokenizer.json: is damaged ({str(e)[:120]})") from e                # the library raises `Exception` itself
+    try:
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        ids = made("a part", add_special_tokens=False)["input_ids"]
+        sound = made.pad_token_id is not None and made.eos_token_id is not None and isinstance(made.decode(ids), str)
+    except Exception as e: raise UnsafeFile(f"tokenizer_config.json: is damaged ({type(e).__name__}: {str(e)[:120]})") from e   # whatever wrong kinds of values lead to
+    if not sound: raise UnsafeFile("tokenizer_config.json: names no token that ends a text, or none that pads it")
+    return made
+
+def _build(cls, config, tokenizer, source):
+    "The model of a configuration from a checkpoint; `UnsafeFile` where its values lead to no model."
+    try: return cls(config, tokenizer, llm_source=source)
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as e:
+        raise UnsafeFile(f"cad_mllm_config.json: leads to no model ({type(e).__name__}: {str(e)[:120]})") from e
+
+# %% ../../nbs/7_models/06_weights.ipynb #b930593a
 @patch(cls_method=True)
 def from_pretrained(
     cls: CADMLLMModel,
@@ -180,18 +210,17 @@ def from_pretrained(
     trust: tuple = (), # names of other base models that the user knows and trusts; see `cad_mllm.checkpoints.check_trust`
 ) -> CADMLLMModel: # in evaluation mode; `.notes` has what `load_weights` had to say
     "The model of a folder, with the tokenizer saved there. Raises `WeightsError` for a folder that is more than data."
-    from transformers import AutoTokenizer
     folder = Path(folder)
     _check_folder(folder)
     if not (folder/"cad_mllm_config.json").exists(): raise WeightsError(
         f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoints.load_checkpoint)")
     try:
-        config = CADMLLMConfig.from_dict(read_json(folder/"cad_mllm_config.json").get("model"))
+        config = _saved_config(folder)
         check_sizes(config); check_trust(folder, config, trust)
         if (folder/"config.json").exists(): check_layers(read_json(folder/"config.json"))
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if (folder/"tokenizer_config.json").is_file() else None
+        tokenizer = _saved_tokenizer(folder)
         whole = not config.use_lora and (folder/"config.json").is_file()
-        model = cls(config, tokenizer, llm_source=str(folder) if whole else "")
+        model = _build(cls, config, tokenizer, str(folder) if whole else "")
     except UnsafeFile as e: raise WeightsError(f"{folder}/{e}") from e
     model.notes = model._load_modules(folder) if whole else model.load_weights(folder)
     return model.eval()
