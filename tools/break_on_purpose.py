@@ -91,7 +91,7 @@ MUTATIONS = [
     Mutation(3, "extra files pass", CK, "for name in sorted(set(there) - set(listed) - {MANIFEST})]", "for name in ()]", DAMAGE),
     Mutation(3, "an empty manifest passes", CK, "if not isinstance(files, dict) or not files: raise", "if not isinstance(files, dict): raise", T_OURS + "an_empty_manifest_proves_nothing"),
     Mutation(3, "the manifest's own hash is not compared", CK, 'if manifest.get("sha256") != _self_hash(manifest): raise', "if False: raise", T_OURS + "one_digit_of_a_manifest"),
-    Mutation(3, "loading does not refuse", CK, "if problems := verify_checkpoint(path, hashes): _refuse(path, problems)", "if False: pass", DAMAGE),
+    Mutation(3, "loading does not refuse", CK, "if problems := verify_checkpoint(path, hashes): _refuse(path, problems, trust)", "if False: pass", DAMAGE),
     Mutation(3, "latest takes the newest without reading it", CK, "problems = [record.problem] if record.problem else [] if recently_verified(record.path) else verify_checkpoint(record.path)", "problems = [record.problem] if record.problem else []", DAMAGE),
     Mutation(3, "auto does not say what it passes over", CK, "    if passed and not quiet: print(", "    if False: print(", T_CK + "latest_says_what_it_passed_over"),
     Mutation(3, "auto does not say what it passes over (training)", TRAIN, 'path = (self.delivery.find(wanted) or "")', 'path = (self.delivery.find(wanted, quiet=True) or "")', T_TRAIN + "auto_names_what_it_passes_over"),
