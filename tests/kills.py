@@ -7,24 +7,24 @@ import os
 import signal
 from pathlib import Path
 
-PHASES = {                       # of a save -> the module and class or None whose function is reached, and whether before or after it
-    "asked": ("train", "Trainer", "save", "before"),
-    "copied": ("train", "Trainer", "save", "after"),
-    "sealed": ("checkpoint", None, "seal", "after"),
-    "named": ("checkpoint", None, "publish", "after"),
-    "tidied": ("checkpoint", None, "write_snapshot", "after"),
-    "noted": ("train", "Trainer", "note", "after"),
-    "next stage": ("train", "Trainer", "next_stage", "after"),
-    "step": ("train", "Trainer", "train_step", "after"),
+PHASES = {                       # of a save -> the chapter and class or None whose function is reached, and whether before or after it
+    "asked": ("training", "Trainer", "save", "before"),
+    "copied": ("training", "Trainer", "save", "after"),
+    "sealed": ("checkpoints", None, "seal", "after"),
+    "named": ("checkpoints", None, "publish", "after"),
+    "tidied": ("checkpoints", None, "write_snapshot", "after"),
+    "noted": ("training", "Trainer", "note", "after"),
+    "next stage": ("training", "Trainer", "next_stage", "after"),
+    "step": ("training", "Trainer", "train_step", "after"),
 }
 
 
 def _watch(phase, reached):
     "Call `reached` whenever a phase is come to."
     import importlib
+    from chapters import Chapter
     module, owner, name, when = PHASES[phase]
-    place = importlib.import_module(f"cad_mllm.{module}")
-    place = getattr(place, owner) if owner else place
+    place = getattr(importlib.import_module(f"cad_mllm.{module}"), owner) if owner else Chapter(f"cad_mllm.{module}")
     inner = getattr(place, name)
     def outer(*args, **kwargs):
         if when == "before": reached()
