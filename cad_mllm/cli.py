@@ -260,7 +260,9 @@ def _operation(extrude):
     low, high = extrude.span()
     return f"{extrude.operation} by {1000*(high - low):.4g} mm"
 
-def _verdict(metadata): return {True: "a valid solid", False: "not a valid solid", None: "not checked by a kernel"}[metadata.get("valid")]
+def _verdict(metadata):
+    from cad_mllm.completion import solid_words
+    return solid_words(metadata.get("valid"), metadata.get("num_bodies"))
 
 # %% ../nbs/11_commands/02_cli.ipynb #e937c4f2
 def _ranking(metadata):

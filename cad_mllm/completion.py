@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POINT_FILES', 'CHECKS', 'STEP_SECONDS', 'BEST', 'InputError', 'Request', 'read_partial', 'read_given_points',
-           'read_point_cloud', 'CADAutocomplete', 'Candidate', 'assemble']
+           'read_point_cloud', 'CADAutocomplete', 'Candidate', 'assemble', 'solid_words']
 
 # %% ../nbs/9_completion/01_completion.ipynb #d0d7b7bb
 import copy
@@ -413,6 +413,17 @@ def assemble(
     if candidate.solid is not None: properties["bounding_box"] = _box_json(candidate.solid)
     return {**out, **({"properties": properties} if properties else {}), "sequence": [*given["sequence"], *whole["sequence"][start:]]}
 
+# %% ../nbs/9_completion/01_completion.ipynb #b0d1e5a2
+def solid_words(
+    valid: bool | None, # as a candidate or a result says; None where no kernel looked
+    num_bodies: int | None = None, # separate bodies of the solid, where they were counted
+) -> str:
+    "Say what the kernel found, separate bodies included."
+    if valid is None: return "not checked by a kernel"
+    if not valid: return "not a valid solid"
+    if num_bodies is None: return "a valid solid"
+    return "a valid solid, one body" if num_bodies == 1 else f"a valid solid, but {num_bodies} separate bodies"
+
 # %% ../nbs/9_completion/01_completion.ipynb #2e226447
 @patch
 def _tell(self: CADAutocomplete, request, candidates, chosen, check):
@@ -449,7 +460,7 @@ def _result(self: CADAutocomplete, request, candidates, check, best, **settings)
     chosen = self.choose(request, candidates, check, best)
     tries = sum(c.valid is not None for c in candidates)
     result, partial = assemble(request, chosen), len(request.partial or ())
-    measured = dict(volume=chosen.solid.volume) if chosen.solid is not None else {}
+    measured = dict(volume=chosen.solid.volume, num_bodies=chosen.solid.num_bodies) if chosen.solid is not None else {}
     result["metadata"] = dict(partial_operations=partial, generated_operations=chosen.num_new, total_operations=partial + chosen.num_new, valid=chosen.valid, **measured,
                               caption=request.sample.caption, modalities=list(request.sample.modalities), checkpoint=str(self.path or ""), sequence_format=self.codec.name,
                               kernel=self.kernel if check != "none" else None, check=check, best=best, tries=tries, candidates=[_account(c) for c in candidates], **settings,

@@ -12,7 +12,7 @@ from .cad.curves import CADFormatError
 from .cad.program import CADProgram, Extrude, polyline, Sketch
 from .geometry.solid import build_solid
 from .geometry.workers import isolated
-from .completion import Candidate, Request
+from .completion import Candidate, Request, solid_words
 from .geometry import Mesh
 
 # %% ../nbs/9_completion/02_completion_drawing.ipynb #290f8354
@@ -87,6 +87,6 @@ def draw_completion(
     mesh = candidate.solid.mesh() if candidate.solid is not None else program_mesh(program)
     given = program_mesh(request.partial).vertices if request.partial is not None else []
     box = convex_hull(mesh.vertices, open_strokes(program), given)
-    build = {True: "a valid solid", False: "does not build", None: "not checked"}[candidate.valid]
+    build = solid_words(candidate.valid, candidate.solid.num_bodies if candidate.solid is not None else None)
     left, title = _draw_given(request, size, box)
     return side_by_side([left, draw_program(program, size, box, mesh)], [title, f"completed: {len(program)} operations, {build}"])

@@ -239,6 +239,7 @@ def run_demo(
 # %% ../nbs/11_commands/01_demo.ipynb #41f53dbf
 def summary(result: dict, out: Path) -> str:
     "The demo's result in a few lines."
+    from cad_mllm.completion import solid_words
     c = result["completion"]
     return "\n".join([
         "", f"Demo finished in {result['seconds']//60} min {result['seconds'] % 60} s. Everything is in {out}/",
@@ -246,5 +247,5 @@ def summary(result: dict, out: Path) -> str:
         f"  survived   SIGKILL at step {result['killed_at']}; resumed from the checkpoint of step {result['resumed_from']}; "
         f"{result['compared']} steps after it {'equal the unbroken run to the last bit' if result['equal'] else 'DIFFER from the unbroken run'}",
         f"  completed  a held-out part: {c['partial_operations']} operations given, {c['generated_operations']} written, "
-        f"{'a valid solid' if c['valid'] else 'NOT a valid solid'}  (completed.json, completed.step, completed.png)",
+        f"{solid_words(c['valid'], c.get('num_bodies'))}  (completed.json, completed.step, completed.png)",
         f"  look at    cad-mllm checkpoints {out}/killed     cad-mllm inspect {out}/completed.json"])

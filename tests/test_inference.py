@@ -277,3 +277,17 @@ def test_an_evaluation_lies_beside_its_checkpoint(model, tmp_path):
     assert rows["text"]["reads"] == 1 and rows["text"]["num"] == 5 and rows[CEILING]["iou"] > .999 and rows[BASELINE]["adds"] == 0
     again = evaluate(path, tmp_path/"data", num=5, split="all", modalities=("text",), kernel="manifold", max_new_tokens=40, num_points=200, device="cpu")
     assert again.rows[1] == rows["text"]
+
+
+def test_separate_bodies_are_said():
+    "Two bodies far apart build, and are not one part."
+    from cad_mllm.cad import CADProgram, rectangle
+    from cad_mllm.completion import solid_words
+    from cad_mllm.geometry import build_solid
+    part = CADProgram()
+    part.sketch(rectangle(0, 0, .02, .02))
+    part.extrude(.01)
+    part.sketch(rectangle(.1, 0, .02, .02))
+    part.extrude(.01, "join")
+    solid = build_solid(part, kernel="manifold")
+    assert solid.num_bodies == 2 and solid_words(solid.is_valid, solid.num_bodies) == "a valid solid, but 2 separate bodies"

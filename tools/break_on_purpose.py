@@ -177,6 +177,7 @@ MUTATIONS = [
     Mutation(10, "a history's small dimensions are rounded", "cad_mllm/cad/rounding.py", "return np.abs(after - before) > TOLERANCE*before", "return np.abs(after - before) > 1e9*before", "tests/test_tokens.py::test_no_dimension_changes_by_more_than_two_percent"),
     Mutation(10, "a rounded loop may cross itself", "cad_mllm/cad/rounding.py", "        self.exact.add(l)\n", "        return False\n", T_LANGUAGE + "rounding_never_makes_a_valid_loop_cross_itself"),
     Mutation(7, "an old configuration speaks the new language", "cad_mllm/config.py", '"token_version": 1, **values', "**values", T_LANGUAGE + "a_configuration_without_a_version_speaks_the_first_to_the_byte"),
+    Mutation(10, "separate bodies are not said", "cad_mllm/completion.py", '"a valid solid, one body" if num_bodies == 1 else', '"a valid solid, one body" if num_bodies else', "tests/test_inference.py::test_separate_bodies_are_said"),
 ]
 
 
