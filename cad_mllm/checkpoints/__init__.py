@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "UnsafeFile check_pt check_safetensors check_sizes check_trust demands inside kernel_demands load_pt "
               "read_json read_tensors stated weight_files write_safetensors"),
     "format": ("BEST CONFIG CheckpointError DISK Disk FORMAT MANIFEST METADATA PROOF_SECONDS STATE WEIGHT_FILES "
-              "active_temporaries checkpoint_name clean_temporaries compare_with_manifest file_sha256 free_bytes "
+              "active_temporaries checkpoint_name clean_temporaries compare_with_manifest file_sha256 free_name "
               "is_finite is_old_format is_saved_model large_files list_files old_format_problems parse_name publish "
               "read_json_file read_manifest recently_verified seal temporary_path thread_map to_json verify_checkpoint"),
     "legacy": ("OLD_DEFAULTS OldObject config_from_old plain read_config rng_state safe_load set_rng_state"),

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'METADATA', 'MANIFEST', 'CONFIG', 'STATE', 'BEST', 'DISK', 
            'active_temporaries', 'CheckpointError', 'checkpoint_name', 'parse_name', 'Disk', 'read_json_file',
            'is_finite', 'to_json', 'file_sha256', 'thread_map', 'large_files', 'list_files', 'seal', 'read_manifest',
            'compare_with_manifest', 'old_format_problems', 'is_old_format', 'is_saved_model', 'verify_checkpoint',
-           'recently_verified', 'temporary_path', 'clean_temporaries', 'free_bytes', 'publish']
+           'recently_verified', 'temporary_path', 'clean_temporaries', 'free_name', 'publish']
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #38b5cf8a
 import errno
@@ -378,16 +378,16 @@ def clean_temporaries(
     return done
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #ae35ea30
-def free_bytes(path):
+def free_name(path):
     "The path, or with -2, -3, ... the first that is not taken."
     return next(p for n in itertools.count(1) if not (p := path if n == 1 else path.with_name(f"{path.name}-{n}")).exists())
 
 def _take_name(temporary, final, replace):
     "Give a finished folder its name, durably; returns the name it got."
-    target, aside, keep = final if replace else free_bytes(final), None, False
+    target, aside, keep = final if replace else free_name(final), None, False
     if target.exists():
         keep = is_old_format(target)
-        DISK.rename(target, aside := free_bytes(target.with_name(f"{target.name}-old")) if keep else temporary_path(target, "old"))
+        DISK.rename(target, aside := free_name(target.with_name(f"{target.name}-old")) if keep else temporary_path(target, "old"))
     try: DISK.rename(temporary, target)
     except BaseException:
         if aside: os.rename(aside, target)

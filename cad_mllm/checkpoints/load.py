@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config import CADMLLMConfig, TrainConfig
 from .safety import check_pt, check_safetensors, check_sizes, check_trust, inside, read_tensors, UnsafeFile
 from .format import (
-    BEST, CheckpointError, CONFIG, DISK, free_bytes, is_old_format, list_files, METADATA, publish, recently_verified, STATE,
+    BEST, CheckpointError, CONFIG, DISK, free_name, is_old_format, list_files, METADATA, publish, recently_verified, STATE,
     to_json, verify_checkpoint, WEIGHT_FILES)
 from .legacy import plain, read_config, safe_load
 from .records import human_size, list_checkpoints, newest_good, newness, not_finite_problems, read_record
@@ -159,7 +159,7 @@ def upgrade_checkpoint(
         for name in copied: DISK.mkdir((folder/name).parent); DISK.link(inside(path, name), folder/name)
         files = {**weights, **({} if state is None else {STATE: state}), CONFIG: to_json({"model": as_dict(loaded.config), "train": None}), METADATA: to_json(metadata)}
         return {n: write_one(folder, n, c) for n, c in files.items()}
-    aside = free_bytes(path.with_name(f"{path.name}-old"))
+    aside = free_name(path.with_name(f"{path.name}-old"))
     try: new = publish(path, fill, metadata, replace=True)
     except Exception as e: raise CheckpointError(f"{path}: could not be upgraded ({getattr(e, 'strerror', None) or e}); it is as it was") from e
     if problems := verify_checkpoint(new): raise CheckpointError(f"{new}: was not written well ({problems[0]}); the original is {aside}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .format import (
-    active_temporaries, CheckpointError, clean_temporaries, DISK, file_sha256, free_bytes, MANIFEST, read_manifest,
+    active_temporaries, CheckpointError, clean_temporaries, DISK, file_sha256, free_name, MANIFEST, read_manifest,
     temporary_path, verify_checkpoint)
 from .records import list_checkpoints
 
@@ -244,7 +244,7 @@ def _take_name(t, out, clock):
     "Give the finished copy its final name; another whole checkpoint of that name keeps it, and a number is added to ours."
     if size_of(out, t.final) is not None:
         if _arrived(t, out): t.aside = t.temporary; return       # somebody else brought it meanwhile
-        if not t.replace and not out.problems(t.final): t.final = free_bytes(t.final)
+        if not t.replace and not out.problems(t.final): t.final = free_name(t.final)
         else:
             aside = temporary_path(t.final, "old")
             out.rename(t.final, aside)
