@@ -81,7 +81,7 @@ MUTATIONS = [
     Mutation(2, "files are not synced", CK, "    thread_map(lambda n: DISK.sync(folder/n), names, len(names) > 2)", "    #", DURABLE),
     Mutation(2, "the folder that holds the new name is not synced", CK, "    DISK.sync(target.parent)\n", "", DURABLE),
     Mutation(2, "a write that kept less than it was given passes", CK, 'if size != known[name]["size"]: raise', "if False: raise", T_CK + "a_disk_that_keeps_less_than_it_was_given"),
-    Mutation(2, "the best may be pruned", CK, "if r is not best and ", "if ", "notebook"),
+    Mutation(2, "the best may be pruned", CK, "if r is not best and ", "if ", T_RUNS + "best_latest_and_pruning_look_at_their_own_run_only"),
     Mutation(2, "the one resumed from may be pruned", CK, "r.path.resolve() not in keep", "True", T_CK + "the_one_resumed_from_stays"),
     Mutation(2, "old ones go before the new one is written", CK, "        path = _publish_snapshot(final, s, metadata)\n", '        prune_checkpoints(stage_dir, max(1, options["keep_last_n"] - 1), options["protect"])\n        path = _publish_snapshot(final, s, metadata)\n', DURABLE),
     # 3 verified
