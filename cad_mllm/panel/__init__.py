@@ -5,6 +5,7 @@ from cad_mllm.utils.lazy import hand_on
 __getattr__, __dir__, __all__ = hand_on(__name__, {
     "runs": ("LAUNCH LOG PanelError Run SILENCE Training child_processes example_folder find_runs format_count "
               "is_alive list_folders read_small_json read_training sentence shorten"),
+    "colors": ("RUN_COLORS RUN_DASHES run_styles"),
     "table": ("COLUMNS Curve NUMBER_COLUMNS Row STYLE badge_html filter_rows make_rows place_of read_curve resumed_from "
               "row_html sort_rows table_html"),
     "plots": ("CSV_COLUMNS Plotted X_AXES curves_csv figure_png image_html loss_figure plot_words smooth x_values"),
