@@ -240,9 +240,10 @@ def reconstruct_file(
     unit: str = "", # mm, cm, m or in; by default what the file says
     seconds: float = 3., # for fitting numbers
     picture: str | Path = "", # a picture of the deviation, if wanted
+    proposers: tuple = (propose_slabs,), # as `reconstruct` takes them
 ) -> dict: # what `results.jsonl` says
     "Write the history of one shape. Raises `GeometryError` with the file and what is wrong."
-    result = reconstruct(read_points_of(path, unit), seconds=seconds)
+    result = reconstruct(read_points_of(path, unit), proposers, seconds)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     result.program.save(out)
     if picture: result.picture().savefig(picture, dpi=100)
@@ -259,6 +260,7 @@ def reconstruct_folder(
     out: str | Path, # folder for histories and results.jsonl
     unit: str = "",
     seconds: float = 3.,
+    proposers: tuple = (propose_slabs,), # as `reconstruct` takes them
 ): # yields (name, the line written)
     "Histories of all shapes in a folder; a shape that fails has a line that says why."
     root, out = Path(root), Path(out)
@@ -269,7 +271,7 @@ def reconstruct_folder(
         name = path.stem if path.stem not in names else path.name
         names.add(name)
         if path.name in done: continue
-        try: line = reconstruct_file(path, out/f"{name}.json", unit, seconds)
+        try: line = reconstruct_file(path, out/f"{name}.json", unit, seconds, proposers=proposers)
         except (GeometryError, ValueError, OSError) as problem: line = dict(file=path.name, error=str(problem))
         with log.open("a", encoding="utf-8") as file: file.write(json.dumps(line) + "\n")
         yield path.name, line
