@@ -8,7 +8,7 @@
 # make address OWNER=... REPO=...   the project's address, written into all that shows it
 PYTHON ?= python3
 VENV   ?= .venv
-BIN     = $(VENV)/bin
+BIN     = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 DEMO   ?= demo
 PIP     = $(BIN)/python -m pip --disable-pip-version-check -q

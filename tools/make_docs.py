@@ -65,9 +65,9 @@ def read_page(path):
 
 
 def find_pages():
-    "All pages in reading order: the overview, the tutorials, the rooms."
-    rooms = sorted(p for p in NBS.rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    paths = [NBS/"index.ipynb", *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *rooms]
+    "All pages in reading order: the overview, the glossary, the tutorials, the chapters."
+    chapters = sorted(p for p in NBS.rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    paths = [NBS/"index.ipynb", NBS/"glossary.ipynb", *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *chapters]
     return [read_page(p) for p in paths if p.exists()]
 
 
@@ -383,7 +383,7 @@ def navigation(pages, here, site):
         label = (f'<span class="number">{number[0]}</span>' if number else "") + html.escape(p.title if p.notebook.stem != "index" else "Overview")
         inner = "".join(f'<li{" class=part" if level == 1 else ""}><a href="#{a}">{html.escape(html.unescape(h))}</a></li>' for level, h, a, _ in p.sections[1:] if level < 3) if p is here else ""
         return f'<li{" class=on" if p is here else ""}><a href="{here.up}{p.name}"{" aria-current=page" if p is here else ""}>{label}</a>{f"<ol>{inner}</ol>" if inner else ""}</li>'
-    groups = [("Start", [p for p in pages if not re.match(r"\d", p.notebook.stem)]), ("The rooms, in reading order", [p for p in pages if re.match(r"\d", p.notebook.stem)])]
+    groups = [("Start", [p for p in pages if not re.match(r"\d", p.notebook.stem)]), ("The chapters, in reading order", [p for p in pages if re.match(r"\d", p.notebook.stem)])]
     lists = "".join(f"<h2>{title}</h2><ol>{''.join(map(item, some))}</ol>" for title, some in groups if some)
     return (f'<nav class="side" aria-label="Contents"><div class="top"><a class="name" href="{here.up}index.html">{html.escape(site["title"])}</a><button id="theme-switch" type="button" title="Switch between light and dark">Dark</button></div>'
             f'<label class="badge" for="search-box">Search (press /)</label><input id="search-box" type="search" autocomplete="off" placeholder="a name or some words"><ul id="search-hits" aria-live="polite"></ul><div id="contents-list">{lists}</div></nav>')
