@@ -58,7 +58,7 @@ def lengthened(program, by=1.1):
 
 
 def lengthened_script(text, by=1.1):
-    "A script whose first pad is so many times as long: the names that its first extrude uses are defined anew."
+    "A script whose first pad is so many times as long: the names that its first extrude uses are defined again."
     names = re.search(r"\((?:until=|amount=|height = )?-?((?:depth|back)_\d+)(?: \+ (depth_\d+))?", text[text.index("extrude"):] if "extrude(" in text else text)
     used = {n for n in names.groups() if n} if names else set()
     two = re.search(r"extrude\(amount=depth_1.*\)\n\s*extrude\(sketch_1\.sketch, amount=-(depth_2)", text)

@@ -96,7 +96,7 @@ def main():
              "| processes | | peak memory, GB | of DDP's | predicted / measured | seconds a step | of DDP's |", "|---|---|---|---|---|---|---|"]
     for n in counts:
         whole = found["ddp", n]
-        for kind, name in (("ddp", "whole model in each (DDP)"), ("fsdp", "weights shared out (`--fsdp`)")):
+        for kind, name in (("ddp", "whole model in each (DDP)"), ("fsdp", "weights sharded (`--fsdp`)")):
             f = found[kind, n]
             lines.append(f"| {n} | {name} | {f['peak']/1e9:.2f} | {f['peak']/whole['peak']:.2f} | {f['predicted']/f['peak']:.2f} | {f['seconds']:.2f} | {f['seconds']/whole['seconds']:.2f} |")
     apart = max(abs(a/b - 1) for n in counts for a, b in zip(found["ddp", n]["losses"], found["fsdp", n]["losses"]))

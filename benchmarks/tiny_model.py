@@ -5,7 +5,7 @@
 
 Trains on synthetic parts from their points alone (no captions: those of synthetic parts tell the dimensions), on two threads. The time is CPU time: two minutes of it are one minute on two cores, whatever else the machine does. Then held-out synthetic parts, none of which
 is a copy of a training part, are written from their points: greedily, and as the best of eight by the points that were given. The baseline is retrieval: the training part whose points are nearest, by the same Chamfer distance; and, harder, the one that is nearest when both are moved and scaled to a unit box, put back into the box of the given points. All are judged by the Chamfer distance to other points of the true surface.
-Retrieval chooses among the first 2,000 training parts, however many the model saw. The mean loss a token on parts that were trained on and on held-out ones tells learning from learning by heart. With OMNI_CAD_ROOT set, beginnings of real histories are completed too, from their operations alone.
+Retrieval chooses among the first 2,000 training parts, however many the model saw. The mean loss a token on parts that were trained on and on held-out ones tells learning from memorization. With OMNI_CAD_ROOT set, beginnings of real histories are completed too, from their operations alone.
 The work folder keeps data, training and results; a second call goes on from there.
 """
 import argparse
@@ -92,7 +92,7 @@ def judge(points, truth):
 
 
 def build(completer, result):
-    "The solid of a result, built anew; None where there is none."
+    "The solid of a result, built again; None where there is none."
     return completer.check(CADProgram.from_json(result))[0] if result["sequence"] else None
 
 

@@ -280,7 +280,7 @@ def validate(self: TrainConfig):
     _check(not unknown, "track", self.track, f"{', '.join(sorted(unknown))} is not among tensorboard, wandb")
     unknown = self.accepted - {*CHANGES, "all"}
     _check(not unknown, "accept_changes", self.accept_changes, f"{', '.join(sorted(unknown))} is not among {', '.join(CHANGES)}, all")
-    _check(not (self.start_over and self.resume_from_ckpt), "start_over", True, "a run is begun anew or resumed: leave out start_over or resume_from_ckpt")
+    _check(not (self.start_over and self.resume_from_ckpt), "start_over", True, "a run is started again or resumed: leave out start_over or resume_from_ckpt")
     _check(self.schedule_to in ("stages", "max_steps"), "schedule_to", self.schedule_to, "choose stages or max_steps")
     _check(self.schedule_to == "stages" or self.max_steps, "schedule_to", self.schedule_to, "give max_steps as well, the step where the run shall end")
     _check(any(s.num_epochs for s in self.stages[self.start_from_stage - 1:]), "num_epochs", 0, "every stage is left out: give at least one stage 1 epoch or more")

@@ -259,7 +259,7 @@ def evaluate(
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #3be5b881
 def _build_given(cases, kernel, jobs, timeout, num_points):
-    "Over the cases of all combinations: id -> truth's solid or exception, the beginnings as if they were answers, and the shape summaries of these and of the truth itself."
+    "Over the cases of all combinations: id -> truth's solid or exception, the beginnings as if they were answers, and the shape summaries of these and of the ground truth."
     unique = {c.id: c for some in cases.values() for c in some}
     wholes = {c.id: c.whole for c in unique.values()}
     solids = build_all(list(wholes.values()), kernel, jobs, timeout, "truth: building")

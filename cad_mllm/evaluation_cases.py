@@ -176,7 +176,7 @@ def _mean_all(summary, metric):
 def table_row(
     name: str, # of the row
     shape: Summary,
-    sequence: Summary | None = None, # None for the row of the truth itself
+    sequence: Summary | None = None, # None for the ground-truth row
 ) -> dict:
     "The figures of one row."
     row = dict(name=name, num=len(shape), builds=1 - shape.invalidity_ratio, chamfer=_median(shape, "chamfer"),

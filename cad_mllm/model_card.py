@@ -17,7 +17,7 @@ from .checkpoints.format import CheckpointError, MANIFEST, publish, STATE, verif
 from .checkpoints.load import load_checkpoint
 from .models.given_weights import download, read_manifest_names
 from .training.run_files import read_metrics
-from .evaluation_tables import BASELINE, CEILING, evaluation_folder, find_evaluation, format_table
+from .evaluation_tables import evaluation_folder, find_evaluation, format_table, REFERENCE_ROWS
 from .evaluation import write_figure, write_text_atomic
 
 # %% ../nbs/9_completion/08_model_card.ipynb #affd261b
@@ -29,7 +29,7 @@ def _results(evaluation):
     data = Path(evaluation["settings"].get("data_root", "")).name or "unnamed"
     return [EvalResult(task_type="text-to-3d", task_name=f"CAD completion from {row['name']}", dataset_type=data, dataset_name=data, dataset_split=evaluation["settings"].get("split"),
                        metric_type=key, metric_name=name, metric_value=round(row[key], 6))
-            for row in evaluation["table"] if row["name"] not in (BASELINE, CEILING) for key, name in _METRICS.items() if row.get(key) is not None]
+            for row in evaluation["table"] if row["name"] not in REFERENCE_ROWS for key, name in _METRICS.items() if row.get(key) is not None]
 
 def _head(loaded, evaluation, license, name):
     "The YAML head of a card."

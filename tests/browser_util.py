@@ -79,7 +79,7 @@ def server(kind, notebook, dark=False, timeout=120, python=sys.executable):
         url = f"http://127.0.0.1:{port}"
         try: yield lambda page: dict(lab=open_lab, voila=open_voila, notebook7=open_notebook7, notebook6=open_notebook6)[kind](page, url, token, Path(notebook).name)
         except BaseException:
-            print(f"{kind} server, {'still there' if process.poll() is None else f'ended with {process.returncode}'}; its last words:\n{(home/'server.log').read_text(errors='replace')[-3000:]}")
+            print(f"{kind} server, {'still there' if process.poll() is None else f'ended with {process.returncode}'}; its last lines:\n{(home/'server.log').read_text(errors='replace')[-3000:]}")
             raise
     finally:
         process.terminate()

@@ -74,7 +74,7 @@ def test_a_file_cut_short_shows_in_a_list(tmp_path):
 
 @needs_fork
 def test_a_replaced_model_is_there_before_or_after(run_dir):
-    "Killed at every operation of writing a stage's model anew: the old one or the new one is there, whole, as soon as anybody looks after left-overs."
+    "Killed at every operation of writing a stage's model again: the old one or the new one is there, whole, as soon as anybody looks after left-overs."
     def model(step): ck.save_checkpoint(Weights(step), run_dir, stage="stage1_text", step=step, epoch=0, loss=1.0, trainer_state={"position": step}, is_best=False, name="stage1_text_model")
     def dying(step, at): ck.DISK = DyingDisk(at); model(step)
     model(1)

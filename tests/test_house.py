@@ -40,7 +40,7 @@ def absolute(node, module):
     return ".".join([*above, *(node.module or "").split(".")]).strip(".")
 
 
-def test_modules_import_only_from_rooms_above():
+def test_modules_import_only_from_chapters_above():
     order = list(modules())
     chapters = {name.split(".")[0] for name in order if "." in name}
     for number, name in enumerate(order):
@@ -164,3 +164,40 @@ def test_the_readme_shows_the_results_as_they_are():
     shown = re.findall(r'result\("(\w+)"\)', "\n".join("".join(c["source"]) for c in cells))
     assert shown and not re.search(r"\b[A-Z]+_(TABLE|FIGURE)\b|TODO|XXX", text)
     for name in shown: assert (REPO/f"benchmarks/results/{name}.md").read_text().strip() in text, f"README does not show benchmarks/results/{name}.md as it is: run tools/run_notebooks.py index, tools/make_readme.py"
+
+
+# Words that said in private what the field has a word for (see nbs/glossary.ipynb), and the word to use.
+RETIRED = {r"obituary|last[ _]words": "failure, error", r"keep[ _]house": "storage", r"share[sd]?( the weights)? out": "sharded", r"caliper": "measure", r"by heart": "memorize",
+           r"truth itself": "ground truth", r"picture sheet": "contact sheet", r"crumbs": "slivers", r"salvage": "recover", r"\brooms? \d|this room|the rooms": "notebook, module", r"\banew\b": "again"}
+
+
+def readable_texts():
+    "(where, text) of every exported module, of the README, and of the notebooks' prose and code."
+    import json
+    yield "README.md", (REPO/"README.md").read_text()
+    for name in modules():
+        yield name, source(name)
+    for path in (REPO/"nbs").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts:
+            cells = json.loads(path.read_text())["cells"]
+            yield path.name, "\n".join("".join(c["source"]) for c in cells)
+
+
+def test_retired_words_do_not_return():
+    "A line that must name an old word, such as an alias, says `old name` beside it."
+    found = []
+    for where, text in readable_texts():
+        for line in text.splitlines():
+            found += [f"{where}: {line.strip()[:100]} (say: {word})" for pattern, word in RETIRED.items() if re.search(pattern, line, re.I) and "old name" not in line]
+    assert found == []
+
+
+def test_type_information_and_notes_for_contributors_are_there():
+    "The wheel carries py.typed; CONTRIBUTING and CITATION are as current as the package."
+    from configparser import ConfigParser
+    settings = ConfigParser(delimiters=["="])
+    settings.read(REPO/"settings.ini")
+    assert (REPO/"cad_mllm/py.typed").exists() and "py.typed" in (REPO/"MANIFEST.in").read_text()
+    assert f"\nversion: {settings['DEFAULT']['version']}\n" in (REPO/"CITATION.cff").read_text()
+    paths = re.findall(r"(?:tests|tools|nbs|benchmarks)/[\w/]+\.(?:py|ipynb)", (REPO/"CONTRIBUTING.md").read_text())
+    assert paths and [p for p in paths if "NN_" not in p and not (REPO/p).exists()] == []

@@ -194,7 +194,7 @@ def test_a_trained_row_survives_the_checkpoint(plate, tmp_path):
 
 
 def test_an_old_json_checkpoint_completes(plate, tmp_path):
-    "No manifest, a config.pt, adapters on a base that the adapter names: generates through the same class, and what it writes is salvaged."
+    "No manifest, a config.pt, adapters on a base that the adapter names: generates through the same class, and what it writes is recovered."
     config = replace(TINY, sequence_format="json", max_seq_length=4000, image_encoder_name="", point_encoder_name="")
     base = CADMLLMModel(config)
     base.llm.save_pretrained(tmp_path/"base"); base.tokenizer.save_pretrained(tmp_path/"base")

@@ -11,7 +11,7 @@ from test_tokens import FRAMES, PART, TEXT
 
 from cad_mllm import CADMLLMConfig
 from cad_mllm.cad import (
-    CADFormatError, CADProgram, circle, Contour, contour_loop, decode, encode, Frame, from_text, get_codec, polygon, rectangle, salvage, to_text, TOKENS, vocabulary)
+    CADFormatError, CADProgram, circle, Contour, contour_loop, decode, encode, Frame, from_text, get_codec, polygon, rectangle, recover_program, to_text, TOKENS, vocabulary)
 
 CAD = Chapter("cad_mllm.cad")
 
@@ -60,7 +60,7 @@ HOSTILE_TEXT = {
 def test_broken_text_is_read_in_linear_time(name):
     "Twice the text costs about twice the calls, and no character is looked at more often than the reader allows itself."
     start, piece = HOSTILE_TEXT[name]
-    once, twice = (calls_of(lambda num=num: salvage(start + piece*num)) for num in (1000, 2000))
+    once, twice = (calls_of(lambda num=num: recover_program(start + piece*num)) for num in (1000, 2000))
     assert twice < 2.6*once + 1000
     reader = CAD._LooseReader(text := start + piece*2000)
     try: list(CAD._read_stated(reader, []))
@@ -70,7 +70,7 @@ def test_broken_text_is_read_in_linear_time(name):
 
 def test_large_texts_of_a_stranger_end_with_a_documented_error():
     for text in ('{"a": "' + '\\"'*200_000, '"a": ' + "{"*60_000, '{"S": {"type": "Sketch", '*20_000, '{"a": '*20_000, "[1]", '"text"', "9"*5000, "["*60_000):
-        for read in (salvage, get_codec("json").decode, get_codec("text").decode, from_text):
+        for read in (recover_program, get_codec("json").decode, get_codec("text").decode, from_text):
             with pytest.raises(CADFormatError): read(text)
 
 
@@ -108,7 +108,7 @@ def test_digits_of_a_stranger(tmp_path):
     (tmp_path/"digits.json").write_text('{"entities": {}, "sequence": [], "a": ' + "9"*5000 + "}")
     for file in [tmp_path/"digits.json", *([Path(given)/"readers"/"digits.json"] if given else [])]:
         with pytest.raises(CADFormatError): CADProgram.from_json(file)
-        for read in (from_text, salvage, get_codec("json").decode, get_codec("text").decode):
+        for read in (from_text, recover_program, get_codec("json").decode, get_codec("text").decode):
             with pytest.raises(CADFormatError): read(file.read_text())
 
 
@@ -130,7 +130,7 @@ def test_fuzzed_histories_text_tokens_and_recovery():
         text, line = mutated(rng, TEXT, words), mutated(rng, plain, [" loop ", " arc ", " -3 ", " 1.5 ", "\nend", "0.0001", "sketch"])
         cut = list(tokens)
         for _ in range(rng.integers(1, 4)): cut[rng.integers(len(cut))] = TOKENS[rng.integers(len(TOKENS))]
-        reads = [(salvage, text), (get_codec("json").decode, text), (from_text, line), (get_codec("text").decode, line), (decode, cut), (get_codec("tokens").decode, cut)]
+        reads = [(recover_program, text), (get_codec("json").decode, text), (from_text, line), (get_codec("text").decode, line), (decode, cut), (get_codec("tokens").decode, cut)]
         for read, value in reads:
             try: part = read(value)
             except CADFormatError: continue

@@ -346,10 +346,10 @@ def test_references_of_a_pack_index_are_checked_when_it_is_opened(shards, tmp_pa
 
 
 @pytest.mark.parametrize("reference", [("samples", "design", 999), ("samples", "suffix", -1), ("designs", "", None), ("views", "", None)], ids=lambda r: "-".join(map(str, r)))
-def test_a_data_index_whose_references_lead_nowhere_is_made_anew(root, tmp_path, reference, caplog):
+def test_a_data_index_whose_references_lead_nowhere_is_made_again(root, tmp_path, reference, caplog):
     logging.disable(logging.NOTSET)
     first = open_data(root, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
     with np.load(tmp_path/"i.npz") as data: arrays = {k: data[k] for k in data.files}
     pack_module.save_arrays(tmp_path/"i.npz", spoilt(arrays, *reference))
     again = open_data(root, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
-    assert "is made anew" in caplog.text and len(first) == len(again) and [first[i].id for i in range(len(first))] == [again[i].id for i in range(len(again))]
+    assert "is made again" in caplog.text and len(first) == len(again) and [first[i].id for i in range(len(first))] == [again[i].id for i in range(len(again))]

@@ -144,7 +144,7 @@ def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
         page.wait_for_selector(".cm-plot[src]")
-        for title, sign in (("Plot", ".cm-plot"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Keep house", ".cm-preview")):
+        for title, sign in (("Plot", ".cm-plot"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
             tab(page, title)
             page.locator(sign).first.wait_for()
             page.shot(f"panel-narrow-{title.lower().replace(' ', '-')}")
@@ -155,7 +155,7 @@ def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, pa
     with server("voila", panel_notebook(tmp_path, folder), dark=True) as show:
         show(page)
         page.wait_for_selector(".cm-plot[src]")
-        for title, sign in (("Plot", ".cm-plot"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Keep house", ".cm-preview")):
+        for title, sign in (("Plot", ".cm-plot"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
             tab(page, title)
             page.locator(sign).first.wait_for()
             assert unnamed(page) == [], title
@@ -242,15 +242,15 @@ def story(page, show, folder, data, live):
 
 
 def prune(page, folder):
-    tab(page, "Keep house")
-    page.locator(".cm-house-run select").select_option(label="brackets")
+    tab(page, "Storage")
+    page.locator(".cm-storage-run select").select_option(label="brackets")
     page.locator(".cm-keep input").fill("1")
     page.locator(".cm-keep input").press("Enter")
     page.locator(".cm-preview").click()
     message(page, "nothing has been deleted yet")
     planned = page.locator(".cm-plan tr", has_text="goes").count()
     assert planned > 0
-    page.shot(f"panel-house-{page.where}")
+    page.shot(f"panel-storage-{page.where}")
     def count(): return len(list((folder/"brackets").glob("*/checkpoint-*")))
     there = count()
     page.locator(".cm-ask").click()

@@ -32,7 +32,7 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_is_refused_and_touches_nothin
     out = tmp_path/"o"
     train(*configs(data, out, "--max_steps", 3))
     before = everything(out)
-    with pytest.raises(OccupiedError, match="holds a run at step 3: --resume_from_ckpt auto goes on, another --output_dir starts anew, --start_over first moves the old run aside"):
+    with pytest.raises(OccupiedError, match="holds a run at step 3: --resume_from_ckpt auto goes on, another --output_dir starts over, --start_over first moves the old run aside"):
         train(*configs(data, out, "--max_steps", 1))
     with pytest.raises(SystemExit): main(["train", *FLAGS, "--data_root", str(data), "--output_dir", str(out)])
     assert "holds a run at step 3" in capsys.readouterr().err

@@ -21,7 +21,7 @@ SHORT = ["--max_train_samples", "14", "--stage1_epochs", "1", "--stage2_epochs",
 EXACT = [*SHORT, "--lora_dropout", "0", "--projector_dropout", "0"]
 LORA = ["--use_lora", "--lora_r", "4"]
 SHARED = ["--fsdp", "--batch_size", "2"]
-SAID = "shared out over 2 processes"
+SAID = "sharded over 2 processes"
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
 

@@ -11,7 +11,7 @@ from cad_mllm.cad import (
     Arc, CADFormatError, CADProgram, circle, Extrude, Frame, polygon, rectangle, truncation_counts)
 from cad_mllm.cad import (
     advance, allowed, decode, decode_rest, encode, encode_partial, encode_split, from_text, GrammarError,
-    min_length, read_state, salvage, State, to_text, TOKEN_IDS, TOKENS, trim)
+    min_length, read_state, recover_program, State, to_text, TOKEN_IDS, TOKENS, trim)
 
 FRAMES = [Frame(), Frame(x_axis=(1, 0, 0), y_axis=(0, 0, 1), z_axis=(0, -1, 0)), Frame(x_axis=(0, 1, 0), y_axis=(0, 0, 1), z_axis=(1, 0, 0)),
           Frame(x_axis=(0, 1, 0), y_axis=(-1, 0, 0), z_axis=(0, 0, 1)), Frame(x_axis=(.6, .8, 0), y_axis=(0, 0, 1), z_axis=(.8, -.6, 0))]
@@ -119,7 +119,7 @@ def test_what_is_no_sequence_is_refused_by_name(tokens):
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_readers(text):
-    for read in (from_text, salvage):
+    for read in (from_text, recover_program):
         try: read(text)
         except CADFormatError: pass
 
@@ -130,10 +130,10 @@ PART.sketch(polygon([(0, 0), (.01, 0), (0, .02)]), frame=FRAMES[1]); PART.extrud
 TEXT = json.dumps(PART.to_json())
 
 
-def salvaged(text):
+def recovered(text):
     "What is kept of a text and the account of what is not; None where nothing can be read."
     account = []
-    try: kept = salvage(text, account)
+    try: kept = recover_program(text, account)
     except CADFormatError: return None
     for sketch in (e for e in kept.operations() if hasattr(e, "frame")): assert all(p.contours() for p in sketch.profiles.values())
     assert len(kept) >= 4 or account, "an operation is gone, and nothing says so"
@@ -151,11 +151,11 @@ def salvaged(text):
 def test_a_wrong_character_costs_at_most_what_it_touches(at, num, put):
     "JSON with a span cut out, doubled or replaced: read without an error of its own, and what is kept was stated so."
     span = TEXT[at:at + num]
-    salvaged(TEXT[:at] + (span*2 if put == "twice" else put) + TEXT[at + num:])
+    recovered(TEXT[:at] + (span*2 if put == "twice" else put) + TEXT[at + num:])
 
 
 def test_what_is_whole_is_kept_without_a_word():
-    kept, account = salvaged(TEXT)
+    kept, account = recovered(TEXT)
     assert account == [] and kept.to_json()["entities"] == PART.to_json()["entities"]
 
 
@@ -165,7 +165,7 @@ def test_an_object_where_a_name_belongs_is_a_format_error():
         text = TEXT.replace('"type": "Circle3D"', f'"type": {wrong}', 1)
         with pytest.raises(CADFormatError, match="unknown curve type") as e: CADProgram.from_json(json.loads(text))
         assert e.value.field.endswith(".type")
-        assert "P0" in " ".join(salvaged(text)[1])
+        assert "P0" in " ".join(recovered(text)[1])
 
 
 def test_broken_text_of_a_real_model_is_repaired():
@@ -175,7 +175,7 @@ def test_broken_text_of_a_real_model_is_repaired():
     if raw is None or not raw.exists(): pytest.skip("set OMNI_CAD_ROOT to a folder with json/ that has broken-output/ beside it")
     from cad_mllm.geometry import build_solid
     account = []
-    part = salvage(raw.read_text().partition("\n")[2], account)
+    part = recover_program(raw.read_text().partition("\n")[2], account)
     sketch, extrude = part.operations()
     assert list(sketch.profiles) == ["JGC", "JGO"] and [p for _, p in extrude.profiles] == ["JGC", "JGO"] and extrude.extent_one == .01
     left_out = {line.partition(":")[0].rpartition(".")[2] for line in account if "left out" in line}

@@ -167,7 +167,7 @@ def test_by_the_clock(data, tmp_path):
 
 
 def test_auto_names_what_it_passes_over(data, tmp_path, capsys):
-    "Two damaged ones and a good one: the damaged are named with what is wrong, the good one is taken; with nothing good the run begins anew."
+    "Two damaged ones and a good one: the damaged are named with what is wrong, the good one is taken; with nothing good the run starts again."
     out = tmp_path/"o"
     flags = ["--max_train_samples", "22", "--save_steps", "2", "--stage1_epochs", "2"]
     Training(data, out, *flags, "--max_steps", "6").wait(0)

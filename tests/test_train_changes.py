@@ -94,7 +94,7 @@ def test_other_processes_keep_the_step(trainer):
     found, settings = changes_of(trainer, world=2)
     assert (settings.batch_size, settings.gradient_accumulation_steps) == (2, 1)
     assert [(c.name, c.kind, c.was, c.now) for c in found] == [("number of processes", SAME_DATA, Split(4, 1, 1), Split(2, 1, 2))] and "same data, not bit-exact" in str(found[0])
-    with pytest.raises(ChangedError, match="the 4 samples of a step cannot be shared out evenly; start 1, 2 or 4 processes"): changes_of(trainer, world=3)
+    with pytest.raises(ChangedError, match="the 4 samples of a step cannot be divided evenly; start 1, 2 or 4 processes"): changes_of(trainer, world=3)
     found, settings = changes_of(trainer, world=3, accept_changes="batch_size")
     assert settings.batch_size == 4 and found[0].kind == OTHER_RUN
 

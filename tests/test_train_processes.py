@@ -177,7 +177,7 @@ def test_one_hangs_and_the_other_gives_up(data, tmp_path):
     assert "process 1 died or does not answer" in pair[0].text
 
 
-def test_one_fails_and_the_other_repeats_its_last_words(data, tmp_path):
+def test_one_fails_and_the_other_repeats_its_error(data, tmp_path):
     pair = several(data, tmp_path/"o", *RUN, each={1: ["--data_root", str(tmp_path/"nowhere")]})
     for p in pair: p.wait(EXIT_FAILED)
     assert re.search(r"process 1 ended with \w+Error: .*nowhere.*: process 0 of 2 stops too", pair[0].text) and "nowhere" in pair[1].text

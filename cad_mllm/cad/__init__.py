@@ -18,6 +18,6 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "grammar": ("GrammarError NUMBER_BANKS State advance allowed choices min_length read_state"),
     "tokens": ("decode decode_rest encode encode_partial encode_split from_text header_tokens read_grid render_text "
               "text_to_tokens to_text"),
-    "recovery": ("salvage"),
+    "recovery": ("recover_program"),
     "codecs": ("JsonCodec TextCodec TokenCodec get_codec trim"),
 })

@@ -16,7 +16,7 @@ from .vocab import OPS, TOKEN_IDS, tokens_of_number, VERSION, vocabulary
 from .grammar import advance, GrammarError, read_state
 from .tokens import (
     decode, decode_rest, encode_partial, encode_split, header_tokens, read_grid, render_text, text_to_tokens)
-from .recovery import salvage
+from .recovery import recover_program
 
 # %% ../../nbs/1_cad/11_codecs.ipynb #996c73b0
 def trim(
@@ -132,7 +132,7 @@ class JsonCodec(TokenCodec):
     def decode(self, generated, partial=None, notes=None):
         text = (self.prefix(partial) if partial else "") + generated
         try: whole = CADProgram.from_json(dict(json.loads(text)))
-        except (ValueError, TypeError, RecursionError): whole = salvage(text, notes)
+        except (ValueError, TypeError, RecursionError): whole = recover_program(text, notes)
         if partial is None: return whole
         new = [whole.entities[i] for i in whole.sequence if i not in partial.entities]
         program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices), {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})

@@ -46,7 +46,7 @@ def _odd_moment(values, parameter):
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #8b198525
 def _as_shared(values, parameter):
-    "A parameter's state, shared out over processes as the parameter is."
+    "A parameter's state, sharded over processes as the parameter is."
     if not hasattr(parameter, "placements"): return values
     from torch.distributed.tensor import distribute_tensor
     share = lambda v: distribute_tensor(v.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)

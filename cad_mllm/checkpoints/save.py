@@ -146,7 +146,7 @@ def tensor_bytes(value, seen=None) -> int:
     if isinstance(value, dict): return sum(tensor_bytes(v, seen) for v in value.values())
     if isinstance(value, (list, tuple)): return sum(tensor_bytes(v, seen) for v in value)
     if not isinstance(value, torch.Tensor): return 0
-    place = value.data_ptr() or id(value)          # a tensor that is shared out over processes has no place
+    place = value.data_ptr() or id(value)          # a tensor that is sharded has no place
     if place in seen and value.numel(): return 0
     seen.add(place)
     return value.nbytes

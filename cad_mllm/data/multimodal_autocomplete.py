@@ -186,7 +186,7 @@ def _load_index(self: MultimodalAutocompleteDataset):
             about = from_bytes(data["about"]) if "about" in data.files else {}
             if about.get("made_by") != _index_version(): return None
             return _checked(about, read_verdicts(data), (from_bytes(data["captions"]), data["views"], data["clouds"], about["media"]))
-    except Exception as e: logger.warning("the index %s cannot be read and is made anew: %s", self.index_path, e)
+    except Exception as e: logger.warning("the index %s cannot be read and is made again: %s", self.index_path, e)
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #eb5f4dc4
 @patch

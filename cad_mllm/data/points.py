@@ -72,7 +72,7 @@ def measure_points(
     grid: Grid, # that the part is written on
     origin=None, # (3,) metres, where its numbers begin; None for the world's origin
 ) -> list: # for x, y and z: rising levels of the lowest point, of flat faces and of the highest point
-    "What a caliper would find."
+    "Return the coordinates of axis-aligned planar faces, in grid levels."
     points, _, _ = finite_points(points)
     levels, normals = (points[:, :3] - (0 if origin is None else origin))/grid.unit, points[:, 3:]
     found, least = [], max(6, len(points)//400)

@@ -192,7 +192,7 @@ def manifold_steps(plan):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #c8449202
 def manifold_mesh(body):
-    "The triangles of a manifold3d solid at kernel size, without crumbs."
+    "The triangles of a manifold3d solid at kernel size, without slivers."
     from manifold3d import Manifold, OpType
     simple = body.simplify(1e-5) if hasattr(body, "simplify") else body
     if abs(simple.volume() - body.volume()) < 1e-4*body.volume(): body = simple

@@ -121,7 +121,7 @@ def occ_children(shape, kind):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #ce51a5fb
 def _occ_compound(shapes):
-    "The solids of the shapes, crumbs left out: one solid as it is, more as a compound."
+    "The solids of the shapes, slivers left out: one solid as it is, more as a compound."
     occ = load_occ()
     solids = [s for shape in shapes for s in occ_children(shape, "Solid")]
     if len(solids) > 1: solids = [s for s in solids if occ_volume(s) > 1e-12]

@@ -247,7 +247,7 @@ class FeatureCache:
 
     def _lose(self, error):
         self.db = None
-        warnings.warn(f"{self.path}: cannot be used ({error}); features are computed anew each time. A folder on a local disk with free space helps.")
+        warnings.warn(f"{self.path}: cannot be used ({error}); features are computed again each time. A folder on a local disk with free space helps.")
 
     def _key(self, encoder):
         "A hash of an encoder's weights, taken once."

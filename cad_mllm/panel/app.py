@@ -26,11 +26,11 @@ from .jobs import Job, job_html
 from .widgets import DetailsView, guarded, make_button, make_row, PickView, PlotView, View
 from .training_view import TrainView
 from .completion_view import CompleteView
-from .storage_view import HouseView
+from .storage_view import StorageView
 
 # %% ../../nbs/10_panel/13_app.ipynb #73d0846b
 class CheckpointPanel(widgets.VBox):
-    "Checkpoints and trainings below a folder: pick, plot, compare, resume, watch, complete, keep house."
+    "Checkpoints and trainings below a folder: pick, plot, compare, resume, watch, complete, delete."
     def __init__(self,
         folder: Path, # an output folder, or one that holds several
         command=train_command, # TrainForm -> list of words: what Start runs
@@ -44,10 +44,10 @@ class CheckpointPanel(widgets.VBox):
         self.runs, self.rows, self.picked, self.last_error, self.filling, self.seen = [], [], None, None, False, ""
         self.patience, self.job, self.active, self.lock = patience, None, [], threading.RLock()
         self.message, self.busy, self.title = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.table, self.plot, self.details, self.train, self.complete, self.house = (kind(self) for kind in (PickView, PlotView, DetailsView, TrainView, CompleteView, HouseView))
+        self.table, self.plot, self.details, self.train, self.complete, self.storage = (kind(self) for kind in (PickView, PlotView, DetailsView, TrainView, CompleteView, StorageView))
         self.train.data.value = str(data_root)
-        self.tabs = widgets.Tab(children=[self.plot, self.details, self.train, self.complete, self.house])
-        for i, title in enumerate(("Plot", "Details", "Train", "Complete", "Keep house")): self.tabs.set_title(i, title)
+        self.tabs = widgets.Tab(children=[self.plot, self.details, self.train, self.complete, self.storage])
+        for i, title in enumerate(("Plot", "Details", "Train", "Complete", "Storage")): self.tabs.set_title(i, title)
         self.tabs.observe(guarded(self, lambda: (self.say(""), self.fill(self.tab))), "selected_index")
         self.again = make_button(self, "Refresh", self.refresh, tooltip="Read the folder again")
         self.live = widgets.Play(interval=2000, min=0, max=10**6, value=0, show_repeat=False)

@@ -29,7 +29,7 @@ class PanelError(ValueError):
     "What was asked for cannot be done: one sentence with the remedy."
 
 _REMEDIES = {errno.ENOTCONN: "Google Drive has gone away: run the cell that mounts it again, then press Refresh",
-             errno.ENOSPC: "the disk is full: delete checkpoints under Keep house, and on Drive empty the trash",
+             errno.ENOSPC: "the disk is full: delete checkpoints under Storage, and on Drive empty the trash",
              errno.ENOENT: "press Refresh to see what is there", errno.EACCES: "choose a folder you may write to", errno.EROFS: "choose a folder you may write to"}
 
 def format_count(count, noun): return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -114,7 +114,7 @@ def split_for(
     share, rest = divmod(was.per_step, world)
     if rest:
         fitting = [str(n) for n in range(1, was.per_step + 1) if was.per_step % n == 0]
-        raise ChangedError(f"number of processes was {was.world}, is {world}: the {was.per_step} samples of a step cannot be shared out evenly; start {', '.join(fitting[:-1])} or {fitting[-1]} processes, "
+        raise ChangedError(f"number of processes was {was.world}, is {world}: the {was.per_step} samples of a step cannot be divided evenly; start {', '.join(fitting[:-1])} or {fitting[-1]} processes, "
                            "or choose another --batch_size and accept it with --accept_changes batch_size")
     size = next(n for n in range(min(share, max(largest, was.batch_size)), 0, -1) if share % n == 0)
     return Split(size, share//size, world)

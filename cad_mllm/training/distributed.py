@@ -52,7 +52,7 @@ class World:
 def _together(self: World, operation, *args):
     "Do something with all processes; `PeerError` where that cannot be."
     try: return operation(*args)
-    except RuntimeError as e: raise PeerError(self.obituary(e)) from e
+    except RuntimeError as e: raise PeerError(self.describe_failure(e)) from e
 
 @patch
 @contextmanager
@@ -61,17 +61,17 @@ def watched(self: World):
     try: yield
     except RuntimeError as e:
         if self.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e).lower()): raise
-        raise PeerError(self.obituary(e)) from e
+        raise PeerError(self.describe_failure(e)) from e
 
 @patch
-def last_words(self: World, error: BaseException):
-    "Leave a note for the others about why this process ends."
+def report_failure(self: World, error: BaseException):
+    "Publish this process's error to the other processes."
     if self.size == 1 or isinstance(error, PeerError): return
     try: self.store.set(f"end/{self.rank}", f"{type(error).__name__}: {error}"[:2000])
     except RuntimeError: pass              # whoever kept the notes is gone too
 
 @patch
-def obituary(self: World, error: BaseException, patience: float = 5.0) -> str: # one sentence
+def describe_failure(self: World, error: BaseException, patience: float = 5.0) -> str: # one sentence
     "Who is gone: a process that left a note, or that does not come to a roll call within `patience` seconds."
     gone, until = {}, time.monotonic() + patience
     try:

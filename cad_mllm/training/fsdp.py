@@ -24,7 +24,7 @@ from ..models import CADMLLMModel
 # %% ../../nbs/8_training/02_fsdp.ipynb #d2c79fff
 @dataclass(frozen=True)
 class Sharding:
-    "How the weights are shared out."
+    "How the weights are sharded."
     reshard: bool = True         # let a layer's weights go between forward and backward pass (ZeRO stage 3), or keep them (stage 2)
     checkpointing: bool = False  # whether accelerate asks for activation checkpointing too
 
@@ -36,7 +36,7 @@ def _refuse(config, by_accelerate):
         "accelerate is set up for FSDP 1, which cannot keep trained and frozen weights in one layer: choose version 2 in `accelerate config`, or --fsdp_version 2 on the command line (accelerate 1.6 or newer)")
     if by_accelerate and _said("FSDP_OFFLOAD_PARAMS"): raise ConfigError(
         "accelerate is set up to keep weights in the computer's memory (fsdp_offload_params: true), which this training does not do: set it to false; what needs less memory is --use_gradient_checkpointing, a smaller --batch_size, or more processes")
-    if config.load_in_4bit: raise ConfigError("load_in_4bit=True with fsdp=True: weights of 4 bits cannot be shared out; leave one of the two out")
+    if config.load_in_4bit: raise ConfigError("load_in_4bit=True with fsdp=True: 4-bit weights cannot be sharded; leave one of the two out")
     try: from torch.distributed.fsdp import FSDPModule
     except ImportError: FSDPModule = None
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"): raise ConfigError(f"fsdp=True: torch {torch.__version__} is too old for it or built without it; upgrade torch, or leave it out")

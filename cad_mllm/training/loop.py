@@ -226,7 +226,7 @@ def train(
     trainer = Trainer(config, train_config, model, draw)
     try: result = trainer.run()
     except BaseException as e:
-        trainer.world.last_words(e)
+        trainer.world.report_failure(e)
         if not isinstance(e, (RunningError, OccupiedError)):
             try:
                 trainer.tell("failed", message=f"{type(e).__name__}: {e}")

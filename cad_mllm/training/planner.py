@@ -113,7 +113,7 @@ def memory(
     predicted: int, # of them to be predicted
     checkpointing: bool = False,
     chunk: int = 2**28, # numbers of logits at once, as `cad_mllm.models.chunk_size` allows
-    shares: int = 1, # processes that the weights are shared out over (FSDP)
+    shares: int = 1, # processes that the weights are sharded over (FSDP)
 ) -> dict: # part -> bytes
     "Peak of memory of a training step in a process, by parts."
     half, layer = (4 if config.dtype == "float32" else 2), activation_bytes(shape, config)
@@ -168,7 +168,7 @@ class Advice:
     parts: dict                  # part -> bytes
     epoch_hours: float | None    # None without a data set
     num_gpus: int = 1
-    fsdp: bool = False           # weights shared out over them
+    fsdp: bool = False           # weights sharded over them
 
     @property
     def flags(self) -> str:
@@ -177,7 +177,7 @@ class Advice:
 
     def __str__(self):
         used = " + ".join(f"{k} {v/1e9:.1f}" for k, v in self.parts.items())
-        where = f"a {self.card.name}" if self.num_gpus == 1 else f"{self.num_gpus} {self.card.name}, {'weights shared out' if self.fsdp else 'the whole model on each'}"
+        where = f"a {self.card.name}" if self.num_gpus == 1 else f"{self.num_gpus} {self.card.name}, {'weights sharded' if self.fsdp else 'the whole model on each'}"
         lines = [f"{self.config.llm_model_name}, {'LoRA' if self.config.use_lora else 'all weights'}, on {where} ({self.card.memory/1e9:.0f} GB)",
                  f"  memory   {sum(self.parts.values())/1e9:.1f} GB{' on each' if self.num_gpus > 1 else ''}: {used}", f"  batch    {self.batch_tokens:,} tokens, about {self.batch_size} samples; longest sample {self.config.max_seq_length:,} tokens"]
         if self.epoch_hours is not None:

@@ -138,7 +138,7 @@ def find_changes(self: Trainer, state: dict) -> list: # of `Change`
     changes += changed_base(state.get("base") or {}, now["base"])
     changes += changed_stages(was.get("stages") or [], t.stages, self.progress.stage_index)
     if state.get("val_fingerprint", now["val_fingerprint"]) != now["val_fingerprint"]:
-        changes.append(Change("validation data", state["val_fingerprint"] or "none", now["val_fingerprint"] or "none", CHOICE, "losses on them do not compare with earlier ones; the search for the best starts anew"))
+        changes.append(Change("validation data", state["val_fingerprint"] or "none", now["val_fingerprint"] or "none", CHOICE, "losses on them do not compare with earlier ones; the search for the best starts over"))
     machine = ("device", "threads", "torch") if now["device"] == "cpu" else ("device", "torch")     # sums on a GPU do not depend on the CPU's threads
     return changes + [Change(k, state[k], now[k], SAME_DATA, ROUNDING_ONLY) for k in machine if state.get(k, now[k]) != now[k]]
 

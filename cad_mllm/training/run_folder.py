@@ -62,7 +62,7 @@ def refuse_occupied(
     if not records or checkpoint and goes_on_here(checkpoint, output_dir, local_dir, records): return
     away = "" if any(r.path.is_relative_to(output_dir) for r in records) else f" (its checkpoints lie in {local_place(output_dir, local_dir)})"
     raise OccupiedError(f"output_dir={str(output_dir)!r}: {output_dir} holds a run at step {max(r.step for r in records)}{away}: --resume_from_ckpt auto goes on, "
-                        "another --output_dir starts anew, --start_over first moves the old run aside")
+                        "another --output_dir starts over, --start_over first moves the old run aside")
 
 # %% ../../nbs/8_training/04_run_folder.ipynb #c7d0afbe
 RUN_FILES = ("metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "wandb_id", "data_report.json", "data_report_val.json", "data_index.npz", "data_index_val.npz", "drawn", "tensorboard")

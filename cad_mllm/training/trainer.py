@@ -128,7 +128,7 @@ def share_out(self: Trainer):
     "Keep a share of the weights, where that is asked for; by now they are loaded, and the optimizer is made of what is left."
     if not self.sharding: return
     self.compute = Sharded(self.model, self.device, self.sharding.reshard)
-    if self.world.is_main: print(f"Weights, gradients and optimizer are shared out over {self.world.size} processes (FSDP2)", flush=True)
+    if self.world.is_main: print(f"Weights, gradients and optimizer are sharded over {self.world.size} processes (FSDP2)", flush=True)
 
 # %% ../../nbs/8_training/07_trainer.ipynb #041401a3
 @patch
@@ -350,7 +350,7 @@ def trainer_state(self: Trainer) -> dict:
 # %% ../../nbs/8_training/07_trainer.ipynb #9fa4fa0b
 @patch
 def judge(self: Trainer) -> tuple: # (mean training loss since the previous save, validation loss measured here or None, whether it is the best so far)
-    "What a checkpoint says about its quality; the averages begin anew."
+    "What a checkpoint says about its quality; the averages start again."
     p, loss = self.progress, self.progress.mean_loss
     val_loss = p.val_loss if p.val_step == p.step else None
     measure = val_loss if val_loss is not None else loss if p.val_loss is None else math.inf
