@@ -13,7 +13,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CAD_MLLM_LOCAL", tempfile.mkdtemp(prefix="cad-mllm-"))   # what tests could not deliver
 sys.path.insert(0, str(Path(__file__).parent))
 
-import limits  # noqa: E402   (beside this file)
+import absent  # noqa: E402   (beside this file)
+import limits  # noqa: E402
 
 limits.for_every_child()
 
@@ -24,6 +25,17 @@ def pytest_runtest_protocol(item):
     limits.arm(720, item.config.stash.get(fault_handler_stderr_fd_key, 2))
     try: return (yield)
     finally: limits.disarm()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    "What fails for want of OpenCascade is skipped with the remedy; a skip that CAD_TESTS_REQUIRE forbids is a failure."
+    report = yield
+    if report.failed and (reason := absent.reason_to_skip(report.longreprtext)):
+        report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1], f"Skipped: {reason}")
+    elif report.skipped and isinstance(report.longrepr, tuple) and absent.forbidden_skip(report.longrepr[2]):
+        report.outcome, report.longrepr = "failed", f"CAD_TESTS_REQUIRE forbids to skip: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -56,3 +56,55 @@ def test_every_mutation_can_be_made(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT/"tools"))
     from break_on_purpose import cannot_be_made
     assert [f"{m.what}: {problem}" for m, problem in cannot_be_made()] == []
+
+
+# what a machine may lack
+
+NO_KERNEL = """
+import sys
+class NoKernel:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("OCP."): raise ImportError("libnone.so.1: cannot open shared object file")
+sys.meta_path.insert(0, NoKernel())
+"""
+NEEDS_KERNEL = """
+def test_of_a_solid():
+    from cad_mllm.geometry import load_occ
+    load_occ()
+
+def test_of_something_else():
+    raise ValueError("OpenCascade has no part in this")
+"""
+
+
+def without_kernel(run, *args, **env):
+    "Run a module or script in a process in which OpenCascade cannot be loaded."
+    code = f"{NO_KERNEL}\nimport runpy\nsys.argv[1:] = {list(map(str, args))!r}\nrunpy.{run}, run_name='__main__')"
+    env = {**os.environ, limits.SECONDS: "0", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT/"tests"))), **env}
+    return subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("require, skipped", [("", True), ("kernel", False)])
+def test_without_opencascade_a_test_is_skipped_with_the_remedy(tmp_path, require, skipped):
+    "Only what fails for want of it, and not where CI requires it."
+    (tmp_path/"test_solid.py").write_text(NEEDS_KERNEL)
+    done = without_kernel("run_module('pytest'", "-q", "-rs", "-p", "no:cacheprovider", "-p", "conftest", tmp_path/"test_solid.py", CAD_TESTS_REQUIRE=require)
+    assert ("1 failed, 1 skipped" if skipped else "2 failed") in done.stdout, done.stdout + done.stderr
+    assert not skipped or "apt-get install libgl1" in done.stdout
+
+
+def test_without_opencascade_a_notebook_is_skipped_with_the_remedy(tmp_path):
+    pytest.importorskip("nbdev")
+    cells = [dict(cell_type="code", id="solid", metadata={}, execution_count=None, outputs=[], source=["from cad_mllm.geometry import load_occ\n", "load_occ()"])]
+    (tmp_path/"solid.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    done = without_kernel(f"run_path({str(ROOT/'tools/test_notebooks.py')!r}", tmp_path/"solid.ipynb")
+    assert done.returncode == 0 and "skipped" in done.stdout and "apt-get install libgl1" in done.stderr, done.stdout + done.stderr
+
+
+def test_without_a_browser_its_tests_are_skipped_with_the_remedy(tmp_path):
+    "An empty PATH and no CHROMIUM; a failure where CI requires a browser."
+    env = {k: v for k, v in os.environ.items() if k != "CHROMIUM"} | {"PATH": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", "from browser_util import missing; print(missing())"], env=env, cwd=ROOT/"tests", capture_output=True, text=True, timeout=60).stdout
+    assert said.startswith("browser tests need") and "install" in said
+    code = f"import os; os.environ['CAD_TESTS_REQUIRE'] = 'browser'; from absent import forbidden_skip; print(forbidden_skip({said!r}), forbidden_skip('set OMNI_CAD_ROOT'))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT/"tests", capture_output=True, text=True, timeout=60).stdout == "True False\n"

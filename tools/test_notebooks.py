@@ -4,7 +4,9 @@
 Each notebook runs in a process of its own, forked from this one after what they all import. One that is not through after its limit prints all its stacks and ends, so that a hang is a failure with a name.
 """
 import argparse
+import contextlib
 import faulthandler
+import io
 import multiprocessing
 import os
 import sys
@@ -15,19 +17,30 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SKIPPED = 77                               # exit code of a notebook that needs what this machine lacks
 SHARED_IMPORTS = ("torch", "transformers", "matplotlib.pyplot", "scipy.spatial", "nbdev.test", "execnb.shell")
 
 
 def test_one(path, minutes, flags):
-    "In the child: run one notebook's cells; exit code 1 when a cell fails."
+    "In the child: run one notebook's cells; exit code 1 when a cell fails, `SKIPPED` when it failed for want of OpenCascade."
     from nbdev.config import get_config
     from nbdev.test import test_nb
     faulthandler.dump_traceback_later(60*minutes, exit=True, file=sys.__stderr__)
-    passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), force_flags=flags.split(), basepath=ROOT)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), force_flags=flags.split(), basepath=ROOT)
     faulthandler.cancel_dump_traceback_later()
+    reason = "" if passed else why_skipped(said.getvalue())
+    print(f"{path.name}: skipped: {reason}" if reason else said.getvalue(), end="\n" if reason else "", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(not passed)
+    os._exit(SKIPPED if reason else not passed)
+
+
+def why_skipped(text):
+    "Why a notebook that failed with this text counts as skipped, or an empty string."
+    sys.path.insert(0, str(ROOT/"tests"))
+    from absent import reason_to_skip
+    return reason_to_skip(text)
 
 
 @dataclass
@@ -46,12 +59,13 @@ def start(path, minutes, flags):
 
 
 def outcome(running, minutes):
-    "Tell how a notebook ended; True when it passed."
+    "Tell how a notebook ended; True unless it failed."
     running.process.join()
     seconds, name = time.monotonic() - running.began, os.path.relpath(running.path, ROOT)
-    passed = running.process.exitcode == 0
+    skipped = running.process.exitcode == SKIPPED
+    passed = running.process.exitcode == 0 or skipped
     why = "" if passed else f": no end after {minutes:g} minutes, its stacks are above" if seconds >= 60*minutes else f": exit code {running.process.exitcode}"
-    print(f"{'ok    ' if passed else 'FAILED'} {seconds:6.1f} s  {name}{why}", flush=True)
+    print(f"{'skipped' if skipped else 'ok     ' if passed else 'FAILED '} {seconds:6.1f} s  {name}{why}", flush=True)
     return passed
 
 
