@@ -290,7 +290,7 @@ def evaluate(
     out: str = "", # folder for the tables and pictures; beside the checkpoint if left out
     device: str = "auto", # auto, cpu, cuda
 ):
-    "Measure a checkpoint on a data set: tables, plots and a picture sheet."
+    "Measure a checkpoint on a data set: tables, plots and a contact sheet."
     from cad_mllm.evaluation import evaluate
     combinations = tuple(m for m in modalities.split(",") if m)
     print(evaluate(checkpoint, data_root, num=num, modalities=combinations, split=split, num_candidates=num_candidates, temperature=temperature, check=check, robustness=robustness,

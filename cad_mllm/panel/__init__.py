@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "widgets": ("DetailsView PickView PlotView View guarded make_button make_dropdown make_row set_options style_control"),
     "training_view": ("TrainView"),
     "completion_view": ("CompleteView Outcome OwnView SampleView"),
-    "storage_view": ("HouseView"),
+    "storage_view": ("StorageView"),
     "app": ("CheckpointPanel"),
 })
