@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS_BETWEEN_SAVES', 'train_command', 'start', 'DemoError', 'require', 'status', 'ready_to_kill', 'watch',
            'train_twice', 'compare_runs', 'draw_losses', 'make_data', 'held_out', 'complete_parts', 'misfit',
-           'draw_completions', 'run_demo', 'summary']
+           'draw_completions', 'read_scan', 'scan_words', 'run_demo', 'summary']
 
 # %% ../nbs/11_commands/01_demo.ipynb #4697dd84
 import json
@@ -212,6 +212,29 @@ def draw_completions(
     return fig
 
 # %% ../nbs/11_commands/01_demo.ipynb #37b4ea7e
+def read_scan(
+    out: Path, # folder of the demo
+) -> dict: # what the reconstruction says of itself, and `iou` with the part that was scanned
+    "Points of a pillow block become a history; leaves scan.xyz, scan.json, scan.FCStd, scan.step and scan.png."
+    from cad_mllm.data.synthetic import make_part
+    from cad_mllm.interop.histories import write_history
+    from cad_mllm.metrics.volumes import iou
+    from cad_mllm.reconstruction import reconstruct_file
+    designed = build_solid(make_part(3, 21)[1], "manifold")
+    np.savetxt(out/"scan.xyz", designed.points(6000), fmt="%.7g")
+    told = reconstruct_file(out/"scan.xyz", out/"scan.json", unit="m", picture=out/"scan.png")
+    history = CADProgram.from_json(out/"scan.json")
+    write_history(history, out/"scan.FCStd")
+    solid = build_solid(history)
+    solid.export(out/"scan.step")
+    return {**told, "iou": round(iou(solid.mesh(), designed.mesh()), 4)}
+
+def scan_words(told: dict) -> str:
+    "What came of the scan, in a sentence."
+    return (f"6,000 points -> {told['num_operations']} operations, {told['num_curves']} curves; "
+            f"{1000*told['deviation_mean']:.2g} mm off on the mean; {told['iou']:.1%} of the volume shared with the part")
+
+# %% ../nbs/11_commands/01_demo.ipynb #c1d9e402
 def run_demo(
     out: str = "demo", # folder that everything goes into
     data_root: str = "", # real histories in the Omni-CAD layout; synthetic parts if left out
@@ -219,16 +242,19 @@ def run_demo(
     seed: int = 0, # of everything random
     extra: tuple = (), # further flags of the training command
 ) -> dict: # what the summary says
-    "Data, two trainings with a kill and a resume, a completed part, a summary."
+    "A scan, data, two trainings with a kill and a resume, a completed part, a summary."
     began, out, num_val = time.time(), Path(out), 24
     out.mkdir(parents=True, exist_ok=True)
     for name in ("unbroken", "killed"): shutil.rmtree(out/name, ignore_errors=True)
-    print("1/3 data")
+    print("1/4 a scan becomes a history")
+    scan = read_scan(out)
+    print(f"{scan_words(scan)}  ({out}/scan.png, scan.FCStd, scan.step)")
+    print("2/4 data")
     data = make_data(out, data_root, num, seed)
-    print("2/3 training twice: one run unbroken, one killed and resumed")
-    result = train_twice(data, out, seed, ("--num_val_samples", str(num_val), *extra))
+    print("3/4 training twice: one run unbroken, one killed and resumed")
+    result = {"scan": scan} | train_twice(data, out, seed, ("--num_val_samples", str(num_val), *extra))
     draw_losses(out/"unbroken", out/"killed", result["killed_at"], result["resumed_from"], out/"loss.png")
-    print("3/3 completing parts the model has never seen")
+    print("4/4 completing parts the model has never seen")
     result["completion"] = complete_parts(find_checkpoint("final_model", out/"killed"), data, out, num_val, seed)
     steps = read_metrics(out/"unbroken")
     result |= dict(first_loss=sum(r["loss"] for r in steps[:5])/5, last_loss=sum(r["loss"] for r in steps[-5:])/5, steps=len(steps), seconds=round(time.time() - began))
@@ -236,13 +262,14 @@ def run_demo(
     print(summary(result, out))
     return 0 if result["equal"] and result["completion"]["valid"] and result["last_loss"] < result["first_loss"] else 1
 
-# %% ../nbs/11_commands/01_demo.ipynb #41f53dbf
+# %% ../nbs/11_commands/01_demo.ipynb #57b3b60b
 def summary(result: dict, out: Path) -> str:
     "The demo's result in a few lines."
     from cad_mllm.completion import solid_words
     c = result["completion"]
     return "\n".join([
         "", f"Demo finished in {result['seconds']//60} min {result['seconds'] % 60} s. Everything is in {out}/",
+        f"  read       a scan: {scan_words(result['scan'])}  (scan.png, scan.FCStd, scan.step)",
         f"  trained    {result['steps']} steps over three stages; loss {result['first_loss']:.2f} -> {result['last_loss']:.2f}  (loss.png)",
         f"  survived   SIGKILL at step {result['killed_at']}; resumed from the checkpoint of step {result['resumed_from']}; "
         f"{result['compared']} steps after it {'equal the unbroken run to the last bit' if result['equal'] else 'DIFFER from the unbroken run'}",
