@@ -19,6 +19,7 @@ from .cad.program import CADProgram, Extrude, rectangle
 from .cad.tokens import decode, encode
 from .cad.vocab import NUMBERS
 from .geometry.clouds import CLOUD_FILES, in_metres, read_cloud
+from .geometry.render import camera_frame
 from .geometry.mesh import GeometryError, Mesh, surface_distance
 from .geometry.shapes import read_shape
 from .geometry.slabs import slab_programs
@@ -185,13 +186,16 @@ class Reconstruction:
         return {n: round(v, 8) if isinstance(v := getattr(self, n), float) else v for n in names}
 
     def picture(self):
-        "A matplotlib figure: the points, coloured by how far they lie from the history's surface, beside the part."
+        "A matplotlib figure: the part, and the points in the same view, coloured by how far they lie from its surface."
         from cad_mllm.utils.figures import Figure
         fig = Figure(figsize=(6, 3), layout="constrained")
         left, right = fig.subplots(1, 2)
         left.imshow(self.mesh.image(320))
-        flat = self.points @ np.array([[.83, -.56, 0], [-.3, -.44, .85]]).T
-        dots = right.scatter(*flat.T, c=1000*self.distances, s=2, cmap="viridis", vmin=0)
+        left.set_title(f"{self.num_operations} operations", fontsize=9)
+        right.set_title(f"{len(self.points):,} points", fontsize=9)
+        across, up, depth = camera_frame(0) @ self.points.T
+        order = np.argsort(-depth)
+        dots = right.scatter(across[order], up[order], c=1000*self.distances[order], s=2, cmap="viridis", vmin=0)
         right.set_aspect("equal")
         fig.colorbar(dots, ax=right, label="mm off the surface")
         for ax in (left, right): ax.axis("off")
