@@ -70,7 +70,8 @@ def test_every_exported_name_has_a_card(docs, site):
 def test_signatures_are_read_from_the_source(docs):
     cell = '''class Part:
     "A part."
-    size: float = 1.0 # in metres
+    size: float = 1.0 # in
+                      # metres
     def grow(self, by): return self
 
 @patch

@@ -92,13 +92,17 @@ class Symbol:
 
 
 def comments(source):
-    "Line number -> what is said in the comment at its end."
-    found = {}
+    "Line number -> what is said in the comment at its end; it continues in comments below it, in the same column."
+    found, last, column = {}, 0, -1
     try:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT: found[token.start[0]] = token.string.lstrip("# ").strip()
+            if token.type != tokenize.COMMENT: continue
+            (line, at), words = token.start, token.string.lstrip("# ").strip()
+            alone = not token.line[:at].strip()
+            if alone and at == column and line - last == len(found[last]): found[last].append(words)
+            else: found[line], last, column = [words], line, at
     except (tokenize.TokenError, IndentationError): pass
-    return found
+    return {line: " ".join(words) for line, words in found.items()}
 
 
 def text_of(node): return "" if node is None else ast.unparse(node)
