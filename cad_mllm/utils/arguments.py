@@ -18,9 +18,15 @@ from typing import Annotated, get_args, get_origin
 
 # %% ../../nbs/0_utils/02_arguments.ipynb #9d5453a0
 def _comments(source):
-    "Line number -> the comment that ends the line."
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
+    "Line number -> the comment that ends the line; it continues in comments below it, in the same column."
+    found, last, column = {}, 0, -1
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT: continue
+        (line, at), words = token.start, token.string.lstrip("# ").rstrip()
+        alone = not token.line[:at].strip()
+        if alone and at == column and line - last == len(found[last]): found[last].append(words)
+        else: found[line], last, column = [words], line, at
+    return {line: " ".join(words) for line, words in found.items()}
 
 def _named_lines(node):
     "(name, line number) of a function's parameters or a class's fields."

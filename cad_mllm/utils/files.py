@@ -28,7 +28,8 @@ def write_bytes_atomic(path, write):
 def replacing(
     path: str | Path, # the file to be written or replaced
 ):
-    "A temporary path with the same suffix beside `path`; it becomes `path` when the block ends well, and vanishes when not."
+    """A temporary path with the same suffix beside `path`; it becomes `path` when the block ends well, and vanishes
+    when not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")

@@ -20,7 +20,8 @@ from datetime import datetime
 from pathlib import Path
 
 # %% ../../nbs/0_utils/04_run_lock.ipynb #189a9e49
-LOCK, BEAT, PATIENCE = "training.lock", 15.0, 180.0  # name of the file; seconds between heartbeats; seconds without a change after which a holder elsewhere counts as gone
+# name of the file; seconds between heartbeats; seconds without a change after which a holder elsewhere counts as gone
+LOCK, BEAT, PATIENCE = "training.lock", 15.0, 180.0
 
 @dataclass(frozen=True)
 class Holder:
@@ -41,7 +42,8 @@ def _space():
 def this_process() -> Holder:
     "A holder that is this process."
     import psutil
-    return Holder(uuid.uuid4().hex, socket.gethostname(), _space(), os.getpid(), psutil.Process().create_time(), datetime.now().isoformat(timespec="seconds"))
+    return Holder(uuid.uuid4().hex, socket.gethostname(), _space(), os.getpid(), psutil.Process().create_time(),
+                  datetime.now().isoformat(timespec="seconds"))
 
 # %% ../../nbs/0_utils/04_run_lock.ipynb #77b16908
 UNKNOWN = Holder("", "an unknown machine", "", 0, 0.0, "an unknown time")
@@ -71,7 +73,9 @@ def is_gone(
 # %% ../../nbs/0_utils/04_run_lock.ipynb #89ae1d17
 class HeldError(RuntimeError):
     "The folder is held by another process: `holder` says which."
-    def __init__(self, holder: Holder): self.holder = holder; super().__init__(f"{holder} works here")
+    def __init__(self, holder: Holder):
+        self.holder = holder
+        super().__init__(f"{holder} works here")
 
 class FolderLock:
     "The one right to work in a folder; `take` it, then `release` it."
@@ -102,7 +106,8 @@ class FolderLock:
 def _wait_until_free(lock):
     "Return when the lock may be taken; `HeldError` where its holder is alive."
     data = lock.read()
-    if data is None or lock.take_over: return data and lock.say(f"{lock.path.parent}: taken over from {read_holder(data)}")
+    if data is None or lock.take_over:
+        return data and lock.say(f"{lock.path.parent}: taken over from {read_holder(data)}")
     holder = read_holder(data)
     gone = is_gone(holder)
     if gone is False: raise HeldError(holder)
@@ -111,7 +116,9 @@ def _wait_until_free(lock):
 
 def _watch(lock, data, holder):
     "Watch the file for as long as patience goes; `HeldError` when it changes."
-    lock.say(f"{lock.path.parent}: {holder} worked here; watching for up to {lock.patience:g} s whether it still does (--take_over does not wait)")
+    lock.say(
+        f"{lock.path.parent}: {holder} worked here; watching for up to {lock.patience:g} s whether it still does "
+        "(--take_over does not wait)")
     until = lock.clock() + lock.patience
     while lock.clock() < until:
         lock.sleep(min(2.0, lock.patience))
@@ -121,14 +128,18 @@ def _watch(lock, data, holder):
 
 # %% ../../nbs/0_utils/04_run_lock.ipynb #65779f4f
 def take(lock: FolderLock):
-    "Take a folder's lock and keep it alive in the background; `HeldError` where somebody works there, `OSError` where the folder cannot be written."
+    """Take a folder's lock and keep it alive in the background; `HeldError` where somebody works there, `OSError` where
+    the folder cannot be written."""
     from filelock import FileLock
     name = hashlib.sha256(os.path.abspath(lock.path).encode()).hexdigest()[:20]
-    with FileLock(os.path.join(tempfile.gettempdir(), f"cad_mllm-{os.getuid() if hasattr(os, 'getuid') else 0}-{name}.lock")):
+    with FileLock(os.path.join(tempfile.gettempdir(),
+                               f"cad_mllm-{os.getuid() if hasattr(os, 'getuid') else 0}-{name}.lock")):
         _wait_until_free(lock)
         lock.mine = this_process()
         try: lock.write()
-        except OSError: lock.mine = None; raise
+        except OSError:
+            lock.mine = None
+            raise
     lock.thread = threading.Thread(target=_keep_alive, args=(lock,), name="cad_mllm-lock", daemon=True)
     lock.thread.start()
 
@@ -140,7 +151,9 @@ def beat(lock: FolderLock):
     try:
         data = lock.read()
         holder = read_holder(data) if data else lock.mine
-        if holder.token and holder.token != lock.mine.token: lock.lost = holder; lock.ended.set()
+        if holder.token and holder.token != lock.mine.token:
+            lock.lost = holder
+            lock.ended.set()
         else: lock.write()
     except OSError: pass
 
