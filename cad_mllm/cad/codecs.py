@@ -46,19 +46,23 @@ class TokenCodec:
         return vocabulary(self.version)
 
     def prompt(self, caption: str, points_box: tuple | None = None) -> str:
-        "Text that stands before the part; `points_box` is (longest side, center (3,)) of given points in metres, which the encoder sees scaled to 1."
+        """Text that stands before the part; `points_box` is (longest side, center (3,)) of given points in metres,
+        which the encoder sees scaled to 1."""
         if points_box is None: return f"{caption}\n"
         side, center = points_box
         return f"{caption}\npoints span {side*1000:.3g} mm around {' '.join(f'{c*1000:.3g}' for c in center)}\n"
 
     def prompt_on_grid(self, caption: str, points_box: tuple) -> str:
-        "Likewise for points in units of the grid: their coordinates speak for themselves, but for a cloud that lies far out and was moved by whole lengths of `NUM_LEVELS` units."
+        """Likewise for points in units of the grid: their coordinates speak for themselves, but for a cloud that lies
+        far out and was moved by whole lengths of `NUM_LEVELS` units."""
         cell = [round(c/points_box[0]) for c in points_box[1]]
         return f"{caption}\n" + f"points at {' '.join(map(str, cell))}\n"*any(cell)
 
     def measures(self, levels: list) -> list:
-        "What was measured on given points: for x, y and z the level where they begin, and how far from there their flat faces lie."
-        return [t for axis, (low, *faces) in zip("xyz", levels) for t in (f"<+{axis}>", *tokens_of_number([low, *(f - low for f in faces)]))]
+        """What was measured on given points: for x, y and z the level where they begin, and how far from there their
+        flat faces lie."""
+        return [t for axis, (low, *faces) in zip("xyz", levels)
+                for t in (f"<+{axis}>", *tokens_of_number([low, *(f - low for f in faces)]))]
 
     def split(self, whole: CADProgram, kept: int, grid: Grid | None = None) -> tuple:
         "(given, to be written); see `encode_split`."
@@ -93,7 +97,9 @@ class TextCodec(TokenCodec):
 
     def prefix(self, partial): return render_text(encode_partial(partial, self.version))
 
-    def measures(self, levels): return "".join(f"{axis} {low} {' '.join(str(f - low) for f in faces)}\n" for axis, (low, *faces) in zip("xyz", levels))
+    def measures(self, levels):
+        return "".join(f"{axis} {low} {' '.join(str(f - low) for f in faces)}\n"
+                       for axis, (low, *faces) in zip("xyz", levels))
 
     def head(self, grid): return render_text(header_tokens(grid))
 
@@ -103,15 +109,18 @@ class TextCodec(TokenCodec):
         tokens = []
         for word in re.findall(r"[^\s,]+", generated):
             try: tokens += text_to_tokens(word)
-            except GrammarError: break                      # the last word may be cut off; what follows another one that is none says nothing
+            # the last word may be cut off; what follows another one that is none says nothing
+            except GrammarError: break
         return super().decode(tokens, partial)
 
 # %% ../../nbs/1_cad/11_codecs.ipynb #3baabf7d
 def _minified(program):
     "The JSON text with entities in order of execution, those nothing refers to last."
     d = program.to_json()
-    order = list(dict.fromkeys([*(i for s in program.sequence for i in (*program.entities[s].references(), s)), *d["entities"]]))
-    top = {"entities": {k: d["entities"][k] for k in order if k in d["entities"]}, **{k: v for k, v in d.items() if k not in ("entities", "truncation_metadata")}}
+    order = list(dict.fromkeys([*(i for s in program.sequence for i in (*program.entities[s].references(), s)),
+                                *d["entities"]]))
+    top = {"entities": {k: d["entities"][k] for k in order if k in d["entities"]},
+           **{k: v for k, v in d.items() if k not in ("entities", "truncation_metadata")}}
     return json.dumps(top, separators=(",", ":"))
 
 # %% ../../nbs/1_cad/11_codecs.ipynb #8c7f1d67
@@ -135,7 +144,8 @@ class JsonCodec(TokenCodec):
         except (ValueError, TypeError, RecursionError): whole = recover_program(text, notes)
         if partial is None: return whole
         new = [whole.entities[i] for i in whole.sequence if i not in partial.entities]
-        program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices), {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})
+        program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices),
+                             {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})
         for e in new: program.append(e)
         return program
 
@@ -146,5 +156,6 @@ def get_codec(
 ) -> TokenCodec:
     "The codec of that name; raises `ConfigError` for an unknown one."
     codecs = {c.name: c for c in (TokenCodec, TextCodec, JsonCodec)}
-    if sequence_format not in codecs: raise ConfigError(f"sequence_format={sequence_format!r}: choose one of {', '.join(SEQUENCE_FORMATS)}")
+    if sequence_format not in codecs:
+        raise ConfigError(f"sequence_format={sequence_format!r}: choose one of {', '.join(SEQUENCE_FORMATS)}")
     return codecs[sequence_format](version)

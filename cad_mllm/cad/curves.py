@@ -28,12 +28,14 @@ _KINDS = {dict: "an object", list: "a list", str: "a string"}
 def get_field(d, key, kind, where):
     "The value of `d[key]`, checked to be of `kind`."
     if key not in d: raise CADFormatError("is missing", f"{where}.{key}")
-    if not isinstance(d[key], kind): raise CADFormatError(f"is not {_KINDS[kind]}: {str(d[key])[:40]!r}", f"{where}.{key}")
+    if not isinstance(d[key], kind):
+        raise CADFormatError(f"is not {_KINDS[kind]}: {str(d[key])[:40]!r}", f"{where}.{key}")
     return d[key]
 
 def parse_number(v, where):
     "A finite number, as it stands in the file."
-    if isinstance(v, bool) or not isinstance(v, (int, float)): raise CADFormatError(f"is not a number: {str(v)[:40]!r}", where)
+    if isinstance(v, bool) or not isinstance(v, (int, float)):
+        raise CADFormatError(f"is not a number: {str(v)[:40]!r}", where)
     if not -1e9 < v < 1e9: raise CADFormatError(f"is not a usable number: {v}", where)
     return v
 
@@ -50,7 +52,8 @@ def unknown_fields(d, known): return {k: v for k, v in d.items() if k not in kno
 # %% ../../nbs/1_cad/01_curves.ipynb #99f70038
 @dataclass(frozen=True)
 class Frame:
-    "Where a sketch stands: `origin` in metres and right-handed unit axes, each a tuple (x, y, z); `z_axis` is the sketch's normal."
+    """Where a sketch stands: `origin` in metres and right-handed unit axes, each a tuple (x, y, z); `z_axis` is the
+    sketch's normal."""
     origin: tuple = (0.0, 0.0, 0.0)
     x_axis: tuple = (1.0, 0.0, 0.0)
     y_axis: tuple = (0.0, 1.0, 0.0)
@@ -60,15 +63,19 @@ class Frame:
     def _read(cls, d, where):
         frame = cls(*(parse_vector(d, k, where) for k in ("origin", "x_axis", "y_axis", "z_axis")))
         axes = np.array([frame.x_axis, frame.y_axis, frame.z_axis], float)
-        if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3: raise CADFormatError("axes are not perpendicular unit vectors", where)
+        if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3:
+            raise CADFormatError("axes are not perpendicular unit vectors", where)
         if np.linalg.det(axes) < 0: raise CADFormatError("axes are left-handed: they would mirror the part", where)
         return frame
 
     @property
     def rotation(self) -> np.ndarray: # (3, 3)
         "Rows are the orthonormal axes, so `rotation @ world` gives sketch coordinates."
-        x = np.array(self.x_axis, float); x /= np.linalg.norm(x)
-        z = np.array(self.z_axis, float); z -= x*(z@x); z /= np.linalg.norm(z)
+        x = np.array(self.x_axis, float)
+        x /= np.linalg.norm(x)
+        z = np.array(self.z_axis, float)
+        z -= x*(z@x)
+        z /= np.linalg.norm(z)
         return np.array([x, [z[1]*x[2] - z[2]*x[1], z[2]*x[0] - z[0]*x[2], z[0]*x[1] - z[1]*x[0]], z])
 
 # %% ../../nbs/1_cad/01_curves.ipynb #502cd8c3
@@ -95,7 +102,9 @@ class Line:
         return cls(parse_vector(d, "start_point", where), parse_vector(d, "end_point", where), d.get("curve"),
                    unknown_fields(d, ("type", "start_point", "end_point", "curve")))
 
-    def _write(self): return {"start_point": vector_json(self.start), "end_point": vector_json(self.end), **_id(self), **self.extra, "type": "Line3D"}
+    def _write(self):
+        return {"start_point": vector_json(self.start), "end_point": vector_json(self.end), **_id(self), **self.extra,
+                "type": "Line3D"}
 
 def _id(curve): return {} if curve.id is None else {"curve": curve.id}
 
@@ -114,11 +123,13 @@ class Circle:
         r = parse_number(d.get("radius"), f"{where}.radius")
         if r <= 0: raise CADFormatError(f"is not above 0: {r}", f"{where}.radius")
         normal = parse_vector(d, "normal", where) if "normal" in d else None
-        return cls(parse_vector(d, "center_point", where), r, d.get("curve"), normal, unknown_fields(d, ("type", "center_point", "radius", "curve", "normal")))
+        return cls(parse_vector(d, "center_point", where), r, d.get("curve"), normal,
+                   unknown_fields(d, ("type", "center_point", "radius", "curve", "normal")))
 
     def _write(self):
         normal = {} if self.normal is None else {"normal": vector_json(self.normal)}
-        return {"center_point": vector_json(self.center), "radius": self.radius, **_id(self), **normal, **self.extra, "type": "Circle3D"}
+        return {"center_point": vector_json(self.center), "radius": self.radius, **_id(self), **normal, **self.extra,
+                "type": "Circle3D"}
 
 # %% ../../nbs/1_cad/01_curves.ipynb #861f7815
 @dataclass
@@ -141,10 +152,12 @@ class Arc:
         known = ("start_point", "end_point", "reference_vector", "start_angle", "end_angle")
         angles = [parse_number(d.get(k), f"{where}.{k}") for k in ("start_angle", "end_angle")]
         start, end, reference = (parse_vector(d, k, where) for k in known[:3])
-        return cls(circle.center, circle.radius, start, end, reference, *angles, circle.id, circle.normal, unknown_fields(circle.extra, known))
+        return cls(circle.center, circle.radius, start, end, reference, *angles, circle.id, circle.normal,
+                   unknown_fields(circle.extra, known))
 
     def _write(self):
-        return {**Circle._write(self), "start_point": vector_json(self.start), "end_point": vector_json(self.end), "reference_vector": vector_json(self.reference),
+        return {**Circle._write(self), "start_point": vector_json(self.start), "end_point": vector_json(self.end),
+                "reference_vector": vector_json(self.reference),
                 "start_angle": self.start_angle, "end_angle": self.end_angle, "type": "Arc3D"}
 
 # %% ../../nbs/1_cad/01_curves.ipynb #763651ca
@@ -176,7 +189,8 @@ def parse_curve(d, where):
 # %% ../../nbs/1_cad/01_curves.ipynb #565402e0
 @dataclass
 class Contour:
-    "A closed chain of E edges in sketch coordinates: edge i runs from `vertices[i]` to `vertices[(i+1) % E]`; a circle has `radius` and one vertex, its center."
+    """A closed chain of E edges in sketch coordinates: edge i runs from `vertices[i]` to `vertices[(i+1) % E]`; a
+    circle has `radius` and one vertex, its center."""
     vertices: np.ndarray                  # (E, 2)
     mids: list = field(default_factory=list) # E entries: the middle point (2,) of an arc, or None for a line
     radius: float | None = None           # set for a circle only
@@ -229,7 +243,8 @@ def _arc_extremes(start, mid, end):
     points, (dx, dy) = [start, mid, end], end - start
     if (circle := arc_circle(start, mid, end)) is None: return points
     def side(p): return np.sign(dx*(p[1] - start[1]) - dy*(p[0] - start[0]))
-    return points + [p for p in circle[0] + circle[1]*np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]) if side(p) == side(mid)]
+    return (points + [p for p in circle[0] + circle[1]*np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+                      if side(p) == side(mid)])
 
 @patch
 def box(self: Contour) -> np.ndarray: # (2, 2): lower and upper corner
@@ -251,10 +266,12 @@ class Loop:
         if not isinstance(d, dict): raise CADFormatError("is not an object", where)
         curves = get_field(d, "profile_curves", list, where)
         if not curves: raise CADFormatError("has no curves", f"{where}.profile_curves")
-        return cls([parse_curve(c, f"{where}.profile_curves[{i}]") for i, c in enumerate(curves)], d.get("is_outer", True),
+        return cls([parse_curve(c, f"{where}.profile_curves[{i}]") for i, c in enumerate(curves)],
+                   d.get("is_outer", True),
                    unknown_fields(d, ("profile_curves", "is_outer")))
 
-    def _write(self): return {"profile_curves": [c._write() for c in self.curves], "is_outer": self.is_outer, **self.extra}
+    def _write(self):
+        return {"profile_curves": [c._write() for c in self.curves], "is_outer": self.is_outer, **self.extra}
 
 # %% ../../nbs/1_cad/01_curves.ipynb #f2507a1d
 def _edge(curve):
@@ -292,13 +309,16 @@ def _best_chain(edges):
 
 @patch
 def contour(self: Loop) -> Contour:
-    "The loop as a closed, oriented chain (as drawn, not turned). Raises `CADFormatError` where the curves do not close."
+    """The loop as a closed, oriented chain (as drawn, not turned).
+    Raises `CADFormatError` where the curves do not close."""
     if isinstance(self.curves[0], Circle):
         if len(self.curves) > 1: raise CADFormatError("a circle shares its loop with other curves")
         return Contour(np.array([self.curves[0].center[:2]], float), [], float(self.curves[0].radius))
-    if any(isinstance(c, Circle) for c in self.curves): raise CADFormatError("a circle shares its loop with other curves")
+    if any(isinstance(c, Circle) for c in self.curves):
+        raise CADFormatError("a circle shares its loop with other curves")
     edges = [_edge(c) for c in self.curves]
-    edges = [e for e in edges if e[1] is None or np.ptp(e, axis=0).max() > 0]    # an arc whose angles are equal is a point
+    # an arc whose angles are equal is a point
+    edges = [e for e in edges if e[1] is None or np.ptp(e, axis=0).max() > 0]
     if not edges: raise CADFormatError("the loop has no length")
     chained, gap = _best_chain(edges)
     if gap > 1e-3: raise CADFormatError(f"the loop does not close: a gap of {gap:.2g} of its size")

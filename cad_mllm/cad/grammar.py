@@ -49,13 +49,16 @@ class GrammarError(CADFormatError):
 
 # %% ../../nbs/1_cad/08_grammar.ipynb #e61e53a5
 _FLOW = {
-    "<cad>": ("", "unit"), "<sketch>": ("", "axes"), "<tilted>": ("ddddddsss", "outer"), **{f"<{a}>": ("sss", "outer") for a in AXES},
-    "<loop>": ("nn", "edge"), "<hole>": ("nn", "edge"), "<arc>": ("nnnn", "edge"), "<circle>": ("nnp", "loop"), "<bore>": ("nnp", "loop"),
+    "<cad>": ("", "unit"), "<sketch>": ("", "axes"), "<tilted>": ("ddddddsss", "outer"),
+    **{f"<{a}>": ("sss", "outer") for a in AXES},
+    "<loop>": ("nn", "edge"), "<hole>": ("nn", "edge"), "<arc>": ("nnnn", "edge"), "<circle>": ("nnp", "loop"),
+    "<bore>": ("nnp", "loop"),
     **dict.fromkeys(ARC_TOKENS[:4], ("pnn", "edge")), **dict.fromkeys(ARC_TOKENS[4:], ("nn", "edge")),
     **{f"<{o}>": ("", "refs") for o in OPS}, "<from>": ("b", "refs"), "<pick>": ("i", "picks"),
     "<one>": ("z", "op"), "<sym>": ("p", "op"), "<two>": ("pp", "op"), "<end>": ("", "done")}
 
-NUMBER_BANKS = {"number": NUMBERS, "carry": CARRY, "unit": UNIT_TOKENS, "exponent": EXPONENT_TOKENS, **{c: [c] for c in (*COMMANDS, *itertools.chain(*ADDED))}}
+NUMBER_BANKS = {"number": NUMBERS, "carry": CARRY, "unit": UNIT_TOKENS, "exponent": EXPONENT_TOKENS,
+                **{c: [c] for c in (*COMMANDS, *itertools.chain(*ADDED))}}
 _BANK_START = {bank: TOKEN_IDS[tokens[0]] for bank, tokens in NUMBER_BANKS.items()}
 _BANK_OF = [bank for bank, tokens in sorted(NUMBER_BANKS.items(), key=lambda b: _BANK_START[b[0]]) for _ in tokens]
 
@@ -80,7 +83,8 @@ def _reference_choices(state):
     further = state.reached[-1] + 1 if state.reached else 0
     reach = ["<from>"] if further < len(state.sketches) and not plain_pick else []
     pick = ["<pick>"] if state.node == "refs" and state.num_profiles > 1 else []
-    more = [("number", state.picked + 1, state.num_profiles - 1)] if state.node == "picks" and state.picked + 1 < state.num_profiles else []
+    more = ([("number", state.picked + 1, state.num_profiles - 1)] if state.node == "picks"
+            and state.picked + 1 < state.num_profiles else [])
     return more + [(c, 0, 0) for c in (*reach, *pick, *_EXTENTS)]
 
 # %% ../../nbs/1_cad/08_grammar.ipynb #889e618e
@@ -102,7 +106,8 @@ def choices(
     if state.node == "edge" and not state.loop_closed: return _edge_choices(state)
     if state.node in ("unit", "exponent"): return [(state.node, 0, len(NUMBER_BANKS[state.node]) - 1)]
     loops = ["<loop>", "<circle>", "<hole>", "<bore>", *_operation_choices(state)]
-    commands = {"start": ["<cad>"], "axes": [*(f"<{a}>" for a in AXES), "<tilted>"], "outer": ["<loop>", "<circle>"], "loop": loops, "edge": loops,
+    commands = {"start": ["<cad>"], "axes": [*(f"<{a}>" for a in AXES), "<tilted>"], "outer": ["<loop>", "<circle>"],
+                "loop": loops, "edge": loops,
                 "op": _operation_choices(state), "done": []}[state.node]
     line = _edge_choices(state) if state.node == "edge" else []
     return line + [(c, 0, 0) for c in commands]
@@ -123,9 +128,11 @@ def _count(state, command):
     "What a command changes besides slots and node."
     if command == "<sketch>": return dict(sketches=(*state.sketches, 0))
     started = dict(num_points=1, num_arcs=0)
-    if command in ("<loop>", "<circle>"): return dict(sketches=(*state.sketches[:-1], state.sketches[-1] + 1), **started)
+    if command in ("<loop>", "<circle>"):
+        return dict(sketches=(*state.sketches[:-1], state.sketches[-1] + 1), **started)
     if command == "<hole>": return started
-    if command == "<arc>" or command in ARC_TOKENS: return dict(num_points=state.num_points + 1, num_arcs=state.num_arcs + 1)
+    if command == "<arc>" or command in ARC_TOKENS:
+        return dict(num_points=state.num_points + 1, num_arcs=state.num_arcs + 1)
     if command[1:-1] in OPS: return dict(num_extrudes=state.num_extrudes + 1, reached=(), picked=-1)
     return {}
 
@@ -155,7 +162,8 @@ def min_length(state: State) -> int:
     finish = 1 if state.num_extrudes else 4          # <end>, or <new> <one> <d> <end>
     circle = 4                                       # <circle> x y r
     after = {"start": 3 + 5 + circle + finish, "unit": 2 + 5 + circle + finish, "exponent": 1 + 5 + circle + finish,
-             "op": finish if state.sketches else 5 + circle + finish, "axes": 4 + circle + finish, "outer": circle + finish, "loop": finish,
+             "op": finish if state.sketches else 5 + circle + finish, "axes": 4 + circle + finish,
+             "outer": circle + finish, "loop": finish,
              "edge": finish + (0 if state.loop_closed else 2*(3 - state.num_points)), "refs": 3, "picks": 3, "done": 0}
     return len(state.slots) + int(state.part == 1) + after[state.node]
 

@@ -55,7 +55,10 @@ def fit(
         return round(float(np.mean(np.maximum(np.abs(x - np.rint(x)) - 1e-3, 0))), 3) if len(x) else 0.0
     grids = [cls(m, e) for e in EXPONENTS for m in MANTISSAS]
     fitting = [g for g in grids if .39*num_levels <= size/g.unit <= num_levels - 1]
-    if not fitting: raise CADFormatError(f"a drawing {size:.3g} m wide is outside what the language can say ({grids[0].unit:g} to {grids[-1].unit*num_levels:g} m)")
+    if not fitting:
+        raise CADFormatError(
+            f"a drawing {size:.3g} m wide is outside what the language can say ({grids[0].unit:g} to "
+            f"{grids[-1].unit*num_levels:g} m)")
     return min(fitting, key=lambda g: (off(g), -g.unit))
 
 _ROUND = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
@@ -68,5 +71,7 @@ def around(
     "The finest round unit of which the whole part is less than `NUM_LEVELS` long."
     grids = [cls(m, e) for e in EXPONENTS for m in _ROUND]
     found = next((g for g in grids if 0 < side < g.unit*(NUM_LEVELS - 1)), None)
-    if found is None: raise CADFormatError(f"points {side:.3g} m across are outside what the language can say (up to {grids[-1].unit*NUM_LEVELS:g} m)")
+    if found is None:
+        raise CADFormatError(
+            f"points {side:.3g} m across are outside what the language can say (up to {grids[-1].unit*NUM_LEVELS:g} m)")
     return found

@@ -35,7 +35,7 @@ class Profile:
 
     def _write(self): return {"loops": [l._write() for l in self.loops], **self.extra}
 
-    def contours(self) -> list: # of `Contour`: the outer one counter-clockwise, then the holes clockwise (circles as they are)
+    def contours(self) -> list: # of `Contour`: the outer one counter-clockwise, then the holes clockwise
         "The loops as contours, outer first."
         contours = sorted((l.contour() for l in self.loops), key=lambda p: -abs(p.area()))
         return [p if (p.area() > 0) == (i == 0) else p.reversed() for i, p in enumerate(contours)]
@@ -64,7 +64,8 @@ class Sketch:
 
     def _write(self):
         transform = {k: vector_json(getattr(self.frame, k)) for k in ("origin", "x_axis", "y_axis", "z_axis")}
-        return {**self.extra, "type": "Sketch", "name": self.name, "transform": transform, "profiles": {k: p._write() for k, p in self.profiles.items()}}
+        return {**self.extra, "type": "Sketch", "name": self.name, "transform": transform,
+                "profiles": {k: p._write() for k, p in self.profiles.items()}}
 
     def references(self) -> list:
         "Entity ids that this sketch stands on (its reference plane, where a file names one)."
@@ -77,8 +78,10 @@ def _strings(o):
         for v in (o.values() if isinstance(o, dict) else o): yield from _strings(v)
 
 # %% ../../nbs/1_cad/02_program.ipynb #0962f4eb
-OPERATIONS = {"NewBodyFeatureOperation": "new", "JoinFeatureOperation": "join", "CutFeatureOperation": "cut", "IntersectFeatureOperation": "intersect"}
-EXTENTS = {"OneSideFeatureExtentType": "one", "SymmetricFeatureExtentType": "symmetric", "TwoSidesFeatureExtentType": "two"}
+OPERATIONS = {"NewBodyFeatureOperation": "new", "JoinFeatureOperation": "join", "CutFeatureOperation": "cut",
+              "IntersectFeatureOperation": "intersect"}
+EXTENTS = {"OneSideFeatureExtentType": "one", "SymmetricFeatureExtentType": "symmetric",
+           "TwoSidesFeatureExtentType": "two"}
 
 def _choice(d, key, table, where):
     "A string of the file looked up in a table of what is known."
@@ -91,13 +94,15 @@ def _long(table, short): return next(k for k, v in table.items() if v == short)
 def _extent_json(distance, one):
     "An extent as Omni-CAD writes it; `one` tells the first from the second."
     def parameter(value, role): return {"type": "ModelParameter", "name": "none", "role": role, "value": value}
-    return {"type": "DistanceExtentDefinition", "distance": parameter(distance, "AlongDistance" if one else "AgainstDistance"),
+    return {"type": "DistanceExtentDefinition",
+            "distance": parameter(distance, "AlongDistance" if one else "AgainstDistance"),
             "taper_angle": parameter(0.0, "TaperAngle" if one else "Side2TaperAngle")}
 
 # %% ../../nbs/1_cad/02_program.ipynb #52ad8422
 @dataclass
 class Extrude:
-    "Profiles pushed along their sketch's normal. Distances in metres; `operation` and `extent` are the short names of `OPERATIONS` and `EXTENTS`."
+    """Profiles pushed along their sketch's normal.
+    Distances in metres; `operation` and `extent` are the short names of `OPERATIONS` and `EXTENTS`."""
     id: str
     profiles: list                        # of (sketch id, profile id)
     operation: str = "new"
@@ -123,17 +128,20 @@ def _read_extent(d, key, where):
     if key not in d: return 0.0
     e, at = get_field(d, key, dict, where), f"{where}.{key}"
     taper = e.get("taper_angle", {}).get("value", 0.0) if isinstance(e.get("taper_angle", {}), dict) else 0.0
-    if parse_number(taper, f"{at}.taper_angle.value") != 0: raise CADFormatError(f"tapered extrudes are not supported: {taper}", f"{at}.taper_angle.value")
+    if parse_number(taper, f"{at}.taper_angle.value") != 0:
+        raise CADFormatError(f"tapered extrudes are not supported: {taper}", f"{at}.taper_angle.value")
     return parse_number(get_field(e, "distance", dict, at).get("value"), f"{at}.distance.value")
 
 def _read_extrude(id, d, where):
     refs = get_field(d, "profiles", list, where)
     for i, p in enumerate(refs):
         if not isinstance(p, dict): raise CADFormatError("is not an object", f"{where}.profiles[{i}]")
-    pairs = [tuple(get_field(p, k, str, f"{where}.profiles[{i}]") for k in ("sketch", "profile")) for i, p in enumerate(refs)]
+    pairs = [tuple(get_field(p, k, str, f"{where}.profiles[{i}]") for k in ("sketch", "profile"))
+             for i, p in enumerate(refs)]
     start = d.get("start_extent", {})
     if isinstance(start, dict) and start.get("type", "ProfilePlaneStartDefinition") != "ProfilePlaneStartDefinition":
-        raise CADFormatError(f"unknown value {start['type']!r}; only ProfilePlaneStartDefinition is known", f"{where}.start_extent.type")
+        raise CADFormatError(f"unknown value {start['type']!r}; only ProfilePlaneStartDefinition is known",
+                             f"{where}.start_extent.type")
     return Extrude(id, pairs, _choice(d, "operation", OPERATIONS, where), _choice(d, "extent_type", EXTENTS, where),
                    _read_extent(d, "extent_one", where), _read_extent(d, "extent_two", where), d.get("name", ""),
                    unknown_fields(d, ("type", "profiles", "operation", "extent_type", "name")))
@@ -145,8 +153,10 @@ def _write(self: Extrude):
     read = [k for k in both if k in self.extra] or both
     extents = {k: self.extra.get(k) or _extent_json(0.0, k == "extent_one") for k in read}
     extents = {k: {**e, "distance": {**e["distance"], "value": getattr(self, k)}} for k, e in extents.items()}
-    return {**self.extra, **extents, "type": "ExtrudeFeature", "name": self.name, "operation": _long(OPERATIONS, self.operation),
-            "extent_type": _long(EXTENTS, self.extent), "profiles": [{"sketch": s, "profile": p} for s, p in self.profiles]}
+    return {**self.extra, **extents, "type": "ExtrudeFeature", "name": self.name,
+            "operation": _long(OPERATIONS, self.operation),
+            "extent_type": _long(EXTENTS, self.extent),
+            "profiles": [{"sketch": s, "profile": p} for s, p in self.profiles]}
 
 # %% ../../nbs/1_cad/02_program.ipynb #718a2951
 @dataclass
@@ -191,7 +201,8 @@ def _read_sequence(items, entities):
         id = get_field(s, "entity", str, where)
         if id not in entities: raise CADFormatError(f"names the entity {id!r}, which does not exist", f"{where}.entity")
         if id in ids: raise CADFormatError(f"names the entity {id!r} a second time", f"{where}.entity")
-        ids[id] = True; indices.append(s.get("index", i))
+        ids[id] = True
+        indices.append(s.get("index", i))
     return list(ids), indices
 
 # %% ../../nbs/1_cad/02_program.ipynb #1a48deb7
@@ -199,10 +210,13 @@ def _check_cycles(entities):
     "Follow references depth first; one that leads back to an entity still open is a cycle."
     done = set()
     for start in entities:
-        trail = {start: iter(entities[start].references())} if start not in done else {}     # what is open, and where it leads next
+        # what is open, and where it leads next
+        trail = {start: iter(entities[start].references())} if start not in done else {}
         while trail:
             id = next(reversed(trail))
-            if (r := next(trail[id], None)) is None: done.add(id); del trail[id]
+            if (r := next(trail[id], None)) is None:
+                done.add(id)
+                del trail[id]
             elif r in trail:
                 names = list(trail)
                 raise CADFormatError(f"cyclic reference {' -> '.join([*names[names.index(r):], r])}", f"entities.{r}")
@@ -214,9 +228,12 @@ def _check_references(entities, sequence):
     for id, e in entities.items():
         for i, (s, p) in enumerate(e.profiles if isinstance(e, Extrude) else ()):
             where = f"entities.{id}.profiles[{i}]"
-            if not isinstance(entities.get(s), Sketch): raise CADFormatError(f"names the sketch {s!r}, which does not exist", f"{where}.sketch")
-            if p not in entities[s].profiles: raise CADFormatError(f"names the profile {p!r}, which sketch {s!r} does not have", f"{where}.profile")
-            if id in place and place.get(s, -1) > place[id]: raise CADFormatError(f"uses the sketch {s!r} before it is drawn", f"{where}.sketch")
+            if not isinstance(entities.get(s), Sketch):
+                raise CADFormatError(f"names the sketch {s!r}, which does not exist", f"{where}.sketch")
+            if p not in entities[s].profiles:
+                raise CADFormatError(f"names the profile {p!r}, which sketch {s!r} does not have", f"{where}.profile")
+            if id in place and place.get(s, -1) > place[id]:
+                raise CADFormatError(f"uses the sketch {s!r} before it is drawn", f"{where}.sketch")
 
 # %% ../../nbs/1_cad/02_program.ipynb #d3e1824c
 MAX_BYTES = 32*2**20
@@ -244,7 +261,9 @@ def _check_digits(value):
 def _place_name(place):
     "Keys from the outermost on, with dots between them."
     names = []
-    while place: place, key = place; names.append(str(key)[:60])
+    while place:
+        place, key = place
+        names.append(str(key)[:60])
     return ".".join(reversed(names))
 
 def _load_json(path):
@@ -252,15 +271,22 @@ def _load_json(path):
     path = Path(path)
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES: raise CADFormatError(f"the file has {size/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB", file=path)
+        if size > MAX_BYTES:
+            raise CADFormatError(f"the file has {size/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB",
+                                 file=path)
         text = _decoded(path.read_bytes())
         if not text.strip(): raise CADFormatError("the file is empty", file=path)
         value = json.loads(text, parse_int=_whole_number)
         _check_digits(value)
         return value
     except CADFormatError as e: raise CADFormatError(e.reason, e.field, path) from None
-    except UnicodeDecodeError as e: raise CADFormatError(f"the file is not {'UTF-8' if 'utf-16' not in e.encoding else 'UTF-16'} text (byte {e.start})", file=path) from None
-    except json.JSONDecodeError as e: raise CADFormatError(f"the JSON breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}", file=path) from None
+    except UnicodeDecodeError as e:
+        raise CADFormatError(
+            f"the file is not {'UTF-8' if 'utf-16' not in e.encoding else 'UTF-16'} text (byte {e.start})",
+            file=path) from None
+    except json.JSONDecodeError as e:
+        raise CADFormatError(f"the JSON breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}",
+                             file=path) from None
     except RecursionError: raise CADFormatError("the JSON is nested too deeply", file=path) from None
     except OSError as e: raise CADFormatError(f"the file cannot be read: {e.strerror}", file=path) from None
 
@@ -309,9 +335,11 @@ def contour_loop(
     return Loop([_arc(a, m, b) if m is not None else Line(_point(a), _point(b)) for a, m, b in contour.edges()])
 
 def _arc(start, mid, end):
-    "The arc through three points as the format wants it: counter-clockwise from its reference vector; a line where it is flatter than can be seen."
+    """The arc through three points as the format wants it: counter-clockwise from its reference vector; a line where it
+    is flatter than can be seen."""
     circle = arc_circle(start, mid, end)
-    if circle is None or circle[1] > 1e4*max(np.hypot(*(end - start)), np.hypot(*(mid - start))): return Line(_point(start), _point(end))
+    if circle is None or circle[1] > 1e4*max(np.hypot(*(end - start)), np.hypot(*(mid - start))):
+        return Line(_point(start), _point(end))
     center, r = circle
     a, m, b = (math.atan2(*(p - center)[::-1]) for p in (start, mid, end))
     turn = 2*math.pi
@@ -373,15 +401,18 @@ def truncate(
 ) -> CADProgram: # with "truncation_metadata" in `extra`
     "The first operations of the history and what they refer to."
     total = len(self)
-    if not 1 <= num_operations < total: raise ValueError(f"num_operations={num_operations}: this history can be cut to 1 to {total - 1} operations")
+    if not 1 <= num_operations < total:
+        raise ValueError(f"num_operations={num_operations}: this history can be cut to 1 to {total - 1} operations")
     kept, queue = set(), self.sequence[:num_operations]
     while queue:
         id = queue.pop()
         if id in kept or id not in self.entities: continue
-        kept.add(id); queue.extend(self.entities[id].references())
+        kept.add(id)
+        queue.extend(self.entities[id].references())
     metadata = dict(is_truncated=True, original_operations=total, kept_operations=num_operations,
                     truncation_percentage=round(100*(1 - num_operations/total), 2))
-    return CADProgram({k: v for k, v in self.entities.items() if k in kept}, self.sequence[:num_operations], self.indices[:num_operations],
+    return CADProgram({k: v for k, v in self.entities.items() if k in kept}, self.sequence[:num_operations],
+                      self.indices[:num_operations],
                       {**self.extra, "truncation_metadata": metadata})
 
 def truncation_counts(
@@ -389,14 +420,16 @@ def truncation_counts(
     num_cuts: int = 5, # at most so many
 ) -> list: # of int, increasing, without duplicates
     "Evenly spaced numbers of operations to keep, from 1 to one less than all."
-    return sorted({round(n) for n in np.linspace(1, num_operations - 1, min(num_cuts, num_operations - 1))}) if num_operations > 1 else []
+    return (sorted({round(n) for n in np.linspace(1, num_operations - 1, min(num_cuts, num_operations - 1))})
+            if num_operations > 1 else [])
 
 # %% ../../nbs/1_cad/02_program.ipynb #7c54f364
 @patch
 def is_prefix_of(self: CADProgram, whole: CADProgram) -> bool:
     "Whether the operations of this program are the first ones of `whole`, equal in every number, and fewer than all."
     n = len(self)
-    return n < len(whole) and self.sequence == whole.sequence[:n] and all(a == b for a, b in zip(self.operations(), whole.operations()))
+    return (n < len(whole) and self.sequence == whole.sequence[:n]
+            and all(a == b for a, b in zip(self.operations(), whole.operations())))
 
 # %% ../../nbs/1_cad/02_program.ipynb #dbfef497
 @patch
@@ -405,8 +438,11 @@ def moved(
     by, # (3,) metres
 ) -> CADProgram:
     "The same part elsewhere: every sketch plane is moved, what is drawn on them stays."
-    def elsewhere(frame): return replace(frame, origin=tuple(float(f"{a + b:.12g}") for a, b in zip(frame.origin, np.asarray(by, float).tolist())))
-    return CADProgram({k: replace(e, frame=elsewhere(e.frame)) if isinstance(e, Sketch) else e for k, e in self.entities.items()}, list(self.sequence), list(self.indices), dict(self.extra))
+    def elsewhere(frame):
+        return replace(frame, origin=tuple(float(f"{a + b:.12g}")
+                                           for a, b in zip(frame.origin, np.asarray(by, float).tolist())))
+    return CADProgram({k: replace(e, frame=elsewhere(e.frame)) if isinstance(e, Sketch) else e
+                       for k, e in self.entities.items()}, list(self.sequence), list(self.indices), dict(self.extra))
 
 # %% ../../nbs/1_cad/02_program.ipynb #975264a7
 @patch
@@ -417,7 +453,9 @@ def problems(self: CADProgram) -> list: # of str
         if isinstance(e, Sketch):
             for k, p in e.profiles.items():
                 try: flat = p.area() <= 1e-12*max(abs(q.area()) for q in p.contours())
-                except CADFormatError as err: out.append(f"{e.id}.{k}: {err.reason}"); continue
+                except CADFormatError as err:
+                    out.append(f"{e.id}.{k}: {err.reason}")
+                    continue
                 if flat: out.append(f"{e.id}.{k}: the profile has no area")
         else:
             if not e.profiles: out.append(f"{e.id}: extrudes no profile")
@@ -450,7 +488,13 @@ def draw(self: CADProgram, width: float = 2.4):
     for ax, s in zip(np.atleast_1d(fig.subplots(1, len(sketches))), sketches):
         for p in s.profiles.values():
             outer, *holes = [polyline(q) for q in p.contours()]
-            ax.fill(*outer.T, alpha=.25, color="C0"); ax.plot(*np.append(outer, outer[:1], 0).T, color="C0", lw=1)
-            for h in holes: ax.fill(*h.T, color="white"); ax.plot(*np.append(h, h[:1], 0).T, color="C0", lw=1)
-        ax.set_title(s.name or s.id, fontsize=9); ax.set_aspect("equal"); ax.set_xticks([]); ax.set_yticks([])
+            ax.fill(*outer.T, alpha=.25, color="C0")
+            ax.plot(*np.append(outer, outer[:1], 0).T, color="C0", lw=1)
+            for h in holes:
+                ax.fill(*h.T, color="white")
+                ax.plot(*np.append(h, h[:1], 0).T, color="C0", lw=1)
+        ax.set_title(s.name or s.id, fontsize=9)
+        ax.set_aspect("equal")
+        ax.set_xticks([])
+        ax.set_yticks([])
     return fig

@@ -22,7 +22,8 @@ from .vocab import AXES, tokens_of_number
 # %% ../../nbs/1_cad/05_records.ipynb #7b4fbd97
 @dataclass(frozen=True)
 class GridLoop:
-    "A closed loop in levels: `points` (x, y), and for each the middle of the arc to the next point, or None for a line. A circle has one point and `radius`."
+    """A closed loop in levels: `points` (x, y), and for each the middle of the arc to the next point, or None for a
+    line. A circle has one point and `radius`."""
     points: tuple
     mids: tuple = ()
     radius: int = 0
@@ -40,14 +41,16 @@ class GridLoop:
 # %% ../../nbs/1_cad/05_records.ipynb #b97f6ccc
 @dataclass(frozen=True)
 class SketchOp:
-    "A sketch in levels: `axes` a key of `AXES` or three rotation numbers, `place` (u, v, w) along those axes, `profiles` each a tuple of loops, outer first."
+    """A sketch in levels: `axes` a key of `AXES` or three rotation numbers, `place` (u, v, w) along those axes,
+    `profiles` each a tuple of loops, outer first."""
     axes: str | tuple
     place: tuple
     profiles: tuple
 
 @dataclass(frozen=True)
 class ExtrudeOp:
-    "An extrude in levels: `refs` of (sketches back, profile numbers or None for all), `extent` and one or two distances."
+    """An extrude in levels: `refs` of (sketches back, profile numbers or None for all), `extent` and one or two
+    distances."""
     operation: str
     refs: tuple
     extent: str
@@ -66,7 +69,9 @@ def axes_rotation(
 def name_axes(rotation):
     "The named frame whose normal this frame has, or three numbers."
     for name, axes in AXES.items():
-        if np.abs(rotation[2] - axes[2]).max() < 1e-6 and np.abs(np.abs(rotation) - np.rint(np.abs(rotation))).max() < 1e-6: return name
+        if (np.abs(rotation[2] - axes[2]).max() < 1e-6
+            and np.abs(np.abs(rotation) - np.rint(np.abs(rotation))).max() < 1e-6):
+            return name
     vector = Rotation.from_matrix(rotation).as_rotvec()
     return tuple(int(n) for n in np.rint((vector/math.pi + 1)/2*(_TILT - 1)))
 
@@ -171,16 +176,22 @@ def _sketch(self: RecordEncoder, sketch, profile_ids):
     self.notes += notes
     if self.grid is None: self.grid = fit_grid(contours, turn, self.num_levels)
     drawn = {}
-    if self.grid is None: self.notes.append(f"{sketch.id}: left out, no profile of it closes or has a size"); return
+    if self.grid is None:
+        self.notes.append(f"{sketch.id}: left out, no profile of it closes or has a size")
+        return
     for id, profile in ((id, _grid_profile(c, turn, self.grid)) for id, c in contours.items()):
-        if profile is None: self.notes.append(f"{sketch.id}.{id}: left out, its area vanishes on the grid of {self.grid.unit*1000:g} mm"); continue
+        if profile is None:
+            self.notes.append(
+                f"{sketch.id}.{id}: left out, its area vanishes on the grid of {self.grid.unit*1000:g} mm")
+            continue
         drawn.setdefault(profile, []).append(id)
     if not drawn: return
     corner = np.min([l.corners().min(0) for profile in drawn for l in profile], axis=0)
     order = sorted(drawn, key=lambda profile: [(l.points, l.radius) for l in profile])
     self.written.append((sketch.id, {id: n for n, profile in enumerate(order) for id in drawn[profile]}))
     height = int(self.grid.levels(rotation[2] @ np.array(sketch.frame.origin, float)))
-    self.ops.append(SketchOp(axes, (int(corner[0]), int(corner[1]), height), tuple(tuple(l.shifted(-corner) for l in p) for p in order)))
+    self.ops.append(SketchOp(axes, (int(corner[0]), int(corner[1]), height),
+                             tuple(tuple(l.shifted(-corner) for l in p) for p in order)))
 
 # %% ../../nbs/1_cad/05_records.ipynb #7192c820
 def contours_of_profile(sketch, profile_ids):
@@ -202,7 +213,8 @@ def fit_grid(contours, turn, num_levels):
 # %% ../../nbs/1_cad/05_records.ipynb #7d4661b5
 @patch
 def _refs(self: RecordEncoder, extrude, used):
-    "(sketches back, profile numbers or None for all) for what an extrude pushes; writes a sketch again where a profile is missing."
+    """(sketches back, profile numbers or None for all) for what an extrude pushes; writes a sketch again where a
+    profile is missing."""
     groups = {}
     for s in extrude.references():
         wanted = [p for t, p in extrude.profiles if t == s]
@@ -212,10 +224,12 @@ def _refs(self: RecordEncoder, extrude, used):
             missing = [p for p in used[s] if p not in written and not self._known_flat(s, p)]
             if missing: self._sketch(self.program.entities[s], missing)
         for p in wanted:
-            at = next((i for i in reversed(range(len(self.written))) if self.written[i][0] == s and p in self.written[i][1]), None)
+            at = next((i for i in reversed(range(len(self.written))) if self.written[i][0] == s
+                       and p in self.written[i][1]), None)
             if at is not None: groups.setdefault(at, set()).add(self.written[at][1][p])
     latest = len(self.written) - 1
-    return tuple((latest - at, None if len(numbers) == len(self.ops_sketches()[at].profiles) else tuple(sorted(numbers)))
+    return tuple((latest - at, None if len(numbers) == len(self.ops_sketches()[at].profiles)
+                  else tuple(sorted(numbers)))
                  for at, numbers in sorted(groups.items(), reverse=True))
 
 @patch

@@ -28,7 +28,8 @@ class _TooBroken(Exception):
 _MAX_WORK, _MAX_DEPTH = 8, 40                  # looks at each character; brackets within brackets
 _NAME = r'"((?:[^"\\]|\\[\s\S]){0,99})"\s*:\s*'
 _KEY, _OBJECT, _GAP = re.compile(_NAME), re.compile(_NAME + r"(?=\{)"), re.compile(r"[\s,]*")
-_TYPE = re.compile(r'"type"\s*:\s*"(Sketch|ExtrudeFeature)"(?!\s*,\s*"entity")') # of an operation, not of its entry in the sequence
+# of an operation, not of its entry in the sequence
+_TYPE = re.compile(r'"type"\s*:\s*"(Sketch|ExtrudeFeature)"(?!\s*,\s*"entity")')
 _STRING, _BRACKET, _LEAF = re.compile(r'"(?:[^"\\]|\\[\s\S])*("?)'), re.compile(r"[{}\[\],]"), json.JSONDecoder()
 _MARK = re.compile(_STRING.pattern + "|" + _BRACKET.pattern)
 
@@ -98,7 +99,9 @@ def _items(self: _LooseReader, at, where, depth, out, close):
                 self.notes.append(f"{where}: a {close!r} is missing at character {at}")
                 return out, at
             at = self._item(at, where, depth, out)
-    except _BreaksOff as e: e.partial = out; raise
+    except _BreaksOff as e:
+        e.partial = out
+        raise
 
 @patch
 def _item(self: _LooseReader, at, where, depth, out):
@@ -122,36 +125,48 @@ def _item(self: _LooseReader, at, where, depth, out):
 # %% ../../nbs/1_cad/10_recovery.ipynb #61e0a205
 def _broken(d, key):
     "Whether a vector of an object is there but cannot be read, or is not there."
-    try: parse_vector(d, key, ""); return False
+    try:
+        parse_vector(d, key, "")
+        return False
     except CADFormatError: return True
 
 def _mend_reference(d):
-    "The direction of angle 0 of an arc, from its ends, centre and angles; `CADFormatError` where these do not agree on one."
-    center, start, end = (np.array(parse_vector(d, k, "")[:2], float) for k in ("center_point", "start_point", "end_point"))
-    radius, (a, b) = parse_number(d.get("radius"), "radius"), (parse_number(d.get(k), k) for k in ("start_angle", "end_angle"))
-    if max(abs(np.hypot(*(p - center)) - radius) for p in (start, end)) > 1e-3*abs(radius): raise CADFormatError("the ends of an arc are not on its circle")
+    """The direction of angle 0 of an arc, from its ends, centre and angles; `CADFormatError` where these do not agree
+    on one."""
+    center, start, end = (np.array(parse_vector(d, k, "")[:2], float)
+                          for k in ("center_point", "start_point", "end_point"))
+    radius, (a, b) = (parse_number(d.get("radius"), "radius"),
+                      (parse_number(d.get(k), k) for k in ("start_angle", "end_angle")))
+    if max(abs(np.hypot(*(p - center)) - radius) for p in (start, end)) > 1e-3*abs(radius):
+        raise CADFormatError("the ends of an arc are not on its circle")
     def turned(v, t): return np.array([v[0]*math.cos(t) - v[1]*math.sin(t), v[0]*math.sin(t) + v[1]*math.cos(t)])
-    found = [turned(p - center, -a)/radius for p, q in ((start, end), (end, start)) if np.hypot(*(turned(p - center, b - a) - (q - center))) < 1e-3*radius]
-    if len(found) != 1: raise CADFormatError("an arc has no reference_vector, and its ends and angles do not say which way it runs")
+    found = [turned(p - center, -a)/radius for p, q in ((start, end), (end, start))
+             if np.hypot(*(turned(p - center, b - a) - (q - center))) < 1e-3*radius]
+    if len(found) != 1:
+        raise CADFormatError("an arc has no reference_vector, and its ends and angles do not say which way it runs")
     return dict(zip("xyz", (*found[0].tolist(), 0.0)))
 
 def _mend_curve(d, frame, note):
     "A curve, mended where the rest says how; `CADFormatError` with the reason where it is none."
     if not isinstance(d, dict): raise CADFormatError("a curve is not an object")
     if d.get("type") == "Arc3D" and _broken(d, "reference_vector"):
-        d = {**d, "reference_vector": _mend_reference(d)}; note("the direction of an arc's angle 0 is missing; taken from its ends and angles")
+        d = {**d, "reference_vector": _mend_reference(d)}
+        note("the direction of an arc's angle 0 is missing; taken from its ends and angles")
     if "normal" in d and _broken(d, "normal"):
-        d = {**d, "normal": dict(zip("xyz", frame.z_axis))}; note("a normal is malformed; taken from the sketch's axes")
+        d = {**d, "normal": dict(zip("xyz", frame.z_axis))}
+        note("a normal is malformed; taken from the sketch's axes")
     curve = parse_curve(d, "")
     points = [curve.center] if isinstance(curve, Circle) else [curve.start, curve.end]
-    if (off := max(abs(p[2]) for p in points)) > 1e-3*max(map(abs, [c for p in points for c in p[:2]] + [getattr(curve, "radius", 0)])):
+    if ((off := max(abs(p[2]) for p in points)) > 1e-3
+        *max(map(abs, [c for p in points for c in p[:2]] + [getattr(curve, "radius", 0)]))):
         raise CADFormatError(f"a curve lies {off:g} m off its sketch's plane")
     return curve
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #a2814675
 def _mend_profile(d, frame, note):
     "A profile whose loops are all drawn and closed; `CADFormatError` where it says no region."
-    if not isinstance(d, dict) or not isinstance(d.get("loops"), list) or not d["loops"]: raise CADFormatError("it has no loops")
+    if not isinstance(d, dict) or not isinstance(d.get("loops"), list) or not d["loops"]:
+        raise CADFormatError("it has no loops")
     loops = []
     for l in d["loops"]:
         curves = l.get("profile_curves") if isinstance(l, dict) else None
@@ -167,7 +182,8 @@ def _mend_frame(d, note):
     axes = ("x_axis", "y_axis", "z_axis")
     if len(lost := [i for i, k in enumerate(axes) if _broken(d, k)]) == 1:
         i, (u, v) = lost[0], (np.array(parse_vector(d, axes[(lost[0] + j) % 3], ""), float) for j in (1, 2))
-        d = {**d, axes[i]: dict(zip("xyz", np.cross(u, v).tolist()))}; note(f"its {axes[i]} is malformed; taken from the other two")
+        d = {**d, axes[i]: dict(zip("xyz", np.cross(u, v).tolist()))}
+        note(f"its {axes[i]} is malformed; taken from the other two")
     return Frame._read(d, "transform")
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #b31bc136
@@ -177,7 +193,8 @@ def _mend_sketch(id, d, notes):
     for name, p in (d["profiles"] if isinstance(d.get("profiles"), dict) else {}).items():
         mended = []
         try: profiles[name] = _mend_profile(p, frame, mended.append)
-        except CADFormatError as e: notes.append(f"{id}.{name}: left out, {' '.join(filter(None, (e.field.strip('.'), e.reason)))}")
+        except CADFormatError as e:
+            notes.append(f"{id}.{name}: left out, {' '.join(filter(None, (e.field.strip('.'), e.reason)))}")
         else: notes += [f"{id}.{name}: {what}" for what in mended]
     if not profiles: raise CADFormatError("none of its profiles says a region")
     return Sketch(id, profiles, frame, d["name"] if isinstance(d.get("name"), str) else "")
@@ -185,7 +202,8 @@ def _mend_sketch(id, d, notes):
 def _mend_extrude(id, d, sketches, notes):
     "An extrude of the profiles that were kept."
     named = d.get("profiles") if isinstance(d.get("profiles"), list) else []
-    kept = [p for p in named if isinstance(p, dict) and all(isinstance(p.get(k), str) for k in ("sketch", "profile")) and p["profile"] in getattr(sketches.get(p["sketch"]), "profiles", ())]
+    kept = [p for p in named if isinstance(p, dict) and all(isinstance(p.get(k), str) for k in ("sketch", "profile"))
+            and p["profile"] in getattr(sketches.get(p["sketch"]), "profiles", ())]
     if not kept: raise CADFormatError("no profile that it pushes was kept" if named else "it pushes no profile")
     if len(kept) < len(named): notes.append(f"{id}: pushes {len(kept)} of the {len(named)} profiles that it names")
     if "extent_one" not in d: raise CADFormatError("its extent_one is missing")
@@ -200,27 +218,32 @@ def _mend_extrude(id, d, sketches, notes):
 def _kind(d, notes, id):
     "Sketch, ExtrudeFeature or None; told by the fields where the type is malformed."
     if d.get("type") in ("Sketch", "ExtrudeFeature"): return d["type"]
-    kind = "Sketch" if "transform" in d else "ExtrudeFeature" if d.keys() & {"start_extent", "extent_one", "extent_type"} else None
+    kind = ("Sketch" if "transform" in d else "ExtrudeFeature"
+            if d.keys() & {"start_extent", "extent_one", "extent_type"} else None)
     if kind: notes.append(f"{id}: its type is malformed; its fields are those of {kind}")
     return kind
 
 def _holds_operation(value):
     "Whether an operation lies within an object: a closing bracket before it is missing."
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(isinstance(v, dict) and v.get("type") in ("Sketch", "ExtrudeFeature") or _holds_operation(v) for v in inner)
+    return any(isinstance(v, dict) and v.get("type") in ("Sketch", "ExtrudeFeature") or _holds_operation(v)
+               for v in inner)
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #e972d448
 def _stated(text):
-    "(id, object or None, notes) of every operation that a text states, in its order; None for what breaks off, and for what is lost beside operations."
+    """(id, object or None, notes) of every operation that a text states, in its order; None for what breaks off, and
+    for what is lost beside operations."""
     reader, spans = _LooseReader(text), deque()
     try: yield from _read_stated(reader, spans)
     except _TooBroken:
-        yield "", None, [f"left out what follows character {spans[-1][0] if spans else 0}: the text is broken in too many places"]
+        yield "", None, [
+            f"left out what follows character {spans[-1][0] if spans else 0}: the text is broken in too many places"]
         return
     covered = 0
     for m in _TYPE.finditer(text):
         while spans and spans[0][0] < m.start(): covered = max(covered, spans.popleft()[1])
-        if m.start() >= covered: yield "", None, [f"{m[1]} at character {m.start()}: left out, it has lost its name or its opening bracket"]
+        if m.start() >= covered:
+            yield "", None, [f"{m[1]} at character {m.start()}: left out, it has lost its name or its opening bracket"]
 
 def _read_stated(reader, spans):
     "What `_stated` yields of objects that are operations; where these lie goes into `spans`."
@@ -232,8 +255,13 @@ def _read_stated(reader, spans):
         if kind := _kind(value, reader.notes, id): spans.append((at, end))
         if not kind: yield id, None, [n for n in reader.notes if n.startswith(f"{id}: ")]
         elif broken: yield id, None, [f"{id}: left out, the text breaks off within it"]
-        elif _holds_operation(value): yield id, {**value, "type": kind}, [*reader.notes, f"{id}: a closing bracket is missing within it; operations after it are read by themselves"]
-        else: at = end; yield id, {**value, "type": kind}, reader.notes
+        elif _holds_operation(value):
+            yield id, {**value, "type": kind}, [*reader.notes,
+                                                f"{id}: a closing bracket is missing within it; "
+                                                "operations after it are read by themselves"]
+        else:
+            at = end
+            yield id, {**value, "type": kind}, reader.notes
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #67a7740a
 def _mended(text, notes):
@@ -243,7 +271,9 @@ def _mended(text, notes):
         if id in kept and value: lost = [f"{id}: stated again; the first statement is kept"]
         notes += lost
         if id in kept or value is None: continue
-        try: kept[id] = _mend_sketch(id, value, notes) if value["type"] == "Sketch" else _mend_extrude(id, value, kept, notes)
+        try:
+            kept[id] = (_mend_sketch(id, value, notes) if value["type"] == "Sketch"
+                        else _mend_extrude(id, value, kept, notes))
         except CADFormatError as e: notes.append(f"{id}: left out, {' '.join(filter(None, (e.field, e.reason)))}")
     return kept
 
@@ -253,6 +283,9 @@ def recover_program(
 ) -> CADProgram:
     "The operations that a broken JSON text states, in order. Raises `CADFormatError` where there is none."
     notes = [] if notes is None else notes
-    if len(text) > MAX_BYTES: raise CADFormatError(f"the text has {len(text)/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB")
-    if not (kept := _mended(text, notes)): raise CADFormatError(f"no operation can be read: {'; '.join(notes[:3])}" if notes else "no operation is complete")
+    if len(text) > MAX_BYTES:
+        raise CADFormatError(f"the text has {len(text)/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB")
+    if not (kept := _mended(text, notes)):
+        raise CADFormatError(f"no operation can be read: {'; '.join(notes[:3])}"
+                             if notes else "no operation is complete")
     return CADProgram(kept, list(kept))

@@ -41,7 +41,8 @@ def _loop_tokens(loop, outer, numbers):
     return out
 
 def _sketch_tokens(op, numbers):
-    axes = [f"<{op.axes}>"] if isinstance(op.axes, str) else ["<tilted>", *(f"<{d}>" for n in op.axes for d in divmod(n, NUM_LEVELS))]
+    axes = ([f"<{op.axes}>"] if isinstance(op.axes, str)
+            else ["<tilted>", *(f"<{d}>" for n in op.axes for d in divmod(n, NUM_LEVELS))])
     loops = [t for p in op.profiles for i, l in enumerate(p) for t in _loop_tokens(l, i == 0, numbers)]
     return ["<sketch>", *axes, *numbers(op.place), *loops]
 
@@ -80,7 +81,9 @@ class _Reader:
 
     def peek(self): return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
-    def take(self): self.at += 1; return self.tokens[self.at - 1]
+    def take(self):
+        self.at += 1
+        return self.tokens[self.at - 1]
 
     def at_number(self): return self.peek()[1:2].isdigit() or self.peek() in ("<->", "<.>") or self.peek()[:2] == "<k"
 
@@ -88,7 +91,9 @@ class _Reader:
 
     def number(self):
         sign, n, rest = 1, 0, 0
-        if self.peek() == "<->": self.take(); sign = -1
+        if self.peek() == "<->":
+            self.take()
+            sign = -1
         while self.peek()[:2] == "<k": n = n*NUM_CARRY + int(self.take()[2:-1])
         fraction = self.peek() == "<.>" and self.take()
         n = n*NUM_LEVELS + self.index()
@@ -116,7 +121,9 @@ def loop(self: _Reader):
     while self.at_number() or self.peek() in _ARCS:
         mid, end = self.arc(), self.point()
         by_radius = mid is not None and isinstance(mid[0], str)
-        if end != points[-1] or not (by_radius or mid in (None, end)): points.append(end); mids.append(mid)
+        if end != points[-1] or not (by_radius or mid in (None, end)):
+            points.append(end)
+            mids.append(mid)
     if points[-1] == points[0] and len(points) > 1: points.pop()
     else: mids.append(None)
     return GridLoop(tuple(points), tuple(mids))
@@ -142,16 +149,19 @@ def extrude(self: _Reader, operation):
         back = self.index() if self.peek() == "<from>" and self.take() else 0
         numbers = None
         if self.peek() == "<pick>":
-            self.take(); numbers = []
+            self.take()
+            numbers = []
             while self.at_number(): numbers.append(self.index())
         refs.append((back, numbers and tuple(numbers)))
     extent = {v: k for k, v in EXTENT_TOKENS.items()}[self.take()]
-    return ExtrudeOp(operation, tuple(refs) or ((0, None),), extent, tuple(self.number() for _ in range(2 if extent == "two" else 1)))
+    return ExtrudeOp(operation, tuple(refs) or ((0, None),), extent,
+                     tuple(self.number() for _ in range(2 if extent == "two" else 1)))
 
 def _read(tokens, fine=False):
     "(grid, records) of a valid sequence, with or without `<end>`; `fine` gives records in thousandths of a level."
     reader = _Reader(tokens, fine)
-    reader.take(); grid = Grid(float(reader.take()[2:-1]), int(reader.take()[2:-1]))
+    reader.take()
+    grid = Grid(float(reader.take()[2:-1]), int(reader.take()[2:-1]))
     ops = []
     while reader.peek() not in ("", "<end>"):
         command = reader.take()[1:-1]
@@ -171,13 +181,16 @@ def _holds(circle, arc):
     return np.ptp(arc, axis=0).max() >= 3 and all(abs(np.hypot(*(p - circle[0])) - circle[1]) <= 1 for p in arc)
 
 def _shared_circles(loops):
-    "Where corners (point -> (2,)) and arc middles ((start, middle, end) -> (2,)) of these loops lie once arcs of one circle share it."
+    """Where corners (point -> (2,)) and arc middles ((start, middle, end) -> (2,)) of these loops lie once arcs of one
+    circle share it."""
     circles = [(np.array(l.points[0], float), l.radius) for l in loops if l.radius]
     arcs = [(a, m, b) for l in loops for a, m, b in zip(l.points, l.mids, l.points[1:] + l.points[:1]) if m is not None]
     corners, mids = {}, {}
-    for arc in sorted(set(arcs), key=lambda arc: (not any(_holds(c, np.array(arc, float)) for c in circles), -np.ptp(arc, axis=0).max(), arc)):
+    for arc in sorted(set(arcs), key=lambda arc: (not any(_holds(c, np.array(arc, float)) for c in circles),
+                                                  -np.ptp(arc, axis=0).max(), arc)):
         circle = next((c for c in circles if _holds(c, np.array(arc, float))), None)
-        for p in (arc[0], arc[2]): corners.setdefault(p, np.array(p, float) if circle is None else _project(p, circle, limit=.499))
+        for p in (arc[0], arc[2]):
+            corners.setdefault(p, np.array(p, float) if circle is None else _project(p, circle, limit=.499))
         mids[arc] = np.array(arc[1], float) if circle is None else _project(arc[1], circle)
         if circle is None and (own := arc_circle(corners[arc[0]], mids[arc], corners[arc[2]])): circles.append(own)
     return corners, mids
@@ -188,18 +201,22 @@ def _contours_of(profiles):
     def contour(l):
         if l.radius: return Contour(np.array(l.points, float), [], float(l.radius))
         arcs = zip(l.points, l.mids, l.points[1:] + l.points[:1])
-        return Contour(np.array([corners.get(p, p) for p in l.points], float), [None if arc[1] is None else mids[arc] for arc in arcs])
+        return Contour(np.array([corners.get(p, p) for p in l.points], float),
+                       [None if arc[1] is None else mids[arc] for arc in arcs])
     return [[contour(l) for l in p] for p in profiles]
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #04ed6392
 class _Builder:
-    "Appends records to a program; `written` is (sketch id, [profile id of each number]) for each sketch the sequence has named."
+    """Appends records to a program; `written` is (sketch id, [profile id of each number]) for each sketch the sequence
+    has named."""
     def __init__(self, grid, program=None, written=(), fine=False):
-        self.grid, self.program, self.written, self.fine = grid.fine() if fine else grid, program or CADProgram(), list(written), fine
+        self.grid, self.program, self.written, self.fine = (grid.fine() if fine else grid, program or CADProgram(),
+            list(written), fine)
 
     def new_id(self, letter):
         "An entity id that the program does not have yet."
-        return next(id for n in itertools.count(len(self.program.entities)) if (id := f"{letter}{n}") not in self.program.entities)
+        return next(id for n in itertools.count(len(self.program.entities))
+                    if (id := f"{letter}{n}") not in self.program.entities)
 
     def add(self, op): return self._sketch(op) if isinstance(op, SketchOp) else self._extrude(op)
 
@@ -211,9 +228,12 @@ def _sketch(self: _Builder, op):
     origin = tuple(float(v) + 0.0 for v in rotation.T @ np.array([self.grid.metres(n) for n in op.place]))
     frame = Frame(origin, *(tuple(float(v) + 0.0 for v in axis) for axis in rotation))
     def metres(p): return None if p is None else np.array([self.grid.metres(n) for n in p])
-    def loop(c): return contour_loop(Contour(np.array([metres(p) for p in c.vertices]), [metres(m) for m in c.mids], self.grid.metres(c.radius) if c.radius else None))
+    def loop(c):
+        return contour_loop(Contour(np.array([metres(p) for p in c.vertices]), [metres(m) for m in c.mids],
+                                    self.grid.metres(c.radius) if c.radius else None))
     id = self.new_id("S")
-    profiles = {f"P{i}": Profile([loop(c) for c in p]) for i, p in enumerate(fine_contours_of(op.profiles) if self.fine else _contours_of(op.profiles))}
+    profiles = {f"P{i}": Profile([loop(c) for c in p])
+                for i, p in enumerate(fine_contours_of(op.profiles) if self.fine else _contours_of(op.profiles))}
     self.program.append(Sketch(id, profiles, frame, f"Sketch {len(self.program) + 1}"))
     self.written.append((id, list(profiles)))
 
@@ -225,7 +245,8 @@ def _extrude(self: _Builder, op):
         id, profiles = self.written[-1 - back]
         pairs += [(id, profiles[n]) for n in (range(len(profiles)) if numbers is None else numbers)]
     one, two = (*map(self.grid.metres, op.distances), 0.0)[:2]
-    self.program.append(Extrude(self.new_id("E"), pairs, op.operation, op.extent, one, two, f"Extrude {len(self.program) + 1}"))
+    self.program.append(Extrude(self.new_id("E"), pairs, op.operation, op.extent, one, two,
+                                f"Extrude {len(self.program) + 1}"))
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #18e35746
 def decode(
@@ -234,8 +255,10 @@ def decode(
     "The part that a sequence describes, in metres. Raises `GrammarError` where it is not a sequence of the language."
     tokens = list(tokens)
     state = read_state(tokens)
-    if state.slots or not (state.node in ("done", "op", "loop") or state.node == "edge" and state.loop_closed) or not state.sketches:
-        raise GrammarError(f"the sequence breaks off after {tokens[-1] if tokens else 'nothing'}", f"token {len(tokens)}")
+    if (state.slots or not (state.node in ("done", "op", "loop") or state.node == "edge" and state.loop_closed)
+        or not state.sketches):
+        raise GrammarError(f"the sequence breaks off after {tokens[-1] if tokens else 'nothing'}",
+                           f"token {len(tokens)}")
     fine = not set(ADDED[0]).isdisjoint(tokens)
     grid, ops = _read(tokens, fine)
     builder = _Builder(grid, fine=fine)
@@ -255,7 +278,9 @@ def render_text(tokens):
     "Tokens as text. Rendering a beginning gives a beginning of the text."
     out, reader = [], _Reader(list(tokens), fine=True)
     while reader.peek():
-        if reader.at_number(): out.append(f" {_decimal(reader.number())}"); continue
+        if reader.at_number():
+            out.append(f" {_decimal(reader.number())}")
+            continue
         t = reader.take()
         if t == "<cad>": out.append(t[1:-1])
         elif t[:2] == "<u": out.append(f" {_UNIT_NAMES[Grid(float(t[2:-1]), int(reader.take()[2:-1]))]}")
@@ -275,7 +300,8 @@ def text_to_tokens(text):
     out = []
     for word in text.replace(",", " ").split():
         if re.fullmatch(r"-?\d{1,12}", word): out += number_tokens(int(word))
-        elif m := re.fullmatch(r"(-?)(\d{1,12})\.(\d{1,3})", word): out += fine_number_tokens(int(f"{m[1]}{m[2]}{m[3]:0<3}"))
+        elif m := re.fullmatch(r"(-?)(\d{1,12})\.(\d{1,3})", word):
+            out += fine_number_tokens(int(f"{m[1]}{m[2]}{m[3]:0<3}"))
         elif word in _UNITS: out += header_tokens(_UNITS[word])[1:]
         elif f"<{word}>" in NUMBER_BANKS: out.append(f"<{word}>")
         else: raise GrammarError(f"{word[:40]!r} is not a word of the CAD language", f"word {len(out)}")
@@ -323,10 +349,13 @@ def decode_rest(
     head = encode_partial(partial, version)
     decode([*head, *tokens])                      # says what is wrong, if anything
     grid, ops = _read([*head, *tokens], fine=version > 1)
-    if ops[:len(encoder.ops)] != encoder.ops: raise GrammarError("adds to the last sketch of the beginning, which is finished", f"token {len(head)}")
-    def profile_ids(numbers): return [next(p for p, k in numbers.items() if k == n) for n in range(max(numbers.values()) + 1)]
+    if ops[:len(encoder.ops)] != encoder.ops:
+        raise GrammarError("adds to the last sketch of the beginning, which is finished", f"token {len(head)}")
+    def profile_ids(numbers):
+        return [next(p for p, k in numbers.items() if k == n) for n in range(max(numbers.values()) + 1)]
     program = CADProgram(dict(partial.entities), list(partial.sequence), list(partial.indices),
                          {k: v for k, v in partial.extra.items() if k != "truncation_metadata"})
-    builder = _Builder(grid, program, fine=version > 1, written=[(id, profile_ids(numbers)) for id, numbers in encoder.written])
+    builder = _Builder(grid, program, fine=version > 1,
+                       written=[(id, profile_ids(numbers)) for id, numbers in encoder.written])
     for op in ops[len(encoder.ops):]: builder.add(op)
     return program

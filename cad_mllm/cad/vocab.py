@@ -45,7 +45,9 @@ def number_tokens(
     "A number as tokens: an optional minus, the multiples of 1,024 where there are any, and the rest."
     high, low = divmod(abs(int(n)), NUM_LEVELS)
     digits = []
-    while high: high, d = divmod(high, NUM_CARRY); digits.insert(0, f"<k{d}>")
+    while high:
+        high, d = divmod(high, NUM_CARRY)
+        digits.insert(0, f"<k{d}>")
     if len(digits) > 2: raise CADFormatError(f"a coordinate of {n} levels is too far out for the language")
     return (["<->"] if n < 0 else []) + digits + [f"<{low}>"]
 
@@ -55,7 +57,8 @@ FINE = 1000 # steps of a level
 def fine_number_tokens(
     n: int, # any whole number of thousandths of a level
 ) -> list: # of str
-    "A number of thousandths as tokens: as `number_tokens` says it where it is a whole number of levels, otherwise with `<.>` before the last one and the thousandths after it."
+    """A number of thousandths as tokens: as `number_tokens` says it where it is a whole number of levels, otherwise
+    with `<.>` before the last one and the thousandths after it."""
     whole, rest = divmod(abs(int(n)), FINE)
     digits = (["<->"] if n < 0 else []) + number_tokens(whole)
     return [*digits[:-1], "<.>", digits[-1], f"<{rest}>"] if rest else digits
