@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "f1_score parameter_accuracy score_programs"),
     "summary": ("Summary"),
     "solids": ("score_clouds score_meshes score_solids"),
-    "scoring": ("ANOTHER_SIZE CLOUDS LABELS MESHES Part STEPS SUFFIXES Score ScoreError WORST conventions pair_folders "
-              "pick read_part score score_parts"),
+    "scored_files": ("CLOUDS MESHES Part STEPS SUFFIXES ScoreError read_part"),
+    "scoring": ("ANOTHER_SIZE LABELS Score WORST conventions pair_folders pick score score_parts"),
 })

@@ -20,8 +20,11 @@ def as_cloud(points, columns=3):
     "The first `columns` columns of a cloud as floats, checked."
     points = as_array(points)
     if points.ndim != 2 or points.shape[1] < columns or not len(points):
-        raise ValueError(f"a cloud has shape (P, {columns}) with P above 0, not {points.shape}; count an empty result with Summary.fail")
-    if not np.isfinite(points).all(): raise ValueError("a cloud holds NaN or infinite numbers; count it with Summary.fail")
+        raise ValueError(
+            f"a cloud has shape (P, {columns}) with P above 0, not {points.shape}; "
+            "count an empty result with Summary.fail")
+    if not np.isfinite(points).all():
+        raise ValueError("a cloud holds NaN or infinite numbers; count it with Summary.fail")
     return points[:, :columns]
 
 def nearest(
@@ -51,11 +54,15 @@ def draw_chamfer(
     "A matplotlib figure of both clouds and the ways that the Chamfer distance averages."
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(6, 3), layout="constrained")
-    for ax, (p, q), (n, m), c in zip(fig.subplots(1, 2), ((a, b), (b, a)), (names, names[::-1]), (("C0", "C1"), ("C1", "C0"))):
+    for ax, (p, q), (n, m), c in zip(fig.subplots(1, 2), ((a, b), (b, a)), (names, names[::-1]),
+                                     (("C0", "C1"), ("C1", "C0"))):
         distance, to = nearest(p, q)
         for s, e in zip(as_cloud(p), as_cloud(q)[to]): ax.plot(*np.stack([s, e], 1)[:2], color=".6", lw=.8, zorder=0)
-        ax.scatter(*as_cloud(p).T[:2], s=9, color=c[0]); ax.scatter(*as_cloud(q).T[:2], s=9, color=c[1])
-        ax.set_title(f"{n} to {m}: {distance.mean():.3f}", fontsize=9); ax.set_aspect("equal"); ax.axis("off")
+        ax.scatter(*as_cloud(p).T[:2], s=9, color=c[0])
+        ax.scatter(*as_cloud(q).T[:2], s=9, color=c[1])
+        ax.set_title(f"{n} to {m}: {distance.mean():.3f}", fontsize=9)
+        ax.set_aspect("equal")
+        ax.axis("off")
     return fig
 
 # %% ../../nbs/4_metrics/01_distances.ipynb #d95d5f9c

@@ -70,9 +70,11 @@ def _overlaps(
 ) -> np.ndarray: # (K, 2) indices of pairs that overlap or touch
     order = _morton((low + high)/2)
     pad = (1 << max(len(low) - 1, 0).bit_length()) - len(low)
-    level = [np.pad(low[order], ((0, pad), (0, 0)), constant_values=np.inf), np.pad(high[order], ((0, pad), (0, 0)), constant_values=-np.inf)]
+    level = [np.pad(low[order], ((0, pad), (0, 0)), constant_values=np.inf),
+             np.pad(high[order], ((0, pad), (0, 0)), constant_values=-np.inf)]
     levels = [level]
-    while len(level[0]) > 1: levels.append(level := [np.minimum(level[0][::2], level[0][1::2]), np.maximum(level[1][::2], level[1][1::2])])
+    while len(level[0]) > 1:
+        levels.append(level := [np.minimum(level[0][::2], level[0][1::2]), np.maximum(level[1][::2], level[1][1::2])])
     i = j = np.zeros(1, int)
     for low, high in levels[-2::-1]:
         i, j = np.concatenate([2*i, 2*i, 2*i + 1, 2*i + 1]), np.concatenate([2*j, 2*j + 1, 2*j, 2*j + 1])
@@ -89,9 +91,11 @@ def _flat_hit(signs, tri, axis, p, q):
         turns = np.stack([signs.turn(axis, a, b, x) for a, b in zip(corners, corners[1:] + corners[:1])])
         return (turns.min(0) >= 0) | (turns.max(0) <= 0)
     def crosses(a, b):
-        turns = signs.turn(axis, p, q, a), signs.turn(axis, p, q, b), signs.turn(axis, a, b, p), signs.turn(axis, a, b, q)
+        turns = (signs.turn(axis, p, q, a), signs.turn(axis, p, q, b), signs.turn(axis, a, b, p),
+                 signs.turn(axis, a, b, q))
         return (turns[0]*turns[1] <= 0) & (turns[2]*turns[3] <= 0) & np.any(turns, 0)
-    return inside(p) | inside(q) | crosses(corners[0], corners[1]) | crosses(corners[1], corners[2]) | crosses(corners[2], corners[0])
+    return (inside(p) | inside(q) | crosses(corners[0], corners[1]) | crosses(corners[1], corners[2])
+            | crosses(corners[2], corners[0]))
 
 def _hit(signs, tri, axis, p, q):
     "Whether segment pq (K,) touches the triangle (K, 3)."
@@ -107,7 +111,8 @@ def _hit(signs, tri, axis, p, q):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #91d050ca
 def _clearly_apart(points, f, g):
-    "Whether a gap far above rounding separates two faces across their planes or along their edges: a quick answer for most pairs."
+    """Whether a gap far above rounding separates two faces across their planes or along their edges: a quick answer for
+    most pairs."""
     p, q = points[f] - points[f[:, :1]], points[g] - points[f[:, :1]]
     size, found = np.abs(np.concatenate([p, q], 1)).max((1, 2)), np.zeros(len(f), bool)
     for t in (p, q):
@@ -170,7 +175,8 @@ def self_intersections(
     vertices: np.ndarray, # (V, 3)
     faces: np.ndarray, # (F, 3); faces are neighbours if they name the same vertex
 ) -> np.ndarray: # (K, 2) indices of faces
-    "All pairs of faces that meet elsewhere than in their common vertex or edge. Exact; faces without area are left out."
+    """All pairs of faces that meet elsewhere than in their common vertex or edge.
+    Exact; faces without area are left out."""
     signs, faces = _Signs(np.asarray(vertices, float)), np.asarray(faces)
     axis = _projection(signs, faces) if len(faces) else np.zeros(0, int)
     solid = np.flatnonzero(axis >= 0)

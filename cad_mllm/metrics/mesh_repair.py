@@ -20,12 +20,19 @@ def as_mesh_arrays(mesh):
     vertices, faces = (mesh.vertices, mesh.faces) if hasattr(mesh, "faces") else mesh
     vertices, faces = as_array(vertices), as_array(faces, None)
     if not faces.size: return np.zeros((0, 3)), np.zeros((0, 3), int)
-    if vertices.ndim != 2 or vertices.shape[1] != 3: raise ValueError(f"vertices have shape {vertices.shape}; a mesh has (V, 3)")
-    if faces.ndim != 2 or faces.shape[1] != 3: raise ValueError(f"faces have shape {faces.shape}; triangulate the mesh to (F, 3)")
-    if not np.array_equal(faces, whole := faces.astype(int)): raise ValueError("faces hold numbers that are not whole; a face names three vertices by their row")
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        raise ValueError(f"vertices have shape {vertices.shape}; a mesh has (V, 3)")
+    if faces.ndim != 2 or faces.shape[1] != 3:
+        raise ValueError(f"faces have shape {faces.shape}; triangulate the mesh to (F, 3)")
+    if not np.array_equal(faces, whole := faces.astype(int)):
+        raise ValueError("faces hold numbers that are not whole; a face names three vertices by their row")
     faces = whole
-    if faces.min() < 0 or faces.max() >= len(vertices): raise ValueError(f"faces name the vertex {faces.min() if faces.min() < 0 else faces.max()}, and there are {len(vertices)} vertices")
-    if not np.isfinite(vertices[faces]).all(): raise ValueError("vertices hold NaN or infinite numbers; count the mesh with Summary.fail")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(
+            f"faces name the vertex {faces.min() if faces.min() < 0 else faces.max()}, "
+            f"and there are {len(vertices)} vertices")
+    if not np.isfinite(vertices[faces]).all():
+        raise ValueError("vertices hold NaN or infinite numbers; count the mesh with Summary.fail")
     return vertices, faces
 
 # %% ../../nbs/4_metrics/02_mesh_repair.ipynb #4367460a
@@ -49,7 +56,8 @@ def _twins(vertices, faces):
     edge, first = np.flatnonzero((counts > 2) & (counts % 2 == 0)), np.cumsum(counts) - counts
     if not len(edge): return same_triangles(faces)
     half = order[np.concatenate([np.arange(first[e], first[e] + counts[e]) for e in edge])]
-    return np.concatenate([same_triangles(faces), _wedges(vertices, faces, half, np.repeat(pairs[edge], counts[edge], 0), counts[edge])])
+    return np.concatenate([same_triangles(faces),
+                           _wedges(vertices, faces, half, np.repeat(pairs[edge], counts[edge], 0), counts[edge])])
 
 def _wedges(vertices, faces, half, pair, counts):
     "Half-edges (N,) of seams with `counts` faces each, paired around material; `pair` (N, 2) is the edge of each."
@@ -126,7 +134,8 @@ def repair(
     vertices: np.ndarray, # (V, 3)
     faces: np.ndarray, # (F, 3)
 ) -> Repaired:
-    "Weld open seams, split where sheets only touch, and orient; a sound mesh comes out as it went in. Unused vertices are dropped."
+    """Weld open seams, split where sheets only touch, and orient; a sound mesh comes out as it went in.
+    Unused vertices are dropped."""
     vertices, faces = as_mesh_arrays((vertices, faces))
     if len(faces): faces = _weld(vertices, faces)
     if not len(faces): return Repaired(np.zeros((0, 3)), faces, faces, np.zeros(0, int), np.zeros((0, 2, 3)))

@@ -70,8 +70,12 @@ def draw_topology(
     mesh = repair(*as_mesh_arrays(mesh))
     cut = np.isin(np.arange(len(mesh.faces)), cutting_faces(mesh))
     for part, color in ((~cut, "C0"), (cut, "C1")):
-        if part.any(): ax.add_collection3d(Poly3DCollection(mesh.vertices[mesh.faces[part]], facecolor=color, edgecolor=".3", lw=.3, alpha=.35))
+        if part.any():
+            ax.add_collection3d(Poly3DCollection(mesh.vertices[mesh.faces[part]], facecolor=color, edgecolor=".3",
+                                                 lw=.3, alpha=.35))
     if len(mesh.free): ax.add_collection3d(Line3DCollection(mesh.free, colors="red", lw=2))
     if len(mesh.faces): ax.auto_scale_xyz(*mesh.vertices.T)
-    ax.set_title(title, fontsize=8); ax.set_aspect("equal"); ax.set_axis_off()
+    ax.set_title(title, fontsize=8)
+    ax.set_aspect("equal")
+    ax.set_axis_off()
     return ax if fig is None else fig

@@ -30,7 +30,8 @@ def entity_counts(
     used = dict.fromkeys(p for e in _extrudes(program) for p in e.profiles)
     loops = [l for s, p in used for l in sketches[s].profiles[p].loops]
     kinds = Counter(_KINDS[type(c)] for l in loops for c in l.curves)
-    return dict(operation=len(program), sketch=sum(isinstance(e, Sketch) for e in program.operations()), extrude=len(_extrudes(program)),
+    return dict(operation=len(program), sketch=sum(isinstance(e, Sketch) for e in program.operations()),
+                extrude=len(_extrudes(program)),
                 profile=len(used), loop=len(loops), **{k: kinds[k] for k in ("line", "arc", "circle")})
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #9c19d333
@@ -46,7 +47,8 @@ def _level(x): return int(np.clip(np.rint(x), 0, 255))
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #d0153907
 def _from_left(contour):
-    "A contour counter-clockwise from its leftmost, then lowest vertex; and that start (of a circle: its leftmost point)."
+    """A contour counter-clockwise from its leftmost, then lowest vertex; and that start (of a circle: its leftmost
+    point)."""
     if contour.radius is not None: return contour, contour.vertices[0] - [contour.radius, 0]
     if contour.area() < 0: contour = contour.reversed()
     k = np.lexsort(np.round(contour.vertices.T[::-1], 6))[0]
@@ -66,7 +68,8 @@ def _loop_rows(contour, draw):
     for a, m, b in contour.edges():
         x, y = map(_level, draw(b))
         turn, ccw = (0, 0) if m is None else _sweep(a, m, b)
-        rows.append(_command("Line", x=x, y=y) if m is None else _command("Arc", x=x, y=y, a=max(_level(turn/2/math.pi*256), 1), f=ccw))
+        rows.append(_command("Line", x=x, y=y) if m is None
+                    else _command("Arc", x=x, y=y, a=max(_level(turn/2/math.pi*256), 1), f=ccw))
     return rows
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #42cd6cdb
@@ -87,17 +90,20 @@ def _extrude_rows(extrude, sketch, profile, operation, scale):
     def signed(x): return _level((x*scale + 1)/2*256)
     angles = [_level((t/math.pi + 1)/2*256) for t in _plane_angles(sketch.frame)]
     two = extrude.extent_two if extrude.extent == "two" else 0.
-    values = [*angles, *map(signed, sketch.frame.to_world(start[None])[0]), _level(size*scale/2*256), signed(extrude.extent_one), signed(two),
+    values = [*angles, *map(signed, sketch.frame.to_world(start[None])[0]), _level(size*scale/2*256),
+              signed(extrude.extent_one), signed(two),
               _OPERATIONS.index(operation), _EXTENTS.index(extrude.extent)]
     return rows + [_command("Ext", **dict(zip(PARAMETERS[5:], values)))]
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #88c17a62
 def _largest_coordinate(program):
     "The largest absolute coordinate of the part's box, in metres."
-    stated = program.extra.get("properties", {}).get("bounding_box") if isinstance(program.extra.get("properties"), dict) else None
+    stated = (program.extra.get("properties", {}).get("bounding_box")
+              if isinstance(program.extra.get("properties"), dict) else None)
     if stated: return max(abs(stated[k][c]) for k in ("max_point", "min_point") for c in "xyz")
     corners = [sketch.frame.to_world([[*p, h] for p in ((x, y) for x in b[:, 0] for y in b[:, 1]) for h in e.span()])
-               for e in _extrudes(program) for sketch, profile in program.profiles_of(e) for b in [profile.contours()[0].box()]]
+               for e in _extrudes(program) for sketch, profile in program.profiles_of(e)
+               for b in [profile.contours()[0].box()]]
     if not corners: raise ValueError("the history extrudes nothing, so it has no size; count it with Summary.fail")
     return np.abs(np.concatenate(corners)).max()
 
@@ -164,8 +170,10 @@ def draw_commands(
     fig = None if ax is not None else Figure(figsize=(3.6, .16*len(g) + .5), layout="constrained")
     if ax is None: ax = fig.subplots()
     ax.imshow(np.array([(.92, .92, .92), (.85, .3, .3), (.35, .7, .4)])[cells], aspect="auto")
-    ax.set_xticks(range(17), ("cmd", *PARAMETERS), fontsize=6, rotation=90); ax.set_yticks(range(len(g)), [COMMANDS[c] for c in g[:, 0]], fontsize=6)
-    ax.set_title(f"ACC_cmd {command_accuracy(p, g):.2f}, ACC_param {parameter_accuracy(p, g, tolerance):.2f}", fontsize=8)
+    ax.set_xticks(range(17), ("cmd", *PARAMETERS), fontsize=6, rotation=90)
+    ax.set_yticks(range(len(g)), [COMMANDS[c] for c in g[:, 0]], fontsize=6)
+    ax.set_title(f"ACC_cmd {command_accuracy(p, g):.2f}, ACC_param {parameter_accuracy(p, g, tolerance):.2f}",
+                 fontsize=8)
     return ax if fig is None else fig
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #e106e18c
@@ -179,11 +187,13 @@ def _hull(boxes): return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0
 
 def _assign(a, b):
     "The pairs (i, j) of boxes (N, 4) and (M, 4) with the least total distance."
-    return list(zip(*linear_sum_assignment(np.abs(np.asarray(a)[:, None] - np.asarray(b)[None]).sum(2)))) if len(a) and len(b) else []
+    return (list(zip(*linear_sum_assignment(np.abs(np.asarray(a)[:, None] - np.asarray(b)[None]).sum(2)))) if len(a)
+            and len(b) else [])
 
 def _loops(program, extrude):
     "The loops that an extrude pushes, each as (kinds, boxes (N, 4))."
-    return [([_KINDS[type(c)] for c in l.curves], np.array([_curve_box(c) for c in l.curves])) for _, p in program.profiles_of(extrude) for l in p.loops]
+    return [([_KINDS[type(c)] for c in l.curves], np.array([_curve_box(c) for c in l.curves]))
+            for _, p in program.profiles_of(extrude) for l in p.loops]
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #6de747ab
 def curve_matches(
@@ -200,9 +210,11 @@ def curve_matches(
         hits["extrude"] += np.abs(np.subtract(span, true_span)).max() <= limit
         for i, j in _assign([_hull(b) for _, b in ours], [_hull(b) for _, b in theirs]):
             (kinds, boxes), (true_kinds, true_boxes) = ours[i], theirs[j]
-            hits.update(kinds[m] for m, n in _assign(boxes, true_boxes) if kinds[m] == true_kinds[n] and np.abs(boxes[m] - true_boxes[n]).max() <= limit)
+            hits.update(kinds[m] for m, n in _assign(boxes, true_boxes) if kinds[m] == true_kinds[n]
+                        and np.abs(boxes[m] - true_boxes[n]).max() <= limit)
     for t, s in zip(total, steps): t["extrude"] = len(s)
-    return {k: (int(hits[k]), int(total[0][k] - hits[k]), int(total[1][k] - hits[k])) for k in ("line", "arc", "circle", "extrude")}
+    return {k: (int(hits[k]), int(total[0][k] - hits[k]), int(total[1][k] - hits[k]))
+            for k in ("line", "arc", "circle", "extrude")}
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #828b18d6
 def f1_score(tp: int, fp: int, fn: int) -> float: # nan where there is nothing to find and nothing found
@@ -226,10 +238,13 @@ def _or_nan(metric, *args):
 def score_programs(
     pred: CADProgram,
     gt: CADProgram,
-) -> dict: # command_accuracy, parameter_accuracy, line_f1, arc_f1, circle_f1, extrude_f1, operations_error, curves_error
+) -> dict: # command_accuracy, parameter_accuracy, line_f1, arc_f1, circle_f1, extrude_f1, operations_error,
+           # curves_error
     "All metrics of one pair of histories; nan where one is undefined."
     counts = [entity_counts(p) for p in (pred, gt)]
     curves = [sum(c[k] for k in _KINDS.values()) for c in counts]
-    return dict(command_accuracy=_or_nan(command_accuracy, pred, gt), parameter_accuracy=_or_nan(parameter_accuracy, pred, gt),
+    return dict(command_accuracy=_or_nan(command_accuracy, pred, gt),
+                parameter_accuracy=_or_nan(parameter_accuracy, pred, gt),
                 **{f"{k}_f1": v for k, v in curve_f1(pred, gt).items()},
-                operations_error=abs(counts[0]["operation"] - counts[1]["operation"]), curves_error=abs(curves[0] - curves[1]))
+                operations_error=abs(counts[0]["operation"] - counts[1]["operation"]),
+                curves_error=abs(curves[0] - curves[1]))

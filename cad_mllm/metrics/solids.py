@@ -31,21 +31,25 @@ def score_clouds(
     low, high = corners_of(as_cloud(gt))
     p, g = (_unit(as_array(c), (low + high)/2, 1/(high - low).max()) for c in (pred, gt))
     precision, recall = precision_recall(p, g, threshold)
-    return dict(chamfer=chamfer(p, g), chamfer_deepcad=chamfer_deepcad(pred, gt), fscore=2*precision*recall/(precision + recall) if precision + recall else 0.,
-                precision=precision, recall=recall, normal_consistency=normal_consistency(p, g) if p.shape[1] == g.shape[1] == 6 else math.nan)
+    return dict(chamfer=chamfer(p, g), chamfer_deepcad=chamfer_deepcad(pred, gt),
+                fscore=2*precision*recall/(precision + recall) if precision + recall else 0.,
+                precision=precision, recall=recall, normal_consistency=normal_consistency(p, g)
+                if p.shape[1] == g.shape[1] == 6 else math.nan)
 
 def score_meshes(
     pred, # a mesh: (vertices, faces), or an object with those
     gt, # the true mesh
 ) -> dict: # iou, iou_box, sege, sege_relative, components, dangel, sir, fluxee, closed
-    "All metrics of one pair of meshes, both at the size at which the truth's box is 1; iou is nan where the prediction bounds no volume, and left out where the truth does not."
+    """All metrics of one pair of meshes, both at the size at which the truth's box is 1; iou is nan where the
+    prediction bounds no volume, and left out where the truth does not."""
     pred, gt = as_mesh_arrays(pred), as_mesh_arrays(gt)
     if not len(gt[1]): raise ValueError("the true mesh is empty; leave it out of the test set")
     low, high = corners_of(gt[0][np.unique(gt[1])])
     p, g = (((v - (low + high)/2)/(high - low).max(), f) for v, f in (pred, gt))
     shape, num = topology(*p), repair(*g).num_components
     shared = dict(iou=_iou_or_nan(p, g), iou_box=_iou_or_nan(p, g, "box")) if _bounds_volume(g) else {}
-    return dict(**shared, sege=segment_error(shape["components"], num), sege_relative=relative_segment_error(shape["components"], num), **shape)
+    return dict(**shared, sege=segment_error(shape["components"], num),
+                sege_relative=relative_segment_error(shape["components"], num), **shape)
 
 # %% ../../nbs/4_metrics/09_solids.ipynb #dcfaf26f
 def score_solids(
@@ -56,7 +60,8 @@ def score_solids(
     seed: int = 0, # of the sampling
 ) -> dict: # what `score_clouds` and `score_meshes` give
     "All shape metrics of one pair of solids."
-    return {**score_clouds(pred.points(num_points, seed=seed), gt.points(num_points, seed=seed + 1), threshold), **score_meshes(pred.mesh(), gt.mesh())}
+    return {**score_clouds(pred.points(num_points, seed=seed), gt.points(num_points, seed=seed + 1), threshold),
+            **score_meshes(pred.mesh(), gt.mesh())}
 
 def _iou_or_nan(a, b, align=""):
     try: return iou(a, b, align)

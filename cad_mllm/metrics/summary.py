@@ -49,17 +49,20 @@ def values(
 
 @patch
 def num_lacking(self: Summary, metric: str) -> int:
-    "How many parts failed or gave nan for a metric; not those whose result does not name it, since it was not asked of them."
+    """How many parts failed or gave nan for a metric; not those whose result does not name it, since it was not asked
+    of them."""
     return len(self.failures) + sum(math.isnan(r.get(metric, 0.)) for r in self.results.values())
 
 @patch
 def table(self: Summary) -> list: # of dicts
-    "One row a metric: mean, median, how many results it rests on, how many were undefined, how many parts failed; `mean_all` and `median_all` where `worst` names it."
+    """One row a metric: mean, median, how many results it rests on, how many were undefined, how many parts failed;
+    `mean_all` and `median_all` where `worst` names it."""
     rows = []
     for metric in dict.fromkeys(k for r in self.results.values() for k in r):
         v, lacking = self.values(metric), self.num_lacking(metric)
         everyone = [*v, *[self.worst.get(metric, math.nan)]*lacking]
-        row = dict(metric=metric, mean=float(v.mean()) if len(v) else math.nan, median=float(np.median(v)) if len(v) else math.nan,
+        row = dict(metric=metric, mean=float(v.mean()) if len(v) else math.nan,
+                   median=float(np.median(v)) if len(v) else math.nan,
                    num=len(v), undefined=lacking - len(self.failures), failed=len(self.failures))
         if metric in self.worst: row.update(mean_all=float(np.mean(everyone)), median_all=float(np.median(everyone)))
         rows.append(row)
@@ -78,16 +81,19 @@ def to_dict(self: Summary) -> dict:
         if isinstance(o, dict): return {k: plain(v) for k, v in o.items()}
         if isinstance(o, list): return [plain(v) for v in o]
         return None if isinstance(o, float) and not math.isfinite(o) else o
-    return plain(dict(num=len(self), failed=len(self.failures), invalidity_ratio=self.invalidity_ratio, table=self.table(),
+    return plain(dict(num=len(self), failed=len(self.failures), invalidity_ratio=self.invalidity_ratio,
+                      table=self.table(),
                       reasons=self.reasons(), results=self.results, failures=self.failures))
 
 @patch
 def __repr__(self: Summary):
     rows = [("metric", "mean", "median", "mean_all", "median_all", "num", "undefined", "failed")]
-    rows += [tuple(f"{v:.4g}" if isinstance(v := r.get(k, ""), float) else str(v) for k in rows[0]) for r in self.table()]
+    rows += [tuple(f"{v:.4g}" if isinstance(v := r.get(k, ""), float) else str(v) for k in rows[0])
+             for r in self.table()]
     lines = ["| " + " | ".join(r) + " |" for r in rows]
     head = f"{len(self)} parts, {len(self.failures)} failed (invalidity ratio {self.invalidity_ratio:.1%})"
-    return "\n".join([head, "", lines[0], "|" + "---|"*len(rows[0]), *lines[1:], "", *(f"- {n} failed: {r}" for r, n in self.reasons().items())])
+    return "\n".join([head, "", lines[0], "|" + "---|"*len(rows[0]), *lines[1:], "",
+                      *(f"- {n} failed: {r}" for r, n in self.reasons().items())])
 
 @patch
 def _repr_markdown_(self: Summary): return repr(self)
@@ -114,7 +120,11 @@ def draw(
         if high - low <= 1e-9*max(abs(high), 1): low, high = low - .5, high + .5     # all alike: one bar in the middle
         step = (high - low)/20
         ax.hist(v, bins=20, range=(low, low + 20*step), color="C0")
-        if lacking := self.num_lacking(metric): ax.bar(low + 22.5*step, lacking, width=2*step, color="C3", label=f"{lacking} failed or undefined"); ax.legend(fontsize=6, frameon=False)
+        if lacking := self.num_lacking(metric):
+            ax.bar(low + 22.5*step, lacking, width=2*step, color="C3", label=f"{lacking} failed or undefined")
+            ax.legend(fontsize=6, frameon=False)
         if len(v): ax.axvline(np.median(v), color="k", lw=.8)
-        ax.set_title(names.get(metric, metric), fontsize=9); ax.tick_params(labelsize=7); ax.ticklabel_format(useOffset=False)
+        ax.set_title(names.get(metric, metric), fontsize=9)
+        ax.tick_params(labelsize=7)
+        ax.ticklabel_format(useOffset=False)
     return fig

@@ -20,7 +20,8 @@ def as_manifold(mesh):
     vertices, faces = mesh
     solid = Manifold(Mesh64(np.ascontiguousarray(vertices, float), np.ascontiguousarray(faces, np.uint64)))
     reason = str(solid.status()).split(".")[-1]
-    if reason != "NoError" or solid.volume() <= 0: raise ValueError(f"the mesh bounds no volume ({reason}); count it with Summary.fail")
+    if reason != "NoError" or solid.volume() <= 0:
+        raise ValueError(f"the mesh bounds no volume ({reason}); count it with Summary.fail")
     return solid
 
 def manifold_of(mesh):
@@ -33,7 +34,8 @@ def manifold_of(mesh):
 
 # %% ../../nbs/4_metrics/05_volumes.ipynb #a793564f
 def _moments(mesh): # (vertices, faces), closed
-    "Volume, centroid (3,) and covariance (3, 3) of the solid that a closed mesh bounds: sums over tetrahedra to the origin."
+    """Volume, centroid (3,) and covariance (3, 3) of the solid that a closed mesh bounds: sums over tetrahedra to the
+    origin."""
     vertices, faces = mesh
     t = vertices[faces]
     volumes = np.linalg.det(t)/6
