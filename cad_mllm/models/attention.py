@@ -46,7 +46,8 @@ class Ragged:
         begin = first.flatten()[places].nonzero()[:, 0]
         lengths, order = F.pad(begin, (0, 1), value=len(places)).diff().sort(descending=True, stable=True)
         starts = F.pad(lengths.cumsum(0), (1, 0))
-        places = places[(begin[order] - starts[:-1]).repeat_interleave(lengths) + torch.arange(len(places), device=places.device)]
+        places = places[(begin[order] - starts[:-1]).repeat_interleave(lengths)
+                        + torch.arange(len(places), device=places.device)]
         long = lengths*(lengths > SHORT)
         return cls(places, starts.int(), *torch.stack([lengths[0], (long > 0).sum(), long.sum()]).tolist())
 
@@ -81,8 +82,10 @@ def flash_reason(
 ) -> str: # empty where it can
     "Why the flash kernel cannot be used."
     if device.type != "cuda": return f"no flash kernel on a {device.type}"
-    if dtype not in (torch.float16, torch.bfloat16): return f"the flash kernel computes in half precision, not in {dtype}"
-    if torch.cuda.get_device_capability(device) < (8, 0): return f"{torch.cuda.get_device_name(device)} is older than Ampere"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the flash kernel computes in half precision, not in {dtype}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere"
     return "" if VARLEN[0] else f"torch {torch.__version__} has no torch.nn.attention.varlen"
 
 def by_sample(device: torch.device, dtype: torch.dtype) -> bool:
@@ -119,12 +122,17 @@ def _in_two(attend, q, k, v, samples, scale, window):
     if not num_long: return attend(q, k, v, starts, SHORT, scale, window)
     long = attend(*(x[:long_tokens] for x in (q, k, v)), starts[:num_long + 1], longest, scale, window)
     if num_long + 1 == len(starts): return long
-    return torch.cat([long, attend(*(x[long_tokens:] for x in (q, k, v)), starts[num_long:] - long_tokens, SHORT, scale, window)])
+    return torch.cat([long, attend(*(x[long_tokens:] for x in (q, k, v)), starts[num_long:] - long_tokens, SHORT, scale,
+                                   window)])
 
-def packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0., samples=None, sliding_window=None, **options):
-    "Attention for transformers: (1, H, N, D) -> (1, N, H, D) sample by sample where `samples` says where they begin, else its SDPA."
+def packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0., samples=None,
+                     sliding_window=None, **options):
+    """Attention for transformers: (1, H, N, D) -> (1, N, H, D) sample by sample where `samples` says where they begin,
+    else its SDPA."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    if samples is None: return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    if samples is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+                                      **options)
     v = value[0].transpose(0, 1)
     q, k = (x[0].transpose(0, 1).to(v.dtype) for x in (query, key))
     scale = query.shape[-1]**-.5 if scaling is None else scaling
@@ -135,7 +143,8 @@ def register_attention() -> str: # the name to load models with
     "Tell transformers of `packed_attention`."
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
-    AttentionInterface.register(ATTENTION, packed_attention); AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     return ATTENTION
 
 # %% ../../nbs/7_models/02_attention.ipynb #48d89e40
@@ -145,8 +154,10 @@ def ragged_options(
 ) -> dict:
     "What to call a decoder with, so that its attention goes sample by sample."
     unusable = torch.ones(1, 1, 0, 0, dtype=torch.bool, device=position_ids.device)
-    longest = max(SHORT, 1 << (ragged.longest - 1).bit_length())      # few different values: compiled code is made for each
-    return dict(attention_mask=unusable, position_ids=flatten(position_ids, ragged), samples=(ragged.starts, longest, ragged.num_long, ragged.long_tokens))
+    # few different values: compiled code is made for each
+    longest = max(SHORT, 1 << (ragged.longest - 1).bit_length())
+    return dict(attention_mask=unusable, position_ids=flatten(position_ids, ragged),
+                samples=(ragged.starts, longest, ragged.num_long, ragged.long_tokens))
 
 # %% ../../nbs/7_models/02_attention.ipynb #4b0fa4f0
 def predicted(
@@ -172,13 +183,15 @@ class _SummedLoss(torch.autograd.Function):
             first, *others = torch.autograd.grad(loss, [h, *weights], allow_unused=True)
             total += loss.detach()/ctx.lift
             to_hidden.append(first)
-            to_weights = [new if old is None else old if new is None else old + new for old, new in zip(to_weights, others)]
+            to_weights = [new if old is None else old if new is None else old + new
+                          for old, new in zip(to_weights, others)]
         ctx.save_for_backward(torch.cat(to_hidden), *to_weights)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        to_hidden, *to_weights = (None if g is None else (g.float()*(grad/ctx.lift)).to(g.dtype) for g in ctx.saved_tensors)
+        to_hidden, *to_weights = (None if g is None else (g.float()*(grad/ctx.lift)).to(g.dtype)
+                                  for g in ctx.saved_tensors)
         return None, None, to_hidden, None, *to_weights
 
 # %% ../../nbs/7_models/02_attention.ipynb #0e8e559d
@@ -188,9 +201,11 @@ def chunk_size(
     vocabulary: int, # V
     device: torch.device,
 ) -> int: # positions
-    "Positions whose logits are held at once: on a GPU those of a chunk take a sixty-fourth of its memory in float32, at most 1 GB."
+    """Positions whose logits are held at once: on a GPU those of a chunk take a sixty-fourth of its memory in float32,
+    at most 1 GB."""
     numbers = LOGITS_AT_ONCE
-    if device.type == "cuda": numbers = min(2**28, max(numbers, torch.cuda.get_device_properties(device).total_memory//256))
+    if device.type == "cuda":
+        numbers = min(2**28, max(numbers, torch.cuda.get_device_properties(device).total_memory//256))
     return max(256, numbers//vocabulary)
 
 def summed_loss(
@@ -201,5 +216,6 @@ def summed_loss(
     weights: list = (), # parameters that `part` uses and that train
 ) -> torch.Tensor: # scalar, float32
     "Summed loss without ever holding more than `size` rows of logits."
-    if torch.is_grad_enabled() and (hidden.requires_grad or weights): return _SummedLoss.apply(part, size, hidden, targets, *weights)
+    if torch.is_grad_enabled() and (hidden.requires_grad or weights):
+        return _SummedLoss.apply(part, size, hidden, targets, *weights)
     return sum(part(h, t).float() for h, t in zip(hidden.split(size), targets.split(size)))

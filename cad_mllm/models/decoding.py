@@ -32,12 +32,14 @@ def begin(
 
 # %% ../../nbs/7_models/07_decoding.ipynb #a1f0e394
 class GrammarLogitsProcessor:
-    "Closes every token that cannot stand next or could not be finished in time. For greedy search and sampling, where rows only grow (not for beams, which swap rows)."
+    """Closes every token that cannot stand next or could not be finished in time.
+    For greedy search and sampling, where rows only grow (not for beams, which swap rows)."""
     def __init__(self,
         tokenizer, # with the CAD tokens
         prefixes: list, # for each row the CAD tokens it begins with; [] where it begins with nothing
         max_new_tokens, # what may be written, `<end>` included: one number, or one a row
-        num_given: int = 0, # columns of `ids` to leave out: the prompt, where transformers' own `generate` passes it along
+        num_given: int = 0, # columns of `ids` to leave out: the prompt, where transformers' own `generate` passes it
+                            # along
     ):
         version = VERSION if TOKENS[-1] in tokenizer.get_added_vocab() else 1
         self.columns = torch.tensor(tokenizer.convert_tokens_to_ids(vocabulary(version)) + [tokenizer.eos_token_id])
@@ -46,7 +48,9 @@ class GrammarLogitsProcessor:
         self.budgets = [max_new_tokens]*len(prefixes) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         self.num_given, self.seen, self.finishing, self.masks = num_given, 0, set(), _Masks(version)
         for row, (state, budget) in enumerate(zip(self.states, self.budgets, strict=True)):
-            if budget < min_length(state): raise ValueError(f"max_new_tokens={budget}: row {row} needs at least {min_length(state)} tokens to come to an end")
+            if budget < min_length(state):
+                raise ValueError(
+                    f"max_new_tokens={budget}: row {row} needs at least {min_length(state)} tokens to come to an end")
 
 # %% ../../nbs/7_models/07_decoding.ipynb #1231a9f1
 _open = functools.lru_cache(2**14)(allowed)
@@ -61,7 +65,8 @@ def _row_mask(state, room, finishing):
 
 class _Masks:
     "A table of the masks met so far, on one device."
-    def __init__(self, version=VERSION): self.numbers, self.table, self.size = {}, torch.zeros(64, len(vocabulary(version)) + 1, dtype=torch.bool), 0
+    def __init__(self, version=VERSION):
+        self.numbers, self.table, self.size = {}, torch.zeros(64, len(vocabulary(version)) + 1, dtype=torch.bool), 0
 
     def rows(self, keys, device) -> torch.Tensor: # (B, len(TOKENS) + 1) bool
         "The masks of these (state, room, finishing)."
@@ -82,7 +87,8 @@ def follow(self: GrammarLogitsProcessor, ids: torch.Tensor): # (B, t)
     for column in ids[:, self.num_given + self.seen:].T.tolist():
         for row, id in enumerate(column):
             if self.states[row].node == "done": continue
-            if id not in self.index: raise GrammarError(f"row {row} wrote the id {id}, which is no CAD token", f"token {self.seen}")
+            if id not in self.index:
+                raise GrammarError(f"row {row} wrote the id {id}, which is no CAD token", f"token {self.seen}")
             self.states[row] = advance(self.states[row], self.index[id])
         self.seen += 1
 
@@ -100,7 +106,8 @@ def finish(self: GrammarLogitsProcessor, row: int):
 # %% ../../nbs/7_models/07_decoding.ipynb #830c62d3
 @patch
 def _keys(self: GrammarLogitsProcessor):
-    return [(s, min(b - self.seen, 64), row in self.finishing) for row, (s, b) in enumerate(zip(self.states, self.budgets))]
+    return [(s, min(b - self.seen, 64), row in self.finishing)
+            for row, (s, b) in enumerate(zip(self.states, self.budgets))]
 
 @patch
 def __call__(
@@ -122,7 +129,8 @@ def judge(
 ) -> str: # why the operation is of no use; empty when it is
     "Whether an operation left something and changed something."
     if not after.volume > 0: return "nothing is left of the part"
-    if before is not None and abs(after.volume - before.volume) <= 1e-6*max(after.volume, before.volume): return "the operation changes nothing"
+    if before is not None and abs(after.volume - before.volume) <= 1e-6*max(after.volume, before.volume):
+        return "the operation changes nothing"
     return ""
 
 # %% ../../nbs/7_models/07_decoding.ipynb #189355a6
@@ -155,11 +163,13 @@ class OperationCheck:
         heat: float = 0.8, # least temperature of the first try after a failure; each further one adds a tenth
     ):
         self.writer, self.processor, self.read, self.build, self.rows = writer, processor, read, build, rows
-        self.max_tries, self.max_seconds, self.heat, self.usual = max_tries, max_seconds, heat, writer.temperature.clone()
+        self.max_tries, self.max_seconds, self.heat, self.usual = (max_tries, max_seconds, heat,
+            writer.temperature.clone())
 
     def __call__(self) -> list: # rows whose operation was accepted
         self.processor.follow(self.writer.ids)
-        finished = [i for i, (row, state) in enumerate(zip(self.rows, self.processor.states)) if row.is_watched and row.has_finished(state)]
+        finished = [i for i, (row, state) in enumerate(zip(self.rows, self.processor.states)) if row.is_watched
+                    and row.has_finished(state)]
         return [i for i in finished if self._look(i)]
 
 # %% ../../nbs/7_models/07_decoding.ipynb #e6a6923f
@@ -191,7 +201,8 @@ def _take_back(self: OperationCheck, i: int, reason: str):
 
 @patch
 def _give_up(self: OperationCheck, i: int):
-    "End with what was accepted; a row with nothing accepted gets four times the tries, if there is time, then the kernel has no say in it."
+    """End with what was accepted; a row with nothing accepted gets four times the tries, if there is time, then the
+    kernel has no say in it."""
     row = self.rows[i]
     if row.state.num_extrudes: self.processor.finish(i)
     elif row.tries >= 4*self.max_tries or row.seconds >= self.max_seconds: row.is_watched = False
@@ -203,7 +214,8 @@ def settle(self: OperationCheck, end_id: int) -> list: # of lists of ids
     done = self.writer.done.tolist()
     for i, row in enumerate(self.rows):
         if not done[i] and row.is_watched: self.writer.rewind(i)
-    return [ids + [end_id]*(not done[i] and self.rows[i].is_watched and self.rows[i].state.num_extrudes > 0) for i, ids in enumerate(self.writer.rows())]
+    return [ids + [end_id]*(not done[i] and self.rows[i].is_watched and self.rows[i].state.num_extrudes > 0)
+            for i, ids in enumerate(self.writer.rows())]
 
 # %% ../../nbs/7_models/07_decoding.ipynb #15c60d78
 def fit_points(
@@ -230,7 +242,8 @@ def _cut_out(
     solid = np.abs(gray - border).max(-1) > 24
     if not solid.any(): return None
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    box, side = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), max(columns[-1] - columns[0], rows[-1] - rows[0]) + 1
+    box, side = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), max(columns[-1] - columns[0],
+        rows[-1] - rows[0]) + 1
     def square(image, fill): 
         sheet = Image.new("L", (int(side), int(side)), fill)
         sheet.paste(image.crop(tuple(map(int, box))), (int(side - box[2] + box[0])//2, int(side - box[3] + box[1])//2))

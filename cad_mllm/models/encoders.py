@@ -26,7 +26,9 @@ from ..data.prompts import IMAGENET_MEAN, IMAGENET_STD
 class seeded:
     "Context in which torch draws from `seed` on the CPU; the global random state is put back afterwards."
     def __init__(self, seed: int): self.seed = seed
-    def __enter__(self): self.state = torch.get_rng_state(); torch.default_generator.manual_seed(self.seed)
+    def __enter__(self):
+        self.state = torch.get_rng_state()
+        torch.default_generator.manual_seed(self.seed)
     def __exit__(self, *error): torch.set_rng_state(self.state)
 
 # %% ../../nbs/7_models/01_encoders.ipynb #4d037f48
@@ -49,13 +51,17 @@ class Projector(nn.Module):
 
 # %% ../../nbs/7_models/01_encoders.ipynb #8de9f615
 class ImageEncoder(nn.Module):
-    "A vision backbone as patch features: images (I, 3, S, S), normalised by `.mean` and `.std`, -> (I, num_tokens, width)."
-    def __init__(self, backbone, image_size: int, mean: tuple, std: tuple, frozen: bool = True, name: str = "image encoder"):
+    """A vision backbone as patch features: images (I, 3, S, S), normalised by `.mean` and `.std`, -> (I, num_tokens,
+    width)."""
+    def __init__(self, backbone, image_size: int, mean: tuple, std: tuple, frozen: bool = True,
+                 name: str = "image encoder"):
         super().__init__()
-        self.backbone, self.image_size, self.mean, self.std, self.frozen = backbone, image_size, tuple(mean), tuple(std), frozen
+        self.backbone, self.image_size, self.mean, self.std, self.frozen = (backbone, image_size, tuple(mean),
+            tuple(std), frozen)
         patch_size = backbone.config.patch_size
         if image_size % patch_size: raise ConfigError(
-            f"image_size={image_size}: use a multiple of {patch_size}, the patch size of {name}, such as {max(1, image_size//patch_size)*patch_size}")
+            f"image_size={image_size}: use a multiple of {patch_size}, the patch size of {name}, "
+            f"such as {max(1, image_size//patch_size)*patch_size}")
         self.num_tokens, self.width = (image_size//patch_size)**2, backbone.config.hidden_size
         self.options = {"interpolate_pos_encoding": True} if self._stretches() else {}
         if frozen: self.requires_grad_(False).eval()
@@ -82,7 +88,8 @@ def _tiny_vision(image_size):
     "A Dinov2Model of a quarter million weights, patch 16, the same at each call."
     from transformers import Dinov2Config, Dinov2Model
     with seeded(0):
-        return Dinov2Model(Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=4, patch_size=16, image_size=image_size))
+        return Dinov2Model(Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=4,
+                                        patch_size=16, image_size=image_size))
 
 # %% ../../nbs/7_models/01_encoders.ipynb #c9b458b4
 def _pixel_statistics(name):
@@ -97,7 +104,8 @@ def _pretrained_vision(name, dtype):
     from transformers import AutoModel
     try: model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as e: raise ConfigError(
-        f"image_encoder_name={name!r}: no such model here or on the hub ({str(e).splitlines()[0]}); give a local folder, a Hugging Face name, 'tiny', or '' for none") from e
+        f"image_encoder_name={name!r}: no such model here or on the hub ({str(e).splitlines()[0]}); "
+        "give a local folder, a Hugging Face name, 'tiny', or '' for none") from e
     return getattr(model, "vision_model", model)
 
 # %% ../../nbs/7_models/01_encoders.ipynb #e7f015e6
@@ -107,7 +115,8 @@ def build_image_encoder(
     "The image encoder that `config.image_encoder_name` names."
     name, frozen = config.image_encoder_name, config.freeze_image_encoder
     if not name: return None
-    if name == "tiny": return ImageEncoder(_tiny_vision(config.image_size), config.image_size, (0.5,)*3, (0.5,)*3, frozen, name)
+    if name == "tiny":
+        return ImageEncoder(_tiny_vision(config.image_size), config.image_size, (0.5,)*3, (0.5,)*3, frozen, name)
     backbone = _pretrained_vision(name, getattr(torch, config.dtype) if frozen else torch.float32)
     return ImageEncoder(backbone, config.image_size, *_pixel_statistics(name), frozen, name)
 
@@ -126,7 +135,8 @@ def farthest_points(
     points: torch.Tensor, # (C, P, 3)
     num: int, # how many to choose
 ) -> torch.Tensor: # (C, num) indices; repeats where a cloud has fewer points
-    "Indices of points that cover each cloud: always the one farthest from all chosen before, beginning with the farthest from the centroid."
+    """Indices of points that cover each cloud: always the one farthest from all chosen before, beginning with the
+    farthest from the centroid."""
     rows = torch.arange(len(points), device=points.device)
     distance = (points - points.double().mean(1, keepdim=True).to(points.dtype)).square().sum(-1)
     chosen = [distance.argmax(1)]
@@ -139,7 +149,8 @@ def farthest_points(
 
 # %% ../../nbs/7_models/01_encoders.ipynb #d60e56e9
 class FourierPointEncoder(nn.Module):
-    "Local groups of points as tokens: (C, P, 6) positions and normals (zero where there are none) -> (C, num_tokens, width)."
+    """Local groups of points as tokens: (C, P, 6) positions and normals (zero where there are none) -> (C, num_tokens,
+    width)."""
     def __init__(self,
         num_tokens: int = 32, # groups a cloud is cut into
         width: int = 512, # width of a token
@@ -153,7 +164,8 @@ class FourierPointEncoder(nn.Module):
         self.centre = nn.Linear(num_where, width)
         heads = max(1, width//64)
         while width % heads: heads -= 1
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, 4*width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, 4*width, 0.0, "gelu", batch_first=True,
+            norm_first=True)
                                     for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
 
@@ -187,7 +199,8 @@ MICHELANGELO_CONFIG = "configs/aligned_shape_latents/shapevae-256.yaml"
 MICHELANGELO_WEIGHTS = "checkpoints/aligned_shape_latents/shapevae-256.ckpt"
 
 class MichelangeloPointEncoder(nn.Module):
-    "Michelangelo's global shape vector: (C, P, 6) -> (C, 1, 768). `module` has `encode_shape_embed(surface, return_latents)`."
+    """Michelangelo's global shape vector: (C, P, 6) -> (C, 1, 768).
+    `module` has `encode_shape_embed(surface, return_latents)`."""
     num_tokens, width = 1, 768
     def __init__(self, module, frozen: bool = True):
         super().__init__()
@@ -208,14 +221,18 @@ def _load_michelangelo(folder, frozen):
     where = f"point_encoder_name='michelangelo:{folder}'"
     try: from michelangelo.utils.misc import get_config_from_file, instantiate_from_config
     except ImportError as e: raise ConfigError(
-        f"{where}: the package cannot be imported ({e}); clone github.com/NeuralCarver/Michelangelo, install its requirements and add the clone to "
+        f"{where}: the package cannot be imported ({e}); clone github.com/NeuralCarver/Michelangelo, "
+        "install its requirements and add the clone to "
         "PYTHONPATH, or use point_encoder_name='fourier'") from e
     folder = Path(folder or os.environ.get("MICHELANGELO_ROOT", "."))
     for name in (MICHELANGELO_CONFIG, MICHELANGELO_WEIGHTS):
-        if not (folder/name).is_file(): raise ConfigError(f"{where}: {folder/name} is missing; name the clone that holds it, or set MICHELANGELO_ROOT")
+        if not (folder/name).is_file():
+            raise ConfigError(
+                f"{where}: {folder/name} is missing; name the clone that holds it, or set MICHELANGELO_ROOT")
     config = get_config_from_file(str(folder/MICHELANGELO_CONFIG))
     model = instantiate_from_config(getattr(config, "model", config))
-    model.load_state_dict(torch.load(folder/MICHELANGELO_WEIGHTS, map_location="cpu", weights_only=True)["state_dict"], strict=False)
+    model.load_state_dict(torch.load(folder/MICHELANGELO_WEIGHTS, map_location="cpu", weights_only=True)["state_dict"],
+                          strict=False)
     return MichelangeloPointEncoder(model.model, frozen)
 
 # %% ../../nbs/7_models/01_encoders.ipynb #33c9ee0e
@@ -227,7 +244,8 @@ def build_point_encoder(
     name, _, folder = config.point_encoder_name.partition(":")
     if not name: return None
     if name == "michelangelo": return _load_michelangelo(folder, config.freeze_point_encoder)
-    if name != "fourier": raise ConfigError(f"point_encoder_name={name!r}: choose fourier, michelangelo, or '' for none")
+    if name != "fourier":
+        raise ConfigError(f"point_encoder_name={name!r}: choose fourier, michelangelo, or '' for none")
     with seeded(seed): encoder = FourierPointEncoder(config.num_point_tokens, config.point_encoder_hidden_dim)
     return encoder.requires_grad_(not config.freeze_point_encoder)
 
@@ -241,19 +259,25 @@ class FeatureCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self.db.execute("PRAGMA journal_mode=WAL"); self.db.execute("PRAGMA synchronous=NORMAL")
-            self.db.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, data BLOB) WITHOUT ROWID")
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=NORMAL")
+            self.db.execute(
+                "CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, "
+                "data BLOB) WITHOUT ROWID")
         except (OSError, sqlite3.Error) as e: self._lose(e)
 
     def _lose(self, error):
         self.db = None
-        warnings.warn(f"{self.path}: cannot be used ({error}); features are computed again each time. A folder on a local disk with free space helps.")
+        warnings.warn(
+            f"{self.path}: cannot be used ({error}); features are computed again each time. "
+            "A folder on a local disk with free space helps.")
 
     def _key(self, encoder):
         "A hash of an encoder's weights, taken once."
         if id(encoder) not in self._keys:
             digest = hashlib.sha256(type(encoder).__name__.encode())
-            for name, tensor in encoder.state_dict().items(): digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            for name, tensor in encoder.state_dict().items():
+                digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
             self._keys[id(encoder)] = digest.digest()
         return self._keys[id(encoder)]
 
@@ -263,7 +287,8 @@ _STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 def _to_blob(feature):
     "(dtype, shape, bytes) of a feature (N, W), in the smallest precision that holds it exactly."
     name = next(n for n, dtype in _STORED.items() if torch.equal(feature.to(dtype).float(), feature) or n == "float32")
-    return name, ",".join(map(str, feature.shape)), feature.to(_STORED[name]).contiguous().view(torch.uint8).numpy().tobytes()
+    return (name, ",".join(map(str, feature.shape)),
+            feature.to(_STORED[name]).contiguous().view(torch.uint8).numpy().tobytes())
 
 def _from_blob(name, shape, data):
     return torch.frombuffer(bytearray(data), dtype=_STORED[name]).reshape(*map(int, shape.split(","))).float()
@@ -271,7 +296,8 @@ def _from_blob(name, shape, data):
 @patch
 def _read(self: FeatureCache, keys):
     "What is known of the keys."
-    rows = self.db.execute(f"SELECT key, dtype, shape, data FROM features WHERE key IN ({','.join('?'*len(keys))})", keys).fetchall()
+    rows = self.db.execute(f"SELECT key, dtype, shape, data FROM features WHERE key IN ({','.join('?'*len(keys))})",
+                           keys).fetchall()
     return {key: _from_blob(*rest) for key, *rest in rows}
 
 @patch
@@ -281,14 +307,21 @@ def __call__(self: FeatureCache,
 ) -> torch.Tensor: # (I, N, W)
     "The features, computed only where they are not known."
     if self.db is None or any(p.requires_grad for p in encoder.parameters()): return encoder(items)
-    keys = [hashlib.sha256(self._key(encoder) + str(tuple(item.shape)).encode() + item.numpy().tobytes()).digest() for item in items.detach().cpu().contiguous()]
+    keys = [hashlib.sha256(self._key(encoder) + str(tuple(item.shape)).encode() + item.numpy().tobytes()).digest()
+            for item in items.detach().cpu().contiguous()]
     try:
         known = self._read(list(set(keys)))
         self.found += sum(k in known for k in keys)
         if lacking := {k: i for i, k in reversed(list(enumerate(keys))) if k not in known}:
             fresh = encoder(items[sorted(lacking.values())]).detach().float().cpu()
             new = dict(zip(sorted(lacking, key=lacking.get), fresh))
-            with self.db: self.db.execute("BEGIN IMMEDIATE"); self.db.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?, ?)", [(k, *_to_blob(f)) for k, f in new.items()])
-            known.update(new); self.computed += len(new)
-    except (OSError, sqlite3.Error) as e: self._lose(e); return encoder(items)
+            with self.db:
+                self.db.execute("BEGIN IMMEDIATE")
+                self.db.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?, ?)",
+                                    [(k, *_to_blob(f)) for k, f in new.items()])
+            known.update(new)
+            self.computed += len(new)
+    except (OSError, sqlite3.Error) as e:
+        self._lose(e)
+        return encoder(items)
     return torch.stack([known[k] for k in keys]).to(items.device)

@@ -20,7 +20,8 @@ def choose(
     logits: torch.Tensor, # (R, V)
     temperature=0.0, # 0 takes the likeliest token; a number, or one a row (R,)
     top_p: float = 1.0, # keep the likeliest tokens that together have this probability
-    generator=None, # where the random numbers come from: a `torch.Generator` on the CPU, or a list with one for each row
+    generator=None, # where the random numbers come from: a `torch.Generator` on the CPU, or a list with one for each
+                    # row
 ) -> torch.Tensor: # (R,) token ids
     "Greedy choice, or a draw at a temperature among the nucleus of probability `top_p` (arXiv 1904.09751)."
     heat = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).expand(len(logits))
@@ -30,7 +31,9 @@ def choose(
     if top_p < 1:
         ranked, order = p.sort(-1, descending=True)
         p = p.masked_fill((ranked.cumsum(-1) - ranked >= top_p).gather(-1, order.argsort(-1)), 0.)
-    if isinstance(generator, list): uniform = torch.cat([torch.rand(1, generator=g) if h else torch.zeros(1) for g, h in zip(generator, heat.tolist())])
+    if isinstance(generator, list):
+        uniform = torch.cat([torch.rand(1, generator=g) if h else torch.zeros(1)
+                             for g, h in zip(generator, heat.tolist())])
     else: uniform = torch.rand(len(p), generator=generator)
     total = p.double().cumsum(-1)
     drawn = torch.searchsorted(total, uniform.to(total)[:, None]*total[:, -1:], right=True)[:, 0]
@@ -39,7 +42,8 @@ def choose(
 # %% ../../nbs/7_models/05_generation.ipynb #6b1afb34
 @patch
 def eos_token_ids(self: CADMLLMModel) -> list:
-    "Ids that end a sequence: the codec's end marker, the tokenizer's end of text, and what the language model itself names."
+    """Ids that end a sequence: the codec's end marker, the tokenizer's end of text, and what the language model itself
+    names."""
     named = getattr(self._base.generation_config, "eos_token_id", None)
     ids = {self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     if "<end>" in self.codec.added_tokens: ids.add(self.tokenizer.convert_tokens_to_ids("<end>"))
@@ -59,9 +63,12 @@ class Writer:
         self.model, self.cache = model, DynamicCache()
         with model._autocast(): hidden = model.hidden(batch, self.cache)[:, -1]
         if repeats > 1: self.cache.batch_repeat_interleave(repeats)
-        self.hidden, self.seen, self.position = (x.repeat_interleave(repeats, 0) for x in (hidden, batch.segment_ids >= 0, batch.position_ids[:, -1]))
-        self.is_plain, self.num_rows = bool(self.seen.all()), len(self.hidden)   # plain: nothing is hidden, so attention needs no mask
-        self.ids = self.position.new_zeros(self.num_rows, 0)       # (R, t) everything written, discarded tokens and padding too
+        self.hidden, self.seen, self.position = (x.repeat_interleave(repeats, 0)
+                                                 for x in (hidden, batch.segment_ids >= 0, batch.position_ids[:, -1]))
+        # plain: nothing is hidden, so attention needs no mask
+        self.is_plain, self.num_rows = bool(self.seen.all()), len(self.hidden)
+        # (R, t) everything written, discarded tokens and padding too
+        self.ids = self.position.new_zeros(self.num_rows, 0)
         self.kept = self.ids.bool()                                # (R, t) what counts of it
         self.done = torch.zeros_like(self.position, dtype=torch.bool)
         self.temperature = torch.full_like(self.position, temperature, dtype=torch.float32)
@@ -81,7 +88,8 @@ def feed(
     rows = self.active
     mask = None if self.is_plain else self.seen[rows][:, None, None]
     with self.model._autocast():
-        hidden = self.model._base.get_decoder()(inputs_embeds=self.model._words(token[rows][:, None]), attention_mask=mask, position_ids=self.position[rows][:, None],
+        hidden = self.model._base.get_decoder()(inputs_embeds=self.model._words(token[rows][:, None]),
+                                                attention_mask=mask, position_ids=self.position[rows][:, None],
                                                 past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
     self.hidden = self.hidden.index_copy(0, rows, hidden)
 
@@ -95,13 +103,15 @@ def _drop_done(self: Writer):
 
 @patch
 @torch.no_grad()
-def pick(self: Writer, logits_processor=None, top_p: float = 1.0, generator: torch.Generator = None) -> torch.Tensor: # (R,) ids
+def pick(self: Writer, logits_processor=None, top_p: float = 1.0,
+         generator: torch.Generator = None) -> torch.Tensor: # (R,) ids
     "Choose the next token of each row, and note it; rows that are done get padding."
     tokenizer = self.model.tokenizer
     with self.model._autocast(): logits = self.model._head(self.hidden)
     logits[:, len(tokenizer):] = -math.inf
     if logits_processor is not None: logits = logits_processor(self.ids, logits)
-    token = choose(logits.masked_fill(self.done[:, None], 0.), self.temperature, top_p, generator).masked_fill(self.done, tokenizer.pad_token_id)
+    token = choose(logits.masked_fill(self.done[:, None], 0.), self.temperature, top_p,
+                   generator).masked_fill(self.done, tokenizer.pad_token_id)
     self.ids, self.kept = torch.cat([self.ids, token[:, None]], 1), torch.cat([self.kept, ~self.done[:, None]], 1)
     return token
 

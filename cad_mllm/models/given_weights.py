@@ -16,7 +16,8 @@ from ..checkpoints.records import find_checkpoint, latest_checkpoint, list_check
 from .weights import CADMLLMModel
 
 # %% ../../nbs/7_models/08_given_weights.ipynb #a63802af
-SMALL, SMALL_FOLDER = "small", Path(__file__).parent.parent/"small_model" if "__file__" in globals() else Path("small_model")
+SMALL, SMALL_FOLDER = ("small", Path(__file__).parent.parent/"small_model"
+                       if "__file__" in globals() else Path("small_model"))
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def download(
     out=None, # the folder to make; a place in the Hub's cache if left out
     **options, # of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only
 ) -> Path: # a folder that `CADAutocomplete` and `CADMLLMModel.from_pretrained` take
-    "A model from the Hub, checked against its own manifest; raises `CheckpointError` where it is not what was uploaded."
+    """A model from the Hub, checked against its own manifest; raises `CheckpointError` where it is not what was
+    uploaded."""
     from huggingface_hub import constants, snapshot_download
     source = Path(snapshot_download(repo_id, **options))
     out = Path(out or Path(constants.HF_HOME)/"cad_mllm"/repo_id.replace("/", "--"))
@@ -47,14 +49,19 @@ def download(
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         if (source/name).is_file(): shutil.copyfile(source/name, out/name)
     if problems := verify_checkpoint(out):
-        raise CheckpointError(f"{repo_id}: did not arrive as it was uploaded: {'; '.join(problems[:3])}; download it again with force_download=True")
+        raise CheckpointError(
+            f"{repo_id}: did not arrive as it was uploaded: {'; '.join(problems[:3])}; "
+            "download it again with force_download=True")
     return out
 
 def read_manifest_names(folder) -> list:
     "The files that a sealed folder says it has; plain names within it only."
     try: names = [*json.loads((folder/MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST]
-    except (OSError, ValueError, KeyError, TypeError) as e: raise CheckpointError(f"{folder.name}: has no readable {MANIFEST}, so it is no model of this project ({e})") from e
-    if bad := [n for n in names if os.path.isabs(n) or ".." in Path(n).parts]: raise CheckpointError(f"{MANIFEST}: {bad[0]!r} leads out of the folder; do not use this model")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(
+            f"{folder.name}: has no readable {MANIFEST}, so it is no model of this project ({e})") from e
+    if bad := [n for n in names if os.path.isabs(n) or ".." in Path(n).parts]:
+        raise CheckpointError(f"{MANIFEST}: {bad[0]!r} leads out of the folder; do not use this model")
     return names
 
 # %% ../../nbs/7_models/08_given_weights.ipynb #2e3544c0
@@ -62,11 +69,15 @@ def _newest_in(path, name):
     "The folder itself where it is a checkpoint, else its newest complete one."
     if list_checkpoints(path, depth=0): return path
     if newest := latest_checkpoint(path): return newest
-    raise CheckpointError(f"{name}: there is no complete checkpoint in it; give the folder of a checkpoint, or train one with cad-mllm train")
+    raise CheckpointError(
+        f"{name}: there is no complete checkpoint in it; give the folder of a checkpoint, "
+        "or train one with cad-mllm train")
 
 def _from_package():
     if (SMALL_FOLDER/"manifest.json").is_file(): return Weights(SMALL_FOLDER, "package", SMALL)
-    raise CheckpointError(f"{SMALL}: this install brings no weights ({SMALL_FOLDER} is missing); name a folder or a model on the Hub, or train one with `cad-mllm train --recipe points_small`")
+    raise CheckpointError(
+        f"{SMALL}: this install brings no weights ({SMALL_FOLDER} is missing); name a folder or a model on the Hub, "
+        "or train one with `cad-mllm train --recipe points_small`")
 
 def _from_hub(repo, revision, name):
     "A model of the Hub, checked against its own manifest, and the commit that it is."
@@ -85,7 +96,10 @@ def find_weights(
         match = None if Path(name).expanduser().exists() else _HUB_NAME.fullmatch(str(name))
         if not match or Path(match[1].split("/")[0]).exists(): raise
         try: return _from_hub(match[1], match[2], str(name))
-        except Exception as cause: raise CheckpointError(f"{e}; nor could it be fetched from the Hub ({type(cause).__name__}: {str(cause).splitlines()[0][:160]})") from cause
+        except Exception as cause:
+            raise CheckpointError(
+                f"{e}; nor could it be fetched from the Hub ({type(cause).__name__}: "
+                f"{str(cause).splitlines()[0][:160]})") from cause
 
 # %% ../../nbs/7_models/08_given_weights.ipynb #d8f15397
 def halve(
@@ -96,7 +110,8 @@ def halve(
     "A sealed copy of a checkpoint's weights in half precision, without what only a resume needs."
     loaded = load_checkpoint(checkpoint, quiet=True, with_state=False)
     model = CADMLLMModel.from_pretrained(loaded.path)
-    if model.config.use_lora: raise CheckpointError(f"{checkpoint}: holds adapters of another model; only whole models are halved")
+    if model.config.use_lora:
+        raise CheckpointError(f"{checkpoint}: holds adapters of another model; only whole models are halved")
     model.half()
     def fill(folder):
         model.save_pretrained(folder)

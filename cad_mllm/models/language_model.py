@@ -22,7 +22,8 @@ from ..checkpoints.format import CheckpointError
 from .attention import register_attention
 
 # %% ../../nbs/7_models/03_language_model.ipynb #52ce6837
-TINY_LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
+TINY_LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+                num_key_value_heads=2, head_dim=32,
                 tie_word_embeddings=True, initializer_range=0.05)
 
 def _tiny_llm(config, num_words):
@@ -54,19 +55,28 @@ def _from_pretrained(name, dtype, **more):
     "A causal language model by name or folder; one sentence where it cannot be had."
     from transformers import AutoModelForCausalLM
     try:
-        with without_progress_bars(Path(name).is_dir()): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=register_attention(), trust_remote_code=False, **more)
+        with without_progress_bars(Path(name).is_dir()):
+            return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=register_attention(),
+                                                        trust_remote_code=False, **more)
     except (OSError, ValueError) as e: raise ConfigError(
-        f"llm_model_name={str(name)!r}: cannot be loaded ({str(e).splitlines()[0]}); give a local folder or a Hugging Face name of a causal language model, or 'tiny'") from e
+        f"llm_model_name={str(name)!r}: cannot be loaded ({str(e).splitlines()[0]}); "
+        "give a local folder or a Hugging Face name of a causal language model, or 'tiny'") from e
 
 # %% ../../nbs/7_models/03_language_model.ipynb #8175402e
 def _load_in_4bit(config, dtype):
     "The base model quantised while it is read; says what is missing."
     wrong = f"load_in_4bit=True with llm_model_name={config.llm_model_name!r}"
-    if config.llm_model_name == "tiny": raise ConfigError(f"{wrong}: the built-in model is too small to be worth it; leave the flag out, or name a saved model")
+    if config.llm_model_name == "tiny":
+        raise ConfigError(
+            f"{wrong}: the built-in model is too small to be worth it; leave the flag out, or name a saved model")
     try: import bitsandbytes  # noqa: F401
-    except ImportError as e: raise ConfigError(f"{wrong}: the package bitsandbytes is missing ({e}); pip install bitsandbytes, or leave the flag out") from e
+    except ImportError as e:
+        raise ConfigError(
+            f"{wrong}: the package bitsandbytes is missing ({e}); "
+            "pip install bitsandbytes, or leave the flag out") from e
     from transformers import BitsAndBytesConfig
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                             bnb_4bit_compute_dtype=dtype)
     return _from_pretrained(config.llm_model_name, dtype, quantization_config=how)
 
 # %% ../../nbs/7_models/03_language_model.ipynb #5abe0857
@@ -94,7 +104,8 @@ def initial_rows(
     table: torch.Tensor, # (V, D) rows that the model already has
     seed: int = 0,
 ) -> torch.Tensor: # (K, D)
-    "Starting values for added tokens, with the mean and spread of the table: families on smooth curves, the others random."
+    """Starting values for added tokens, with the mean and spread of the table: families on smooth curves, the others
+    random."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(len(tokens), table.shape[1], generator=generator)
     for family in _families(tokens): rows[family] = smooth_rows(len(family), table.shape[1], generator)
@@ -103,11 +114,14 @@ def initial_rows(
 
 # %% ../../nbs/7_models/03_language_model.ipynb #d7a8e9aa
 def grow_vocabulary(llm, tokenizer, tokens, seed=0, fresh=True):
-    "Make room for the tokenizer's words and, for a `fresh` model, set the rows of the added `tokens`, in the embedding and in an untied head."
-    if len(tokenizer) > llm.get_input_embeddings().num_embeddings: llm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    """Make room for the tokenizer's words and, for a `fresh` model, set the rows of the added `tokens`, in the
+    embedding and in an untied head."""
+    if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
+        llm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     ids = tokenizer.convert_tokens_to_ids(tokens)
     old = torch.ones(llm.get_input_embeddings().num_embeddings, dtype=torch.bool)
-    old[ids] = False; old[len(tokenizer):] = False
+    old[ids] = False
+    old[len(tokenizer):] = False
     tables = {id(m.weight): m.weight for m in (llm.get_input_embeddings(), llm.get_output_embeddings())}
     for table in tables.values() if ids and fresh else ():
         with torch.no_grad(): table[ids] = initial_rows(tokens, table[old], seed).to(table)
@@ -120,11 +134,14 @@ def add_lora(llm, config, new_ids):
     tied = llm.get_input_embeddings().weight is llm.get_output_embeddings().weight
     rows = {}
     if new_ids and tied: rows = dict(trainable_token_indices=new_ids, ensure_weight_tying=True)
-    elif new_ids: rows = dict(trainable_token_indices={_module_name(llm, layer): new_ids for layer in (llm.get_input_embeddings(), llm.get_output_embeddings())})
+    elif new_ids:
+        rows = dict(trainable_token_indices={_module_name(llm, layer): new_ids
+                                             for layer in (llm.get_input_embeddings(), llm.get_output_embeddings())})
     adapter = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                          target_modules=sorted(config.lora_target_modules), task_type="CAUSAL_LM", **rows)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*ensure_weight_tying") # it looks for tied layers among the LoRA targets only
+        # it looks for tied layers among the LoRA targets only
+        warnings.filterwarnings("ignore", message=".*ensure_weight_tying")
         warnings.simplefilter("ignore", FutureWarning) # peft asks transformers by an old name
         wrapped = get_peft_model(llm, adapter)
     for layer in wrapped.modules():
@@ -135,7 +152,8 @@ def _input_as_it_is(x, dtype):
     "What the matrices of LoRA are given: under autocast the input itself, else in their own precision."
     return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
-def _module_name(model, module): return next(name.rsplit(".", 1)[-1] for name, m in model.named_modules() if m is module)
+def _module_name(model, module):
+    return next(name.rsplit(".", 1)[-1] for name, m in model.named_modules() if m is module)
 
 # %% ../../nbs/7_models/03_language_model.ipynb #3a267e6b
 class WeightsError(CheckpointError):
@@ -156,10 +174,12 @@ def _shapes(paths):
         k: tuple(v.shape) for p in paths if p.suffix != ".safetensors" for k, v in read_tensors(p).items()}
 
 def check_layers(values):
-    "Raise `UnsafeFile` for a number of layers that no model has: transformers makes a list of them before anything else."
+    """Raise `UnsafeFile` for a number of layers that no model has: transformers makes a list of them before anything
+    else."""
     for key, value in values.items():
         if isinstance(value, dict): check_layers(value)
-        if "layer" in key and isinstance(value, (int, float)) and value > 1000: raise UnsafeFile(f"config.json: {key} is {value:,}; more than 1,000 are not built from a checkpoint")
+        if "layer" in key and isinstance(value, (int, float)) and value > 1000:
+            raise UnsafeFile(f"config.json: {key} is {value:,}; more than 1,000 are not built from a checkpoint")
 
 def llm_of_folder(folder, dtype):
     "The language model whose shape and weights a checkpoint's folder holds."
@@ -167,12 +187,22 @@ def llm_of_folder(folder, dtype):
     there = _shapes(paths := weight_files(folder, LLM_WEIGHTS))
     try:
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"): sketch = dict(AutoModelForCausalLM.from_config(shape, trust_remote_code=False).named_parameters())
-    except Exception as e: raise UnsafeFile(f"config.json: is no usable model configuration ({str(e).splitlines()[0][:120]})") from e    # whatever numbers that make no sense lead to
-    if wrong := next((k for k, p in sketch.items() if there.get(k) != tuple(p.shape)), None): raise UnsafeFile(f"config.json: wants {wrong} of shape {tuple(sketch[wrong].shape)}, and the weights have {there.get(wrong)}")
-    with without_progress_bars(): llm = AutoModelForCausalLM._model_mapping[type(shape)].from_pretrained(None, config=shape, state_dict=read_weight_tensors(paths), dtype=dtype, attn_implementation=register_attention())
+        with torch.device("meta"):
+            sketch = dict(AutoModelForCausalLM.from_config(shape, trust_remote_code=False).named_parameters())
+    except Exception as e:
+        # whatever numbers that make no sense lead to
+        raise UnsafeFile(f"config.json: is no usable model configuration ({str(e).splitlines()[0][:120]})") from e
+    if wrong := next((k for k, p in sketch.items() if there.get(k) != tuple(p.shape)), None):
+        raise UnsafeFile(
+            f"config.json: wants {wrong} of shape {tuple(sketch[wrong].shape)}, "
+            f"and the weights have {there.get(wrong)}")
+    with without_progress_bars():
+        llm = AutoModelForCausalLM._model_mapping[type(shape)].from_pretrained(None, config=shape,
+            state_dict=read_weight_tensors(paths), dtype=dtype, attn_implementation=register_attention())
     if (folder/"generation_config.json").exists():
         values = read_json(inside(folder, "generation_config.json"))
         try: llm.generation_config = GenerationConfig(**values)
-        except Exception as e: raise UnsafeFile(f"generation_config.json: is damaged ({type(e).__name__}: {str(e)[:120]})") from e   # likewise
+        except Exception as e:
+            # likewise
+            raise UnsafeFile(f"generation_config.json: is damaged ({type(e).__name__}: {str(e)[:120]})") from e
     return llm

@@ -46,7 +46,8 @@ class CADMLLMModel(nn.Module):
         self.features = None             # a `FeatureCache`, where one is wanted
         image_tokens, point_tokens = (getattr(e, "num_tokens", 0) for e in (self.image_encoder, self.point_encoder))
         pixels = dict(mean=self.image_encoder.mean, std=self.image_encoder.std) if image_tokens else {}
-        self.builder = PromptBuilder(self.tokenizer, self.codec, image_tokens, point_tokens, config.max_seq_length, **pixels)
+        self.builder = PromptBuilder(self.tokenizer, self.codec, image_tokens, point_tokens, config.max_seq_length,
+                                     **pixels)
 
 # %% ../../nbs/7_models/04_model.ipynb #181530f9
 @patch
@@ -64,7 +65,8 @@ def _build_llm(self: CADMLLMModel, source, seed):
 def _projector(self: CADMLLMModel, encoder):
     "A projector from an encoder to the language model, or None without one."
     c = self.config
-    return None if encoder is None else Projector(encoder.width, c.projector_hidden_dim, self._base.config.hidden_size, c.projector_num_layers, c.projector_dropout)
+    return (None if encoder is None else Projector(encoder.width, c.projector_hidden_dim, self._base.config.hidden_size,
+                                                   c.projector_num_layers, c.projector_dropout))
 
 # %% ../../nbs/7_models/04_model.ipynb #1346496b
 @patch(as_prop=True)
@@ -110,7 +112,8 @@ def _head(self: CADMLLMModel, hidden):
     "Hidden vectors (..., D) -> logits (..., V) in float32."
     layer, rows = _layer_and_rows(self.llm.get_output_embeddings())
     logits = layer(hidden)
-    if rows is not None: logits = logits.index_copy(-1, self.new_ids, F.linear(hidden, rows.to(hidden.dtype)).to(logits.dtype))
+    if rows is not None:
+        logits = logits.index_copy(-1, self.new_ids, F.linear(hidden, rows.to(hidden.dtype)).to(logits.dtype))
     logits = logits.float()
     cap = getattr(self._base.config, "final_logit_softcapping", None)
     return logits if cap is None else cap*torch.tanh(logits/cap)
@@ -122,7 +125,8 @@ def _place(self: CADMLLMModel, vectors, kind, items, slots):
     if items is None or not len(items): return vectors
     encoder, projector = getattr(self, f"{kind}_encoder"), getattr(self, f"{kind}_projector")
     if encoder is None: raise ConfigError(
-        f"{kind}_encoder_name='': the batch has {len(items)} {kind} inputs, but this model has no {kind} encoder; leave them out of the samples")
+        f"{kind}_encoder_name='': the batch has {len(items)} {kind} inputs, but this model has no {kind} encoder; "
+        "leave them out of the samples")
     seen = encoder(items) if self.features is None else self.features(encoder, items)
     features = projector(seen).to(vectors.dtype)
     columns = slots[:, 1:] + torch.arange(encoder.num_tokens, device=slots.device)
@@ -153,17 +157,21 @@ def hidden(
     vectors, decoder = self.embed(batch), self._base.get_decoder()
     if cache is None and self._by_sample():
         ragged = Ragged.of(batch.segment_ids)
-        found = decoder(inputs_embeds=flatten(vectors, ragged), use_cache=False, **ragged_options(ragged, batch.position_ids)).last_hidden_state
+        found = decoder(inputs_embeds=flatten(vectors, ragged), use_cache=False,
+                        **ragged_options(ragged, batch.position_ids)).last_hidden_state
         return unflatten(found, ragged, batch.input_ids.shape)
-    where = {} if _is_plain(batch.segment_ids) else dict(attention_mask=block_causal_mask(batch.segment_ids), position_ids=batch.position_ids)
+    where = ({} if _is_plain(batch.segment_ids)
+             else dict(attention_mask=block_causal_mask(batch.segment_ids), position_ids=batch.position_ids))
     options = dict(use_cache=False) if cache is None else dict(use_cache=True, past_key_values=cache)
     return decoder(inputs_embeds=vectors, **where, **options).last_hidden_state
 
 @patch
 def _by_sample(self: CADMLLMModel):
-    "Whether samples are attended to one by one: the machine can, and the family hands through where they begin and drops nothing out."
+    """Whether samples are attended to one by one: the machine can, and the family hands through where they begin and
+    drops nothing out."""
     base = self._base
-    return base.config._attn_implementation == ATTENTION and by_sample(self.device, getattr(torch, self.config.dtype)) and base._supports_attention_backend and not getattr(base.config, "attention_dropout", 0)
+    return (base.config._attn_implementation == ATTENTION and by_sample(self.device, getattr(torch, self.config.dtype))
+            and base._supports_attention_backend and not getattr(base.config, "attention_dropout", 0))
 
 # %% ../../nbs/7_models/04_model.ipynb #7ae33b8f
 @patch
@@ -190,7 +198,8 @@ def _chunk_loss(self: CADMLLMModel, hidden, targets):
 @patch
 def _loss(self: CADMLLMModel, hidden, targets):
     "The same, a chunk at a time."
-    return summed_loss(self._chunk_loss, hidden, targets, chunk_size(len(self.new_slots), self.device), self._head_weights())
+    return summed_loss(self._chunk_loss, hidden, targets, chunk_size(len(self.new_slots), self.device),
+                       self._head_weights())
 
 # %% ../../nbs/7_models/04_model.ipynb #d31860fa
 @patch
@@ -223,9 +232,11 @@ def describe(self: CADMLLMModel) -> str:
     parts = {}
     for name, p in self.named_parameters():
         row = parts.setdefault(_part(name), [0, 0, str(p.dtype).replace("torch.", "")])
-        row[0] += p.numel(); row[1] += p.numel()*p.requires_grad
+        row[0] += p.numel()
+        row[1] += p.numel()*p.requires_grad
     parts["all"] = [sum(r[0] for r in parts.values()), sum(r[1] for r in parts.values()), ""]
-    return "\n".join([f"{'part':16}{'parameters':>15}{'trainable':>15}"] + [f"{k:16}{a:15,}{b:15,}  {t}".rstrip() for k, (a, b, t) in parts.items()])
+    return "\n".join([f"{'part':16}{'parameters':>15}{'trainable':>15}"]
+                     + [f"{k:16}{a:15,}{b:15,}  {t}".rstrip() for k, (a, b, t) in parts.items()])
 
 # %% ../../nbs/7_models/04_model.ipynb #6f4fae97
 def _group(name, p):
@@ -233,7 +244,8 @@ def _group(name, p):
     part = _part(name)
     if part == "new token rows": return "new_tokens"
     if name.endswith("embed_tokens.weight"): return "embeddings"
-    group = {"LoRA": "llm", "language model": "llm", "image encoder": "image_encoder", "point encoder": "point_encoder"}.get(part, "projectors")
+    group = {"LoRA": "llm", "language model": "llm", "image encoder": "image_encoder",
+             "point encoder": "point_encoder"}.get(part, "projectors")
     return group + ("_no_decay" if p.ndim < 2 else "")
 
 @patch
@@ -243,14 +255,17 @@ def parameter_groups(
     lr: float, # of the language model
 ) -> list: # of dicts: name, params, param_names, lr, weight_decay; always in the same order
     "What an optimizer gets."
-    faster = dict(projectors=train_config.projector_lr_multiplier, point_encoder=train_config.projector_lr_multiplier, new_tokens=train_config.new_token_lr_multiplier)
+    faster = dict(projectors=train_config.projector_lr_multiplier, point_encoder=train_config.projector_lr_multiplier,
+                  new_tokens=train_config.new_token_lr_multiplier)
     groups = {}
     for name, p in self.named_parameters():
         if not p.requires_grad: continue
         key = _group(name, p)
         decay = 0.0 if key.endswith("_no_decay") or key in ("new_tokens", "embeddings") else train_config.weight_decay
-        group = groups.setdefault(key, dict(name=key, params=[], param_names=[], lr=lr*faster.get(key.removesuffix("_no_decay"), 1.0), weight_decay=decay))
-        group["params"].append(p); group["param_names"].append(name)
+        group = groups.setdefault(key, dict(name=key, params=[], param_names=[],
+                                            lr=lr*faster.get(key.removesuffix("_no_decay"), 1.0), weight_decay=decay))
+        group["params"].append(p)
+        group["param_names"].append(name)
     return [groups[key] for key in sorted(groups)]
 
 # %% ../../nbs/7_models/04_model.ipynb #11c10329

@@ -37,19 +37,24 @@ def fingerprint(
         if p.requires_grad or id(p) in left_out: continue
         flat = p.detach().reshape(-1)
         some = flat[torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long().to(flat.device)]
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(p.shape)} ".encode() + some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name.replace('.base_layer', '')} {tuple(p.shape)} ".encode()
+                      + some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 @patch
 def base_weights(self: CADMLLMModel) -> dict: # part -> name, fingerprint, commit, dtype
     "What this model stands on: each part that is loaded by name and stays as it is."
     c, found = self.config, {}
-    words = (self.llm.get_input_embeddings(), self.llm.get_output_embeddings())      # they have rows that were made here
+    # they have rows that were made here
+    words = (self.llm.get_input_embeddings(), self.llm.get_output_embeddings())
     if c.use_lora: found["language model"] = (c.llm_model_name, self._base)
-    found |= {"image encoder": (c.image_encoder_name, self.image_encoder), "point encoder": (c.point_encoder_name, self.point_encoder)}
+    found |= {"image encoder": (c.image_encoder_name, self.image_encoder),
+              "point encoder": (c.point_encoder_name, self.point_encoder)}
     kind = f"{c.dtype}{', 4 bits' if c.load_in_4bit else ''}"
-    return {part: dict(name=name, fingerprint=fingerprint(module, words), commit=str(getattr(getattr(module, "config", None), "_commit_hash", None) or ""), dtype=kind)
-            for part, (name, module) in found.items() if name not in _MADE_HERE and module is not None and any(not p.requires_grad for p in module.parameters())}
+    return {part: dict(name=name, fingerprint=fingerprint(module, words),
+                       commit=str(getattr(getattr(module, "config", None), "_commit_hash", None) or ""), dtype=kind)
+            for part, (name, module) in found.items() if name not in _MADE_HERE and module is not None
+            and any(not p.requires_grad for p in module.parameters())}
 
 # %% ../../nbs/7_models/06_weights.ipynb #52a27eb3
 MODULES = ("image_encoder", "image_projector", "point_encoder", "point_projector")
@@ -58,7 +63,8 @@ MODULES = ("image_encoder", "image_projector", "point_encoder", "point_projector
 def _saved_modules(self: CADMLLMModel):
     "The modules with a file of their own: projectors, and encoders that train."
     found = {name: getattr(self, name) for name in MODULES}
-    return {name: m for name, m in found.items() if m is not None and (name.endswith("projector") or any(p.requires_grad for p in m.parameters()))}
+    return {name: m for name, m in found.items() if m is not None
+            and (name.endswith("projector") or any(p.requires_grad for p in m.parameters()))}
 
 @patch
 def _adapter_state(self: CADMLLMModel):
@@ -70,7 +76,8 @@ def _adapter_state(self: CADMLLMModel):
 def _llm_state(self: CADMLLMModel):
     "The language model's tensors, each once: of tied ones the first name."
     once = dict(self.llm.named_parameters())
-    return {k: v.detach() for k, v in self.llm.state_dict(keep_vars=True).items() if k in once or not isinstance(v, nn.Parameter)}
+    return {k: v.detach() for k, v in self.llm.state_dict(keep_vars=True).items() if k in once
+            or not isinstance(v, nn.Parameter)}
 
 # %% ../../nbs/7_models/06_weights.ipynb #e6b9581e
 @patch
@@ -85,19 +92,25 @@ def _small_files(self: CADMLLMModel):
         else:
             shape = self.llm.config
             shape.architectures, shape.dtype = [type(self.llm).__name__], str(self.llm.dtype).removeprefix("torch.")
-            shape.save_pretrained(folder); self.llm.generation_config.save_pretrained(folder)
+            shape.save_pretrained(folder)
+            self.llm.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        self.__dict__["_files_once"] = {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+        self.__dict__["_files_once"] = {p.relative_to(folder).as_posix(): p.read_bytes()
+                                        for p in Path(folder).rglob("*") if p.is_file()}
     return self._files_once
 
 @patch
 def saved_files(
     self: CADMLLMModel,
 ) -> dict: # name -> bytes, or a dict of tensors, which are the model's own and not copies
-    "What `save_pretrained` writes: everything that `from_pretrained` needs beyond the pretrained models that the configuration names."
-    weights = {"adapter_model.safetensors": self._adapter_state()} if self.config.use_lora else {"model.safetensors": self._llm_state()}
-    modules = {f"{name}.pt": {k: v.detach() for k, v in module.state_dict().items()} for name, module in self._saved_modules().items()}
-    return {**self._small_files(), "cad_mllm_config.json": json.dumps({"model": self.config.to_dict()}, indent=1).encode(), **weights, **modules}
+    """What `save_pretrained` writes: everything that `from_pretrained` needs beyond the pretrained models that the
+    configuration names."""
+    weights = ({"adapter_model.safetensors": self._adapter_state()}
+               if self.config.use_lora else {"model.safetensors": self._llm_state()})
+    modules = {f"{name}.pt": {k: v.detach() for k, v in module.state_dict().items()}
+               for name, module in self._saved_modules().items()}
+    return {**self._small_files(), "cad_mllm_config.json": json.dumps({"model": self.config.to_dict()},
+        indent=1).encode(), **weights, **modules}
 
 # %% ../../nbs/7_models/06_weights.ipynb #028402b9
 @patch
@@ -119,7 +132,8 @@ def _copy_tensors(
     paths: list, # the files
     wanted: dict, # name -> the model's own tensor
 ) -> list: # of notes
-    "Copy the tensors of files into `wanted`; raises `WeightsError` for the first wrong shape, before anything is changed."
+    """Copy the tensors of files into `wanted`; raises `WeightsError` for the first wrong shape, before anything is
+    changed."""
     found, path = read_weight_tensors(paths), paths[0]
     shared = [key for key in wanted if key in found]
     for key in shared:
@@ -129,17 +143,22 @@ def _copy_tensors(
     with torch.no_grad():
         for key in shared: wanted[key].copy_(found[key])
     missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    return ([f"{path.name}: {len(missing)} tensors are not in the file and keep their initial values, such as {missing[0]}"] if missing else []) + \
-           ([f"{path.name}: {len(unknown)} tensors are not in this model and were left out, such as {unknown[0]}"] if unknown else [])
+    return (
+        (([f"{path.name}: {len(missing)} tensors are not in the file and keep their initial values, "
+          f"such as {missing[0]}"] if missing else []) +
+           ([f"{path.name}: {len(unknown)} tensors are not in this model and were left out, such as {unknown[0]}"]
+            if unknown else [])))
 
 # %% ../../nbs/7_models/06_weights.ipynb #ffadae45
 @patch
 def _load_llm_weights(self: CADMLLMModel, folder):
     "Adapters or the whole language model from a folder; notes."
-    (names, wanted), others = ((ADAPTERS, self._adapter_state()), LLM_WEIGHTS) if self.config.use_lora else ((LLM_WEIGHTS, self._llm_state()), ADAPTERS)
+    (names, wanted), others = (((ADAPTERS, self._adapter_state()), LLM_WEIGHTS)
+                               if self.config.use_lora else ((LLM_WEIGHTS, self._llm_state()), ADAPTERS))
     if paths := weight_files(folder, names): return _copy_tensors(paths, wanted)
     if other := weight_files(folder, others): raise WeightsError(
-        f"{other[0]}: was saved with use_lora={not self.config.use_lora}, but this model has use_lora={self.config.use_lora}; use CADMLLMModel.from_pretrained")
+        f"{other[0]}: was saved with use_lora={not self.config.use_lora}, but this model has "
+        f"use_lora={self.config.use_lora}; use CADMLLMModel.from_pretrained")
     return [f"{names[0]} is missing: the language model keeps its initial weights"]
 
 @patch
@@ -149,7 +168,9 @@ def _load_modules(self: CADMLLMModel, folder):
              if name not in self._saved_modules() and (folder/f"{name}.pt").is_file()]
     for name, module in self._saved_modules().items():
         path = folder/f"{name}.pt"
-        notes += _copy_tensors([path], module.state_dict()) if path.is_file() else [f"{path.name} is missing: the {name.replace('_', ' ')} keeps its initial weights"]
+        notes += (_copy_tensors([path], module.state_dict())
+                  if path.is_file()
+                  else [f"{path.name} is missing: the {name.replace('_', ' ')} keeps its initial weights"])
     return notes
 
 # %% ../../nbs/7_models/06_weights.ipynb #7044adb8
@@ -187,12 +208,15 @@ def _saved_tokenizer(folder):
     if (folder/"tokenizer.json").exists():
         from tokenizers import Tokenizer
         try: Tokenizer.from_file(str(folder/"tokenizer.json"))
-        except Exception as e: raise UnsafeFile(f"tokenizer.json: is damaged ({str(e)[:120]})") from e                # the library raises `Exception` itself
+        # the library raises `Exception` itself
+        except Exception as e: raise UnsafeFile(f"tokenizer.json: is damaged ({str(e)[:120]})") from e
     try:
         made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         ids = made("a part", add_special_tokens=False)["input_ids"]
         sound = made.pad_token_id is not None and made.eos_token_id is not None and isinstance(made.decode(ids), str)
-    except Exception as e: raise UnsafeFile(f"tokenizer_config.json: is damaged ({type(e).__name__}: {str(e)[:120]})") from e   # whatever wrong kinds of values lead to
+    except Exception as e:
+        # whatever wrong kinds of values lead to
+        raise UnsafeFile(f"tokenizer_config.json: is damaged ({type(e).__name__}: {str(e)[:120]})") from e
     if not sound: raise UnsafeFile("tokenizer_config.json: names no token that ends a text, or none that pads it")
     return made
 
@@ -207,16 +231,19 @@ def _build(cls, config, tokenizer, source):
 def from_pretrained(
     cls: CADMLLMModel,
     folder: str, # what `save_pretrained` wrote
-    trust: tuple = (), # names of other base models that the user knows and trusts; see `cad_mllm.checkpoints.check_trust`
+    trust: tuple = (
+        ), # names of other base models that the user knows and trusts; see `cad_mllm.checkpoints.check_trust`
 ) -> CADMLLMModel: # in evaluation mode; `.notes` has what `load_weights` had to say
     "The model of a folder, with the tokenizer saved there. Raises `WeightsError` for a folder that is more than data."
     folder = Path(folder)
     _check_folder(folder)
     if not (folder/"cad_mllm_config.json").exists(): raise WeightsError(
-        f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: cad_mllm.checkpoints.load_checkpoint)")
+        f"{folder/'cad_mllm_config.json'}: is missing; give the folder of a checkpoint (old ones: "
+        "cad_mllm.checkpoints.load_checkpoint)")
     try:
         config = _saved_config(folder)
-        check_sizes(config); check_trust(folder, config, trust)
+        check_sizes(config)
+        check_trust(folder, config, trust)
         if (folder/"config.json").exists(): check_layers(read_json(folder/"config.json"))
         tokenizer = _saved_tokenizer(folder)
         whole = not config.use_lora and (folder/"config.json").is_file()
@@ -228,10 +255,15 @@ def from_pretrained(
 # %% ../../nbs/7_models/06_weights.ipynb #cf5b4c41
 @patch
 def merge(self: CADMLLMModel):
-    "A copy of the language model as a plain transformers model, adapters and new rows folded in. Needs memory for a second copy."
-    if self.config.load_in_4bit: raise ConfigError("load_in_4bit=True: what was rounded to 4 bits cannot be merged exactly; load the checkpoint with load_in_4bit=False and merge that")
+    """A copy of the language model as a plain transformers model, adapters and new rows folded in.
+    Needs memory for a second copy."""
+    if self.config.load_in_4bit:
+        raise ConfigError(
+            "load_in_4bit=True: what was rounded to 4 bits cannot be merged exactly; "
+            "load the checkpoint with load_in_4bit=False and merge that")
     llm = copy.deepcopy(self.llm)
     if self.config.use_lora: llm = llm.merge_and_unload()
-    llm.generation_config.eos_token_id, llm.generation_config.pad_token_id = self.eos_token_ids(), self.tokenizer.pad_token_id
+    llm.generation_config.eos_token_id, llm.generation_config.pad_token_id = (self.eos_token_ids(),
+        self.tokenizer.pad_token_id)
     if llm.config._attn_implementation == ATTENTION: llm.set_attn_implementation("sdpa")
     return llm.eval()
