@@ -58,27 +58,43 @@ class Evaluation:
 
     def __repr__(self):
         harder = ["", format_robustness(self.robustness)] if self.robustness else []
-        return "\n".join([format_table(self.rows), *harder, "", *(f"- {n}" for n in self.notes), f"- files: {self.folder}"])
+        return "\n".join([format_table(self.rows), *harder, "", *(f"- {n}" for n in self.notes),
+                          f"- files: {self.folder}"])
 
     def _repr_markdown_(self): return repr(self)
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #5611a434
-_EXPLAINED = """- **given**: what the model had besides the beginning. *{baseline}* is the beginning taken as if it were the answer: the floor (one that is only a sketch has no solid). *{ceiling}* is what a perfect answer gets.
-- **reads**, **builds**, **adds**: share of completions that can be read as a history, that the kernel ({kernel}) builds into a valid solid, and that have a further operation.
-- **CD median**: median Chamfer distance (unsquared, both directions added) from {num_points} points of each surface, both parts scaled so that the longest side of the truth's box is 1; a part that does not build counts as infinitely far.
-- **F@0.05**, **IoU**, **NC**: mean F-score at a distance of 0.05, volume overlap, and normal consistency over all parts; a part that does not build counts as 0.
-- **ACC_cmd**, **ACC_param**: mean command and parameter accuracy of DeepCAD over all parts (parameters where the command is right, within 3 of 256 levels)."""
+_EXPLAINED = (
+    """- **given**: what the model had besides the beginning. *{baseline}* is the beginning taken as if it were the
+  answer: the floor (one that is only a sketch has no solid). *{ceiling}* is what a perfect answer gets.
+- **reads**, **builds**, **adds**: share of completions that can be read as a history, that the kernel ({kernel})
+  builds into a valid solid, and that have a further operation.
+- **CD median**: median Chamfer distance (unsquared, both directions added) from {num_points} points of each
+  surface, both parts scaled so that the longest side of the truth's box is 1; a part that does not build counts as
+  infinitely far.
+- **F@0.05**, **IoU**, **NC**: mean F-score at a distance of 0.05, volume overlap, and normal consistency over all
+  parts; a part that does not build counts as 0.
+- **ACC_cmd**, **ACC_param**: mean command and parameter accuracy of DeepCAD over all parts (parameters where the
+  command is right, within 3 of 256 levels).""")
 
 def _report(evaluation):
     "The text of evaluation.md."
     s = evaluation.settings
-    pictures = [f"## {name}\n\n![best, median and worst](sheet-{_file_name(name)}.png)" for name in evaluation.sequences if name != BASELINE]
+    pictures = [f"## {name}\n\n![best, median and worst](sheet-{_file_name(name)}.png)"
+                for name in evaluation.sequences if name != BASELINE]
     reasons = {name: r for name, shape in evaluation.shapes.items() if (r := shape.reasons())}
     failures = [f"- {name}: {n} times {reason}" for name, rs in reasons.items() for reason, n in list(rs.items())[:5]]
-    return "\n\n".join([f"# Evaluation of {s['checkpoint'] or 'a model in memory'}", f"{s['num']} held-out beginnings at most, data {s['data_root']}, split {s['split']}, seed {s['seed']}, "
-                        f"temperature {s['temperature']}, {s['num_candidates']} candidate(s) each, check {s['check']!r}.", format_table(evaluation.rows),
-                        _EXPLAINED.format(baseline=BASELINE, ceiling=CEILING, **s), *(["\n".join(f"- Note: {n}" for n in evaluation.notes)] if evaluation.notes else []),
-                        "![distribution](distribution.png)", *([_HARDER, format_robustness(evaluation.robustness), "![robustness](robustness.png)"] if evaluation.robustness else []), *pictures, *(["## What failed", "\n".join(failures)] if failures else [])]) + "\n"
+    return ("\n\n".join([f"# Evaluation of {s['checkpoint'] or 'a model in memory'}",
+                         f"{s['num']} held-out beginnings at most, data {s['data_root']}, split {s['split']}, "
+                         f"seed {s['seed']}, "
+                        f"temperature {s['temperature']}, {s['num_candidates']} candidate(s) each, "
+                        f"check {s['check']!r}.", format_table(evaluation.rows),
+                        _EXPLAINED.format(baseline=BASELINE, ceiling=CEILING, **s),
+                        *(["\n".join(f"- Note: {n}" for n in evaluation.notes)] if evaluation.notes else []),
+                        "![distribution](distribution.png)",
+                        *([_HARDER, format_robustness(evaluation.robustness), "![robustness](robustness.png)"]
+                          if evaluation.robustness else []), *pictures,
+                         *(["## What failed", "\n".join(failures)] if failures else [])]) + "\n")
 
 def _file_name(combination): return combination.replace("+", "-").replace(" ", "-")
 
@@ -96,8 +112,12 @@ def save(self: Evaluation, cases: dict): # combination -> list of `Case`
     write_figure(self.folder/"distribution.png", draw_distributions(self.shapes))
     if self.robustness: write_figure(self.folder/"robustness.png", draw_robustness(self.robustness))
     write_text_atomic(self.folder/"evaluation.md", _report(self).encode())
-    summaries = {name: dict(shape=s.to_dict(), **({"sequence": self.sequences[name].to_dict()} if name in self.sequences else {})) for name, s in self.shapes.items()}
-    write_json(self.folder/"evaluation.json", dict(settings=self.settings, table=_finite_rows(self.rows), robustness=_finite_rows(self.robustness), notes=self.notes, summaries=summaries))
+    summaries = {name: dict(shape=s.to_dict(),
+                            **({"sequence": self.sequences[name].to_dict()} if name in self.sequences else {}))
+                 for name, s in self.shapes.items()}
+    write_json(self.folder/"evaluation.json",
+               dict(settings=self.settings, table=_finite_rows(self.rows), robustness=_finite_rows(self.robustness),
+                    notes=self.notes, summaries=summaries))
 
 def write_figure(path, figure):
     from io import BytesIO
@@ -107,7 +127,8 @@ def write_figure(path, figure):
 def write_text_atomic(path, data):
     "Bytes under a temporary name, then moved."
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    temporary.write_bytes(data); os.replace(temporary, path)
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
 
 def _finite_rows(rows):
     "Rows for JSON, which has neither infinity nor nan."
@@ -126,10 +147,14 @@ def worse_points(
     sample, rng = request.sample, np.random.default_rng(seed)
     kept = rng.permutation(len(sample.points))[:max(2, round(len(sample.points)*(1 - drop)))]
     cloud = sample.points[np.sort(kept)].astype(float)
-    cloud[:, :3] = (cloud[:, :3] + rng.normal(0, noise, cloud[:, :3].shape)*np.ptp(cloud[:, :3], axis=0).max())*sample.points_scale + sample.points_center
+    cloud[:,
+          :3] = ((cloud[:, :3] + rng.normal(0, noise, cloud[:, :3].shape)*np.ptp(cloud[:, :3],
+              axis=0).max())*sample.points_scale + sample.points_center)
     codec = get_codec("text" if isinstance(sample.prefix, str) else "tokens") if sample.grid else None
     prefix = type(sample.prefix)() if codec and sample.size_only(codec) else sample.prefix
-    return replace(request, sample=replace(sample, **see_points(cloud, len(sample.points), seed, codec, prefix, not sample.kept)))
+    return replace(request, sample=replace(sample,
+                                           **see_points(cloud, len(sample.points), seed, codec, prefix,
+                                                        not sample.kept)))
 
 def other_view(
     request: Request, # with a picture
@@ -142,13 +167,17 @@ def other_view(
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #99ed23e7
 def _harder(cases, truths, combination, max_views=1):
-    "(name, {case id: request}) of every way to make a combination's inputs worse; for a model that was trained with several pictures, also of every number of them."
+    """(name, {case id: request}) of every way to make a combination's inputs worse; for a model that was trained with
+    several pictures, also of every number of them."""
     if "points" in combination:
         for key, levels in (("noise", NOISE), ("drop", DROP)):
-            for level in levels: yield f"{key} {level:g}", {c.id: worse_points(c.request, **{key: level}) for c in cases}
+            for level in levels:
+                yield f"{key} {level:g}", {c.id: worse_points(c.request, **{key: level}) for c in cases}
     elif "image" in combination:
-        for view in range(len(VIEWS)): yield f"view {view}", {c.id: other_view(c.request, truths[c.id], view) for c in cases}
-        for num in range(2, min(max_views, len(VIEWS)) + 1): yield f"{num} views", {c.id: other_view(c.request, truths[c.id], *range(num)) for c in cases}
+        for view in range(len(VIEWS)):
+            yield f"view {view}", {c.id: other_view(c.request, truths[c.id], view) for c in cases}
+        for num in range(2, min(max_views, len(VIEWS)) + 1):
+            yield f"{num} views", {c.id: other_view(c.request, truths[c.id], *range(num)) for c in cases}
 
 def measure_robustness(
     name: str, # of the combination, such as "text+points"
@@ -161,15 +190,20 @@ def measure_robustness(
     "How a combination fares with worse inputs, on the same cases."
     rows = [dict(table_row(name, shape), input="as given")]
     for how, requests in _harder(cases, truths, name, max_views):
-        rows.append(dict(table_row(name, score(f"{name}, {how}", [replace(c, request=requests[c.id], candidate=None) for c in cases])), input=how))
+        rows.append(dict(table_row(name,
+                                   score(f"{name}, {how}",
+                                         [replace(c, request=requests[c.id], candidate=None) for c in cases])),
+                         input=how))
     return rows if len(rows) > 1 else []
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #470d0f42
-_HARDER = "## With worse inputs\n\nNoise in longest sides of the cloud; shares of points dropped; pictures from each canonical view. The cases are the same in every row."
+_HARDER = ("## With worse inputs\n\nNoise in longest sides of the cloud; shares of points dropped; "
+           "pictures from each canonical view. The cases are the same in every row.")
 
 def format_robustness(rows: list) -> str: # Markdown
     "A table with a row for each kind of input."
-    keys = dict(name="given", input="input", num="parts", builds="builds", chamfer="CD median", fscore="F@0.05", iou="IoU")
+    keys = dict(name="given", input="input", num="parts", builds="builds", chamfer="CD median", fscore="F@0.05",
+                iou="IoU")
     lines = [" | ".join(["", *keys.values(), ""]).strip(), "|" + "---|"*len(keys)]
     return "\n".join(lines + [" | ".join(["", *(format_cell(k, r.get(k)) for k in keys), ""]).strip() for r in rows])
 
@@ -177,12 +211,17 @@ def draw_robustness(rows: list):
     "A matplotlib figure: median Chamfer distance and F-score over the kinds of input."
     from cad_mllm.utils.figures import Figure
     names = list(dict.fromkeys(r["name"] for r in rows))
-    fig = Figure(figsize=(1.6 + .5*max(sum(r["name"] == n for r in rows) for n in names), 2.6*len(names)), layout="constrained")
+    fig = Figure(figsize=(1.6 + .5*max(sum(r["name"] == n for r in rows) for n in names), 2.6*len(names)),
+                 layout="constrained")
     for ax, name in zip(np.atleast_1d(fig.subplots(len(names), 1)), names):
         some = [r for r in rows if r["name"] == name]
         ax.plot([r["input"] for r in some], [100*r["fscore"] for r in some], "o-", lw=1.2, ms=4, color="C0")
-        ax.set_title(name, fontsize=9); ax.set_ylabel("F@0.05, %", fontsize=8); ax.set_ylim(0, 102); ax.grid(alpha=.3)
-        ax.tick_params(labelsize=7); ax.tick_params(axis="x", rotation=40)
+        ax.set_title(name, fontsize=9)
+        ax.set_ylabel("F@0.05, %", fontsize=8)
+        ax.set_ylim(0, 102)
+        ax.grid(alpha=.3)
+        ax.tick_params(labelsize=7)
+        ax.tick_params(axis="x", rotation=40)
     return fig
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #8ca2abd9
@@ -224,7 +263,8 @@ def evaluate(
     from_scratch: bool = False, # give no operations: the whole part from text, points, picture
     temperature: float = 0.0, # 0 takes the likeliest tokens
     num_candidates: int = 1, # completions to choose from, without the truth; needs a temperature
-    check: str = "kernel", # "kernel" judges operations while they are written, as `complete` does; "end" builds what came out
+    check: str = "kernel", # "kernel" judges operations while they are written, as `complete` does; "end" builds what
+                           # came out
     robustness: bool = False, # ask again with noisy and thin points, and with pictures from each view
     batch_size: int = 16, # rows written together
     max_new_tokens: int | None = None, # of a completion; None takes all the room there is
@@ -235,37 +275,50 @@ def evaluate(
     out=None, # folder for the files; `evaluation-<name>` beside the checkpoint if left out
     device: str = "auto",
 ) -> Evaluation:
-    "Complete held-out beginnings with each combination of modalities and measure the parts; writes tables, plots and pictures."
+    """Complete held-out beginnings with each combination of modalities and measure the parts; writes tables, plots and
+    pictures."""
     check_sampling(temperature, 1.0, num_candidates)
-    model = checkpoint if isinstance(checkpoint, CADAutocomplete) else CADAutocomplete(checkpoint, device, kernel, timeout)
-    if out is None and model.path is None: raise ConfigError("out=None: a model in memory has no folder to lie beside; say where the evaluation shall go")
+    model = (checkpoint if isinstance(checkpoint, CADAutocomplete)
+             else CADAutocomplete(checkpoint, device, kernel, timeout))
+    if out is None and model.path is None:
+        raise ConfigError("out=None: a model in memory has no folder to lie beside; say where the evaluation shall go")
     data, notes = held_out(model, data_root, split, num_val_samples, from_scratch), list(model.notes)
     cases = _cases_of(data, modalities or served_combinations(model), num, seed, notes)
     truths, begun, alone, perfect = _build_given(cases, kernel, jobs, timeout, num_points)
-    if bad := [id for id, s in truths.items() if isinstance(s, Exception)]: notes.append(f"{len(bad)} parts whose truth does not build were left out, such as {bad[0]}: {truths[bad[0]]}")
+    if bad := [id for id, s in truths.items() if isinstance(s, Exception)]:
+        notes.append(f"{len(bad)} parts whose truth does not build were left out, such as {bad[0]}: {truths[bad[0]]}")
     cases = {name: usable for name, some in cases.items() if (usable := _usable(some, truths))}
-    sampling = dict(batch_size=batch_size, num_candidates=num_candidates, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, check=check)
-    def run(name, some): return _evaluate_combination(model, name, some, truths, kernel, jobs, timeout, num_points, **sampling)
+    sampling = dict(batch_size=batch_size, num_candidates=num_candidates, temperature=temperature, seed=seed,
+                    max_new_tokens=max_new_tokens, check=check)
+    def run(name, some):
+        return _evaluate_combination(model, name, some, truths, kernel, jobs, timeout, num_points, **sampling)
     results = {name: run(name, some) for name, some in cases.items()}
-    harder = [row for name, some in cases.items() if robustness for row in measure_robustness(name, some, results[name][0], truths, lambda *a: run(*a)[0], trained_with(model).max_views)]
+    harder = [row for name, some in cases.items() if robustness
+              for row in measure_robustness(name, some, results[name][0], truths, lambda *a: run(*a)[0],
+                                            trained_with(model).max_views)]
     shapes, sequences = {n: r[0] for n, r in results.items()}, {n: r[1] for n, r in results.items()}
     shapes = {**({} if from_scratch else {BASELINE: alone}), **shapes, CEILING: perfect}
     if not from_scratch: sequences[BASELINE] = score_sequences(begun)
     rows = [table_row(n, s, sequences.get(n)) for n, s in shapes.items()]
-    settings = dict(checkpoint=str(model.path or ""), data_root=str(data_root), num=num, split=split, from_scratch=from_scratch, num_points=num_points, kernel=kernel, data=repr(data), **sampling)
-    evaluation = Evaluation(Path(out or evaluation_folder(model.path)), rows, shapes, sequences, settings, notes, harder)
+    settings = dict(checkpoint=str(model.path or ""), data_root=str(data_root), num=num, split=split,
+                    from_scratch=from_scratch, num_points=num_points, kernel=kernel, data=repr(data), **sampling)
+    evaluation = Evaluation(Path(out or evaluation_folder(model.path)), rows, shapes, sequences, settings, notes,
+                            harder)
     evaluation.save(cases)
     return evaluation
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #3be5b881
 def _build_given(cases, kernel, jobs, timeout, num_points):
-    "Over the cases of all combinations: id -> truth's solid or exception, the beginnings as if they were answers, and the shape summaries of these and of the ground truth."
+    """Over the cases of all combinations: id -> truth's solid or exception, the beginnings as if they were answers, and
+    the shape summaries of these and of the ground truth."""
     unique = {c.id: c for some in cases.values() for c in some}
     wholes = {c.id: c.whole for c in unique.values()}
     solids = build_all(list(wholes.values()), kernel, jobs, timeout, "truth: building")
     truths = dict(zip(wholes, solids))
     good = _usable(unique.values(), truths)
     begun = [replace(c, candidate=Candidate([], c.request.partial)) for c in good if c.request.partial is not None]
-    def score(some, solids, desc): return score_shapes([c.id for c in some], solids, [truths[c.id] for c in some], num_points, jobs, timeout, desc)
-    alone = score(begun, build_all([c.request.partial for c in begun], kernel, jobs, timeout, "beginnings: building"), BASELINE)
+    def score(some, solids, desc):
+        return score_shapes([c.id for c in some], solids, [truths[c.id] for c in some], num_points, jobs, timeout, desc)
+    alone = score(begun, build_all([c.request.partial for c in begun], kernel, jobs, timeout, "beginnings: building"),
+                  BASELINE)
     return truths, begun, alone, score(good, [truths[c.id] for c in good], CEILING)

@@ -51,10 +51,14 @@ def held_out(
 ) -> MultimodalAutocompleteDataset:
     "The held-out samples; raises `DataError` where there are none."
     config, num = autocomplete.model.config, num_val_samples or trained_with(autocomplete).num_val_samples
-    data = open_dataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format, token_version=config.token_version, num_points=config.num_points, points_on_grid=config.points_on_grid,
+    data = open_dataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format,
+                        token_version=config.token_version, num_points=config.num_points,
+                        points_on_grid=config.points_on_grid,
                                          image_size=config.image_size, from_scratch_prob=float(from_scratch))
     if len(data): return data
-    raise DataError(f"{data_root}: num_val_samples={num} holds out no sample (a tenth of the data at most, whole documents only); give a larger data set, or split='all' for data that training never saw")
+    raise DataError(
+        f"{data_root}: num_val_samples={num} holds out no sample (a tenth of the data at most, whole documents only); "
+        "give a larger data set, or split='all' for data that training never saw")
 
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #916742a3
 def draw_cases(
@@ -70,18 +74,23 @@ def draw_cases(
         if len(cases) == num: break
         sample = data.sample(0, int(index))
         if sample is None: continue
-        if sample.modalities != wanted: lacking += 1; continue
+        if sample.modalities != wanted:
+            lacking += 1
+            continue
         whole = data.whole(int(index))
         partial = whole.truncate(sample.kept) if sample.kept else None
         name = f"{sample.id} +{sample.kept}"
-        cases.append(Case(name, Request(sample, partial, partial and partial.to_json(), name.replace("/", "-").replace(" +", "_kept")), whole))
+        cases.append(Case(name, Request(sample, partial, partial and partial.to_json(),
+                                        name.replace("/", "-").replace(" +", "_kept")), whole))
     return cases, lacking
 
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #e7662093
 def _fits(autocomplete, case, max_new_tokens=None, **_):
     "Whether a case leaves the model room to write; else its candidate says why not."
     try: autocomplete.budget(case.request, max_new_tokens)
-    except InputError as e: case.candidate = Candidate([], finished=False, reason=str(e)); return False
+    except InputError as e:
+        case.candidate = Candidate([], finished=False, reason=str(e))
+        return False
     return True
 
 def complete_cases(
@@ -100,7 +109,10 @@ def complete_cases(
         for at in range(0, len(cases), size):
             part = cases[at:at + size]
             asked = "none" if check == "end" and num_candidates == 1 else check
-            for case, (_, chosen) in zip(part, autocomplete._serve([c.request for c in part], num_candidates, check=asked, **sampling)): case.candidate = chosen
+            for case, (_, chosen) in zip(part,
+                                         autocomplete._serve([c.request for c in part], num_candidates, check=asked,
+                                             **sampling)):
+                case.candidate = chosen
             bar.update(len(part))
 
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #966c592a
@@ -154,12 +166,16 @@ def _accuracy(metric, program, whole):
 def score_sequences(
     cases: list, # of `Case` with candidates
 ) -> Summary:
-    "Command and parameter accuracy (DeepCAD), and operations written for each true one; what cannot be read is a failure."
+    """Command and parameter accuracy (DeepCAD), and operations written for each true one; what cannot be read is a
+    failure."""
     summary = Summary(dict(command_accuracy=0.0, parameter_accuracy=0.0))
     for case in cases:
         c = case.candidate
-        if c.program is None: summary.fail(case.id, c.reason); continue
-        summary.add(case.id, command_accuracy=_accuracy(command_accuracy, c.program, case.whole), parameter_accuracy=_accuracy(parameter_accuracy, c.program, case.whole),
+        if c.program is None:
+            summary.fail(case.id, c.reason)
+            continue
+        summary.add(case.id, command_accuracy=_accuracy(command_accuracy, c.program, case.whole),
+                    parameter_accuracy=_accuracy(parameter_accuracy, c.program, case.whole),
                     operations_ratio=len(c.program)/len(case.whole), adds=c.num_new > 0, ends=c.finished)
     return summary
 
@@ -171,7 +187,8 @@ def _median(summary, metric):
 
 def _mean_all(summary, metric):
     "Mean over all parts, failures and undefined ones with the worst value."
-    return next((r["mean_all"] for r in summary.table() if r["metric"] == metric), summary.worst[metric]) if len(summary) else math.nan
+    return (next((r["mean_all"] for r in summary.table() if r["metric"] == metric), summary.worst[metric])
+            if len(summary) else math.nan)
 
 def table_row(
     name: str, # of the row
@@ -182,5 +199,6 @@ def table_row(
     row = dict(name=name, num=len(shape), builds=1 - shape.invalidity_ratio, chamfer=_median(shape, "chamfer"),
                **{m: _mean_all(shape, m) for m in ("fscore", "iou", "normal_consistency")})
     if sequence is None: return row
-    return {**row, "reads": 1 - sequence.invalidity_ratio, "adds": float(sequence.values("adds").mean()) if len(sequence.results) else 0.0,
+    return {**row, "reads": 1 - sequence.invalidity_ratio, "adds": float(sequence.values("adds").mean())
+            if len(sequence.results) else 0.0,
             **{m: _mean_all(sequence, m) for m in ("command_accuracy", "parameter_accuracy")}}

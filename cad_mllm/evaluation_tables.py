@@ -35,7 +35,8 @@ def find_evaluation(
     except (OSError, ValueError): return None
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #495c01cb
-COLUMNS = dict(name="given", num="parts", reads="reads", builds="builds", adds="adds", chamfer="CD median", fscore="F@0.05", iou="IoU", normal_consistency="NC",
+COLUMNS = dict(name="given", num="parts", reads="reads", builds="builds", adds="adds", chamfer="CD median",
+               fscore="F@0.05", iou="IoU", normal_consistency="NC",
                command_accuracy="ACC_cmd", parameter_accuracy="ACC_param")
 
 def format_cell(key, value):
@@ -51,7 +52,8 @@ def format_table(
 ) -> str: # Markdown
     "The rows as a Markdown table."
     lines = [list(COLUMNS.values())] + [[format_cell(k, r.get(k)) for k in COLUMNS] for r in rows]
-    return "\n".join(["| " + " | ".join(lines[0]) + " |", "|" + "---|"*len(COLUMNS), *("| " + " | ".join(l) + " |" for l in lines[1:])])
+    return "\n".join(["| " + " | ".join(lines[0]) + " |", "|" + "---|"*len(COLUMNS),
+                      *("| " + " | ".join(l) + " |" for l in lines[1:])])
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #26dfc482
 def draw_distributions(
@@ -68,13 +70,22 @@ def draw_distributions(
             style = dict(color=f"C{i}", label=name, lw=1.4, ls="--" if name in (BASELINE, CEILING) else "-")
             if metric == "chamfer": ax.step(v.clip(1e-3, 10), share, where="post", **style)
             else: ax.step(v[::-1], share, where="post", **style)
-        if metric == "chamfer": ax.set_xscale("log"); ax.set_xlim(5e-3, 3); ax.set_xticks([.01, .03, .1, .3, 1], ["0.01", "0.03", "0.1", "0.3", "1"]); ax.minorticks_off()
-        ax.set_ylim(0, 1.02); ax.set_title(f"{metric} {'at most' if metric == 'chamfer' else 'at least'}", fontsize=9); ax.tick_params(labelsize=7); ax.grid(alpha=.3)
-    fig.axes[0].set_ylabel("share of all parts", fontsize=8); fig.axes[-1].legend(fontsize=7)
+        if metric == "chamfer":
+            ax.set_xscale("log")
+            ax.set_xlim(5e-3, 3)
+            ax.set_xticks([.01, .03, .1, .3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
+            ax.minorticks_off()
+        ax.set_ylim(0, 1.02)
+        ax.set_title(f"{metric} {'at most' if metric == 'chamfer' else 'at least'}", fontsize=9)
+        ax.tick_params(labelsize=7)
+        ax.grid(alpha=.3)
+    fig.axes[0].set_ylabel("share of all parts", fontsize=8)
+    fig.axes[-1].legend(fontsize=7)
     return fig
 
 BASELINE, CEILING = "the partial alone", "the ground truth"
-REFERENCE_ROWS = (BASELINE, CEILING, "the beginning alone", "the truth itself") # old name: the last two stand in evaluations of 0.2
+# old name: the last two stand in evaluations of 0.2
+REFERENCE_ROWS = (BASELINE, CEILING, "the beginning alone", "the truth itself")
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #6e29cd1e
 def pick_cases(
@@ -95,9 +106,12 @@ def draw_case(
     meshes = [program_mesh(p) if p else None for p in programs]
     box = convex_hull(meshes[1].vertices, open_strokes(case.whole))
     points = case.request.sample.points
-    given = draw_program(programs[0], size, box, meshes[0]) if programs[0] else draw_points(points, size) if points is not None else np.full((size, size, 3), 255, np.uint8)
-    pictures = [given] + [draw_program(p, size, box, m) if p else np.full((size, size, 3), 255, np.uint8) for p, m in zip(programs[1:], meshes[1:])]
-    return side_by_side(pictures, [f"{title}: given {case.request.sample.kept} operations", f"designed: {len(case.whole)}", f"completed: {len(programs[2])}"])
+    given = (draw_program(programs[0], size, box, meshes[0]) if programs[0] else draw_points(points, size)
+             if points is not None else np.full((size, size, 3), 255, np.uint8))
+    pictures = ([given] + [draw_program(p, size, box, m) if p else np.full((size, size, 3), 255, np.uint8)
+                           for p, m in zip(programs[1:], meshes[1:])])
+    return side_by_side(pictures, [f"{title}: given {case.request.sample.kept} operations",
+                                   f"designed: {len(case.whole)}", f"completed: {len(programs[2])}"])
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #6181f9ed
 def draw_sheet(
@@ -108,5 +122,6 @@ def draw_sheet(
     "Best, median and worst case."
     by_id = {c.id: c for c in cases}
     def distance(id): return f"CD {shape.results[id]['chamfer']:.3f}" if id in shape.results else "does not build"
-    rows = [draw_case(by_id[id], f"{what}, {distance(id)}", size) for what, id in pick_cases(shape, list(by_id)).items()]
+    rows = [draw_case(by_id[id], f"{what}, {distance(id)}", size)
+            for what, id in pick_cases(shape, list(by_id)).items()]
     return np.concatenate(rows) if rows else np.full((24, 3*size, 3), 255, np.uint8)

@@ -21,41 +21,56 @@ from .evaluation_tables import evaluation_folder, find_evaluation, format_table,
 from .evaluation import write_figure, write_text_atomic
 
 # %% ../nbs/9_completion/08_model_card.ipynb #affd261b
-_METRICS = dict(builds="share that builds", chamfer="Chamfer distance, median, unsquared, both directions, longest side 1", fscore="F-score at 0.05", iou="volume IoU")
+_METRICS = dict(builds="share that builds",
+                chamfer="Chamfer distance, median, unsquared, both directions, longest side 1",
+                fscore="F-score at 0.05", iou="volume IoU")
 
 def _results(evaluation):
     "The evaluation's rows as `EvalResult`s, one a metric and combination."
     from huggingface_hub import EvalResult
     data = Path(evaluation["settings"].get("data_root", "")).name or "unnamed"
-    return [EvalResult(task_type="text-to-3d", task_name=f"CAD completion from {row['name']}", dataset_type=data, dataset_name=data, dataset_split=evaluation["settings"].get("split"),
+    return [EvalResult(task_type="text-to-3d", task_name=f"CAD completion from {row['name']}", dataset_type=data,
+                       dataset_name=data, dataset_split=evaluation["settings"].get("split"),
                        metric_type=key, metric_name=name, metric_value=round(row[key], 6))
-            for row in evaluation["table"] if row["name"] not in REFERENCE_ROWS for key, name in _METRICS.items() if row.get(key) is not None]
+            for row in evaluation["table"] if row["name"] not in REFERENCE_ROWS
+            for key, name in _METRICS.items() if row.get(key) is not None]
 
 def _head(loaded, evaluation, license, name):
     "The YAML head of a card."
     from huggingface_hub import ModelCardData
     base = loaded.config.llm_model_name
-    return ModelCardData(base_model=None if base == "tiny" else base, library_name="cad_mllm", pipeline_tag="text-to-3d", license=license or None, model_name=name,
-                         tags=["cad", "sketch-and-extrude", "parametric", loaded.config.sequence_format, *(["lora"] if loaded.config.use_lora else [])],
+    return ModelCardData(base_model=None if base == "tiny" else base, library_name="cad_mllm",
+                         pipeline_tag="text-to-3d", license=license or None, model_name=name,
+                         tags=["cad", "sketch-and-extrude", "parametric", loaded.config.sequence_format,
+                               *(["lora"] if loaded.config.use_lora else [])],
                          eval_results=_results(evaluation) if evaluation else None).to_yaml()
 
 # %% ../nbs/9_completion/08_model_card.ipynb #9f628991
-def _table(rows): return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v not in (None, "", ()))])
+def _table(rows):
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v not in (None, "", ()))])
 
 def _model_rows(c):
     "What the model is made of."
     adapter = f"LoRA, rank {c.lora_r}, alpha {c.lora_alpha}" if c.use_lora else "all weights trained"
-    return {"language model": "tiny, from random weights" if c.llm_model_name == "tiny" else c.llm_model_name, "training": adapter, "writes": f"the `{c.sequence_format}` format, {c.max_seq_length} tokens at most",
-            "image encoder": c.image_encoder_name or "none", "point encoder": c.point_encoder_name or "none", "precision": c.dtype}
+    return {"language model": "tiny, from random weights" if c.llm_model_name == "tiny" else c.llm_model_name,
+            "training": adapter, "writes": f"the `{c.sequence_format}` format, {c.max_seq_length} tokens at most",
+            "image encoder": c.image_encoder_name or "none", "point encoder": c.point_encoder_name or "none",
+            "precision": c.dtype}
 
 def _training_rows(loaded, metrics):
     "What it went through."
     m, t = loaded.metadata, loaded.train_config or TrainConfig()
     versions = m.get("versions") or {}
-    return {"data": Path(t.data_root).name if loaded.train_config else "", "stages": ", ".join(f"{s.name} ({', '.join(s.modality_probs)})" for s in t.stages) if loaded.train_config else "",
-            "stage reached": m.get("stage"), "optimizer steps": m.get("step"), "samples seen": m.get("samples"), "tokens predicted": m.get("tokens"),
-            "time": f"{m['seconds']/3600:.2f} h" if m.get("seconds") else "", "batch": f"{t.batch_size} x {t.gradient_accumulation_steps}" if loaded.train_config else "", "learning rates": ", ".join(f"{s.lr:g}" for s in t.stages) if loaded.train_config else "",
-            "loss": m.get("loss"), "validation loss": m.get("val_loss"), "first and last logged loss": f"{metrics[0]['loss']:.3f}, {metrics[-1]['loss']:.3f}" if metrics else "",
+    return {"data": Path(t.data_root).name if loaded.train_config else "",
+            "stages": ", ".join(f"{s.name} ({', '.join(s.modality_probs)})" for s in t.stages)
+            if loaded.train_config else "",
+            "stage reached": m.get("stage"), "optimizer steps": m.get("step"), "samples seen": m.get("samples"),
+            "tokens predicted": m.get("tokens"),
+            "time": f"{m['seconds']/3600:.2f} h" if m.get("seconds") else "",
+            "batch": f"{t.batch_size} x {t.gradient_accumulation_steps}" if loaded.train_config else "",
+            "learning rates": ", ".join(f"{s.lr:g}" for s in t.stages) if loaded.train_config else "",
+            "loss": m.get("loss"), "validation loss": m.get("val_loss"),
+            "first and last logged loss": f"{metrics[0]['loss']:.3f}, {metrics[-1]['loss']:.3f}" if metrics else "",
             "saved": m.get("timestamp"), "versions": ", ".join(f"{k} {v}" for k, v in versions.items())}
 
 # %% ../nbs/9_completion/08_model_card.ipynb #37542912
@@ -67,14 +82,21 @@ part = model.complete("beginning.json", "a plate with four holes", out="part.jso
 print(part["metadata"]["valid"], part["metadata"]["total_operations"])
 ```
 
-The same from a terminal: `cad-mllm complete beginning.json --checkpoint {name} -o part.json --format json,step`. The operations that are given stay as they are; each generated one is built by a geometry kernel before the next is written."""
+The same from a terminal: `cad-mllm complete beginning.json --checkpoint {name} -o part.json --format json,step`.
+The operations that are given stay as they are; each generated one is built by a geometry kernel before the next is
+written."""
 
 def _measured(evaluation):
     "The section on figures."
-    if not evaluation: return "Nobody has measured this model: there is no evaluation beside the checkpoint (`cad-mllm evaluate CHECKPOINT DATA`)."
+    if not evaluation:
+        return ("Nobody has measured this model: there is no evaluation beside the checkpoint (`cad-mllm evaluate "
+                "CHECKPOINT DATA`).")
     s = evaluation["settings"]
-    rows = [{k: (float("inf") if k == "chamfer" and v is None else v) for k, v in r.items()} for r in evaluation["table"]]
-    how = f"{s.get('num')} held-out beginnings at most, split `{s.get('split')}`, seed {s.get('seed')}, temperature {s.get('temperature')}, {s.get('num_candidates')} candidate(s). Definitions are in [evaluation.md](evaluation.md)."
+    rows = [{k: (float("inf") if k == "chamfer" and v is None else v) for k, v in r.items()}
+            for r in evaluation["table"]]
+    how = (f"{s.get('num')} held-out beginnings at most, split `{s.get('split')}`, seed {s.get('seed')}, "
+           f"temperature {s.get('temperature')}, {s.get('num_candidates')} candidate(s). "
+           "Definitions are in [evaluation.md](evaluation.md).")
     return "\n\n".join([how, format_table(rows), *(f"![{name}]({name})" for name in evaluation.get("pictures", []))])
 
 # %% ../nbs/9_completion/08_model_card.ipynb #095a232a
@@ -86,19 +108,25 @@ def card_folder(checkpoint) -> Path:
 def _draw_loss(metrics):
     "The loss over steps, stages told apart by colour."
     from cad_mllm.utils.figures import Figure
-    fig = Figure(figsize=(6, 2.6), layout="constrained"); ax = fig.subplots()
+    fig = Figure(figsize=(6, 2.6), layout="constrained")
+    ax = fig.subplots()
     for stage in dict.fromkeys(r.get("stage", "") for r in metrics):
         rows = [r for r in metrics if r.get("stage", "") == stage and r.get("loss") is not None]
         ax.plot([r["step"] for r in rows], [r["loss"] for r in rows], lw=1, label=stage)
         val = [r for r in rows if r.get("val_loss") is not None]
         if val: ax.plot([r["step"] for r in val], [r["val_loss"] for r in val], "k.", ms=4)
-    ax.set_xlabel("optimizer step", fontsize=8); ax.set_ylabel("loss", fontsize=8); ax.tick_params(labelsize=7); ax.grid(alpha=.3); ax.legend(fontsize=7)
+    ax.set_xlabel("optimizer step", fontsize=8)
+    ax.set_ylabel("loss", fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.grid(alpha=.3)
+    ax.legend(fontsize=7)
     return fig
 
 def _run_metrics(path, step):
     "The logged steps of the run that a checkpoint belongs to, up to its own."
     for folder in (path.parent.parent, path.parent):
-        if rows := read_metrics(folder): return [r for r in rows if r.get("loss") is not None and (not step or r["step"] <= step)]
+        if rows := read_metrics(folder):
+            return [r for r in rows if r.get("loss") is not None and (not step or r["step"] <= step)]
     return []
 
 # %% ../nbs/9_completion/08_model_card.ipynb #3d6550dd
@@ -114,9 +142,14 @@ def model_card(
     name = name or loaded.path.name
     if evaluation: evaluation = evaluation | {"pictures": [p for p in pictures if p != "loss.png"]}
     curve = ["![loss](loss.png)"] if "loss.png" in pictures else []
-    sections = [f"---\n{_head(loaded, evaluation, license, name)}\n---", f"# {name}", "Writes parametric CAD histories (sketch, extrude, cut) from text, points, pictures, or the beginning of a part.",
-                _table(_model_rows(loaded.config)), "## Use", _USE.format(name=name), "## Training", _table(_training_rows(loaded, metrics)), *curve,
-                "## Figures", _measured(evaluation), "## Limits", "Sketches of lines, arcs and circles, extruded, joined, cut and intersected: no fillets, revolves, or assemblies. A part that builds may still not be the part that was meant: look at it."]
+    sections = [f"---\n{_head(loaded, evaluation, license, name)}\n---", f"# {name}",
+                "Writes parametric CAD histories (sketch, extrude, cut) from text, points, pictures, "
+                "or the beginning of a part.",
+                _table(_model_rows(loaded.config)), "## Use", _USE.format(name=name), "## Training",
+                _table(_training_rows(loaded, metrics)), *curve,
+                "## Figures", _measured(evaluation), "## Limits",
+                "Sketches of lines, arcs and circles, extruded, joined, cut and intersected: no fillets, revolves, "
+                "or assemblies. A part that builds may still not be the part that was meant: look at it."]
     return "\n\n".join(sections) + "\n"
 
 # %% ../nbs/9_completion/08_model_card.ipynb #fb484abc
@@ -131,9 +164,12 @@ def write_card(
     loaded = load_checkpoint(path, quiet=True, with_state=False)
     out.mkdir(parents=True, exist_ok=True)
     if metrics := _run_metrics(path, loaded.metadata.get("step")):
-        write_figure(out/"loss.png", _draw_loss(metrics)); pictures.append("loss.png")
+        write_figure(out/"loss.png", _draw_loss(metrics))
+        pictures.append("loss.png")
     if find_evaluation(path):
-        for file in sorted(evaluation_folder(path).glob("*.png")): shutil.copyfile(file, out/file.name); pictures.append(file.name)
+        for file in sorted(evaluation_folder(path).glob("*.png")):
+            shutil.copyfile(file, out/file.name)
+            pictures.append(file.name)
         for file in ("evaluation.md", "evaluation.json"): shutil.copyfile(evaluation_folder(path)/file, out/file)
     write_text_atomic(out/"README.md", model_card(path, name, license, tuple(pictures)).encode())
     return out/"README.md"
