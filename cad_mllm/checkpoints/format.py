@@ -24,8 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
+from ..utils.lazy import torch
 from ..config import ConfigError, TrainConfig
 from .safety import check_safetensors, inside, read_json, UnsafeFile, write_safetensors
 

@@ -13,8 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-
+from ..utils.lazy import torch
 from ..config import CADMLLMConfig, ConfigError, KindError, TrainConfig
 from .safety import load_pt, UnsafeFile
 from .format import CheckpointError, CONFIG, is_old_format, read_json_file

@@ -17,8 +17,7 @@ import stat
 import zipfile
 from pathlib import Path
 
-import torch
-
+from ..utils.lazy import torch
 from ..config import CADMLLMConfig
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #621a2511
@@ -280,20 +279,24 @@ def read_tensors(
     return found
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #b7c17fc6
-_KINDS = {torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.int64: "I64",
-          torch.float64: "F64", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+_KINDS = dict(bool="BOOL", uint8="U8", int8="I8", int16="I16", float16="F16", bfloat16="BF16", int32="I32", float32="F32", int64="I64", float64="F64",
+              uint16="U16", uint32="U32", uint64="U64", float8_e4m3fn="F8_E4M3", float8_e5m2="F8_E5M2")   # torch's name -> the format's
 _ORDER = ["U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"]   # wide ones first, so that each is aligned
+
+def _kind(tensor):
+    "What the format calls a tensor's type."
+    return _KINDS[str(tensor.dtype).removeprefix("torch.")]
 
 def write_safetensors(
     file,          # with .write
     tensors: dict, # name -> tensor, on any device
 ):
     "Write tensors in the safetensors format."
-    order = sorted(tensors.items(), key=lambda item: (_ORDER.index(_KINDS[item[1].dtype]), item[0]))
+    order = sorted(tensors.items(), key=lambda item: (_ORDER.index(_kind(item[1])), item[0]))
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, t in order:
         begin, end = end, end + t.numel()*t.element_size()
-        header[name] = {"dtype": _KINDS[t.dtype], "shape": list(t.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": _kind(t), "shape": list(t.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" "*(-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)

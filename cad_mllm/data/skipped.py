@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
 from fastcore.basics import patch
 
 from ..cad.curves import CADFormatError
@@ -81,6 +81,11 @@ def parse_program(content):
     except Exception as e: raise Skip(f"malformed history: {type(e).__name__}: {e}") from None
 
 # %% ../../nbs/5_data/11_skipped.ipynb #59490013
+def _in_data_worker():
+    "Whether this process reads data for another one; without torch there is none that does."
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.utils.data.get_worker_info() is not None
+
 logger = logging.getLogger("cad_mllm.data")
 
 class SkipReport:
@@ -97,7 +102,7 @@ class SkipReport:
         key = (entry[0], kind) if kind == "too long" else entry
         if key in self._seen: return
         self._seen.add(key); self.entries.append(entry); self.pending.append(entry)
-        if log and torch.utils.data.get_worker_info() is None: self._tell(kind, entry)
+        if log and not _in_data_worker(): self._tell(kind, entry)
 
     def _tell(self, kind, entry, limit=10):
         self._told[kind] += 1

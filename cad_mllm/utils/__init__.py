@@ -3,7 +3,7 @@
 from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
-    "lazy": ("hand_on"),
+    "lazy": ("LazyModule hand_on torch"),
     "figures": ("Figure"),
     "arguments": ("Parser Positional add_switch docments make_parser suggestion"),
     "files": ("finite replacing write_bytes_atomic write_text"),
