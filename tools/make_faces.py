@@ -20,6 +20,7 @@ TITLES = {
     "models": "Encoders, language model, generation.",
     "training": "The curriculum loop, exact resume, many processes.",
     "panel": "The widget that picks, plots, resumes and watches.",
+    "commands": "The functions behind `cad-mllm COMMAND`.",
 }
 FULL = {("data", "FAMILIES"): "synthetic"}      # registries that later modules fill
 EXCEPT = {("utils", "training")}      # the first description's path hands on names of later chapters

@@ -8,6 +8,7 @@ __all__ = ['tiny_tokenizer', 'load_tokenizer']
 # %% ../../nbs/5_data/20_tokenizer.ipynb #1bdf6011
 import os
 
+from ..utils.hub import why_missing
 from ..config import CADMLLMConfig, ConfigError
 
 # %% ../../nbs/5_data/20_tokenizer.ipynb #da382b97
@@ -43,6 +44,8 @@ def load_tokenizer(
 ): # -> a fast tokenizer with end and padding tokens
     "The language model's tokenizer with the CAD tokens; raises `ConfigError` where there is none of that name."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    reason = "" if config.llm_model_name == "tiny" else why_missing(config.llm_model_name)
+    if reason: raise ConfigError(f"llm_model_name={config.llm_model_name!r}: {reason}")
     from transformers import AddedToken, AutoTokenizer
     if config.llm_model_name == "tiny": tokenizer = tiny_tokenizer()
     else:

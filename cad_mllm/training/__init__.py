@@ -4,18 +4,21 @@ from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
     "trackers": ("Guarded TRACKERS TensorBoard WeightsAndBiases numbers open_trackers png_bytes"),
+    "notify": ("EVENTS_TOLD Notifier without_address"),
     "fsdp": ("Sharded Sharding WholeModel sharding_asked whole_copy"),
     "run_files": ("DATA_REPORTS EVENTS EXIT_DONE EXIT_FAILED EXIT_NOT_FINITE EXIT_STOPPED EXIT_UNDELIVERED METRICS "
               "RUN_CONFIG STATUS STOP Stopper WANDB append_line read_events read_lines read_metrics write_json"),
-    "run_folder": ("OccupiedError RUN_FILES goes_on_here local_place move_aside refuse_occupied saved_run"),
+    "run_folder": ("OccupiedError RUN_FILES find_to_resume goes_on_here local_place move_aside refuse_occupied saved_run"),
     "distributed": ("PeerError World join_world pick_device seed_all use_deterministic_algorithms"),
     "schedule": ("Plan lr_factor"),
     "trainer": ("DRAWN NotFiniteError Progress RunUpload TrainResult WARN_AFTER"),
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),
-    "resume": ("find_to_resume same_share"),
+    "resume": ("same_share"),
     "faults": ("go_back"),
+    "run_lines": ("banner step_line total_steps"),
     "loop": ("RunningError Trainer begin_from running_pid train"),
-    "planner": ("Advice CARDS COMPILED Card CountProducts EAGER PREDICTED SHAPES Shape TOKENS activation_bytes advise "
-              "flops gathered_bytes memory num_trained plan reached shape_of"),
+    "planner": ("Advice CARDS COMPILED Card EAGER PREDICTED SHAPES Shape TOKENS activation_bytes advise flops "
+              "gathered_bytes memory num_trained plan reached shape_of"),
+    "products": ("CountProducts"),
 })

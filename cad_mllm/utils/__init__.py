@@ -9,4 +9,6 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "files": ("finite replacing write_bytes_atomic write_text"),
     "run_lock": ("BEAT FolderLock HeldError Holder LOCK PATIENCE UNKNOWN beat is_gone read_holder release take "
               "this_process"),
+    "progress": ("Pace Progress duration_words in_notebook shows_bars"),
+    "hub": ("why_missing"),
 })

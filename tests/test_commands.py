@@ -1,0 +1,177 @@
+"The command line as people meet it: quick answers without torch, mistakes told at once, many requests that survive a kill, lines that say how long it takes."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from small_data import TINY_FLAGS
+from cad_mllm.cad import CADProgram, circle, rectangle
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "peft", "accelerate")
+# Runs command lines (a JSON list of lists) one after the other in a process that cannot import what is heavy; prints a JSON list of [exit code, what was said].
+WITHOUT_TORCH = f"""
+import contextlib, io, json, sys
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}: raise ImportError(f"{{name}} is imported")
+sys.meta_path.insert(0, Refuses())
+from cad_mllm.cli import main
+told = []
+for words in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try: main(words)
+        except SystemExit as end: code = end.code
+        except ImportError as e: code, _ = str(e), None
+    told.append([code, said.getvalue()])
+print(json.dumps(told), flush=True)
+"""
+
+
+def light(*commands):
+    "[(exit code, what was said)] of commands in a process that cannot import torch."
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, json.dumps([[str(w) for w in words] for words in commands])], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    return [tuple(pair) for pair in json.loads(done.stdout.splitlines()[-1])]
+
+
+@pytest.fixture(scope="module")
+def plate(tmp_path_factory):
+    program = CADProgram()
+    program.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)]); program.extrude(.01)
+    program.sketch(circle(.055, .025, .012)); program.extrude(.02, "join")
+    path = tmp_path_factory.mktemp("part")/"plate.json"
+    program.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    "A saved model of the smallest size that has learned nothing."
+    from cad_mllm.checkpoints import save_checkpoint
+    from cad_mllm.config import CADMLLMConfig
+    from cad_mllm.models import CADMLLMModel
+    llm = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    config = CADMLLMConfig(llm_model_name="tiny", llm_config=llm, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=16, num_points=64, num_point_tokens=4, projector_hidden_dim=16,
+                           max_seq_length=256, dtype="float32")
+    return save_checkpoint(CADMLLMModel(config), tmp_path_factory.mktemp("run"), stage="stage1_text", step=1, epoch=0, loss=1.0)
+
+
+def test_help_of_every_command_imports_no_torch():
+    from cad_mllm.cli import VERBS
+    told = light(["--help"], ["--version"], ["fly"], *([verb, "--help"] for verb in VERBS))
+    assert [code for code, _ in told] == [0, 0, 2, *[0]*len(VERBS)], told
+    assert all(said.strip() for _, said in told)
+
+
+def test_commands_that_need_no_model_import_no_torch(plate, checkpoint, small_data, tmp_path):
+    (tmp_path/"a").mkdir()
+    CADProgram.from_json(json.loads(plate.read_text())).save(tmp_path/"a/plate.json")
+    told = light(["inspect", plate], ["inspect", checkpoint], ["checkpoints", checkpoint.parent, "--verify"], ["export", plate, "-o", tmp_path/"plate.FCStd"], ["export", plate, tmp_path/"plate.stl"],
+                 ["score", tmp_path/"a", tmp_path/"a", "--no-draw", "--jobs", "0"], ["doctor", small_data, "--jobs", "0", "--no-draw", "--num_opened", "0", "--out", tmp_path/"doctor"],
+                 ["prepare", small_data, "--dry_run", "--jobs", "1"], ["plan", "--gpu", "t4"], ["deliver", tmp_path/"a", "--minutes", "0.001"])
+    assert [code for code, _ in told] == [0]*len(told), told
+    assert (tmp_path/"plate.FCStd").is_file() and (tmp_path/"plate.stl").is_file()
+
+
+def test_mistakes_are_told_before_anything_heavy_is_imported(plate, checkpoint, small_data, tmp_path):
+    wrong = [(["plan"], "--gpu is missing: choose one of t4"), (["complete", plate], "name the model to use"), (["complete", plate, "--checkpoint", tmp_path/"none"], "no such checkpoint"),
+             (["complete", tmp_path/"none.json", "--checkpoint", checkpoint], "none.json"), (["complete", plate, "--checkpoint", checkpoint, "--format", "dwg"], "formats='dwg'"),
+             (["complete", "--points", "scan.dwg", "--checkpoint", checkpoint], "unknown suffix"), (["complete", "--checkpoint", checkpoint], "nothing to go by"),
+             (["complete", plate, "--checkpoint", checkpoint, "--top_p", "0"], "top_p=0"), (["complete", "--requests", tmp_path/"none.jsonl", "--checkpoint", checkpoint], "cannot be read"),
+             (["export", plate, tmp_path/"plate.dwg"], "unknown ending"), (["export", tmp_path/"none.json", tmp_path/"a.step"], "none.json"), (["inspect", tmp_path/"none.json"], "none.json"),
+             (["evaluate", tmp_path/"none", small_data], "no such checkpoint"), (["evaluate", checkpoint, tmp_path/"none"], "no data"), (["card", tmp_path/"none"], "no such checkpoint"),
+             (["train", "--recipe", "huge"], "recipe='huge'"), (["train", "--recipe", "tiny", "--data_root", tmp_path/"none"], "no data"), (["train", "--batch_size", "0"], "batch_size=0"),
+             (["train", "--recipe", "tiny", "--data_root", small_data, "--resume_from_ckpt", tmp_path/"none"], "no such checkpoint"),
+             (["train", "--recipe", "tiny", "--data_root", small_data, "--llm_model_name", "someone/no-such-model"], "`hf download someone/no-such-model`"),
+             (["checkpoints", tmp_path/"none"], "no such folder"), (["pack", tmp_path/"none"], "name a folder for the shards"), (["score", tmp_path/"none", tmp_path], "none")]
+    told = light(*(words for words, _ in wrong))
+    for (words, text), (code, said) in zip(wrong, told):
+        assert code == 1 and text in said and len(said.strip().splitlines()) == 1, (words, code, said)
+
+
+def test_the_help_of_train_stands_in_groups_and_shows_every_default():
+    (code, said), = light(["train", "--help"])
+    assert code == 0
+    for text in ("saving and telling:", "the machine:", "a step:", "--batch_size N", "samples a forward pass and process (default: 2)", "(default: qwen", "(default: yes)", "A recipe changes some of the defaults"):
+        assert text in said or text == "(default: qwen", text
+    flags = set(re.findall(r"^  (--\w+)", said, re.M))
+    assert len(flags) > 90
+
+
+def ask(folder, plate, num):
+    "A file of requests in a folder: beginnings of a part with different captions."
+    program = CADProgram.from_json(json.loads(plate.read_text()))
+    program.truncate(2).save(folder/"begun.json")
+    lines = [dict(partial="begun.json", caption=f"plate number {i}") for i in range(num)]
+    (folder/"asked.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return folder/"asked.jsonl"
+
+
+def completing(asked, checkpoint, out, *more):
+    return [sys.executable, "-m", "cad_mllm", "complete", "--requests", str(asked), "--checkpoint", str(checkpoint), "-o", str(out), "--num", "1", "--max_new_tokens", "40", "--format", "json,fcstd,build123d",
+            "--device", "cpu", *more]
+
+
+def finished(out):
+    "The lines of results that are whole."
+    path = out/"results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def test_a_killed_list_of_requests_loses_only_the_part_in_flight(plate, checkpoint, tmp_path):
+    asked, out = ask(tmp_path, plate, 12), tmp_path/"out"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(completing(asked, checkpoint, out), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 300
+    while len(finished(out)) < 3 and process.poll() is None and time.monotonic() < until: time.sleep(.05)
+    process.send_signal(signal.SIGKILL)
+    said = process.communicate()[0]
+    before = finished(out)
+    assert 3 <= len(before) < 12, said
+    stamps = {f: Path(f).stat().st_mtime_ns for row in before for f in row["result"]["metadata"]["files"]}
+    done = subprocess.run(completing(asked, checkpoint, out), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"completing: {len(before)} of 12 parts" in done.stderr and "completing: 12 of 12 parts" in done.stderr
+    assert "12 of 12 requests completed" in done.stdout
+    after = finished(out)
+    assert len(after) == 12 and after[:len(before)] == before and len({row["key"] for row in after}) == 12
+    assert all(Path(f).stat().st_mtime_ns == stamp for f, stamp in stamps.items())
+    index = [json.loads(line) for line in (out/"index.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in index] == list(range(1, 13))
+    assert all({Path(f).suffix for f in row["files"]} >= {".json", ".FCStd", ".py"} for row in index)
+
+
+def test_a_request_that_cannot_be_served_is_named_by_its_line(plate, checkpoint, tmp_path):
+    asked = ask(tmp_path, plate, 2)
+    asked.write_text(asked.read_text() + '\n{"partial": "none.json"}\n')
+    done = subprocess.run(completing(asked, checkpoint, tmp_path/"out"), env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "line 3: " in done.stderr and "none.json" in done.stderr and "2 of 3 requests completed" in done.stdout
+
+
+def test_complete_writes_what_the_name_of_the_output_says_and_tells_how_far_it_is(plate, checkpoint, tmp_path):
+    command = [sys.executable, "-m", "cad_mllm", "complete", str(plate), "--checkpoint", str(checkpoint), "-o", str(tmp_path/"done_cq.py"), "--format", "json", "--num", "1", "--max_new_tokens", "40", "--device", "cpu"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"done_cq.py", "done.json"} <= {p.name for p in tmp_path.iterdir()} and f"loading {checkpoint}" in done.stderr
+    from cad_mllm.interop import read_history
+    assert len(read_history(tmp_path/"done_cq.py")) >= 4
+
+
+def test_training_begins_with_what_it_does_and_tells_how_long_it_takes(small_data, tmp_path):
+    command = [sys.executable, "-m", "cad_mllm", "train", *TINY_FLAGS, "--data_root", str(small_data), "--output_dir", str(tmp_path/"run"), "--max_steps", "4", "--save_steps", "0"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    for text in ("device     cpu, float32", "parameters", "samples    ", "text 100%", "steps      4 in all", f"files      {tmp_path/'run'}"):
+        assert text in said, (text, said)
+    lines = re.findall(r"^stage1_text step (\d+) of 4 .*left.*$", said, re.M)
+    assert lines and lines[0] == "1", said
