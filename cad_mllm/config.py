@@ -246,6 +246,7 @@ class TrainConfig(_JSONConfig):
     compile: bool = False                # compile the language model's layers: faster steps on a GPU, after a minute or two at the first batch
     use_wandb: bool = False              # also log to Weights & Biases; the same as --track wandb
     track: str = ""                      # where figures and pictures go besides the run's files: tensorboard, wandb, or both, comma separated
+    notify: str = ""                     # an address (http, https) that gets a small JSON message when the run ends, fails, meets numbers that are not finite or loses its output folder; not saved
     draw_parts: int = 0                  # held-out parts that are completed and drawn at each validation
     device: str = "auto"                 # "auto", "cpu", "cuda", "cuda:1"
     deterministic: bool = False          # on a GPU use algorithms that give the same bits every time, at some speed; a CPU always does
@@ -278,6 +279,7 @@ def validate(self: TrainConfig):
     _check(not watched, "num_val_samples", 0, f"{', '.join(watched)} cannot do without held-out samples: hold some out")
     unknown = self.trackers - {"tensorboard", "wandb"}
     _check(not unknown, "track", self.track, f"{', '.join(sorted(unknown))} is not among tensorboard, wandb")
+    _check(not self.notify or self.notify.startswith(("http://", "https://")), "notify", self.notify, "give an address that begins with http:// or https://")
     unknown = self.accepted - {*CHANGES, "all"}
     _check(not unknown, "accept_changes", self.accept_changes, f"{', '.join(sorted(unknown))} is not among {', '.join(CHANGES)}, all")
     _check(not (self.start_over and self.resume_from_ckpt), "start_over", True, "a run is started again or resumed: leave out start_over or resume_from_ckpt")

@@ -17,8 +17,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
+from ..utils.lazy import torch
 from ..config import TrainConfig
 from .format import (
     checkpoint_name, CheckpointError, CONFIG, DISK, FORMAT, is_finite, large_files, list_files, METADATA, publish,
@@ -79,7 +78,7 @@ class SnapshotMemory:
     "CPU tensors that snapshots are copied into, kept from one snapshot to the next. Safe to use from two threads."
     def __init__(self): self._free, self._lock = {}, threading.Lock()
 
-    def take(self, like) -> torch.Tensor:
+    def take(self, like) -> "torch.Tensor":
         "A tensor of that shape and type, pinned for one on a GPU."
         key = (like.shape, like.dtype, like.is_cuda)
         with self._lock:

@@ -196,7 +196,7 @@ def evaluate(
     out: str = "", # folder for the tables and pictures; beside the checkpoint if left out
     device: str = "auto", # auto, cpu, cuda
 ):
-    "Measure a checkpoint on a data set: tables, plots and a picture sheet."
+    "Measure a checkpoint on a data set: tables, plots and a contact sheet."
     from cad_mllm.data.sources import require_data
     from cad_mllm.models.given_weights import find_weights
     find_weights(checkpoint)

@@ -91,22 +91,35 @@ def reconstruct(
     unit: str = "", # mm, cm, m or in; by default what the file says
     refine: bool = True, # fit the numbers to the points
     seconds: float = 3, # for fitting the numbers of a part
+    methods: str = "slabs", # who proposes histories, comma separated: slabs, model
+    checkpoint: str = "small", # of the model: small, a checkpoint folder, user/model
+    num_candidates: int = 8, # histories that the model writes
     picture: str = "", # of one shape: picture of how far the points lie off, a .png
 ):
     "Make an editable history from a scan, a mesh or a STEP file."
     from cad_mllm.reconstruction import reconstruct_file, reconstruct_folder
-    seconds = seconds if refine else 0
+    seconds, proposers = seconds if refine else 0, _proposers(methods, checkpoint, num_candidates)
     out = out or (f"{source.rstrip('/')}_histories" if Path(source).is_dir() else str(Path(source).with_suffix(".json")))
     if not Path(source).is_dir():
-        line = reconstruct_file(source, out, unit, seconds, picture)
+        line = reconstruct_file(source, out, unit, seconds, picture, proposers)
         print(_told(line) + "".join(f"\nnote: {n}" for n in line["notes"]) + f"\nwrote {out}")
         return 0
     failed = 0
-    for name, line in reconstruct_folder(source, out, unit, seconds):
+    for name, line in reconstruct_folder(source, out, unit, seconds, proposers):
         failed += "error" in line
         print(f"{name}: {line['error']}" if "error" in line else f"{name}: {_told(line)}", flush=True)
     print(f"{Path(out)/'results.jsonl'} has a line for each shape")
     return 1 if failed else 0
+
+def _proposers(methods, checkpoint, num_candidates):
+    "Who proposes histories, by name."
+    known, asked = ("slabs", "model"), [m.strip() for m in methods.split(",")]
+    if unknown := [m for m in asked if m not in known]: raise ConfigError(f"methods={methods!r}: {unknown[0]!r} is not among {', '.join(known)}")
+    from cad_mllm.reconstruction import propose_slabs
+    chosen = [propose_slabs] if "slabs" in asked else []
+    if "model" not in asked: return tuple(chosen)
+    from cad_mllm.proposals import propose_with
+    return (*chosen, propose_with(checkpoint, num_candidates))
 
 def _told(line):
     "What a reconstruction is, in a line."

@@ -18,16 +18,19 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from ..utils.progress import Pace
 from ..utils.run_lock import FolderLock, HeldError, is_gone, LOCK, read_holder, release, take
 from ..config import CADMLLMConfig, ConfigError, TrainConfig
 from ..checkpoints.format import CheckpointError
 from ..checkpoints.load import size_of_next_save
 from ..checkpoints.transfer import OutputFolder
 from .run_files import EVENTS, METRICS, RUN_CONFIG, STOP, Stopper
-from .run_folder import move_aside, OccupiedError, refuse_occupied
+from .run_folder import find_to_resume, move_aside, OccupiedError, refuse_occupied
 from .trainer import NotFiniteError, RunUpload, TrainResult
-from .resume import find_to_resume, Trainer
+from .resume import Trainer
 from .faults import go_back
+from .run_lines import banner, step_line
+from .notify import without_address
 from ..models import CADMLLMModel
 from ..models.given_weights import find_weights
 
@@ -40,7 +43,7 @@ def train_stage(self: Trainer, stopper: Stopper):
     self.needed = size_of_next_save(self.model, self.optimizer) if self.world.is_main else 0
     self.look_at_space()
     self.model.train()
-    stream, self.saved_step, self.saved_time = self.micro_batches(plan), p.step, time.monotonic()
+    stream, self.saved_step, self.saved_time, self.pace = self.micro_batches(plan), p.step, time.monotonic(), Pace()
     bar = tqdm(total=plan.num_steps, initial=p.stage_step, desc=self.stage.name, disable=None if self.world.is_main else True, mininterval=.5)
     with bar:
         while not self.is_over(plan) and not self.asked_to_stop(stopper):
@@ -66,9 +69,7 @@ def report(self: Trainer, row: dict, bar):
     "Log a step for files and for whoever reads the terminal or the log file."
     self.log(**row)
     self.tell("running", epoch=row["epoch"], lr=row["lr"], tokens_per_second=round(row["tokens_per_second"], 1))
-    if bar.disable and self.world.is_main:
-        print(f"{row['stage']} step {row['step']} loss {row['loss']:.4f} lr {row['lr']:.2e} grad_norm {row['grad_norm']:.2f}"
-              + (f" val_loss {row['val_loss']:.4f}" if row.get("val_loss") is not None else ""), flush=True)
+    if bar.disable and self.world.is_main and (self.pace.is_due() or row.get("val_loss") is not None): print(step_line(self, row), flush=True)
 
 # %% ../../nbs/8_training/10_loop.ipynb #93081a51
 def begin_from(
@@ -99,12 +100,15 @@ def run(self: Trainer) -> TrainResult:
         self.open_trackers()
         with self.world.watched():
             self.share_out()
+            if self.world.is_main: print(banner(self), flush=True)
             self.run_stages(stopper)
         status = "done" if not stopper.reason or stopper.reason == "max_steps" else "stopped"
         undelivered = self.deliver_rest(stopper)
         if status == "stopped": self.log(event="stop", step=self.progress.step, reason=stopper.reason)
         waiting = f"{undelivered} checkpoints wait in {self.root}" if undelivered else ""
-        self.tell(status, message="; ".join(filter(None, [f"stopped by {stopper.reason}" if stopper.reason else "", waiting])))
+        ended = "; ".join(filter(None, [f"stopped by {stopper.reason}" if stopper.reason else "", waiting]))
+        self.tell(status, message=ended)
+        self.notifier.send(status, step=self.progress.step, loss=self.progress.last_loss, text=ended)
         for tracker in self.trackers: tracker.close()
         lines_left = self.close()
     return TrainResult(status, self.progress.step, self.output_dir, self.checkpoint, stopper.reason, undelivered, lines_left)
@@ -155,7 +159,7 @@ def record_settings(self: Trainer):
     told = dict(model=self.config.to_dict(), train=replace(self.train_config, accept_changes="").to_dict())
     same = self.world.gather(hashlib.sha256(json.dumps([told | {"data": self.data.fingerprint}], sort_keys=True).encode()).hexdigest())
     if len(set(same)) > 1: raise ConfigError(f"process {next(r for r, x in enumerate(same) if x != same[0])} has other settings or other data than process 0: start all of them with the same flags, on the same data")
-    if self.world.is_main: self.delivery.replace(RUN_CONFIG, told | dict(command=sys.argv))
+    if self.world.is_main: self.delivery.replace(RUN_CONFIG, told | dict(command=without_address(sys.argv)))
 
 @patch
 def run_stages(self: Trainer, stopper: Stopper):
@@ -208,7 +212,7 @@ def keep_lock(self: Trainer):
 def refuse_occupied(self: Trainer):
     "Raise `OccupiedError` where the folder holds another run; with `start_over` move that run aside."
     t = self.train_config
-    self.train_config = replace(t, start_over=False, take_over=False)      # done once: what is saved must not ask for it again
+    self.train_config = replace(t, start_over=False, take_over=False, notify="")      # done once, or a secret: what is saved must not hold it
     if not self.world.is_main: return
     if t.start_over and (aside := move_aside(self.output_dir, t.local_dir)): print(f"The run that was in {self.output_dir} lies in {aside} now", flush=True)
     if t.resume_from_ckpt in ("auto", "latest"): return
@@ -224,8 +228,10 @@ def train(
 ) -> TrainResult:
     "Train, or go on training. A failure is written into status.json before it is raised."
     trainer = Trainer(config, train_config, model, draw)
+    if trainer.world.is_main: trainer.notifier.url = train_config.notify
     try: result = trainer.run()
     except BaseException as e:
+        trainer.notifier.send("failed", step=trainer.progress.step, text=f"{type(e).__name__}: {e}"[:500])
         trainer.world.report_failure(e)
         if not isinstance(e, (RunningError, OccupiedError)):
             try:
@@ -234,6 +240,7 @@ def train(
             except (OSError, CheckpointError): pass       # the first error is the one to tell
         raise
     finally:
+        trainer.notifier.close()
         if trainer.lock: release(trainer.lock)
     trainer.world.leave()
     return result

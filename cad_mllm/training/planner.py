@@ -4,13 +4,10 @@
 
 # %% auto #0
 __all__ = ['CARDS', 'SHAPES', 'EAGER', 'COMPILED', 'TOKENS', 'PREDICTED', 'Card', 'Shape', 'shape_of', 'activation_bytes',
-           'num_trained', 'gathered_bytes', 'memory', 'flops', 'reached', 'CountProducts', 'Advice', 'advise', 'plan']
+           'num_trained', 'gathered_bytes', 'memory', 'flops', 'reached', 'Advice', 'advise', 'plan']
 
 # %% ../../nbs/8_training/11_planner.ipynb #0f2118ab
 from dataclasses import dataclass, replace
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config import CADMLLMConfig, ConfigError
 from ..cad.codecs import get_codec
@@ -142,17 +139,6 @@ def reached(card: Card, compiled: bool = False) -> float: # operations a second
     "What a card does in training."
     best = CARDS["h200"]
     return card.rate*(COMPILED if compiled else EAGER)*min(1, card.bandwidth/card.rate*best.rate/best.bandwidth)
-
-# %% ../../nbs/8_training/11_planner.ipynb #f301f74c
-class CountProducts(TorchDispatchMode):
-    "Counts the operations of all matrix products done within it, as `total`; attention's kernels are left out."
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        from torch.utils.flop_counter import flop_registry
-        out, aten = func(*args, **(kwargs or {})), torch.ops.aten
-        if func._overloadpacket in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm): self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
 
 # %% ../../nbs/8_training/11_planner.ipynb #8bde5d82
 TOKENS, PREDICTED = 119, 57      # of a sample, mean of 160 beginnings and wholes of real histories: memory_by_tokens in benchmarks/results/train_h200.json

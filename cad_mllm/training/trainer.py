@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
+from ..utils.progress import Pace
 from ..config import CADMLLMConfig, ConfigError, CurriculumStage, parse_modalities, TrainConfig
 from ..data.skipped import DataWarning
 from ..data.points import Scan
@@ -34,6 +35,7 @@ from ..checkpoints.optimizer import optimizer_state
 from ..checkpoints.upload_queue import DeliveryError
 from ..models.encoders import FeatureCache
 from .trackers import open_trackers, png_bytes
+from .notify import Notifier
 from .fsdp import Sharded, sharding_asked, whole_copy, WholeModel
 from .run_files import (
     DATA_REPORTS, EVENTS, EXIT_DONE, EXIT_NOT_FINITE, EXIT_STOPPED, EXIT_UNDELIVERED, METRICS, STATUS, WANDB, write_json)
@@ -103,7 +105,7 @@ class Trainer:
         self.pending, self.changes, self.asked = {}, [], [train_config.batch_size, train_config.gradient_accumulation_steps]   # about the resume
         self.delivery, self.root, self.checkpoint, self.submitted, self.needed, self.space = None, self.output_dir, None, {}, 0, ""   # about saving
         self.trackers, self.started, self.run_id, self.lock = [], datetime.now().isoformat(timespec="seconds"), uuid.uuid4().hex[:12], None
-        self.bad_steps = 0                   # in a row
+        self.bad_steps, self.notifier, self.pace = 0, Notifier("", str(self.output_dir)), Pace()   # steps in a row without finite numbers; who is told, and when
         self.model = model or CADMLLMModel(config)
         if not self.sharding: self.model.to(self.device)
         self.base = self.model.base_weights()
@@ -425,6 +427,7 @@ def look_at_space(self: Trainer):
 def log(self: Trainer, **row):
     "A line in metrics.jsonl, or in events.jsonl for an event."
     if not self.world.is_main: return
+    self.notifier.hear(row)
     self.delivery.append(EVENTS if "event" in row else METRICS, row | {"run": self.run_id, "time": datetime.now().isoformat(timespec="milliseconds")})
     for tracker in self.trackers if "event" not in row else (): tracker.log(row)
 
