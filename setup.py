@@ -15,6 +15,12 @@ def requirement_list(key):
     return cfg.get(key, "").split()
 
 
+def extras():
+    "Extra -> requirements: `dev`, every line of settings.ini that begins with `extra_`, and `all` of these."
+    found = {key.removeprefix("extra_"): requirement_list(key) for key in cfg if key.startswith("extra_")}
+    return {"dev": requirement_list("dev_requirements"), **found, "all": sorted({r for members in found.values() for r in members})}
+
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -33,7 +39,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=requirement_list("requirements"),
-    extras_require={"dev": requirement_list("dev_requirements")},
+    extras_require=extras(),
     entry_points={"console_scripts": requirement_list("console_scripts"),
                   "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -96,7 +95,7 @@ def train_twice(
         while any(p.poll() is None for p in processes.values()):
             watch(runs, bars)
             if killed_at is None and processes["killed"].poll() is None and ready_to_kill(runs["killed"]):
-                processes["killed"].send_signal(signal.SIGKILL); processes["killed"].wait()
+                processes["killed"].kill(); processes["killed"].wait()
                 killed_at = status(runs["killed"])["step"]
                 tqdm.write(f"killed the second training with SIGKILL at step {killed_at}; resuming it from its last complete checkpoint")
                 processes["killed"] = start(train_command(data, runs["killed"], seed, resume=True, extra=extra), logs["killed"])

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,34 @@ def test_the_address_is_written_everywhere_and_taken_out_again(monkeypatch, tmp_
     assert {found for _, found in addresses(tmp_path)} == {"else/where", "else"}
     address.change("", tmp_path)
     assert {file: (tmp_path/file).read_bytes() for file in files} == before
+
+
+def test_what_not_everybody_needs_is_an_extra_and_told_in_the_readme(tmp_path):
+    subprocess.run([sys.executable, str(ROOT/"setup.py"), "-q", "egg_info", "--egg-base", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    text = next(tmp_path.glob("*.egg-info/requires.txt")).read_text()
+    extras = set(re.findall(r"^\[(\w+)\]$", text, re.M))
+    assert extras == {"dev", "all", "tensorboard", "wandb", "4bit", "vectors", "3mf", "ray"}
+    readme = (ROOT/"README.md").read_text()
+    assert all(f"`[{name}]`" in readme for name in extras - {"dev"})
+    for words in ("1.8 GB", "download.pytorch.org/whl/cpu", "Linux", "macOS", "Windows"): assert words in readme
+
+
+# Calls by which programs ask one system only, or end a process on another; what stands in for them is in cad_mllm/utils.
+ONE_SYSTEM = {"os.kill", "os.killpg", "os.fork", "os.getuid", "signal.SIGKILL", "signal.SIGHUP", "signal.SIGCHLD", "signal.alarm", "os.fdatasync"}
+ONE_SYSTEM_MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "pty"}
+
+
+def one_system_only(tree):
+    "(line, what) of everything in a module that only works on one system."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ONE_SYSTEM: yield node.lineno, ast.unparse(node)
+        if isinstance(node, ast.Import): yield from ((node.lineno, a.name) for a in node.names if a.name.split(".")[0] in ONE_SYSTEM_MODULES)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ONE_SYSTEM_MODULES: yield node.lineno, node.module
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"/proc/|/proc$|/dev/shm", node.value): yield node.lineno, node.value[:40]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.fsync" and not ast.unparse(node.args[0]).endswith(".fileno()"): yield node.lineno, "fsync of something that is no open file"
+
+
+def test_nothing_outside_utils_works_on_one_system_only():
+    found = [f"{path.relative_to(ROOT)}:{line}: {what}" for path in sorted((ROOT/"cad_mllm").rglob("*.py")) if path.parent.name != "utils" for line, what in one_system_only(ast.parse(path.read_text(encoding="utf-8")))]
+    assert found == []
+    assert sorted(what for _, what in one_system_only(ast.parse("import fcntl, os\nos.kill(1, 0)\nos.fsync(handle)\nopen('/proc/mounts')\nos.fsync(f.fileno())"))) == ["/proc/mounts", "fcntl", "fsync of something that is no open file", "os.kill"]

@@ -25,6 +25,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..utils.lazy import torch
+from ..utils.system import is_running, mount_point_of, sync_path
 from ..config import ConfigError, TrainConfig
 from .safety import check_safetensors, inside, read_json, UnsafeFile, write_safetensors
 
@@ -119,25 +120,14 @@ class Disk:
         try: os.link(source, target)
         except OSError: shutil.copyfile(source, target)
 
-    def sync(self, path):
-        is_dir = os.path.isdir(path)
-        try:
-            fd = os.open(path, os.O_RDONLY)
-            try: os.fsync(fd)
-            finally: os.close(fd)
-        except OSError as e:
-            if not (is_dir and e.errno in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)): raise
+    def sync(self, path): sync_path(path)
 
 DISK = Disk()
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #492fcd65
-def _file_system(path, mounts="/proc/self/mounts") -> str:
+def _file_system(path) -> str:
     "The type of the file system a path is on, such as ext4 or fuse; empty where the system does not tell."
-    try: lines = [line.split()[1:3] for line in Path(mounts).read_text().splitlines()]
-    except (OSError, IndexError): return ""
-    real = os.path.realpath(path)
-    above = [(len(point), kind) for point, kind in lines if real == point or real.startswith(point.rstrip("/") + "/")]
-    return max(above, default=(0, ""))[1]
+    return mount_point_of(os.path.realpath(path))[1]
 
 def _keeps_trash(folder): return _file_system(folder).startswith("fuse")
 
@@ -354,10 +344,7 @@ def _abandoned(path, host, pid):
     "Whether nobody can still be working on a temporary folder: its process is gone, or it is another machine's and an hour old."
     if host != _HOST: return datetime.now().timestamp() - path.stat().st_mtime > 3600
     if pid == os.getpid(): return str(path) not in active_temporaries
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return True
-    except OSError: pass
-    return False
+    return not is_running(pid)
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #dbe17caf
 def clean_temporaries(

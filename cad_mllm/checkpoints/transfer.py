@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..utils.system import mount_point_of
 from .format import (
     active_temporaries, CheckpointError, clean_temporaries, DISK, file_sha256, free_name, MANIFEST, read_manifest,
     temporary_path, verify_checkpoint)
@@ -27,20 +28,13 @@ from .records import list_checkpoints
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #d86223ca
 REMOTE_FILE_SYSTEMS = re.compile(r"fuse(\..*)?|nfs4?|cifs|smb\w*|9p|drvfs|davfs|afs|ncpfs|sshfs")   # fuseblk is a local disk with a foreign format
 
-def _mounts() -> list: # of (mount point, type of file system), the ones mounted later last
-    "The mounted file systems, where the system tells."
-    try: lines = Path("/proc/mounts").read_text(errors="replace").splitlines()
-    except OSError: return []
-    octal = lambda s: re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), s)
-    return [(octal(w[1]), w[2]) for line in lines if len(w := line.split()) > 2]
-
 def mount_of(
     path: Path, # need not exist
 ) -> tuple: # (mount point, type of file system)
     "The file system that a path is on; for Drive in Colab its mount point even before it is mounted."
     path = os.path.abspath(path)
-    inside = [(point, kind) for point, kind in _mounts() if path == point or path.startswith(point.rstrip("/") + "/")]
-    point, kind = max(inside, key=lambda m: len(m[0]), default=("/", ""))
+    point, kind = mount_point_of(path)
+    point = point or "/"
     if path.startswith("/content/drive/") and not point.startswith("/content/drive"): return "/content/drive", "fuse.drive"
     return point, kind
 

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from ..utils.system import mount_point_of
 from ..cad.program import truncation_counts
 from ..cad.tokens import encode_split
 from .skipped import logger, parse_history_bytes, parse_program, read_history_file, signature_at, Skip
@@ -24,10 +25,7 @@ _DATED = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2
 
 def dates_folders(path):
     "Whether the file system is known to date a folder when names in it change."
-    try: mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError: return False
-    real = os.path.realpath(path)
-    return max((m for m in mounts if f"{real}/".startswith(m[0].rstrip("/") + "/")), key=lambda m: len(m[0]), default=["", ""])[1] in _DATED
+    return mount_point_of(os.path.realpath(path))[1] in _DATED
 
 def file_stamp(path, dated=True):
     "When a folder or file changed, as far as it tells; None where that cannot be relied on."

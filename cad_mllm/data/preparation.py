@@ -24,6 +24,7 @@ from fastcore.basics import patch
 
 from .. import __version__
 from ..utils.files import write_text
+from ..utils.system import is_running
 from ..cad.curves import CADFormatError
 from ..geometry.mesh import GeometryError
 from ..geometry.workers import map_isolated, WorkerError
@@ -225,19 +226,13 @@ def describe_estimate(
     return "\n".join(lines)
 
 # %% ../../nbs/5_data/08_preparation.ipynb #fcf796d0
-def _alive(pid):
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except OSError: pass
-    return True
-
 def _sweep(out, now, min_age=0.):
     "Remove temporary files of processes that are gone; with shards, which run on other machines, of those that have not been touched for an hour."
     for folder in ("json", "txt", "json_truncated", "img", "pointcloud", "step"):
         for path in (out/folder).rglob(".tmp-*"):
             pid = path.name.split("-")[1]
             try:
-                if pid.isdigit() and not _alive(int(pid)) and now - path.stat().st_mtime >= min_age: path.unlink()
+                if pid.isdigit() and not is_running(pid) and now - path.stat().st_mtime >= min_age: path.unlink()
             except OSError: pass
 
 def _cannot_write(out, error):

@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .. import __version__
+from ..utils.system import sync_path
 from .references import check_references
 
 # %% ../../nbs/5_data/09_shards.ipynb #fff92134
@@ -47,11 +48,8 @@ def _header(name, size):
 
 def _sync_folder(path):
     "Make renames in a folder durable, where the system can."
-    try: handle = os.open(path, os.O_RDONLY)
-    except OSError: return
-    try: os.fsync(handle)
+    try: sync_path(path)
     except OSError: pass
-    finally: os.close(handle)
 
 # %% ../../nbs/5_data/09_shards.ipynb #e2fc6387
 class ShardWriter:

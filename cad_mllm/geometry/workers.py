@@ -17,10 +17,10 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..utils.system import memory_of
 from .mesh import GeometryError
 
 # %% ../../nbs/2_geometry/12_workers.ipynb #586067b0
@@ -69,11 +69,6 @@ def _worker_main():
         _send(answers, answer)
 
 # %% ../../nbs/2_geometry/12_workers.ipynb #ea0cbe8e
-def _memory(pid):
-    "Resident bytes of a process; 0 where the system does not say."
-    try: return int(Path(f"/proc/{pid}/statm").read_text().split()[1])*os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError, AttributeError): return 0
-
 class _Worker:
     "The parent's side of one worker process."
     def __init__(self):
@@ -98,7 +93,7 @@ def _exchange(self: _Worker, data, timeout, max_memory):
         end = time.monotonic() + timeout
         while not done.wait(min(.1, timeout)):
             if time.monotonic() > end: verdict.append(WorkerError(f"no answer within {timeout:g} s; the worker was stopped", "timeout"))
-            elif _memory(self.process.pid) > max_memory: verdict.append(WorkerError(f"the worker grew beyond {max_memory/2**30:.1f} GB and was stopped", "memory"))
+            elif memory_of(self.process.pid) > max_memory: verdict.append(WorkerError(f"the worker grew beyond {max_memory/2**30:.1f} GB and was stopped", "memory"))
             if verdict: return self.process.kill()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -123,7 +118,7 @@ def _borrow():
     return _Worker()
 
 def _give_back(worker):
-    if worker.calls >= 200 or _memory(worker.process.pid) > 1.5*2**30: return worker.close()
+    if worker.calls >= 200 or memory_of(worker.process.pid) > 1.5*2**30: return worker.close()
     with _idle_lock: _idle.setdefault(os.getpid(), []).append(worker)
 
 def isolated(

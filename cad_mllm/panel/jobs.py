@@ -7,11 +7,10 @@ __all__ = ['Job', 'job_html', 'verify_job']
 
 # %% ../../nbs/10_panel/08_jobs.ipynb #2a4ac55f
 import html
-import re
 import threading
 import time
-from pathlib import Path
 
+from ..utils.system import bytes_read
 from ..checkpoints.format import verify_checkpoint
 from ..checkpoints.records import CheckpointRecord, human_size
 from .details import time_ago
@@ -42,20 +41,15 @@ def job_html(job: Job) -> str:
     return f'<div role="status">{html.escape(job.title)}: {html.escape(job.note + ", " if job.note else "")}{time_ago(time.monotonic() - job.began)}. The panel can be used meanwhile.</div>{bar}'
 
 # %% ../../nbs/10_panel/08_jobs.ipynb #0123b774
-def _bytes_read():
-    "What this process has read so far; None where the system does not count."
-    try: return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
-    except (OSError, TypeError): return None
-
 def verify_job(
     record: CheckpointRecord,
 ): # of a `Job` -> list of problems
     "What a job does that verifies a checkpoint and says how far it is."
     def verify(job):
-        began, done = _bytes_read(), threading.Event()
+        began, done = bytes_read(), threading.Event()
         def count():
             while not done.wait(.3) and began is not None:
-                read = min(_bytes_read() - began, record.size)
+                read = min(bytes_read() - began, record.size)
                 job.note, job.share = f"about {human_size(read)} of {human_size(record.size)}", read/max(1, record.size)
         threading.Thread(target=count, daemon=True).start()
         try: return verify_checkpoint(record.path)

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
+from ..utils.system import birth_of, is_running
 from ..config import recipe
 from ..checkpoints.records import CheckpointRecord, list_checkpoints, newness
 from ..checkpoints.save import save_checkpoint
@@ -175,24 +176,14 @@ def find_runs(
 _ACTIVE, SILENCE = ("starting", "running", "stopping"), 300  # seconds after which another machine counts as gone
 child_processes = {}                         # process number -> Popen, of what this kernel started
 
-def _birth(pid):
-    "When a process began, in seconds since 1970; None where the system does not tell, infinity where it has ended and only nobody has asked how."
-    try:
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
-        return math.inf if state in "ZX" else boot + int(numbers[18])/os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, StopIteration): return None
-
 def is_alive(
     pid: int, # of a process on this machine
     heard: float = math.inf, # when it last gave a sign, in seconds since 1970
 ) -> bool:
     "Whether that process runs, and is the one that gave the sign."
     if pid in child_processes and child_processes[pid].poll() is not None: return False
-    try: os.kill(int(pid), 0)
-    except PermissionError: pass
-    except (OSError, TypeError, ValueError, OverflowError): return False
-    birth = _birth(pid)
+    if not is_running(pid): return False
+    birth = birth_of(int(pid))
     return birth is None or birth < math.inf and birth < heard + 5
 
 # %% ../../nbs/10_panel/01_runs.ipynb #fc27de88
