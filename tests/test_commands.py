@@ -175,3 +175,17 @@ def test_training_begins_with_what_it_does_and_tells_how_long_it_takes(small_dat
         assert text in said, (text, said)
     lines = re.findall(r"^stage1_text step (\d+) of 4 .*left.*$", said, re.M)
     assert lines and lines[0] == "1", said
+
+
+def test_prepare_takes_a_data_set_as_it_was_downloaded_and_keeps_its_split(plate, tmp_path):
+    root = tmp_path/"deepcad"
+    for i in range(4):
+        (root/"cad_json/0000").mkdir(parents=True, exist_ok=True)
+        (root/f"cad_json/0000/0000000{i}.json").write_text(plate.read_text() if i else "{")
+    (root/"train_val_test_split.json").write_text(json.dumps({"train": ["0000/00000000", "0000/00000001", "0000/00000002"], "validation": [], "test": ["0000/00000003"]}))
+    (code, said), = light(["prepare", root, "--out", tmp_path/"out", "--no-images", "--num_points", "64", "--jobs", "1"])
+    assert code == 0, said
+    assert "DeepCAD, JSON: 4 histories" in said and "official split: train 3, val 0, test 1" in said and "left out: 1 times" in said
+    found = {path.relative_to(tmp_path/"out").as_posix() for path in (tmp_path/"out").rglob("*.*")}
+    assert {"train/json/0000/00000001.json", "train/pointcloud/0000/00000001.npz", "test/pointcloud/0000/00000003.npz", "left_out.jsonl"} <= found
+    assert not any(name.startswith("val/") for name in found)
