@@ -9,6 +9,7 @@ __all__ = ['synth', 'num_processes', 'prepare_data', 'pack']
 import os
 
 from ..utils.arguments import Positional
+from ..utils.progress import Progress
 from ..config import ConfigError
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #086d02db
@@ -37,8 +38,8 @@ def num_processes(
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #56962421
 def prepare_data(
-    root: str, # folder with json/ in the Omni-CAD layout
-    out: str = "", # write products here instead, and leave ROOT untouched
+    root: str, # folder with json/ in the Omni-CAD layout; or DeepCAD's, the Fusion 360 Gallery's or Text2CAD's as it was downloaded
+    out: str = "", # write products here instead, and leave ROOT untouched; of a downloaded data set train/, val/ and test/ as its authors split it
     jobs: int = 0, # processes; 0 for one a core
     num_points: int = 4096, # points a part
     size: int = 224, # pixels a side of a picture
@@ -49,12 +50,35 @@ def prepare_data(
     shard: str = "", # I/N: only the I-th of N parts of the data set, as one of N array jobs of a cluster
     dry_run: bool = False, # write nothing; time a sample and estimate time and space
     retry: bool = False, # try again what failed, hung or crashed in earlier runs
+    skip_unsupported: bool = False, # of a downloaded data set: leave out operations that a history cannot say (fillets, revolves, ...), not whole histories
 ):
-    "Make truncations, points, pictures (and STEP files) for histories; what is done already is skipped."
+    "Make truncations, points, pictures (and STEP files) for histories, or for a data set as it was downloaded; what is done already is skipped."
+    options = dict(points=points, images=images, steps=steps, captions=captions, num_points=num_points, image_size=size, shard=shard, dry_run=dry_run, retry=retry, jobs=num_processes(jobs))
+    from cad_mllm.interop.data_sets import find_data_set
+    found = find_data_set(root)
+    if found is not None: print(found)
+    folders = [(root, out)] if found is None or not _is_foreign(found, out) else [(folder, "") for folder in _convert(found, out, skip_unsupported)]
     from cad_mllm.data.preparation import describe_estimate, prepare
-    report = prepare(root, out, points=points, images=images, steps=steps, captions=captions, num_points=num_points,
-                     image_size=size, shard=shard, dry_run=dry_run, retry=retry, jobs=num_processes(jobs))
-    print(describe_estimate(report) if dry_run else _summary(report))
+    for folder, target in folders:
+        report = prepare(str(folder), target, **options)
+        print(describe_estimate(report) if dry_run else _summary(report))
+
+def _is_foreign(found, out):
+    "Whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be prepared where they are, all together."
+    if out: return True
+    if "JSON" in found.kind and "DeepCAD" in found.kind: return False
+    raise ConfigError(f"root={str(found.root)!r} is a data set of another layout ({found.kind}): name a folder for it with --out FOLDER")
+
+def _convert(found, out, skip_unsupported):
+    "Write a data set in the layout that training reads, with progress; its folders that hold something."
+    from cad_mllm.interop.data_sets import convert_data_set, LEFT_OUT
+    num = sum(map(len, found.splits.values())) or len(found.files)
+    with Progress(num, "reading", "histories") as progress:
+        counts, reasons = convert_data_set(found, out, skip_unsupported, lambda id: progress.add())
+    for folder, n in counts.items(): print(f"{folder}: {n:,} histories")
+    for reason, n in list(reasons.items())[:5]: print(f"left out: {n} times {reason}")
+    if reasons: print(f"all that was left out is in {out}/{LEFT_OUT}")
+    return [folder for folder, n in counts.items() if n]
 
 def _summary(report, num_named=3):
     "A report in lines: what was made of how many histories, and what failed, with names and the file that has all of them."

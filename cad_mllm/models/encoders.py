@@ -19,6 +19,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+from ..utils.hub import why_missing
 from ..config import CADMLLMConfig, ConfigError
 from ..data.prompts import IMAGENET_MEAN, IMAGENET_STD
 
@@ -101,6 +102,7 @@ def _pixel_statistics(name):
 
 def _pretrained_vision(name, dtype):
     "The vision part of the model of that name; one sentence where it cannot be had."
+    if reason := why_missing(name): raise ConfigError(f"image_encoder_name={name!r}: {reason}, 'tiny', or '' for none")
     from transformers import AutoModel
     try: model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as e: raise ConfigError(

@@ -13,7 +13,6 @@ from pathlib import Path
 from ..checkpoints.format import MANIFEST, CheckpointError, publish, verify_checkpoint
 from ..checkpoints.load import load_checkpoint
 from ..checkpoints.records import find_checkpoint, latest_checkpoint, list_checkpoints
-from .weights import CADMLLMModel
 
 # %% ../../nbs/7_models/08_given_weights.ipynb #a63802af
 SMALL, SMALL_FOLDER = ("small", Path(__file__).parent.parent/"small_model"
@@ -108,6 +107,7 @@ def halve(
     provenance: dict | None = None, # what else its manifest should say: commit, seed, data, hours
 ) -> Path:
     "A sealed copy of a checkpoint's weights in half precision, without what only a resume needs."
+    from cad_mllm.models.weights import CADMLLMModel
     loaded = load_checkpoint(checkpoint, quiet=True, with_state=False)
     model = CADMLLMModel.from_pretrained(loaded.path)
     if model.config.use_lora:

@@ -63,6 +63,8 @@ def suggestion(
     near = get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
+_NAMED_OUT = "named_out"   # what stands behind -o of a command whose output may also stand alone
+
 class Parser(argparse.ArgumentParser):
     "An `ArgumentParser` that names the nearest flag for an unknown one."
     def parse_args(self, args=None, namespace=None):
@@ -71,7 +73,15 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].split("=")[0]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion(flag, self._option_string_actions)}")
+        self.settle_out(found)
         return found
+
+    def settle_out(self, found):
+        "Where a command's output may stand alone or behind `-o`: take the one that was given."
+        if not hasattr(found, _NAMED_OUT): return
+        named = vars(found).pop(_NAMED_OUT)
+        if named is not None: found.out = named
+        if found.out is None: self.error("the following arguments are required: out")
 
 # %% ../../nbs/0_utils/02_arguments.ipynb #7267b623
 _POSITIONAL = "positional"
@@ -87,7 +97,11 @@ def _add_parameter(parser, parameter, help, default):
     "One argument for a parameter of a function."
     name, kind = parameter.name, _value_type(parameter.annotation)
     note = help.replace("%", "%%")
-    if parameter.default is parameter.empty: parser.add_argument(name, type=kind, help=note)
+    may_stand_alone = parameter.default is parameter.empty or _POSITIONAL in get_args(parameter.annotation)
+    if name == "out" and may_stand_alone:
+        parser.add_argument(name, type=kind, nargs="?", help=note)
+        parser.add_argument("-o", "--out", dest=_NAMED_OUT, metavar="OUT", help="the same")
+    elif parameter.default is parameter.empty: parser.add_argument(name, type=kind, help=note)
     elif _POSITIONAL in get_args(parameter.annotation): parser.add_argument(name, type=kind, nargs="?", help=note)
     elif kind is bool: add_switch(parser, name, f"{note} (default: {'yes' if default else 'no'})")
     else:
