@@ -8,7 +8,10 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "colors": ("RUN_COLORS RUN_DASHES run_styles"),
     "table": ("COLUMNS Curve NUMBER_COLUMNS Row STYLE badge_html filter_rows make_rows place_of read_curve resumed_from "
               "row_html sort_rows table_html"),
-    "plots": ("CSV_COLUMNS Plotted X_AXES curves_csv figure_png image_html loss_figure plot_words smooth x_values"),
+    "plots": ("CSV_COLUMNS Plotted X_AXES curves_csv figure_png image_html loss_figure middle_cut plot_words smooth "
+              "x_rows x_values"),
+    "live_plot": ("LivePlot TABS X_COLUMNS json_text live_iframe live_page mark_data node_html plain_number plot_data "
+              "register_colab run_data sparse_columns stage_starts to_columns"),
     "details": ("delivery_html describe_training details_html differences differences_html fact_html facts_of flat "
               "list_html log_tail progress_html time_ago"),
     "commands": ("CHANGES NUM_STAGES TrainForm changes_html other_run parse_flags read_changes resume_form start_training "

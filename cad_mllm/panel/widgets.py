@@ -14,6 +14,8 @@ from fastcore.basics import patch
 
 from .runs import format_count, read_training, sentence
 from .table import COLUMNS, filter_rows, NUMBER_COLUMNS, read_curve, row_html, sort_rows
+from .colors import run_styles
+from .live_plot import LivePlot
 from .plots import curves_csv, figure_png, image_html, loss_figure, plot_words, Plotted
 from .details import details_html, differences_html
 from .completion import link_html
@@ -133,24 +135,41 @@ def pick(self: PickView, index): self.panel.pick(self.shown[index].path)
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #665a37da
 class PlotView(View):
-    "Loss curves of the chosen runs."
+    "Curves of the chosen runs."
     def build(self):
         self.runs = style_control(widgets.SelectMultiple, "Runs", label_width="45px", width="300px", rows=4)
-        self.axis = style_control(widgets.Dropdown, "Against", label_width="60px", width="190px", options=[("steps", "step"), ("time", "time"), ("tokens", "tokens")])
+        self.still = widgets.Checkbox(description="As a picture", indent=False, layout=widgets.Layout(width="125px"))
+        self.links, self.live = widgets.HTML(), LivePlot(self.choose)
+        save = [make_button(self.panel, f"Save {kind}", lambda kind=kind: self.save(kind), tooltip=f"Write the curves as {kind} beside the run") for kind in ("PNG", "CSV")]
+        for w, name in ((self.links, "cm-plot-links"), (self.still, "plot-still"), *zip(save, ("cm-save-png", "cm-save-csv"))): w.add_class(name)
+        self.drawn = self.build_picture()
+        for w in (self.runs, self.still, self.axis, self.weight, self.logarithmic): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
+        self.marks.observe(guarded(self.panel, self.choose_mark), "value")
+        return [make_row(self.runs, make_row(self.still, *save)), self.links, self.live, self.drawn]
+
+    def build_picture(self):
+        "What stands in for the plot where scripts do not run: the picture, its controls, and checkpoints to choose from."
+        self.axis = style_control(widgets.Dropdown, "X axis", label_width="60px", width="190px", options=[("steps", "step"), ("samples", "samples"), ("tokens", "tokens"), ("time", "time")])
         self.weight = style_control(widgets.Dropdown, "Smoothing", label_width="75px", width="210px", options=[("none", 0.0), ("light", .3), ("medium", .6), ("strong", .9), ("very strong", .97)], value=.6)
-        self.logarithmic = widgets.Checkbox(description="Logarithmic", indent=False, layout=widgets.Layout(width="125px"))
-        for w in (self.runs, self.axis, self.weight, self.logarithmic): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
-        self.picture, self.links = widgets.HTML(layout=widgets.Layout(max_width="1080px", width="100%")), widgets.HTML()
-        self.links.add_class("cm-plot-links")
-        save = [make_button(self.panel, f"Save {kind}", lambda kind=kind: self.save(kind)) for kind in ("PNG", "CSV")]
-        for b, kind in zip(save, ("png", "csv")): b.add_class(f"cm-save-{kind}")
-        return [make_row(self.runs, widgets.VBox([make_row(self.axis, self.weight), make_row(self.logarithmic, *save)])), self.links, self.picture]
+        self.logarithmic = widgets.Checkbox(description="Log scale", indent=False, layout=widgets.Layout(width="105px"))
+        self.marks = style_control(widgets.Dropdown, "Checkpoint", label_width="80px", width="460px", options=[("none is chosen", "")])
+        self.picture = widgets.HTML(layout=widgets.Layout(max_width="1080px", width="100%"))
+        self.marks.add_class("plot-marks")
+        return widgets.VBox([make_row(self.axis, self.weight, self.logarithmic), self.marks, self.picture])
+
+    def choose(self, path):
+        "A checkpoint was clicked."
+        guarded(self.panel, lambda: self.panel.pick(path))()
+
+    def choose_mark(self):
+        "One was chosen in the list."
+        if self.marks.value: self.panel.pick(self.marks.value)
 
     def plotted(self):
         "The chosen runs, that of the picked row first."
-        current = self.panel.run_of(self.panel.picked)
+        current, styles = self.panel.run_of(self.panel.picked), run_styles(self.panel.runs)
         runs = sorted((r for r in self.panel.runs if r.name in self.runs.value), key=lambda r: r is not current)
-        return [Plotted(r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"), r.newest) for r in runs]
+        return [Plotted(r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"), r.newest, *styles[r.name]) for r in runs]
 
     def figure(self, plotted): return loss_figure(plotted, self.axis.value, self.weight.value, self.logarithmic.value, self.panel.picked)
 
@@ -161,6 +180,17 @@ def update(self: PlotView):
     current = self.panel.run_of(self.panel.picked)
     set_options(self.runs, names, tuple(names[:4]) if current is None else tuple(dict.fromkeys([current.name, *names[:4]])))
     plotted = self.plotted()
+    self.live.show(plotted, self.panel.picked)
+    self.live.layout.display, self.drawn.layout.display = ("none", "") if self.still.value else ("", "none")
+    if self.still.value: self.draw(plotted)
+
+@patch
+def draw(self: PlotView, plotted):
+    "The picture, and the checkpoints that may be chosen in it."
+    places = [(f"{run.name}, {r.stage}, step {r.step}", str(r.path)) for run in plotted for r in run.records]
+    picked = str(self.panel.picked)
+    self.marks.options = [("none is chosen", ""), *places]
+    self.marks.value = picked if picked in [path for _, path in places] else ""
     self.picture.value = image_html(figure_png(self.figure(plotted), clear=True), plot_words(plotted), "cm-plot")
 
 @patch
