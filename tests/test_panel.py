@@ -94,7 +94,7 @@ def unnamed(page):
 def test_pick_sort_plot_and_details(tmp_path, folder, page):
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
+        page.wait_for_selector(".live-plot iframe")
         assert len(rows(page)) == 10 and "21 of 21 rows" in page.locator(".cm").first.inner_text()
         page.locator(".cm-sort-loss").click()
         until(page, "() => document.querySelector('.cm-sort-loss').innerText.includes('▴')")
@@ -108,10 +108,10 @@ def test_pick_sort_plot_and_details(tmp_path, folder, page):
         fill(page, "find", "damaged")
         page.locator(".cm-grid .cm-line", has_text="damaged").first.wait_for()
 
-        before = page.locator(".cm-plot").get_attribute("src")
+        before = page.locator(".plot-tail").text_content()
         page.locator(".cm-grid .cm-over").first.click()
         page.wait_for_selector(".cm-picked")
-        until(page, "src => document.querySelector('.cm-plot').src != src", before)
+        until(page, "before => document.querySelector('.plot-tail').textContent != before", before)
         tab(page, "Details")
         sees(page, "details", "cannot be loaded")
         page.locator(".cm-verify").click()
@@ -143,8 +143,8 @@ def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
     page.set_viewport_size(dict(width=420, height=1300))
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
-        for title, sign in (("Plot", ".cm-plot"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
+        page.wait_for_selector(".live-plot iframe")
+        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
             tab(page, title)
             page.locator(sign).first.wait_for()
             page.shot(f"panel-narrow-{title.lower().replace(' ', '-')}")
@@ -154,8 +154,8 @@ def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
 def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, page):
     with server("voila", panel_notebook(tmp_path, folder), dark=True) as show:
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
-        for title, sign in (("Plot", ".cm-plot"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
+        page.wait_for_selector(".live-plot iframe")
+        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
             tab(page, title)
             page.locator(sign).first.wait_for()
             assert unnamed(page) == [], title
@@ -173,7 +173,7 @@ def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, pa
 def story(page, show, folder, data, live):
     "One night: resume a real training, watch it, lose the kernel, find it again, stop it, go on, complete a part with it, prune."
     run = folder/"real"
-    page.wait_for_selector(".cm-plot[src]")
+    page.wait_for_selector(".live-plot iframe")
     page.locator(".cm-sort-loss").click()
     until(page, "() => document.querySelector('.cm-sort-loss').innerText.includes('▴')")
     page.locator(".cm-grid .cm-over").first.click()
@@ -287,7 +287,7 @@ def test_a_night_with_ipywidgets_7(tmp_path, night, small_data, page):
         if "mod-active" not in (page.locator(".cm-live button").first.get_attribute("class") or ""): page.locator(".cm-live button").first.click()
     with server("notebook6", panel_notebook(tmp_path, night, ""), python=os.environ["IPYWIDGETS7_PYTHON"]) as show:
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
+        page.wait_for_selector(".live-plot iframe")
         assert "ipywidgets 7." in page.locator(".output_area").first.inner_text()
         story(page, show, night, small_data, live)
         assert page.errors == []
@@ -300,7 +300,7 @@ NOTEBOOK7 = os.environ.get("NOTEBOOK7_PYTHON") or (sys.executable if importlib.u
 def test_notebook_7(tmp_path, folder, page):
     with server("notebook7", panel_notebook(tmp_path, folder), python=NOTEBOOK7) as show:
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
+        page.wait_for_selector(".live-plot iframe")
         tab(page, "Train")
         fill(page, "max-steps", "5000", then="--max_steps 5000")
         page.locator(".cm-start").click()
@@ -321,7 +321,7 @@ def test_complete_own_files_and_prune(tmp_path, folder, part, page):
     extra = f', command=panel_stand_in.command, completer=lambda path: panel_stand_in.Echo(json.load(open({str(tmp_path/"whole.json")!r})))'
     with server("voila", panel_notebook(tmp_path, folder, extra), dark=True) as show:
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
+        page.wait_for_selector(".live-plot iframe")
         tab(page, "Complete")
         page.locator(".cm-part-caption textarea").fill("a flange")
         for kind, file, said in (("partial", "partial.json", "2 operations"), ("image", "view.png", "a picture"), ("points", "points.xyz", "81 points")):
@@ -353,7 +353,7 @@ def test_answers_do_not_undo_what_is_typed(tmp_path, folder, page):
     "Somebody types into one field while answers about others arrive."
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
+        page.wait_for_selector(".live-plot iframe")
         tab(page, "Train")
         sees(page, "command", "resume_from_ckpt")
         choose(page, "mode", "starting a new run")                     # its answer changes proposals of every field

@@ -42,7 +42,7 @@ panel""")
     with server("voila", notebook) as show, browser_page(width=1180, height=2000) as page:
         page.set_default_timeout(120_000)
         show(page)
-        page.wait_for_selector(".cm-plot[src]")
+        page.frame_locator(".live-plot iframe").locator("body[data-ready]").wait_for()
         page.locator(".cm").first.screenshot(path=folder/"panel.png")
     shrink(Image.open(folder/"panel.png"), IMAGES/"panel.png", colors=200)
 

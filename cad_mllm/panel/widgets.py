@@ -8,6 +8,7 @@ __all__ = ['View', 'guarded', 'style_control', 'make_dropdown', 'make_button', '
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #3095dffc
 import html
+from pathlib import Path
 
 import ipywidgets as widgets
 from fastcore.basics import patch
@@ -125,6 +126,13 @@ def sort(self: PickView, key):
     self.panel.fill(self)
 
 @patch
+def reveal(self: PickView, path):
+    "Turn to the page that holds a row."
+    found = sort_rows(filter_rows(self.panel.rows, self.stage.value, self.text.value), self.key, self.reverse)
+    at = next((i for i, row in enumerate(found) if row.path == path), None)
+    if at is not None: self.page = at//len(self.lines)
+
+@patch
 def first_page(self: PickView): self.page = 0; self.panel.fill(self)
 
 @patch
@@ -158,17 +166,16 @@ class PlotView(View):
         return widgets.VBox([make_row(self.axis, self.weight, self.logarithmic), self.marks, self.picture])
 
     def choose(self, path):
-        "A checkpoint was clicked."
-        guarded(self.panel, lambda: self.panel.pick(path))()
+        "A checkpoint was clicked: pick it, and turn the table to its row."
+        guarded(self.panel, lambda: (self.panel.table.reveal(path), self.panel.pick(path)))()
 
     def choose_mark(self):
         "One was chosen in the list."
-        if self.marks.value: self.panel.pick(self.marks.value)
+        if self.marks.value: self.choose(Path(self.marks.value))
 
     def plotted(self):
-        "The chosen runs, that of the picked row first."
-        current, styles = self.panel.run_of(self.panel.picked), run_styles(self.panel.runs)
-        runs = sorted((r for r in self.panel.runs if r.name in self.runs.value), key=lambda r: r is not current)
+        "The chosen runs."
+        styles, runs = run_styles(self.panel.runs), [r for r in self.panel.runs if r.name in self.runs.value]
         return [Plotted(r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"), r.newest, *styles[r.name]) for r in runs]
 
     def figure(self, plotted): return loss_figure(plotted, self.axis.value, self.weight.value, self.logarithmic.value, self.panel.picked)

@@ -433,7 +433,7 @@ function refresh() {
   legend();
   const kinds = new Set(base.runs.flatMap(r => r.marks.map(m => m.kind))), has = f => base.runs.some(f);
   $("marks").textContent = [[kinds.has("whole"), "● checkpoint"], [kinds.has("best"), "★ best of its stage"], [kinds.has("damaged"), "× damaged"], [has(r => r.lost.length), "dotted: work that a crash lost"],
-    [has(r => r.resumes.length), "dotted upright: went on from here"], [has(r => r.crashed), "red cross at the end: ended without saving"]].filter(k => k[0]).map(k => k[1]).join("   ");
+    [has(r => r.resumes.length), "dotted upright: went on from here"], [has(r => r.crashed), "red cross at the end: ended without saving"]].filter(k => k[0]).map(k => k[1]).join(" · ");
   const told = run => { const s = series(run), n = s.x.length; return n ? `${run.name} ${+s.y[0].toPrecision(3)} to ${+s.y[n - 1].toPrecision(3)} at step ${(table(run).step || [])[s.i[n - 1]]}` : `${run.name}: no value`; };
   $("curves").setAttribute("aria-label", `${(tabs.find(t => t.key == state.tab) || {title: ""}).title}: ${shown().map(told).join("; ")}`);
   redraw();
