@@ -87,6 +87,35 @@ def _private(): pass'''
     assert (shrink.name, shrink.params, shrink.returns) == ("Part.shrink", [("by", "float", "2", "how often")], ("Part", "a smaller one"))
 
 
+def test_formulas_have_no_ground_of_their_own(site):
+    "A filled box behind a formula is a white box on a dark page."
+    formulas = [f for page in site[1].rglob("*.html") for f in re.findall(r'<svg [^>]*class="formula".*?</svg>', page.read_text(), re.S)]
+    assert formulas and [f[:300] for f in formulas if re.search(r"#fff\b|#ffffff|fill: ?white", f)] == []
+    assert all("currentColor" in f for f in formulas)
+
+
+@pytest.mark.browser
+def test_the_site_is_dark_and_its_search_has_words(site):
+    "In a browser: formulas in the color of the text, and hits whose name and place stand apart."
+    import browser_util
+    if browser_util.missing(): pytest.skip(browser_util.missing())
+    with browser_util.browser_page() as page:
+        page.emulate_media(color_scheme="dark")
+        page.goto((site[1]/"index.html").as_uri())
+        page.locator("#search-box").fill("build_solid")
+        hit = page.locator("#search-hits a").first
+        name, place = hit.inner_text().split("\n", 1)
+        assert name.strip() == "build_solid" and "build_solid" not in place.split(":")[0]
+        assert re.search(r"build_solid\s", hit.text_content())
+        shown = next(p for p in site[1].rglob("*.html") if 'class="formula"' in p.read_text())
+        page.goto(shown.as_uri())
+        formula = page.locator("svg.formula").first
+        ink, ground = formula.evaluate("e => [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor].map(c => c.match(/\\d+/g).slice(0, 3).map(Number))")
+        filled = formula.evaluate("e => [...e.querySelectorAll('path, use')].map(p => getComputedStyle(p).fill).filter(c => c == 'rgb(255, 255, 255)').length")
+        assert min(ink) > 150 and max(ground) < 60 and filled == 0
+        assert page.errors == []
+
+
 def test_pages_follow_each_other_and_can_be_searched(site):
     pages, out = site
     for before, after in zip(pages, pages[1:]):

@@ -164,7 +164,7 @@ def code_html(source): return f'<div class="code">{highlight(source, language="p
 
 @lru_cache(None)
 def formula(tex, display):
-    "A formula as SVG in the colour of the text; its TeX where it cannot be drawn."
+    "A formula as SVG in the color of the text, without a ground of its own; its TeX where it cannot be drawn."
     from matplotlib.mathtext import math_to_image
     plain = re.sub(r"\\l?r?Vert", r"\\Vert ", re.sub(r"\\(Big|big|!|left|right)(?![a-z])", "", tex.replace("\n", " ").replace(r"\tfrac", r"\frac")))
     plain = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", plain)
@@ -175,7 +175,7 @@ def formula(tex, display):
     try: depth = math_to_image(f"${plain}$", out, dpi=72, format="svg", color="#010203")
     except ValueError: return f'<code class="tex">{html.escape(tex)}</code>'
     svg = out.getvalue().decode()
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg"):], flags=re.S).replace("#010203", "currentColor")
+    svg = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->|<g id="patch_1">.*?</g>', "", svg[svg.index("<svg"):], flags=re.S).replace("#010203", "currentColor")
     width, height = (float(re.search(rf'{k}="([\d.]+)pt"', svg)[1])*size/10 for k in ("width", "height"))
     svg = re.sub(r'\bid="', 'id="@@', re.sub(r'href="#', 'href="#@@', svg)) # @@ becomes a number of its own wherever it is shown
     svg = re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', lambda m: f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="formula" role="img" aria-label="{html.escape(tex)}" viewBox="{m[1]}" '
@@ -330,7 +330,7 @@ nav.side li.on>a{background:var(--mark);font-weight:600}nav.side li ol{margin:2p
 nav.side li.part>a{color:var(--fg);font-weight:600}nav.side .number{color:var(--dim);font-variant-numeric:tabular-nums;margin-right:7px;font-size:12.5px}
 .top{display:flex;gap:8px;align-items:center;justify-content:space-between;margin-bottom:12px}.top button{border:1px solid var(--line);background:var(--bg);color:var(--fg);border-radius:6px;padding:3px 9px;cursor:pointer;font-size:13px}
 #search-box{width:100%;padding:7px 10px;border:1px solid var(--line);border-radius:6px;background:var(--bg);color:var(--fg);font:inherit;font-size:14px}
-#search-hits{list-style:none;margin:6px 0 0;padding:0;font-size:13.5px}#search-hits a{display:block;padding:5px 8px;border-radius:6px;color:var(--fg)}#search-hits a:hover,#search-hits a:focus{background:var(--mark)}#found small{display:block;color:var(--dim);line-height:1.35}
+#search-hits{list-style:none;margin:6px 0 0;padding:0;font-size:13.5px}#search-hits a{display:block;padding:5px 8px;border-radius:6px;color:var(--fg)}#search-hits a:hover,#search-hits a:focus{background:var(--mark)}#search-hits small{display:block;color:var(--dim);line-height:1.35}
 main{padding:26px 44px 80px;min-width:0;max-width:940px}main h1{font-size:32px;line-height:1.2;margin:.2em 0 .3em}main h2{margin-top:1.9em;padding-bottom:4px;border-bottom:1px solid var(--line);font-size:23px}main h3{margin-top:1.6em;font-size:18.5px}main h4{margin-top:1.4em}
 .here{color:var(--line);font-weight:400;font-size:.75em}h1:hover .here,h2:hover .here,h3:hover .here{color:var(--link)}
 blockquote{margin:0 0 1.2em;padding:0;color:var(--dim);font-size:18px}main img{max-width:100%}main p>img{border-radius:6px}
@@ -361,7 +361,7 @@ SCRIPT = """(function () {
     const hits = window.SEARCH.filter(e => words.every(w => (e[0] + ' ' + e[1] + ' ' + e[3]).toLowerCase().includes(w))).sort((a, b) => rank(a) - rank(b)).slice(0, 30);
     for (const [page, name, link, words_] of hits) {
       const item = document.createElement('li'), a = document.createElement('a'), small = document.createElement('small');
-      a.href = up + link; a.textContent = name; small.textContent = page + (words_ ? ': ' + words_.slice(0, 110) : ''); a.append(small); item.append(a); found.append(item);
+      a.href = up + link; a.append(name, ' '); small.textContent = page + (words_ ? ': ' + words_.slice(0, 110) : ''); a.append(small); item.append(a); found.append(item);
     }
     if (!hits.length) { const item = document.createElement('li'); item.textContent = 'nothing found'; found.append(item); }
   }

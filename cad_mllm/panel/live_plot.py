@@ -19,7 +19,7 @@ import ipywidgets as widgets
 from .plots import Plotted, x_rows
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #79a4be04
-TABS = (("loss", "Loss"), ("val_loss", "Validation"), ("lr", "Learning rate"), ("grad_norm", "Gradient norm"), ("tokens_per_second", "Tokens/s"), ("memory", "Memory, GiB"))
+TABS = (("loss", "Loss"), ("val_loss", "Validation"), ("lr", "Learning rate"), ("grad_norm", "Gradient norm"), ("tokens_per_second", "Tokens/s"), ("gpu_memory", "GPU memory, GiB"))
 X_COLUMNS = ("step", "samples", "tokens", "seconds")
 _LOGGED = tuple(key for key, _ in TABS if key != "val_loss")
 
