@@ -285,7 +285,7 @@ function pointLines(found) {
 function markLines(m) {
   const k = m.mark, loss = m.row == null ? null : (m.run.columns.loss || [])[m.row], title = make("b", `${m.run.name}, step ${k.step}`);
   const lines = [title, make("div", [k.stage, k.name, ...k.badges].filter(Boolean).join(", "))];
-  const fact = (name, value) => { if (isNumber(value)) lines.push(line3(m.run, name, value)); };
+  const fact = (name, value) => { if (isNumber(value)) { lines.push(line3(m.run, name, value)); lines[lines.length - 1].classList.add("fact"); } };
   if (!["loss", "val_loss"].includes(state.tab)) fact(base.tabs.find(t => t.key == state.tab).title.toLowerCase(), m.y);
   fact("loss of this step", loss); fact("mean since the last save", k.loss); fact("validation loss", k.val_loss);
   lines.push(make("small", k.problem || (k.key == tail.picked ? "selected" : "click to select it")));
