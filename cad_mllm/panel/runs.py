@@ -66,7 +66,7 @@ def _toy_row(rng, step, stage, steps, before):
     loss = (.25 + 2.6*math.exp(-step/45) + .5*before*math.exp(-(step - before*steps)/12))*math.exp(rng.gauss(0, .06))
     now = datetime(2026, 3, 1, 22) + timedelta(seconds=40*step)
     return dict(stage=stage, step=step, epoch=0, loss=loss, lr=2e-3*.5*(1 + math.cos(math.pi*((step - 1) % steps)/steps)), grad_norm=rng.uniform(.4, 1.2), tokens=1900*step,
-                samples=16*step, seconds=38.0*step, tokens_per_second=50.0, skipped_samples=0, nan_steps=0, time=now.isoformat())
+                samples=16*step, seconds=38.0*step, tokens_per_second=50.0, gpu_memory=3.1, skipped_samples=0, nan_steps=0, time=now.isoformat())
 
 # %% ../../nbs/10_panel/01_runs.ipynb #14c7ba7c
 def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=None):

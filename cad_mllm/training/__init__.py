@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "run_folder": ("OccupiedError RUN_FILES find_to_resume goes_on_here local_place move_aside refuse_occupied saved_run"),
     "distributed": ("PeerError World join_world pick_device seed_all use_deterministic_algorithms"),
     "schedule": ("Plan lr_factor"),
-    "trainer": ("DRAWN NotFiniteError Progress RunUpload TrainResult WARN_AFTER"),
+    "trainer": ("DRAWN NotFiniteError Progress RunUpload TrainResult WARN_AFTER gpu_memory"),
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),
     "resume": ("same_share"),

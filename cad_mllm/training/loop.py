@@ -26,7 +26,7 @@ from ..checkpoints.load import size_of_next_save
 from ..checkpoints.transfer import OutputFolder
 from .run_files import EVENTS, METRICS, RUN_CONFIG, STOP, Stopper
 from .run_folder import find_to_resume, move_aside, OccupiedError, refuse_occupied
-from .trainer import NotFiniteError, RunUpload, TrainResult
+from .trainer import gpu_memory, NotFiniteError, RunUpload, TrainResult
 from .resume import Trainer
 from .faults import go_back
 from .run_lines import banner, step_line
@@ -67,7 +67,8 @@ def asked_to_stop(self: Trainer, stopper: Stopper) -> bool:
 @patch
 def report(self: Trainer, row: dict, bar):
     "Log a step for files and for whoever reads the terminal or the log file."
-    self.log(**row)
+    memory = gpu_memory(self.device)
+    self.log(**row, **({} if memory is None else {"gpu_memory": memory}))
     self.tell("running", epoch=row["epoch"], lr=row["lr"], tokens_per_second=round(row["tokens_per_second"], 1))
     if bar.disable and self.world.is_main and (self.pace.is_due() or row.get("val_loss") is not None): print(step_line(self, row), flush=True)
 
