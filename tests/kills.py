@@ -1,5 +1,7 @@
 """Every moment at which a run can be killed: after each step, and in each phase of each save.
 
+`strike` sends a signal in the middle of what takes long instead, and counts what still runs of it afterwards.
+
 A point is written `step:7` or `PHASE:3`, the third time that a phase of saving is reached. `arm` makes a process end there by SIGKILL, `count` makes it write down how often it came to each.
 """
 import json
@@ -48,3 +50,38 @@ def arm(point: str):
 def points(counted: Path) -> list:
     "Every point of a run that was counted."
     return [f"{phase}:{i + 1}" for phase, num in json.loads(Path(counted).read_text()).items() for i in range(num)]
+
+
+
+def strike(where: str, told: Path):
+    "Send SIGTERM to this process in its third `validation:3` batch, or when parts are drawn the first time (`drawing:1`), and write down how often that was begun before and after, and finished."
+    from chapters import Chapter
+    from cad_mllm.training import Trainer
+    what, _, number = where.partition(":")
+    training, seen, inside = Chapter("cad_mllm.training"), dict(begun=0, after=0, finished=0), []
+    def note(key):
+        seen[key] += 1
+        Path(told).write_text(json.dumps(seen))
+    def begun():
+        if seen["begun"] == int(number): return note("after")
+        note("begun")
+        if seen["begun"] == int(number): os.kill(os.getpid(), signal.SIGTERM)
+    def batches(*args, inner=training.batches, **more):
+        for batch in inner(*args, **more):
+            if inside: begun()
+            yield batch
+    def held_out_loss(trainer, inner=training.held_out_loss):
+        inside.append(True)
+        try: return inner(trainer)
+        finally: inside.clear()
+    def draw_held_out(self, inner=Trainer.draw_held_out, real={}):
+        def draw(*args):
+            begun()
+            picture = real["draw"](*args)
+            note("finished")
+            return picture
+        real.setdefault("draw", self.draw)
+        self.draw = draw
+        return inner(self)
+    if what == "validation": training.batches, training.held_out_loss = batches, held_out_loss
+    else: Trainer.draw_held_out = draw_held_out

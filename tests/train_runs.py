@@ -66,6 +66,7 @@ def _fork(main, argv, log, env):
         os.environ.update(env)
         if "FENCE" in env: _fence(int(env["FENCE"]))
         if "KILL" in env: kills.arm(env["KILL"])
+        if "STRIKE" in env: kills.strike(*env["STRIKE"].split("@"))
         sys.argv = ["cad-mllm", *argv]
         main(argv)
     except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)

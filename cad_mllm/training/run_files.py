@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'WANDB', 'DATA_REPORTS', 'EXIT_DONE', 'EXIT_FAILED',
            'EXIT_UNDELIVERED', 'EXIT_STOPPED', 'EXIT_NOT_FINITE', 'write_json', 'append_line', 'read_lines',
-           'read_metrics', 'read_events', 'Stopper']
+           'read_metrics', 'read_events', 'Interrupted', 'Stopper']
 
 # %% ../../nbs/8_training/03_run_files.ipynb #dfe9aeba
 import json
@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..utils.files import finite
@@ -65,13 +66,16 @@ def read_events(
 EXIT_DONE, EXIT_FAILED, EXIT_UNDELIVERED, EXIT_STOPPED, EXIT_NOT_FINITE = 0, 1, 74, 75, 76
 
 # %% ../../nbs/8_training/03_run_files.ipynb #763a4c8c
+class Interrupted(BaseException):
+    "A stop was asked for in the middle of something that takes long and can be done again."
+
 class Stopper:
     "Knows why training should stop, or `reason` is empty."
     def __init__(self,
         files=None,              # where the stop file is looked for: `RunFiles` or `Delivery`; None looks for none
         max_minutes: float = 0.0, # from now on; 0 for no limit
     ):
-        self.files, self.reason, self.caught, self._old = files, "", "", {}
+        self.files, self.reason, self.caught, self.breaks, self._old = files, "", "", False, {}
         self.deadline = time.monotonic() + 60*max_minutes if max_minutes else math.inf
 
     def __enter__(self):
@@ -94,10 +98,29 @@ class Stopper:
     def _caught(self, number, frame):
         if (self.caught or self.reason) and number == signal.SIGINT: raise KeyboardInterrupt
         self.caught = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        if self.breaks: raise Interrupted(self.caught)
+
+    @contextmanager
+    def breakable(self):
+        "End what is inside at once when a signal comes, or has come: `Interrupted`."
+        try:
+            self.breaks = True
+            if self.caught: raise Interrupted(self.caught)
+            yield
+        finally: self.breaks = False
+
+    @property
+    def is_urgent(self) -> bool:
+        "Whether a reason of `check` is a request, and not the end of the steps that were wanted."
+        return self.reason not in ("", "max_steps")
 
     def check(self) -> str:
         "The reason to stop, or an empty string; only here does a signal become one."
-        if self.caught: self.reason, self.caught = self.reason or self.caught, ""
-        if self.files and self.files.seen(STOP): self.reason = self.reason or "the stop file"; self.files.forget(STOP)
-        if time.monotonic() >= self.deadline: self.reason = self.reason or "max_minutes"
+        if self.caught: self._because(self.caught); self.caught = ""
+        if self.files and self.files.seen(STOP): self._because("the stop file"); self.files.forget(STOP)
+        if time.monotonic() >= self.deadline: self._because("max_minutes")
         return self.reason
+
+    def _because(self, reason):
+        "The first request counts."
+        if not self.is_urgent: self.reason = reason
