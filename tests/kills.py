@@ -85,3 +85,36 @@ def strike(where: str, told: Path):
         return inner(self)
     if what == "validation": training.batches, training.held_out_loss = batches, held_out_loss
     else: Trainer.draw_held_out = draw_held_out
+
+
+def spoilt_step(spoils, then):
+    "`Trainer.backward`, where `spoils(trainer)` says so with `then(trainer, backward, parts)` in its place."
+    from cad_mllm.training import Trainer
+    backward = Trainer.backward
+    return lambda self, parts: then(self, backward, parts) if spoils(self) else backward(self, parts)
+
+
+def short_of_memory(most: int, step: int, error: BaseException | None = None):
+    "`Trainer.backward` of a device that from a step on has no room for more than so many samples at once."
+    import torch
+    error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB")
+    def then(trainer, backward, parts):
+        inner = trainer.compute
+        def compute(batch):
+            if batch.num_samples > most: raise error
+            return inner(batch)
+        trainer.compute = compute
+        try: return backward(trainer, parts)
+        finally: trainer.compute = inner
+    return spoilt_step(lambda trainer: trainer.progress.step >= step, then)
+
+
+def not_finite(step: int, times: int):
+    "`Trainer.backward` whose gradients are NaN from a step on, so many times in all."
+    left = [times]
+    def then(trainer, backward, parts):
+        left[0] -= 1
+        found = backward(trainer, parts)
+        trainer.trainable()[0].grad.fill_(float("nan"))
+        return found
+    return spoilt_step(lambda trainer: trainer.progress.step >= step and left[0], then)

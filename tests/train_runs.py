@@ -55,6 +55,7 @@ def _fence(step):
 
 def _fork(main, argv, log, env):
     "A training in a process group of its own; its process id."
+    from cad_mllm import training
     if pid := os.fork(): return pid
     code = 1
     try:
@@ -67,6 +68,8 @@ def _fork(main, argv, log, env):
         if "FENCE" in env: _fence(int(env["FENCE"]))
         if "KILL" in env: kills.arm(env["KILL"])
         if "STRIKE" in env: kills.strike(*env["STRIKE"].split("@"))
+        for name in ("short_of_memory", "not_finite"):
+            if name in env: training.Trainer.backward = getattr(kills, name)(*map(int, env[name].split()))
         sys.argv = ["cad-mllm", *argv]
         main(argv)
     except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)
