@@ -289,3 +289,59 @@ def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, c
     assert any(e["event"] == "save_failed" for e in read_events(tmp_path/"o"))
     saved = {r.step for r in list_checkpoints(tmp_path/"o")}
     assert {9, 12, 15, 18} <= saved and 3 not in saved and all(r.complete for r in list_checkpoints(tmp_path/"o")) and not list((tmp_path/"o").rglob(".tmp-*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, capsys):
+    "As `ulimit -f` sets it: a save that does not fit is told, lines that do not fit are kept, nothing half-written is left, and all is in its place once there is room."
+    import resource
+    monkeypatch.setenv("CAD_MLLM_LOCAL", str(tmp_path/"state"))
+    out, old = tmp_path/"o", resource.getrlimit(resource.RLIMIT_FSIZE)
+    model, settings = configs(data, out, *RUN)
+    trainer = Trainer(model, settings)
+    save, step = trainer.save, trainer.train_step
+    def limited(name=None):
+        if trainer.progress.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, ((out/"metrics.jsonl").stat().st_size + 100, old[1]))
+        save(name); trainer.delivery.wait_written()
+    def stepped(*args):
+        if trainer.progress.step == 6: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        return step(*args)
+    trainer.save, trainer.train_step = limited, stepped
+    try: result = trainer.run()
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    said = capsys.readouterr().out
+    assert result.exit_code == 0 and result.step == 18 and "File too large" in said and "training goes on" in said and "its lines are kept in" in said
+    saved = {r.step for r in list_checkpoints(out)}
+    assert {9, 12, 15, 18} <= saved and 3 not in saved and [r["step"] for r in read_metrics(out)] == list(range(1, 19))
+    assert not [p for p in out.rglob("*") if ".tmp" in p.name] and any(e["event"] == "save_failed" for e in read_events(out))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_temporary_files_of_a_killed_run_are_removed_by_the_next(mirrored, data, tmp_path):
+    out, local = tmp_path/"o", ["--local_dir", str(tmp_path/"local")] if mirrored else []
+    out.mkdir()
+    for name in ("status.json.4194305.tmp", f"metrics.jsonl.{os.getpid()}.tmp", "notes.tmp"): (out/name).touch()
+    assert train(*configs(data, out, *RUN, "--max_steps", "1", *local)).exit_code == 0
+    assert [p.name for p in out.glob("*.tmp")] == ["notes.tmp"]
+
+
+def test_a_folder_named_stop_in_a_mirrored_output_folder_is_told_and_keeps_nothing_away(data, tmp_path, capsys):
+    out = tmp_path/"drive"/"o"
+    (out/"stop").mkdir(parents=True)
+    result = train(*configs(data, out, *RUN, "--max_steps", "3", "--local_dir", tmp_path/"local"))
+    assert (result.step, result.exit_code) == (3, 0) and "'stop' in the output folder cannot be removed" in capsys.readouterr().out
+    assert [r["step"] for r in read_metrics(out)] == [1, 2, 3] and json.loads((out/"status.json").read_text())["state"] == "done" and list_checkpoints(out)
+
+
+def test_the_stop_file_in_a_mirrored_output_folder_stops_the_run(data, tmp_path):
+    "Also one that comes there again after an earlier one was obeyed, and the one that stopped an earlier run is forgotten."
+    out, flags = tmp_path/"drive"/"o", [*RUN, "--stage1_epochs", "5000", "--save_steps", "0", "--local_dir", str(tmp_path/"local")]
+    for n in (1, 2):
+        out.mkdir(parents=True, exist_ok=True)
+        (out/"stop").touch()                               # of an earlier run: does not count
+        process = Training(data, out, *flags, "--resume_from_ckpt", "auto").until(after(out, 2*n))
+        (out/"stop").touch()
+        process.wait(EXIT_STOPPED)
+        status = json.loads((out/"status.json").read_text())
+        assert status["message"] == "stopped by the stop file" and not (out/"stop").exists()
+        assert latest_checkpoint(out).name.startswith(f"checkpoint-step{status['step']}-")

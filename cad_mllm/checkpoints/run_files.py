@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..utils.files import finite
+from ..utils.files import clean_strays, finite, replace_bytes
 from .transfer import OutputFolder, reason_of, size_of
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #54de5223
@@ -73,8 +73,9 @@ class RunFiles:
         self.output_dir, self.local_dir, self.out, self.interval, self.clock = Path(output_dir), local_dir and Path(local_dir), out or OutputFolder(output_dir), interval, clock
         self.spare, self.tell = None if local_dir or not spare else Path(spare), tell or _nobody
         self.waiting, self.brought, self.troubled = {}, 0, set()   # name -> lines that are not in the output folder yet; lines that came there from elsewhere
-        self.late, self.changed, self.merged, self.watched, self.found, self.unwanted = {}, {}, set(), set(), set(), set()
+        self.late, self.changed, self.merged, self.watched, self.found, self.unwanted, self.refused = {}, {}, set(), set(), set(), set(), set()
         self.lock, self.wake, self.closing, self.last_error, self.next_round = threading.Lock(), threading.Event(), False, "", -math.inf
+        self.untidy = True                 # what kills left in the output folder is not looked for yet
         self._find_kept()
         self.thread = threading.Thread(target=self._mirror, name="cad_mllm-files", daemon=True) if background and self.local_dir else None
         if self.thread: self.thread.start()
@@ -119,9 +120,7 @@ def _put(self: RunFiles, name, data, lines):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if lines: append_bytes(path, data)
-        else:
-            Path(temporary := f"{path}.{os.getpid()}.tmp").write_bytes(data)
-            os.replace(temporary, path)
+        else: replace_bytes(path, data)
     except OSError as e:
         self.late[name], self.last_error = (data[-4_000_000:] if lines else data, lines), reason_of(e)
     else:
@@ -135,14 +134,15 @@ def step(self: RunFiles) -> bool: # whether everything is where it should be
     "One round of mirroring, if it is time."
     if not self.closing and self.clock() < self.next_round: return self.clean()
     self.next_round = self.clock() + self.interval
+    if self.untidy: _tidy(self)
     try:
         with self.lock:
             for name, (data, lines) in list(self.late.items()): self._put(name, data, lines)
         if self.spare: self._merge_kept()
         if self.local_dir:
             self.out.check()
-            for name in list(self.unwanted): self._unlink(name)
-            self.found = {name for name in self.watched if size_of(self.out, self.output_dir/name) is not None}
+            self.found = {name for name in self.watched - self.unwanted - self.refused if size_of(self.out, self.output_dir/name) is not None}
+            for name in list(self.unwanted): self._try_to_unlink(name)
             for name in list(self.changed): self._bring_file(name)
     except OSError as e: self.last_error = reason_of(e)
     else: self.last_error = "" if self.clean() else self.last_error
@@ -163,8 +163,7 @@ def _bring_file(self: RunFiles, name):
         data, waiting = path.read_bytes(), self.waiting.pop(name, 0)
         if lines and name not in self.merged: waiting = _num_missing(data, older)
         if older and (merged := merge_lines(older, data)) != data:
-            Path(temporary := f"{path}.{os.getpid()}.tmp").write_bytes(merged)
-            os.replace(temporary, path)
+            replace_bytes(path, merged)
             data = merged
         del self.changed[name]
     try:
@@ -221,9 +220,7 @@ def _merge_kept(self: RunFiles):
             new = kept.read_bytes() if kept.exists() else b""
             data = merge_lines(older, new)
             if data != older and data.startswith(older): append_bytes(path, data[len(older):])
-            elif data != older:
-                Path(temporary := f"{path}.{os.getpid()}.tmp").write_bytes(data)
-                os.replace(temporary, path)
+            elif data != older: replace_bytes(path, data)
             self.brought += self.waiting.pop(name)
             kept.unlink(missing_ok=True)
 
@@ -253,15 +250,30 @@ def seen(self: RunFiles, name: str) -> bool:
     return name in self.found or os.path.exists(self.root/name)
 
 @patch
-def forget(self: RunFiles, name: str):
-    "Remove a file, here and there; where that fails, at the next contact."
+def forget(self: RunFiles, name: str) -> bool: # False where something of that name cannot go, such as a folder
+    "Remove a file, here and there; where the output folder does not answer, at the next contact."
     self.found.discard(name)
     try: (self.root/name).unlink(missing_ok=True)
     except OSError as e: self.last_error = reason_of(e)
-    if not self.local_dir: return
-    self.unwanted.add(name)
+    if self.local_dir:
+        self.unwanted.add(name)
+        self._try_to_unlink(name)
+    return name not in self.refused and not os.path.exists(self.root/name)
+
+def _tidy(files):
+    "Remove temporary files that kills have left, here and there."
+    for folder in filter(None, (files.local_dir, files.output_dir)): clean_strays(folder)
+    files.untidy = False
+
+def _is_folder(error): return isinstance(error, IsADirectoryError) or error.errno == errno.EPERM     # unlink says the latter on macOS
+
+@patch
+def _try_to_unlink(self: RunFiles, name):
+    "Remove a file in the output folder; what cannot go must not keep others from arriving, and a folder of that name is left alone."
     try: self._unlink(name)
-    except OSError as e: self.last_error = reason_of(e)
+    except OSError as e:
+        self.last_error = reason_of(e)
+        if _is_folder(e): self.unwanted.discard(name); self.refused.add(name)
 
 @patch
 def _unlink(self: RunFiles, name):

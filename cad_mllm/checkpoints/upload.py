@@ -129,9 +129,9 @@ def seen(self: Delivery, name: str) -> bool:
     return self.files.seen(name)
 
 @patch
-def forget(self: Delivery, name: str):
+def forget(self: Delivery, name: str) -> bool: # False where something of that name cannot go, such as a folder
     "Remove OUTPUT/name, at once or at the next contact."
-    self.files.forget(name)
+    return self.files.forget(name)
 
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #84a85561
 @patch

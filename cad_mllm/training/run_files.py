@@ -10,13 +10,12 @@ __all__ = ['METRICS', 'EVENTS', 'STATUS', 'STOP', 'RUN_CONFIG', 'WANDB', 'DATA_R
 # %% ../../nbs/8_training/03_run_files.ipynb #dfe9aeba
 import json
 import math
-import os
 import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..utils.files import finite
+from ..utils.files import finite, replace_bytes
 
 # %% ../../nbs/8_training/03_run_files.ipynb #2e20d024
 METRICS, EVENTS, STATUS, STOP, RUN_CONFIG = "metrics.jsonl", "events.jsonl", "status.json", "stop", "run_config.json"
@@ -27,9 +26,7 @@ def write_json(
     value, # plain JSON values
 ):
     "Replace a JSON file in one go."
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(finite(value), indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_bytes(path, json.dumps(finite(value), indent=1).encode())
 
 def append_line(path: Path, value: dict):
     "Append one JSON line, numbers that are not finite as null; after a line that a kill cut short, begin a fresh one."
@@ -87,8 +84,7 @@ class Stopper:
 
     def _forget_old_stop(self):
         "A stop file of an earlier run does not count, nor does a folder of that name, which cannot go."
-        self.files.forget(STOP)
-        if not self.files.seen(STOP): return
+        if self.files.forget(STOP): return
         print(f"⚠️  {STOP!r} in the output folder cannot be removed (a folder?): it is not looked at; stop with SIGTERM or Ctrl-C", flush=True)
         self.files = None
 
