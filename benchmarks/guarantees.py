@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import re
@@ -70,7 +71,10 @@ def random_hash():
 
 class Recorder:
     "Writes a JSON line for each step and save of a child; kills the child in the middle of step `kill_at`."
-    def __init__(self, path, kill_at=0): self.file, self.kill_at, self.first = open(path, "a", buffering=1), kill_at, True
+    def __init__(self, path, kill_at=0): self.file, self.kill_at, self.first, self.spoil_from = open(path, "a", buffering=1), kill_at, True, 0
+
+    @property
+    def spoils(self): return self.spoil_from and self.row["step"] >= self.spoil_from      # this step is to give NaN
 
     def line(self, **row): self.file.write(json.dumps(row | {"time": time.perf_counter()}) + "\n")
 
@@ -148,11 +152,18 @@ class OurRunner:
                 recorder.before(self.progress.step + 1, ids, self.model, self.optimizer)
                 found = super().backward(parts)
                 recorder.after(found[0])
-                return found
+                if not recorder.spoils: return found
+                for p in self.trainable(): p.grad = torch.full_like(p, math.nan)
+                return math.nan, found[1]
 
             def save(self, *args, **more):
                 with recorder.saving(self.progress.step, self.model, self.optimizer): return super().save(*args, **more)
         Recorded(task.config, replace(task.training, output_dir=str(out), max_steps=steps, batch_size=batch, resume_from_ckpt="latest" if resume else "")).run()
+
+    @staticmethod
+    def figures(out):
+        from cad_mllm.training import read_metrics
+        return {r["step"] for r in read_metrics(out)}
 
     @staticmethod
     def checkpoints(out): return sorted((p for p in out.glob("*/checkpoint-step*")), key=lambda p: int(p.name.split("step")[1].split("-")[0]))
@@ -172,7 +183,7 @@ class TrainerRunner:
                 recorder.before(self.state.global_step + 1, task.ids(inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool()), model, self.optimizer)
                 loss = super().compute_loss(model, inputs, **more)
                 recorder.after(loss.detach())
-                return loss
+                return loss*math.nan if recorder.spoils else loss
 
             def _save_checkpoint(self, model, trial):
                 with recorder.saving(self.state.global_step, model, self.optimizer): return super()._save_checkpoint(model, trial)
@@ -181,6 +192,11 @@ class TrainerRunner:
                                  disable_tqdm=True, remove_unused_columns=False)
         trainer = Recorded(task.model().llm, args, train_dataset=task.rows, data_collator=task.pad)
         trainer.train(resume_from_checkpoint=True if resume else None)
+
+    @staticmethod
+    def figures(out):
+        states = [p/"trainer_state.json" for p in TrainerRunner.checkpoints(out) if (p/"trainer_state.json").exists()]
+        return {r["step"] for r in json.loads(states[-1].read_text())["log_history"]} if states else set()
 
     @staticmethod
     def checkpoints(out): return sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
@@ -217,12 +233,14 @@ class AccelerateRunner:
                 recorder.before(progress.step + 1, task.ids(batch["input_ids"], batch["labels"], batch["attention_mask"].bool()), model, optimizer)
                 loss = model(**batch).loss
                 recorder.after(loss.detach())
-                accelerator.backward(loss)
+                accelerator.backward(loss*math.nan if recorder.spoils else loss)
                 optimizer.step(); scheduler.step(); optimizer.zero_grad()
                 progress.step += 1
                 if progress.step % SAVE_EVERY == 0:
                     with recorder.saving(progress.step, model, optimizer): accelerator.save_state()
                 if progress.step >= steps: return
+
+    figures = None                                        # it keeps none by itself
 
     @staticmethod
     def checkpoints(out): return sorted((out/"checkpoints").glob("checkpoint_*"), key=lambda p: int(p.name.split("_")[1]))
@@ -489,6 +507,97 @@ def code_runs(runner, folder, prepared):
     return YES if not ran else f"{NO} ({', '.join(ran)} ran)"
 
 
+def changes_files(event, args, out):
+    "Whether an audited operation writes, renames or removes something below a folder."
+    if event == "open": return args[0] is not None and str(args[0]).startswith(out) and bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    if event not in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"): return False
+    return str(args[0]).startswith(out) or event != "os.truncate" and args[-1] not in (-1, None) and not os.path.isabs(str(args[0]))     # by the descriptor of its folder
+
+
+def killed_at_operations(runner, folder, num):
+    "SIGKILL right before the first, the last and other file operations of the third save, `num` in all; then resume latest."
+    prepared, outcomes = folder/"prepared", {}
+    child(runner, prepared, 2*SAVE_EVERY)
+    known = {r["saving"]: r["state"] for r in lines(folder/"prepared.record.jsonl") if "saving" in r}
+    def saves(name, kill_at):
+        "Save a third time; the operations until the end, or until the kill."
+        out, done = folder/name, folder/f"{name}.operations"
+        copy(prepared, out)
+        def prepare(recorder):
+            at, begun = os.open(done, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), []
+            def seen(event, args):
+                if not begun or not changes_files(event, args, str(out)): return
+                begun.append(event)
+                if len(begun) - 1 == kill_at: os.kill(os.getpid(), signal.SIGKILL)
+                os.write(at, b".")
+            recorder.on_save = lambda step: begun.append("save") if step == 3*SAVE_EVERY else None
+            sys.addaudithook(seen)
+        child(runner, out, 3*SAVE_EVERY, resume=True, prepare=prepare)
+        return done.stat().st_size
+    total = saves("counted", 0)
+    for i in sorted({round(1 + k*(total - 1)/(num - 1)) for k in range(num)}):
+        name = f"k{i}"
+        saves(name, i)
+        states = known | {r["saving"]: r["state"] for r in lines(folder/f"{name}.record.jsonl") if "saving" in r}
+        what, step, state, said = resumed(runner, folder/name, 3*SAVE_EVERY + 1)
+        if what == "resumed" and state != states.get(step): what = "resumed with a state that was never saved"
+        elif what == "resumed" and step not in (2*SAVE_EVERY, 3*SAVE_EVERY): what = f"resumed from step {step}"
+        outcomes[what] = outcomes.get(what, 0) + 1
+        shutil.rmtree(folder/name)
+    good, tried = outcomes.pop("resumed", 0), sum(outcomes.values())
+    tried += good
+    return YES + f" ({good} of {tried}, of {total} operations)" if good == tried else f"{NO} ({good} of {tried}; " + "; ".join(f"{n} times {k}" for k, n in sorted(outcomes.items(), key=lambda x: -x[1])) + ")"
+
+
+def weights_of(runner, out): return {p: (f.stat().st_ino, f.stat().st_mtime_ns) for p in runner.checkpoints(out) for f in [find(p, WEIGHTS)]}
+
+
+def occupied(runner, folder):
+    "The same command again, without resuming, in the folder of an earlier run: what becomes of the earlier run's checkpoints?"
+    out = folder/"run"
+    child(runner, out, 2*SAVE_EVERY)
+    before = weights_of(runner, out)
+    status, said, _ = child(runner, out, 2*SAVE_EVERY, record="again.jsonl")
+    after = weights_of(runner, out)
+    lost = sum(after.get(p) != known for p, known in before.items())
+    if lost: return f"{NO}: {lost} of {len(before)} checkpoints replaced or removed, nothing is said"
+    return f"{YES}: refused before its first step" if not steps_of(folder/"run.again.jsonl") else f"noticed, stops: {reason(said)}" if status else YES
+
+
+def becomes_nan(runner, folder):
+    "Loss and gradients are NaN from a step on: what does resume latest take afterwards?"
+    from safetensors.torch import load_file
+    out, begins = folder/"run", SAVE_EVERY + 3
+    status, said, _ = child(runner, out, 5*SAVE_EVERY, prepare=lambda recorder: setattr(recorder, "spoil_from", begins))
+    good = [p for p in runner.checkpoints(out) if all(t.isfinite().all() for t in load_file(find(p, WEIGHTS)).values())]
+    what, step, state, _ = resumed(runner, out, 5*SAVE_EVERY + 1)
+    ended = f"stops: {reason(said)}" if status else "trains to the end"
+    if what == "resumed" and step < begins and good: return f"{YES}: {ended}; resumes from step {step}"
+    return f"{NO}: {ended}; {len(good)} of {len(runner.checkpoints(out))} checkpoints are finite; " + (f"resumes from step {step}" if what == "resumed" else what)
+
+
+def second_machine():
+    "Make this process look like one of another machine."
+    from cad_mllm.utils import run_lock
+    socket.gethostname = lambda: "elsewhere"
+    run_lock._space = lambda: "elsewhere"
+
+
+def two_machines(runner, folder):
+    "A second training, on another machine, begins in the folder that a first one trains into."
+    out = folder/"run"
+    first = child(runner, out, 10_000, wait=False)
+    while not steps_of(folder/"run.record.jsonl"): time.sleep(.05)
+    record = folder/"run.second.jsonl"
+    second, code, until = child(runner, out, 10_000, wait=False, record="second.jsonl", prepare=lambda recorder: second_machine()), 0, time.perf_counter() + 300
+    while not code and time.perf_counter() < until and not any("saved" in r for r in lines(record)): time.sleep(.05); code, status = os.waitpid(second, os.WNOHANG)
+    for pid in (first, *([] if code else [second])):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if not steps_of(record): return f"{YES}: the second is refused" if code and status else "no answer in 300 s"
+    return f"noticed, stops: {reason((folder/'run.second.jsonl.log').read_text(errors='replace'))}" if code and status else f"{NO}: both train and save"
+
+
 def small_disk(folder, size):
     "Give this process alone a disk of `size` bytes at `folder`; False where the system forbids it."
     libc = ctypes.CDLL(None, use_errno=True)
@@ -523,19 +632,22 @@ def disk_full(runner, folder, size):
                 goes_on, said = last() >= 2*SAVE_EVERY + 3, (mount/"out.record.jsonl.log").read_text(errors="replace")
                 (mount/"ballast").unlink()                    # there is room again, for a run that waits for it at its end
                 if not code: os.waitpid(pid, 0)
+                done, kept = {r["step"] for r in lines(record) if "step" in r}, runner.figures(out) if runner.figures else None
+                figures = "keeps none by itself" if kept is None else YES if done <= kept else f"{NO}: of {len(done)} steps those of {len(done & kept)}"
                 known = {r["saving"]: r["state"] for r in lines(record) if "saving" in r}
                 what, step, state, later = resumed(runner, out, 2*SAVE_EVERY + 4)
                 good = what == "resumed" and step in known and state == known[step] or what == "resumed" and step == 2*SAVE_EVERY + 3
-                report.write_text(json.dumps(dict(goes_on=YES if goes_on else f"{NO} ({reason(said)})",
+                report.write_text(json.dumps(dict(figures=figures, goes_on=YES if goes_on else f"{NO} ({reason(said)})",
                                                   resumes=YES + f" (step {step})" if good else f"{NO} ({what if what != 'resumed' else f'resumed from step {step} with a state that was never saved'})")))
         except BaseException: traceback.print_exc()
         finally: os._exit(0)
     os.waitpid(pid, 0)
-    return json.loads(report.read_text()) if report.exists() else dict.fromkeys(("goes_on", "resumes"), "not measured: this system gives no private mounts")
+    return json.loads(report.read_text()) if report.exists() else dict.fromkeys(("goes_on", "resumes", "figures"), "not measured: this system gives no private mounts")
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------------------
 
+TESTS = "exact,kills,operations,damage,full,occupied,nan,machines,processes"
 ROWS = {
     "losses": "same losses to the last bit after SIGKILL in mid-epoch (first and second epoch)",
     "weights": "same weights and optimizer state at the end, to the last bit",
@@ -551,6 +663,11 @@ ROWS = {
     "code": "no file of a checkpoint can run code on resume",
     "goes_on": "disk full during a save: training goes on",
     "resumes": "disk full during a save: resume latest works afterwards",
+    "figures": "disk full during a save: the logged figures of every step are there afterwards",
+    "operations": "killed before a file operation of a save, from the first to the last: resume latest takes the newest whole checkpoint",
+    "occupied": "a new run in the folder of an earlier one leaves the earlier one's checkpoints alone",
+    "nan": "weights that become NaN: said, and resume latest takes a checkpoint from before",
+    "machines": "a second machine that trains into the same folder is refused",
     "two": "two processes, both killed, resumed as two: same samples and losses to the last bit",
     "one": "the same, resumed by one process: keeps the samples of each step, or says that it does not",
 }
@@ -558,12 +675,21 @@ ROWS = {
 
 def measure(runner, folder, kills, tests):
     "Every row of one column."
-    found, timing = exact(runner, folder/"exact")
-    if "kills" in tests: found["kills"] = killed_while_saving(runner, folder/"kills", kills, timing["save"])
+    found, timing = exact(runner, folder/"exact") if "exact" in tests else ({}, {})
+    if "operations" in tests: found["operations"] = killed_at_operations(runner, folder/"operations", kills)
+    for name, test in (("occupied", occupied), ("nan", becomes_nan), ("machines", two_machines)):
+        if name in tests: found[name] = test(runner, folder/name)
+    if "kills" in tests: found["kills"] = killed_while_saving(runner, folder/"kills", kills, timing.get("save", .1))
     if "damage" in tests: found |= damaged(runner, folder/"kills" if "kills" in tests else folder/"damage")
     if "processes" in tests: found |= processes(runner, folder/"processes")
-    if "full" in tests: found |= disk_full(runner, folder/"full", timing["bytes"])
+    if "full" in tests: found |= disk_full(runner, folder/"full", timing.get("bytes") or size_of_one(runner, folder/"size"))
     return found, timing
+
+
+def size_of_one(runner, folder):
+    "The bytes of a checkpoint."
+    child(runner, folder/"run", SAVE_EVERY)
+    return newest_size(runner.checkpoints(folder/"run")[-1])
 
 
 def table(columns):
@@ -572,7 +698,7 @@ def table(columns):
     out = [f"| | {' | '.join(names)} |", f"|---|{'---|'*len(names)}"]
     line = lambda text, cells: out.append(f"| {text} | {' | '.join(cells)} |")
     for text, key, form in (("bytes of a checkpoint", "bytes", ",d"), ("seconds training waits for a save, median", "save", ".3f"), ("seconds from asking to resume to the first step", "resume", ".2f")):
-        of = first[key]
+        if not (of := first.get(key)): continue
         line(f"{text} (times {names[0]})", [f"{t[key]:{form}} ({t[key]/of:.2f})" if t[key] and of else "failed" for _, t in columns.values()])
     for key, text in ROWS.items():
         cells = [f.get(key, "not measured") for f, _ in columns.values()]
@@ -585,7 +711,7 @@ def preload():
     for name in ("peft", "accelerate", "transformers.trainer", "cad_mllm.training.loop"): importlib.import_module(name)
 
 
-def compare(folder, kills=20, only="", tests="kills,damage,full,processes"):
+def compare(folder, kills=20, only="", tests=TESTS):
     "The table as Markdown."
     preload()
     os.environ["CAD_MLLM_LOCAL"] = str(folder/"local")    # where ours keeps what it cannot deliver
@@ -594,7 +720,7 @@ def compare(folder, kills=20, only="", tests="kills,damage,full,processes"):
     if only:
         runners = [r for r in runners + [StatefulRunner] if r.name in only.split(";")]
     for kind in runners:
-        (folder/kind.__name__/"exact").mkdir(parents=True)
+        for test in ("exact", "operations", "occupied", "nan", "machines", "size"): (folder/kind.__name__/test).mkdir(parents=True)
         began = time.perf_counter()
         columns[kind.name] = measure(kind(task), folder/kind.__name__, kills, tests.split(","))
         print(f"  {kind.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -604,10 +730,10 @@ def compare(folder, kills=20, only="", tests="kills,damage,full,processes"):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="kills while saving, for each column")
+    parser.add_argument("--kills", type=int, default=20, help="kills while saving and before file operations, for each column")
     parser.add_argument("--quick", action="store_true", help="four kills")
     parser.add_argument("--only", default="", help="names of columns, with semicolons")
-    parser.add_argument("--tests", default="kills,damage,full,processes", help="beside exactness: any of kills, damage, full, processes")
+    parser.add_argument("--tests", default=TESTS, help=f"any of {TESTS}")
     parser.add_argument("--dir", type=Path, help="work in a temporary folder below this one; default: the system's")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

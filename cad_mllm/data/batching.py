@@ -10,6 +10,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
@@ -72,8 +73,10 @@ def _each(iterator):
     while True:
         try: batch = next(iterator)
         except StopIteration: return
-        except RuntimeError:
-            if not (gone := [w for w in getattr(iterator, "_workers", ()) if w.exitcode]): raise
+        except (RuntimeError, OSError, EOFError):      # it did not come, or what came cannot be taken over from the dead
+            workers = getattr(iterator, "_workers", ())
+            wait([w.sentinel for w in workers], timeout=1.0)
+            if not (gone := [w for w in workers if w.exitcode]): raise
             ends = {f"process {w.pid} " + (f"was ended by {signal.Signals(-w.exitcode).name}" if w.exitcode < 0 else f"ended with code {w.exitcode}") for w in gone}
             raise DataWorkerError(f"num_workers={len(iterator._workers)}: a data worker is gone: {', '.join(sorted(ends))}") from None
         yield batch
