@@ -95,9 +95,14 @@ def put(self: OutputFolder, path, data: bytes):
 def write(self: OutputFolder, path, data: bytes):
     "A small file, replaced in one go."
     temporary = f"{path}.{os.getpid()}.tmp"
-    self.put(temporary, data)
-    try: self.rename(temporary, path)
-    except FileNotFoundError: self.put(path, data)       # what was just made may show late: better not in one go than never
+    try:
+        self.put(temporary, data)
+        try: self.rename(temporary, path)
+        except FileNotFoundError: self.put(path, data)       # what was just made may show late: better not in one go than never
+    except OSError:
+        try: self.unlink(temporary)
+        except OSError: pass               # the first error is the one to tell
+        raise
 
 @patch
 def copy(self: OutputFolder, source, target) -> str: # SHA-256 of what was read from the source

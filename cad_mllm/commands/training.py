@@ -84,7 +84,7 @@ def _recipes_help():
 def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     "The command line of training."
     p = Parser(prog=prog, formatter_class=_Help, epilog=_recipes_help(), usage=f"{prog} [--recipe NAME] [--data_root DATA] [--output_dir RUN] [further flags]",
-               description="Train a model through the curriculum, or go on training. Exit code: 0 when done; 1 when refused or failed; 74 when done, but not everything has reached the output folder; "
+               description="Train a model through the curriculum, or go on training. Exit code: 0 when done; 1 when refused or failed; 71 when the system took away a data worker or memory, after saving; 74 when done, but not everything has reached the output folder; "
                            "75 when stopped before the end after saving (run again with --resume_from_ckpt auto); 76 when its numbers stayed not finite; 130 when interrupted at once.")
     first = p.add_argument_group("the recipe and its stages")
     first.add_argument("--recipe", default=None, metavar="NAME", help=f"where the settings start from: {', '.join(RECIPES)} (default: what the checkpoint has, else qwen3_0_6b)")

@@ -32,7 +32,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "tokenizer": ("load_tokenizer tiny_tokenizer"),
     "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
     "stream": ("HELD_OUT SCHEME StreamDataset StreamName maker_files makers open_dataset"),
-    "batching": ("batches num_batches"),
+    "batching": ("DataWorkerError GRACE batches num_batches"),
     "packing": ("MultimodalAutocompleteDataset pack"),
     "report": ("Diagnosis DoctorError FOLDERS PERCENTILES doctor fingerprint"),
 })

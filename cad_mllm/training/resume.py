@@ -22,7 +22,8 @@ from ..checkpoints.optimizer import restore_optimizer
 from .run_folder import goes_on_here
 from .distributed import seed_all
 from .schedule import lr_factor, Plan
-from .trainer import Progress, Trainer
+from .trainer import Progress
+from .validation import Trainer
 from .changes import (
     Change, changed_base, changed_settings, changed_stages, ChangedError, CHOICE, other_model, OTHER_RUN,
     ROUNDING_ONLY, SAME_DATA, settle_split, Split)
@@ -64,6 +65,7 @@ def resume(self: Trainer, path: Path):
         print(f"  ⚠️  {state.get('stage')!r} is not a stage of this curriculum: {self.train_config.stages[first].name} begins with the checkpoint's weights")
     if self.progress.stage_index < first or stage_index is None and "progress" in state: self.next_stage(first)
     else: self.check_changes(state); self.pending = state
+    self.saved_step = self.progress.step
     self.log(event="resume", step=self.progress.step, stage=self.stage.name, path=str(loaded.path), changes=[str(c) for c in self.changes])
 
 # %% ../../nbs/8_training/09_resume.ipynb #af467e0a
@@ -90,7 +92,7 @@ def next_stage(self: Trainer, index: int):
     "Begin a stage: its own step count, position, best and averages."
     p = self.progress
     p.stage_index, p.stage_step, p.position, p.best, p.val_loss, p.val_step, p.loss_sum, p.loss_steps = index, 0, 0, math.inf, None, -1, 0.0, 0
-    p.gate_best, p.gate_waits, p.gate = math.inf, 0, ""
+    p.gate_best, p.gate_waits, p.gate, p.val_due = math.inf, 0, "", False
     self.pending = {}
 
 # %% ../../nbs/8_training/09_resume.ipynb #052dad14
@@ -148,7 +150,7 @@ def check_changes(self: Trainer, state: dict):
     for change in self.changes if self.world.is_main else ():
         print(f"  ⚠️  {change}" + (" (accepted)" if change.kind == OTHER_RUN else ""))
     names = {c.name for c in self.changes}
-    if "validation data" in names: p.best = math.inf
+    if "validation data" in names: p.best, p.val_step = math.inf, -1
     if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.data))
 
 def same_share(

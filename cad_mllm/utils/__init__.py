@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "lazy": ("LazyModule hand_on torch"),
     "figures": ("Figure"),
     "arguments": ("Parser Positional add_switch docments make_parser suggestion"),
-    "files": ("finite replacing write_bytes_atomic write_text"),
+    "files": ("clean_strays finite replace_bytes replacing write_bytes_atomic write_text"),
     "run_lock": ("BEAT FolderLock HeldError Holder LOCK PATIENCE UNKNOWN beat is_gone read_holder release take "
               "this_process"),
     "progress": ("Pace Progress duration_words in_notebook shows_bars"),
