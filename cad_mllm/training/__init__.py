@@ -6,18 +6,21 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "trackers": ("Guarded TRACKERS TensorBoard WeightsAndBiases numbers open_trackers png_bytes"),
     "notify": ("EVENTS_TOLD Notifier without_address"),
     "fsdp": ("Sharded Sharding WholeModel sharding_asked whole_copy"),
-    "run_files": ("DATA_REPORTS EVENTS EXIT_DONE EXIT_FAILED EXIT_NOT_FINITE EXIT_STOPPED EXIT_UNDELIVERED METRICS "
-              "RUN_CONFIG STATUS STOP Stopper WANDB append_line read_events read_lines read_metrics write_json"),
+    "run_files": ("DATA_REPORTS EVENTS EXIT_DONE EXIT_FAILED EXIT_FAULT EXIT_NOT_FINITE EXIT_STOPPED EXIT_UNDELIVERED "
+              "Interrupted METRICS RUN_CONFIG STATUS STOP Stopper WANDB append_line read_events read_lines read_metrics "
+              "write_json"),
     "run_folder": ("OccupiedError RUN_FILES find_to_resume goes_on_here local_place move_aside refuse_occupied saved_run"),
     "distributed": ("PeerError World join_world pick_device seed_all use_deterministic_algorithms"),
     "schedule": ("Plan lr_factor"),
-    "trainer": ("DRAWN NotFiniteError Progress RunUpload TrainResult WARN_AFTER gpu_memory"),
+    "trainer": ("FaultError NoMemoryError NotFiniteError Progress RunUpload TrainResult WARN_AFTER brief gpu_memory "
+              "is_out_of_memory"),
+    "validation": ("DRAWN held_out_loss leave_if_asked"),
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),
     "resume": ("same_share"),
-    "faults": ("go_back"),
+    "faults": ("LESS_MEMORY go_back halve_batches leave_at_fault save_and_leave whole_step"),
     "run_lines": ("banner step_line total_steps"),
-    "loop": ("RunningError Trainer begin_from running_pid train"),
+    "loop": ("RunningError Trainer after_step begin_from catch_up in_words running_pid train"),
     "planner": ("Advice CARDS COMPILED Card EAGER PREDICTED SHAPES Shape TOKENS activation_bytes advise flops "
               "gathered_bytes memory num_trained plan reached shape_of"),
     "products": ("CountProducts"),
