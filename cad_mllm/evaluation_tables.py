@@ -85,7 +85,7 @@ def draw_distributions(
 
 BASELINE, CEILING = "the partial alone", "the ground truth"
 # old name: the last two stand in evaluations of 0.2
-REFERENCE_ROWS = (BASELINE, CEILING, "the beginning alone", "the truth itself")
+REFERENCE_ROWS = (BASELINE, CEILING, "the beginning alone", "the ground truth")
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #6e29cd1e
 def pick_cases(

@@ -328,7 +328,7 @@ def trainer_state(self: Trainer) -> dict:
 # %% ../../nbs/8_training/07_trainer.ipynb #9fa4fa0b
 @patch
 def judge(self: Trainer, stopped: bool = False) -> tuple: # (mean training loss since the previous save, validation loss measured here or None, whether it is the best so far)
-    "What a checkpoint says about its quality; the averages begin anew, except where a stop made it: the resumed run goes on with them."
+    "What a checkpoint says about its quality; the averages start again, except where a stop made it: the resumed run goes on with them."
     p, loss = self.progress, self.progress.mean_loss
     val_loss = p.val_loss if p.val_step == p.step else None
     if stopped: return loss, val_loss, math.isinf(p.best)
