@@ -124,13 +124,13 @@ def run(self: Trainer) -> TrainResult:
         self.tell("starting")
         self.open_data()
         self.next_stage(t.start_from_stage - 1)
+        if self.world.is_main: print(banner(self), flush=True)
         if path := self.find_resume(): self.resume(path)
         elif t.init_from: begin_from(self, t.init_from)
         self.record_settings()
         self.open_trackers()
         with self.world.watched():
             self.share_out()
-            if self.world.is_main: print(banner(self), flush=True)
             self.run_stages(stopper)
         status = "done" if not stopper.reason or stopper.reason == "max_steps" else "stopped"
         undelivered = self.deliver_rest(stopper)

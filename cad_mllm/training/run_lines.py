@@ -46,16 +46,15 @@ def banner(
     trainer: Trainer, # about to take its first step
 ) -> str: # several lines
     "What a training is about to do."
-    t, p = trainer.train_config, trainer.progress
+    t = trainer.train_config
     held_out = len(trainer.val_data) if trainer.val_data is not None else 0
     per_step = t.batch_size*t.gradient_accumulation_steps*trainer.world.size
     stages = [_stage_line(trainer, i) for i in range(t.start_from_stage - 1, len(t.stages)) if t.stages[i].num_epochs]
     saved = f"a checkpoint every {t.save_steps:,} steps" if t.save_steps else f"a checkpoint every {t.save_minutes:g} minutes" if t.save_minutes else "checkpoints at the ends of stages"
-    begins = f", going on at step {p.step:,}" if p.step else ""
     files = f"{trainer.output_dir}" + (f" (first in {trainer.root})" if trainer.root != trainer.output_dir else "")
     lines = [("device", _device_line(trainer)), ("model", _model_line(trainer)), ("samples", f"{len(trainer.data):,} to learn from, {held_out:,} held out"),
              *(("stages" if i == 0 else "", line) for i, line in enumerate(stages)),
-             ("steps", f"{total_steps(trainer):,} in all{begins}, {per_step:,} samples each; {saved}"), ("files", f"{files}; touch {trainer.output_dir}/stop saves and stops")]
+             ("steps", f"{total_steps(trainer):,} in all, {per_step:,} samples each; {saved}"), ("files", f"{files}; touch {trainer.output_dir}/stop saves and stops")]
     return "\n".join(f"{name:10} {text}" for name, text in lines)
 
 # %% ../../nbs/8_training/09c_run_lines.ipynb #1711c9f8
