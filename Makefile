@@ -11,11 +11,12 @@ VENV   ?= .venv
 BIN     = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 DEMO   ?= demo
+WIDGETS7 ?= $(VENV)-widgets7
 PIP     = $(BIN)/python -m pip --disable-pip-version-check -q
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check test-nbs test-py test-browser mutations address export run-nbs docs dist clean
+.PHONY: demo test check test-nbs test-py test-browser widgets7 mutations address export run-nbs docs dist clean
 
 $(VENV)/.run: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -45,6 +46,15 @@ test-py: $(VENV)/.dev
 # A browser, a server and a kernel answer each other in their own time: what failed is run once more, alone, before it counts.
 test-browser: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser || OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser --last-failed --last-failed-no-failures none
+
+# A second environment with the ipywidgets that Colab has, for the browser tests that name it; everything else comes from the first.
+$(WIDGETS7)/.ready: $(VENV)/.dev
+	test -x $(WIDGETS7)/bin/python || $(BIN)/python -m venv $(WIDGETS7)
+	$(WIDGETS7)/bin/python -m pip --disable-pip-version-check -q install ipywidgets==7.7.1 notebook==6.5.7 widgetsnbextension==3.6.6 "setuptools<81"
+	$(BIN)/python -c "import site, sys; print(site.getsitepackages()[0])" > "$$($(WIDGETS7)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_first_environment.pth"
+	touch $@
+
+widgets7: $(WIDGETS7)/.ready
 
 # Breaks each guarantee on purpose and sees that a test notices; hours. ARGS="--sample 10" takes some.
 mutations: $(VENV)/.dev

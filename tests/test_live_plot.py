@@ -224,10 +224,12 @@ def test_a_click_selects_with_ipywidgets_7(tmp_path, folder, page):
 
 
 def test_clicks_during_a_cell_wait_and_the_last_one_counts(tmp_path, folder, page):
-    busy = "panel\n" + "import IPython, time\nIPython.display.display(panel)\n" + f"while not __import__('os').path.exists({str(tmp_path/'go')!r}): time.sleep(.1)"
-    with server("lab", notebook(tmp_path, folder, after=busy)) as show:
+    "While the kernel is busy the page says that a click is queued; then the last one counts."
+    busy = f"import os, time\nwhile not os.path.exists({str(tmp_path/'go')!r}): time.sleep(.1)"
+    with server("lab", notebook(tmp_path, folder)) as show:
         show(page)
         plot = Plot(page)
+        page.evaluate("code => { jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}) }", busy)
         for step in (20, 40, 160): page.mouse.click(*plot.mark_of("brackets", step))
         plot.inside.locator("#said", has_text="Queued").wait_for()
         (tmp_path/"go").touch()
@@ -235,8 +237,8 @@ def test_clicks_during_a_cell_wait_and_the_last_one_counts(tmp_path, folder, pag
         picked(page, "checkpoint-step160-")
 
 
-def test_two_panels_and_anothers_widget(tmp_path, folder, page):
-    "Two panels in one notebook do not hear each other's clicks, and a plot opened twice shows the same."
+def test_two_panels_do_not_hear_each_other(tmp_path, folder, page):
+    "Two panels in one notebook: a click in one selects nothing in the other."
     after = f"import ipywidgets\nother = CheckpointPanel({str(folder/'flanges')!r})\nipywidgets.VBox([panel, other])"
     with server("voila", notebook(tmp_path, folder, after=after)) as show:
         show(page)

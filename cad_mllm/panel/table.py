@@ -95,8 +95,8 @@ class Curve:
         step = line.get("step")
         if not isinstance(step, int): return
         if self.rows and self.rows[-1]["step"] == step: self.rows[-1] = self.rows[-1] | line; return
-        if gone := [r for r in self.rows if r["step"] >= step]:
-            self.lost.append(gone)
+        if self.rows and self.rows[-1]["step"] > step:
+            self.lost.append([r for r in self.rows if r["step"] >= step])
             self.rows = [r for r in self.rows if r["step"] < step]
         self.rows.append(line)
 
