@@ -79,13 +79,22 @@ def table(notebook, home, install):
                       f"From a fresh runtime to the first step of the training: {until:.0f} s, on {os.cpu_count()} CPU cores without a GPU, {datetime.now():%Y-%m-%d}, tiny recipe, 400 synthetic parts, {MAX_STEPS} steps."]) + "\n"
 
 
+def compact(outputs):
+    "What a reader sees in the end: printed text in one piece, of a progress bar its last state, of pip its last line."
+    text = "".join("".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stdout")
+    lines = [line.rstrip("\r ").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+    if any(line.startswith("Successfully installed") for line in lines): lines = ["Successfully installed cad-mllm", lines[-2]]
+    told = "".join(f"{line}\n" for line in lines if line)
+    return ([dict(output_type="stream", name="stdout", text=told)] if told else []) + [o for o in outputs if o["output_type"] != "stream"]
+
+
 def store(notebook, home):
     "Keep the outputs in the notebook of the repository, under Colab's paths; the panel's are pictures of it."
     kept, picture = nbformat.read(NOTEBOOK, as_version=4), base64.b64encode((ROOT/"nbs"/"images"/"panel.png").read_bytes()).decode()
     for cell, ran in zip(kept.cells, notebook.cells):
         if cell.cell_type != "code": continue
         text = json.dumps(ran.outputs).replace(str(home/"content"), "/content").replace(str(home), "/content")
-        cell.outputs = [nbformat.from_dict(o) for o in json.loads(text)]
+        cell.outputs = [nbformat.from_dict(o) for o in compact(json.loads(text))]
         for output in cell.outputs:
             if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
                 shown = {"image/png": picture} if "CheckpointPanel" in cell.source else {}

@@ -87,11 +87,27 @@ def _private(): pass'''
     assert (shrink.name, shrink.params, shrink.returns) == ("Part.shrink", [("by", "float", "2", "how often")], ("Part", "a smaller one"))
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT/"nbs"/"tutorials").glob("*.ipynb")))
+def test_every_tutorial_shows_a_picture(name):
+    "Who reads a tutorial without running it sees what it draws; pixels are shown as a picture, not as numbers."
+    cells = json.loads((ROOT/"nbs"/"tutorials"/f"{name}.ipynb").read_text())["cells"]
+    shown = [o.get("data", {}) for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
+    assert any(kind.startswith("image/") for data in shown for kind in data)
+    assert [data for data in shown if set(data) == {"text/plain"} and "".join(data["text/plain"]).startswith("array(")] == []
+
+
 def test_formulas_have_no_ground_of_their_own(site):
     "A filled box behind a formula is a white box on a dark page."
     formulas = [f for page in site[1].rglob("*.html") for f in re.findall(r'<svg [^>]*class="formula".*?</svg>', page.read_text(), re.S)]
     assert formulas and [f[:300] for f in formulas if re.search(r"#fff\b|#ffffff|fill: ?white", f)] == []
     assert all("currentColor" in f for f in formulas)
+
+
+def test_a_formula_at_the_beginning_of_a_line_stays_in_its_paragraph(docs):
+    page = docs.Page(ROOT/"nbs"/"index.ipynb", "", "")
+    made = docs.markdown_html(page, "Squared for\n$k=2$. *Source*: `x`.\n\n$$a + b$$\n\nEnd.", set())
+    assert made.count('class="formula"') == 2 and "<em>Source</em>: <code>x</code>" in made and "\ue000" not in made
+    assert re.search(r'Squared for\s*<svg.*?</svg>\. <em>', made, re.S) and '<p><div class="display">' not in made
 
 
 @pytest.mark.browser

@@ -179,18 +179,23 @@ def formula(tex, display):
     width, height = (float(re.search(rf'{k}="([\d.]+)pt"', svg)[1])*size/10 for k in ("width", "height"))
     svg = re.sub(r'\bid="', 'id="@@', re.sub(r'href="#', 'href="#@@', svg)) # @@ becomes a number of its own wherever it is shown
     svg = re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', lambda m: f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="formula" role="img" aria-label="{html.escape(tex)}" viewBox="{m[1]}" '
-                 f'style="width:{width:.1f}px;height:{height:.1f}px;vertical-align:{-depth*size/10:.1f}px">', svg, count=1)
+                 f'style="width:{width:.1f}px;height:{height:.1f}px;vertical-align:{-depth*size/10:.1f}px">', svg, count=1).strip()
     return f'<div class="display">{svg}</div>' if display else svg
 
 
 def draw_formulas(text, numbers):
-    "Markdown with its formulas drawn; those in code stay as they are."
-    def drawn(tex, display): return formula(tex, display).replace("@@", f"f{next(numbers)}-")
+    "Markdown with a sign in place of each formula, and sign -> drawing: a drawing that began a line would end the paragraph. Formulas in code stay as they are."
+    drawings = {}
+    def drawn(tex, display):
+        number = next(numbers)
+        sign = f"\ue000{number}\ue001"
+        drawings[sign] = formula(tex, display).replace("@@", f"f{number}-")
+        return sign
     def piece(part):
         part = re.sub(r"\$\$(.+?)\$\$", lambda m: drawn(m[1].strip(), True), part, flags=re.S)
         return re.sub(r"(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", lambda m: drawn(m[1], False), part)
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
-    return "".join(p if i % 2 else piece(p) for i, p in enumerate(parts))
+    return "".join(p if i % 2 else piece(p) for i, p in enumerate(parts)), drawings
 
 
 def anchor_of(heading): return re.sub(r"[^\w]+", "-", re.sub(r"<[^>]+>|`", "", html.unescape(heading)).lower()).strip("-") or "section"
@@ -276,7 +281,9 @@ def unique(name, taken):
 
 def markdown_html(page, source, taken):
     "Prose, with anchors at its headings."
-    made = clean_markdown(markdown2html_mistune(draw_formulas(source, page.numbers)))
+    text, drawings = draw_formulas(source, page.numbers)
+    made = clean_markdown(markdown2html_mistune(text))
+    for sign, drawing in drawings.items(): made = made.replace(f"<p>{sign}</p>", drawing).replace(sign, drawing)
     def heading(m):
         anchor = unique(anchor_of(m[2]), taken | page.names)
         taken.add(anchor)
