@@ -149,6 +149,8 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
     assert done.returncode == 0 and "cad-mllm VERB" in done.stdout, done.stderr
     assert (tmp_path/"site/bin/cad-mllm").exists()
+    sources = [p.relative_to(REPO) for p in (REPO/"cad_mllm").rglob("static/*") if p.is_file()]
+    assert sources and [str(p) for p in sources if not (tmp_path/"site"/p).exists()] == []   # scripts and style sheets that modules read
 
 
 def test_the_readme_points_to_things_that_exist():
