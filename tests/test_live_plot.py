@@ -280,6 +280,7 @@ def test_nothing_is_cut_at_any_width(tmp_path, folder, page, dark):
             outside = plot.see("""() => [...document.querySelectorAll('button, select, label, #tip, #legend button, #marks')].filter(e => e.checkVisibility()).map(e => [e.innerText, e.getBoundingClientRect()])
                 .filter(([, r]) => r.right > innerWidth + .5 || r.left < -.5).map(([t]) => t)""")
             assert outside == []
+            assert plot.see("() => $('tip').scrollWidth <= $('tip').clientWidth")
             legend, stage = plot.inside.locator("#legend button", has_text="a run whose name"), plot.inside.locator("#stage").bounding_box()
             assert legend.inner_text() == LONG and legend.bounding_box()["y"] >= stage["y"] + stage["height"] - 1
             assert plot.iframe.bounding_box()["height"] >= plot.see("() => $('plot').offsetHeight")

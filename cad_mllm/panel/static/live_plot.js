@@ -283,9 +283,9 @@ function pointLines(found) {
   return lines;
 }
 function markLines(m) {
-  const k = m.mark, loss = m.row == null ? null : (m.run.columns.loss || [])[m.row], title = make("b", `${m.run.name}, step ${k.step}`);
-  const lines = [title, make("div", [k.stage, k.name, ...k.badges].filter(Boolean).join(", "))];
-  const fact = (name, value) => { if (isNumber(value)) { lines.push(line3(m.run, name, value)); lines[lines.length - 1].classList.add("fact"); } };
+  const k = m.mark, loss = m.row == null ? null : (m.run.columns.loss || [])[m.row], title = make("b", m.run.name);
+  const lines = [title, make("div", [`step ${k.step}`, k.stage, k.name, ...k.badges].filter(Boolean).join(", "))];
+  const fact = (name, value) => { if (isNumber(value)) { lines.push(line3(m.run, name, value)); lines[lines.length - 1].classList.add("fact"); lines[lines.length - 1].firstChild.remove(); } };
   if (!["loss", "val_loss"].includes(state.tab)) fact(base.tabs.find(t => t.key == state.tab).title.toLowerCase(), m.y);
   fact("loss of this step", loss); fact("mean since the last save", k.loss); fact("validation loss", k.val_loss);
   lines.push(make("small", k.problem || (k.key == tail.picked ? "selected" : "click to select it")));
