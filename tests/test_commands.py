@@ -189,3 +189,77 @@ def test_prepare_takes_a_data_set_as_it_was_downloaded_and_keeps_its_split(plate
     found = {path.relative_to(tmp_path/"out").as_posix() for path in (tmp_path/"out").rglob("*.*")}
     assert {"train/json/0000/00000001.json", "train/pointcloud/0000/00000001.npz", "test/pointcloud/0000/00000003.npz", "left_out.jsonl"} <= found
     assert not any(name.startswith("val/") for name in found)
+
+
+@pytest.fixture
+def listener():
+    "(address, what came as JSON) of a server that answers well on /ok, with an error on /broken and never on /hangs."
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    heard, end = [], threading.Event()
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self):
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            if self.path == "/hangs": end.wait(120)
+            self.send_response(500 if self.path == "/broken" else 200)
+            self.end_headers()
+
+        def log_message(self, *_): pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", heard
+    end.set()
+    server.shutdown()
+
+
+def run_with(address, data, out, *more):
+    "Train three steps in this process, with messages to an address."
+    from cad_mllm import cli
+    from cad_mllm.training import train
+    return train(*cli.configs(cli.train_parser().parse_args([*TINY_FLAGS, "--data_root", str(data), "--output_dir", str(out), "--max_steps", "3", "--save_steps", "0", "--notify", address, *more])))
+
+
+def test_messages_about_a_run_are_sent_and_never_disturb_it(listener, small_data, tmp_path, monkeypatch, capsys):
+    from cad_mllm.training import NotFiniteError, Trainer
+    address, heard = listener
+    assert run_with(f"{address}/ok", small_data, tmp_path/"a").step == 3
+    assert [(m["event"], m["step"], m["run"]) for m in heard] == [("done", 3, str(tmp_path/"a"))]
+    for place in ("broken", "hangs"):
+        heard.clear()
+        assert run_with(f"{address}/{place}", small_data, tmp_path/place).step == 3
+        assert [m["event"] for m in heard] == ["done"] and "could not be sent" in capsys.readouterr().out
+    secret = address.encode()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()] == []
+    heard.clear()
+    def fails(self, *_): raise NotFiniteError("10 steps in a row without a finite loss or gradient")
+    monkeypatch.setattr(Trainer, "train_step", fails)
+    with pytest.raises(NotFiniteError): run_with(f"{address}/ok", small_data, tmp_path/"b")
+    assert [m["event"] for m in heard] == ["failed"] and "NotFiniteError" in heard[0]["text"]
+
+
+def test_a_model_that_cannot_be_fetched_is_one_sentence_without_retries(small_data, tmp_path):
+    code = ("import sys; from cad_mllm.config import CADMLLMConfig, ConfigError; from cad_mllm.models import CADMLLMModel\n"
+            "try: CADMLLMModel(CADMLLMConfig(llm_model_name=sys.argv[1], image_encoder_name=sys.argv[2]))\nexcept ConfigError as e: print(e)")
+    env = {**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    for names in (("someone/no-such-model", ""), ("tiny", "someone/no-such-model")):
+        done = subprocess.run([sys.executable, "-c", code, *names], env=env, capture_output=True, text=True)
+        assert done.returncode == 0 and "`hf download someone/no-such-model`" in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout + done.stderr
+        assert "retry" not in (done.stdout + done.stderr).lower()
+
+
+def test_progress_shows_under_a_notebook_cell(small_data, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+    source = f"""
+import io, contextlib
+from cad_mllm import cli
+from cad_mllm.training import train
+train(*cli.configs(cli.train_parser().parse_args({[*TINY_FLAGS, '--data_root', str(small_data), '--output_dir', str(tmp_path/'run'), '--max_steps', '2', '--save_steps', '0']!r})))
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=500).execute()
+    outputs = notebook.cells[0].outputs
+    assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs), outputs
+    assert "steps      2 in all" in "".join(o.get("text", "") for o in outputs)
