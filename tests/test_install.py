@@ -65,7 +65,7 @@ def test_a_mistyped_command_or_flag_names_the_nearest(capsys):
         assert end.value.code == code and told in "".join(capsys.readouterr())
 
 
-OTHERS = {"NeuralCarver/Michelangelo", "DavidXu-JJ/CAD-MLLM-metrics"}   # named as what they are: other people's work
+OTHERS = {"NeuralCarver/Michelangelo", "DavidXu-JJ/CAD-MLLM-metrics", "wandb/wandb", "mlflow/mlflow", "tensorflow/tensorboard", "aimhubio/aim"}   # named as what they are: other people's work
 ADDRESS = re.compile(r"github(?:\.com)?[/:]([\w.-]+/[\w-]+)|\b([\w-]+)\.github\.io|@users\.(noreply)\.github")
 
 
@@ -126,9 +126,12 @@ ONE_SYSTEM_MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "pty"}
 
 
 def one_system_only(tree):
-    "(line, what) of everything in a module that only works on one system."
+    "(line, what) of everything in a module that only works on one system; a signal is fine where the module asks whether there is one, and so is one to itself."
+    asked = set(re.findall(r"hasattr\(signal, '(\w+)'\)", ast.unparse(tree)))
+    fine = {f"signal.{name}" for name in asked} | ({"signal.alarm"} if "SIGALRM" in asked else set())
+    own = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node).startswith("os.kill(os.getpid(), ")}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ONE_SYSTEM: yield node.lineno, ast.unparse(node)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ONE_SYSTEM - fine and id(node) not in own: yield node.lineno, ast.unparse(node)
         if isinstance(node, ast.Import): yield from ((node.lineno, a.name) for a in node.names if a.name.split(".")[0] in ONE_SYSTEM_MODULES)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ONE_SYSTEM_MODULES: yield node.lineno, node.module
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"/proc/|/proc$|/dev/shm", node.value): yield node.lineno, node.value[:40]
