@@ -53,8 +53,9 @@ def part():
     return FAMILIES["flange" if "flange" in FAMILIES else next(iter(FAMILIES))](np.random.default_rng(1))[0]
 
 
-def panel_notebook(tmp_path, folder, extra=", command=panel_stand_in.command"):
+def panel_notebook(tmp_path, folder, extra=", command=panel_stand_in.command", before=""):
     return write_notebook(tmp_path/"panel.ipynb", f"""import os; os.environ["PYTHONPATH"] = {str(ROOT)!r}
+{before}
 sys.path.insert(0, {str(ROOT/"tests")!r})
 import ipywidgets, json, panel_stand_in
 print("ipywidgets", ipywidgets.__version__)
@@ -64,77 +65,271 @@ panel""")
 
 
 # What a person sees and does. Whatever is awaited is a condition in the page, never a time.
-def rows(page): return page.locator(".cm-grid .cm-line:visible").all_inner_texts()
-def tab(page, title): page.locator(".cm-tabs .lm-TabBar-tab, .cm-tabs .p-TabBar-tab", has_text=title).first.click()
-def message(page, text): page.locator(".cm-message", has_text=text).wait_for()
-def sees(page, name, text): page.locator(f".cm-{name}", has_text=text).first.wait_for()
+def rows(page): return page.locator(".cadm-grid .cadm-line:visible").all_inner_texts()
+def line(page, text): return page.locator(".cadm-grid .cadm-line:visible", has_text=text).first
+def select(page, text):
+    "Click the line that has these words, and see that it is selected."
+    line(page, text).locator(".cadm-over").click()
+    page.locator(".cadm-picked", has_text=text).first.wait_for()
+def ready(page): page.locator('.cadm-clock iframe').wait_for(); page.frame_locator('.live-plot iframe').locator('body[data-ready]').wait_for(); line(page, 'brackets').wait_for()
+def tab(page, title): page.locator(".cadm-tabs .lm-TabBar-tab, .cadm-tabs .p-TabBar-tab", has_text=title).first.click()
+def message(page, text): page.locator(".cadm-message", has_text=text).wait_for()
+def sees(page, name, text): page.locator(f".cadm-{name}", has_text=text).first.wait_for()
 def until(page, condition, arg=None): page.wait_for_function(condition, arg=arg, timeout=WAIT)
-def choose(page, name, text): page.locator(f".cm-{name} label", has_text=text).last.click()
-def progress(page, pattern): until(page, "p => new RegExp(p).test(document.querySelector('.cm-progress')?.innerText || '')", pattern)
+def choose(page, name, text): page.locator(f".cadm-{name} label", has_text=text).last.click()
+def progress(page, pattern): until(page, "p => new RegExp(p).test(document.querySelector('.cadm-progress')?.innerText || '')", pattern)
 
 
 def fill(page, name, text, then=""):
     "Type into a field, and see that it stays typed; `then` is what the command says about it."
-    field = page.locator(f".cm-{name} input")
+    field = page.locator(f".cadm-{name} input")
     field.fill(text)
     if then: sees(page, "command", then)
     assert field.input_value() == text
 
 
-STEP = r"() => Number((document.querySelector('.cm-progress').innerText.match(/Step\s+(\d+)/) || [0, 0])[1])"
+STEP = r"() => Number((document.querySelector('.cadm-progress').innerText.match(/Step\s+(\d+)/) || [0, 0])[1])"
 
 
 def unnamed(page):
     "Controls that a screen reader could not name."
-    tree = page.locator(".cm").first.aria_snapshot()
+    tree = page.locator(".cadm").first.aria_snapshot()
     kinds = "button|textbox|combobox|checkbox|radio|spinbutton|slider|listbox|img|progressbar|tab"
     return [line.strip() for line in tree.splitlines() if re.match(rf"\s*- ({kinds})( \"[\s\ue000-\uf8ff]*\")?(:| \[|$)", line)]
 
 
-def test_pick_sort_plot_and_details(tmp_path, folder, page):
+def test_a_click_anywhere_on_a_line_counts(tmp_path, folder, page):
+    "At 10, 50 and 90% of a line, of a run and of a checkpoint."
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
-        page.wait_for_selector(".live-plot iframe")
-        assert len(rows(page)) == 10 and "21 of 21 rows" in page.locator(".cm").first.inner_text()
-        page.locator(".cm-sort-loss").click()
-        until(page, "() => document.querySelector('.cm-sort-loss').innerText.includes('▴')")
-        losses = [float(r.split("\n")[3]) for r in rows(page) if r.split("\n")[3] != "–"]
-        assert losses == sorted(losses) and len(losses) == 10
-        page.shot("panel-plot")
+        ready(page)
+        for share in (.1, .5, .9):
+            box = line(page, "brackets").locator(".cadm-middle").bounding_box()
+            assert box["width"] > 800
+            page.mouse.click(box["x"] + share*box["width"], box["y"] + box["height"]/2)
+            line(page, "stage2_text_pc_model").wait_for()
+            inner = line(page, "stage2_text_pc_model").locator(".cadm-middle").bounding_box()
+            page.mouse.click(inner["x"] + share*inner["width"], inner["y"] + inner["height"]/2)
+            page.locator(".cadm-picked", has_text="stage2_text_pc_model").wait_for()
+            select(page, "stage3_all_model")
+            line(page, "brackets").locator(".cadm-over").click()
+            until(page, "() => !document.querySelector('.cadm-picked')?.checkVisibility()")
 
-        page.locator(".cm-find input").press_sequentially("photos")
-        until(page, "() => document.querySelectorAll('.cm-grid .cm-line')[1].style.display == 'none'")
+
+def test_runs_first(tmp_path, folder, page):
+    "A line for each run, which sorts, opens, is found, shown and hidden; columns by choice; notes; details and a plot of what is selected."
+    with server("voila", panel_notebook(tmp_path, folder)) as show:
+        show(page)
+        ready(page)
+        assert len(rows(page)) == 4 and "3 of 3 runs" in page.locator(".cadm").first.inner_text()
+        assert "stopped unexpectedly" in line(page, "flanges").inner_text() and "180 of 180" in line(page, "brackets").inner_text()
+        page.locator(".cadm-sort-loss").click()
+        until(page, "() => document.querySelector('.cadm-sort-loss').innerText.includes('▴')")
+        page.shot("panel-runs")
+        page.locator(".cadm-columns-button").click()
+        page.locator(".cadm-columns-choice label", has_text="Saved").click()
+        page.locator(".cadm-head button", has_text="Saved").wait_for()
+        page.locator(".cadm-columns-button").click()
+
+        line(page, "brackets").locator(".cadm-over").click()
+        for badge in ("newest", "end of stage"): line(page, badge).wait_for()
+        page.shot("panel-open")
+        fill(page, "find", "photos")
+        until(page, "() => document.querySelectorAll('.cadm-grid .cadm-line')[1].style.display == 'none'")
         assert "not a checkpoint" in rows(page)[0]
         fill(page, "find", "damaged")
-        page.locator(".cm-grid .cm-line", has_text="damaged").first.wait_for()
-
-        before = page.locator(".plot-tail").text_content()
-        page.locator(".cm-grid .cm-over").first.click()
-        page.wait_for_selector(".cm-picked")
-        until(page, "before => document.querySelector('.plot-tail').textContent != before", before)
+        select(page, "damaged")
         tab(page, "Details")
         sees(page, "details", "cannot be loaded")
-        page.locator(".cm-verify").click()
-        message(page, "pick another checkpoint")
-        page.shot("panel-details")
+        page.locator(".cadm-verify").click()
+        message(page, "select another checkpoint")
 
         fill(page, "find", "brackets stage3")
-        page.locator(".cm-grid .cm-line", has_text="stage3_all").first.wait_for()
-        page.locator(".cm-grid .cm-over").first.press("Enter")       # the keyboard picks, too
-        page.locator(".cm-details", has_text="stage3_all").first.wait_for()
-        page.locator(".cm-verify").click()
+        line(page, "stage3_all_model").locator(".cadm-over").press("Enter")       # the keyboard selects, too
+        page.locator(".cadm-details", has_text="stage3_all").first.wait_for()
+        sees(page, "details", "mean since the save before")
+        page.locator(".cadm-verify").click()
         message(page, "exactly what was written")
-        page.locator(".cm-other select").select_option(index=3)
+        page.locator(".cadm-other select").select_option(index=3)
         sees(page, "details", "What differs")
+        page.locator(".cadm-tags input").fill("good ones")
+        page.locator(".cadm-notes-save").click()
+        message(page, "Saved the notes")
+        assert json.loads((folder/"brackets"/"notes.json").read_text())["tags"] == ["good", "ones"]
+        fill(page, "find", "good ones")
+        line(page, "brackets").wait_for()
+        page.shot("panel-details")
         tab(page, "Plot")
-        page.locator(".cm-save-csv").click()
-        with page.expect_download() as got: page.locator(".cm-plot-links a").click()
+        page.locator(".cadm-save-csv").click()
+        with page.expect_download() as got: page.locator(".cadm-plot-links a").click()
         assert Path(got.value.path()).read_text().startswith("run,kind,stage,step")
         assert page.errors == []
 
 
-OUTSIDE = """() => { const right = document.querySelector('.cm-tabs').getBoundingClientRect().right, seen = e => e.checkVisibility() && !e.closest('.cm-table');
-    return [...document.querySelectorAll('.cm :is(input, select, textarea, button, label, pre, td, h4), .cm-tabs [role=tab]')].filter(e => seen(e) && (e.getBoundingClientRect().right > right || e.getAttribute('role') == 'tab' && e.scrollWidth > e.clientWidth + 1))
+def test_a_folder_that_cannot_be_read_ends_nothing(tmp_path, folder, page):
+    (folder/"locked").mkdir()
+    before = """import os
+scandir = os.scandir
+def refuse(path):
+    if str(path).endswith("locked"): raise PermissionError(13, "Permission denied")
+    return scandir(path)
+os.scandir = refuse"""
+    with server("voila", panel_notebook(tmp_path, folder, before=before)) as show:
+        show(page)
+        ready(page)
+        assert "permission denied" in line(page, "locked").inner_text()
+
+
+def test_an_empty_folder_offers_three_ways(tmp_path, page):
+    (tmp_path/"empty").mkdir()
+    with server("voila", panel_notebook(tmp_path, tmp_path/"empty")) as show:
+        show(page)
+        page.locator(".cadm-first-data").wait_for()
+        page.shot("panel-empty")
+        page.locator(".cadm-first-look").click()
+        line(page, "brackets").wait_for()
+        page.locator(".cadm-back").click()
+        page.locator(".cadm-first-num input").fill("20")
+        page.locator(".cadm-first-num input").press("Enter")
+        page.locator(".cadm-first-data").click()
+        message(page, "20 parts are in")
+        page.locator(".cadm-first-run").click()
+        progress(page, "Done at step 60")
+        assert "done" in line(page, "first-run").inner_text()
+
+
+def start_stand_in(folder, name="night", steps=3000):
+    "A training of the stand-in, as the panel would start it."
+    import panel_stand_in
+    from cad_mllm.panel import TrainForm, start_training
+    return start_training(panel_stand_in.command(TrainForm(str(folder/name), recipe="tiny", changes={"max_steps": steps})), folder/name)
+
+
+def test_after_a_reload_the_page_asks_again(tmp_path, folder, page):
+    "The kernel lives, the page is loaded again, nobody clicks: the step moves on, and the clock tells the time. Without a kernel it says so."
+    process = start_stand_in(folder)
+    try:
+        with server("lab", panel_notebook(tmp_path, folder)) as show:
+            show(page)
+            page.locator(".cadm-strip-text", has_text="night").wait_for()
+            page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save') }")
+            page.goto(page.url.replace("&reset", "").split("?reset")[0], wait_until="domcontentloaded")
+            strip = page.locator(".cadm-strip-text", has_text="night")
+            strip.wait_for()
+            clock = page.frame_locator(".cadm-clock iframe").locator("#said")
+            clock.filter(has_text="live, seen").wait_for()
+            first = strip.inner_text()
+            until(page, "first => document.querySelector('.cadm-strip-text')?.innerText != first", first)
+            kill_kernel(page)
+            clock.filter(has_text="no answer for").wait_for()
+    finally: process.kill(); process.wait()
+
+
+def test_running_now_stops_and_is_taken_over(tmp_path, folder, page):
+    "The strip above the tabs stops a run; one that another machine held is taken over."
+    import time
+    process = start_stand_in(folder)
+    away = folder/"flanges"/"status.json"
+    told = json.loads(away.read_text()) | dict(state="running", host="another-machine")
+    away.write_text(json.dumps(told))
+    os.utime(away, (time.time() + 300,)*2)
+    try:
+        with server("voila", panel_notebook(tmp_path, folder)) as show:
+            show(page)
+            strip = page.locator(".cadm-strip", has_text="night")
+            strip.wait_for()
+            page.locator(".cadm-strip", has_text="flanges").wait_for()
+            page.shot("panel-strip")
+            strip.locator("button", has_text="Log").click()
+            sees(page, "tail", "step")
+            page.locator(".cadm-log-find input").fill("step 2")
+            until(page, "() => /^ +2  step 2$/m.test(document.querySelector('.cadm-tail').innerText)")
+            page.locator(".cadm-log-download").click()
+            with page.expect_download() as got: page.locator(".cadm-log-links a").click()
+            assert got.value.suggested_filename == "train.log"
+            strip.locator("button", has_text="Stop").click()
+            message(page, "Asked to save and stop")
+            progress(page, "everything saved")
+            until(page, "() => !document.querySelector('.cadm-message').innerText.trim()")     # what it asked for has happened
+            page.locator(".cadm-run select").select_option(label="flanges")
+            progress(page, "another machine")
+            assert page.locator(".cadm-start").is_disabled()
+            fill(page, "max-steps", "5000", then="--max_steps 5000")
+            page.locator(".cadm-seize").click()
+            message(page, "Started process")
+            assert "--take_over" in (folder/"flanges"/"launch.json").read_text()
+            page.locator(".cadm-stop:visible:not([disabled])").click()
+            progress(page, "everything saved")
+    finally: process.kill(); process.wait()
+
+
+def test_what_was_typed_for_one_run_is_not_taken_for_another(tmp_path, folder, page):
+    "A folder and settings typed under New run are gone under Resume latest; what holds stands in grey; the data is looked at before the start."
+    (tmp_path/"nothing").mkdir()
+    with server("voila", panel_notebook(tmp_path, folder)) as show:
+        show(page)
+        ready(page)
+        tab(page, "Train")
+        choose(page, "mode", "New run")
+        sees(page, "command", "--recipe tiny")
+        fill(page, "output", str(tmp_path/"elsewhere"), then="elsewhere")
+        fill(page, "batch-size", "64", then="--batch_size 64")
+        fill(page, "data", str(tmp_path/"nothing"), then="--data_root")
+        page.locator(".cadm-start", has_text="Start").click()
+        message(page, "Data folder: no data")
+        choose(page, "mode", "Resume latest")
+        page.locator(".cadm-run select").select_option(label="flanges")
+        sees(page, "command", "--resume_from_ckpt latest")
+        command = page.locator(".cadm-command").inner_text()
+        assert "elsewhere" not in command and "64" not in command and f"--output_dir {folder/'flanges'}" in command
+        until(page, "() => document.querySelector('.cadm-batch-size input').placeholder == '8'")
+        fill(page, "max-steps", "5000", then="--max_steps 5000")
+        page.locator(".cadm-start", has_text="Resume").click()
+        message(page, "Started process")
+        progress(page, r"[1-9]\d* of 5000")
+        page.locator(".cadm-stop:visible:not([disabled])").click()
+        progress(page, "everything saved")
+        assert not (tmp_path/"elsewhere").exists()
+
+
+def test_quality_card_and_upload(tmp_path, folder, page):
+    "Evaluate fills columns and a chart; a card is written; an upload gets repository and checkpoint."
+    before = f"""import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+def evaluate(record, root, num, job):
+    out = record.path.parent/f"evaluation-{{record.path.name}}"
+    out.mkdir()
+    rows = [dict(name="beginning only", num=num, builds=.5, iou=.4, chamfer=.1), dict(name="text", num=num, builds=.75, iou=.62, chamfer=.05)]
+    (out/"evaluation.json").write_text(json.dumps(dict(table=rows, settings=dict(num=num))))
+import cad_mllm.model_card
+def upload(path, name, **settings): return f"https://hub.example/{{name}}"
+cad_mllm.model_card.push_to_hub = upload
+def card(path, name=""): (Path(path).parent/"card.md").write_text("# the card"); return Path(path).parent/"card.md"
+cad_mllm.model_card.write_card = card"""
+    (tmp_path/"data").mkdir()
+    with server("voila", panel_notebook(tmp_path, folder, f", command=panel_stand_in.command, evaluator=evaluate, data_root={str(tmp_path/'data')!r}", before)) as show:
+        show(page)
+        ready(page)
+        line(page, "brackets").locator(".cadm-over").click()
+        tab(page, "Quality")
+        page.locator(".cadm-evaluate:not([disabled])").click()
+        message(page, "Evaluated")
+        assert "62%" in line(page, "brackets").inner_text()
+        page.locator(".cadm-chart").first.wait_for()
+        sees(page, "quality", "75.0%")
+        page.locator(".cadm-card-button").click()
+        sees(page, "card-text", "the card")
+        page.locator(".cadm-upload").click()
+        message(page, "user/model")
+        page.locator(".cadm-hub input").fill("me/parts")
+        page.locator(".cadm-upload").click()
+        message(page, "https://hub.example/me/parts")
+        page.shot("panel-quality")
+
+
+OUTSIDE = """() => { const right = document.querySelector('.cadm-tabs').getBoundingClientRect().right, seen = e => e.checkVisibility() && !e.closest('.cadm-table');
+    return [...document.querySelectorAll('.cadm :is(input, select, textarea, button, label, pre, td, h4), .cadm-tabs [role=tab]')].filter(e => seen(e) && (e.getBoundingClientRect().right > right || e.getAttribute('role') == 'tab' && e.scrollWidth > e.clientWidth + 1))
         .map(e => e.tagName + ' ' + (e.innerText || e.placeholder || e.className)) }"""
 
 
@@ -143,8 +338,8 @@ def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
     page.set_viewport_size(dict(width=420, height=1300))
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
-        page.wait_for_selector(".live-plot iframe")
-        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
+        ready(page)
+        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cadm-details table"), ("Train", ".cadm-command pre"), ("Complete", ".cadm-part-caption"), ("Quality", ".cadm-evaluate"), ("Clean up", ".cadm-preview")):
             tab(page, title)
             page.locator(sign).first.wait_for()
             page.shot(f"panel-narrow-{title.lower().replace(' ', '-')}")
@@ -154,46 +349,40 @@ def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
 def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, page):
     with server("voila", panel_notebook(tmp_path, folder), dark=True) as show:
         show(page)
-        page.wait_for_selector(".live-plot iframe")
-        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cm-details table"), ("Train", ".cm-command pre"), ("Complete", ".cm-part-caption"), ("Storage", ".cm-preview")):
+        ready(page)
+        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cadm-details table"), ("Train", ".cadm-command pre"), ("Complete", ".cadm-part-caption"), ("Quality", ".cadm-evaluate"), ("Clean up", ".cadm-preview")):
             tab(page, title)
             page.locator(sign).first.wait_for()
             assert unnamed(page) == [], title
             page.shot(f"panel-dark-{title.split()[0].lower()}")
-        page.locator(".cm-refresh").focus()
+        page.locator(".cadm-refresh").focus()
         reached = set()
-        for _ in range(60):
+        for _ in range(70):
             page.keyboard.press("Tab")
-            reached.add(page.evaluate("() => document.activeElement.closest('[class*=cm-]')?.className.match(/cm-[a-z-]+/)?.[0] || ''"))
-        assert {"cm-stage", "cm-find", "cm-over", "cm-preview"} <= reached
-        dark = page.evaluate(r"() => getComputedStyle(document.querySelector('.cm-title')).color.match(/\d+/g).map(Number)")
+            reached.add(page.evaluate("() => document.activeElement.closest('[class*=cadm-]')?.className.match(/cadm-[a-z-]+/)?.[0] || ''"))
+        assert {"cadm-tick", "cadm-find", "cadm-over", "cadm-act", "cadm-preview"} <= reached
+        dark = page.evaluate(r"() => getComputedStyle(document.querySelector('.cadm-title')).color.match(/\d+/g).map(Number)")
         assert min(dark[:3]) > 150                                     # light letters on the dark page
 
 
-def story(page, show, folder, data, live):
+def story(page, show, folder, data):
     "One night: resume a real training, watch it, lose the kernel, find it again, stop it, go on, complete a part with it, prune."
     run = folder/"real"
-    page.wait_for_selector(".live-plot iframe")
-    page.locator(".cm-sort-loss").click()
-    until(page, "() => document.querySelector('.cm-sort-loss').innerText.includes('▴')")
-    page.locator(".cm-grid .cm-over").first.click()
-    page.locator(".cm-grid .cm-line").first.locator(".cm-picked").wait_for()
-    tab(page, "Train")
-    choose(page, "mode", "resuming the newest")
-    page.locator(".cm-run select").select_option(label="real")
+    ready(page)
+    line(page, "real").locator(".cadm-act").click()                    # Resume: the form is about it
+    page.locator(".cadm-run select").select_option(label="real")
     sees(page, "command", "--max_steps 0")                             # its limit of four steps is behind it
     fill(page, "batch-size", "8", then="--accept_changes batch_size")  # another run: said, and accepted
     fill(page, "batch-size", "")
     fill(page, "save-steps", "50", then="--save_steps 50")
     fill(page, "max-steps", "100000", then="--max_steps 100000")
-    page.locator(".cm-start").click()
+    page.locator(".cadm-start").click()
     message(page, "Started process")
-    live(page)
     progress(page, "Training: process")
     until(page, f"() => ({STEP})() > 4")
     first = page.evaluate(STEP)
     until(page, f"first => ({STEP})() > first", first)
-    assert page.locator(".cm-start").is_disabled()
+    assert page.locator(".cadm-start").is_disabled()
     page.shot(f"panel-train-{page.where}")
     pid = json.loads((run/"status.json").read_text())["pid"]
 
@@ -201,62 +390,55 @@ def story(page, show, folder, data, live):
     show(page)                                                         # the notebook again, from the top
     os.kill(pid, 0)                                                    # it went on alone
     progress(page, "Training: process")
-    message(page, "press Live to follow it")
-    page.locator(".cm-live button").first.click()
-    assert page.locator(".cm-output input").get_attribute("placeholder") == str(run)
-    page.locator(".cm-stop").click()
+    page.locator(".cadm-stop:visible:not([disabled])").click()
     message(page, "Asked to save and stop")
     progress(page, "everything saved")
     stopped = json.loads((run/"status.json").read_text())["step"]
 
-    page.locator(".cm-start:not([disabled])").click()                  # and once more: the same flags again
+    page.locator(".cadm-start:not([disabled])").click()                  # and once more: the same flags again
     message(page, "Started process")
-    live(page)
     until(page, f"first => ({STEP})() > first", stopped)
-    page.locator(".cm-stop:not([disabled])").click()
+    page.locator(".cadm-stop:visible:not([disabled])").click()
     progress(page, "everything saved")
     steps = [json.loads(line)["step"] for line in (run/"metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > stopped > 4
 
     fill(page, "find", "real newest")
-    until(page, "() => document.querySelectorAll('.cm-grid .cm-line')[1].style.display == 'none'")
-    page.locator(".cm-grid .cm-over").first.click()
+    line(page, "newest").locator(".cadm-over").click()
     tab(page, "Complete")
     choose(page, "part-source", "a sample")
-    page.locator(".cm-sample-about img").wait_for()
-    page.locator(".cm-sample-list select").select_option(index=2)
+    page.locator(".cadm-sample-about img").wait_for()
+    page.locator(".cadm-sample-list select").select_option(index=2)
     sees(page, "sample-about", "0000/00000002")
-    page.locator(".cm-part-generate").click()
-    live(page)
+    page.locator(".cadm-part-generate").click()
     sees(page, "message", "Done")
-    assert page.locator(".cm-part-pictures figure").count() >= 3
-    page.frame_locator(".cm-part-solid iframe").locator("canvas").wait_for()
+    assert page.locator(".cadm-part-pictures figure").count() >= 3
+    page.frame_locator(".cadm-part-solid iframe").locator("canvas").wait_for()
     page.shot(f"panel-complete-{page.where}")
-    for kind in ("json", *(["step"] if importlib.util.find_spec("OCP") and "a valid solid" in page.locator(".cm-part-verdict").inner_text() else [])):
-        page.locator(f".cm-part-{kind}").click()
-        live(page)
+    for kind in ("json", *(["step"] if importlib.util.find_spec("OCP") and "a valid solid" in page.locator(".cadm-part-verdict").inner_text() else [])):
+        page.locator(f".cadm-part-{kind}").click()
         sees(page, "part-links", f".{kind}")
-        with page.expect_download() as got: page.locator(".cm-part-links a").last.click()
+        with page.expect_download() as got: page.locator(".cadm-part-links a").last.click()
         assert got.value.suggested_filename.endswith(kind) and Path(got.value.path()).stat().st_size > 84
     prune(page, folder)
 
 
 def prune(page, folder):
-    tab(page, "Storage")
-    page.locator(".cm-storage-run select").select_option(label="brackets")
-    page.locator(".cm-keep input").fill("1")
-    page.locator(".cm-keep input").press("Enter")
-    page.locator(".cm-preview").click()
+    tab(page, "Clean up")
+    page.locator(".cadm-storage-run select").select_option(label="brackets")
+    page.locator(".cadm-keep input").fill("1")
+    page.locator(".cadm-keep input").press("Enter")
+    page.locator(".cadm-preview").click()
     message(page, "nothing has been deleted yet")
-    planned = page.locator(".cm-plan tr", has_text="goes").count()
+    planned = page.locator(".cadm-plan tr", has_text="goes").count()
     assert planned > 0
     page.shot(f"panel-storage-{page.where}")
     def count(): return len(list((folder/"brackets").glob("*/checkpoint-*")))
     there = count()
-    page.locator(".cm-ask").click()
+    page.locator(".cadm-ask").click()
     message(page, "cannot be undone")
     assert count() == there
-    page.locator(".cm-yes").click()
+    page.locator(".cadm-yes").click()
     message(page, f"Deleted {planned} checkpoints")
     assert count() == there - planned
 
@@ -276,20 +458,18 @@ def test_a_night_in_jupyterlab(tmp_path, night, small_data, page):
     page.where = "lab"
     with server("lab", panel_notebook(tmp_path, night, "")) as show:
         show(page)
-        story(page, show, night, small_data, live=lambda page: None)   # the clock starts by itself
+        story(page, show, night, small_data)
         assert page.errors == []
 
 
 @pytest.mark.skipif(not os.environ.get("IPYWIDGETS7_PYTHON"), reason="set IPYWIDGETS7_PYTHON to the python of an environment with ipywidgets 7.7.1, notebook 6.5.7 and widgetsnbextension 3.6.6")
 def test_a_night_with_ipywidgets_7(tmp_path, night, small_data, page):
     page.where = "ipywidgets7"
-    def live(page):
-        if "mod-active" not in (page.locator(".cm-live button").first.get_attribute("class") or ""): page.locator(".cm-live button").first.click()
     with server("notebook6", panel_notebook(tmp_path, night, ""), python=os.environ["IPYWIDGETS7_PYTHON"]) as show:
         show(page)
-        page.wait_for_selector(".live-plot iframe")
+        ready(page)
         assert "ipywidgets 7." in page.locator(".output_area").first.inner_text()
-        story(page, show, night, small_data, live)
+        story(page, show, night, small_data)
         assert page.errors == []
 
 
@@ -300,13 +480,13 @@ NOTEBOOK7 = os.environ.get("NOTEBOOK7_PYTHON") or (sys.executable if importlib.u
 def test_notebook_7(tmp_path, folder, page):
     with server("notebook7", panel_notebook(tmp_path, folder), python=NOTEBOOK7) as show:
         show(page)
-        page.wait_for_selector(".live-plot iframe")
+        ready(page)
         tab(page, "Train")
         fill(page, "max-steps", "5000", then="--max_steps 5000")
-        page.locator(".cm-start").click()
+        page.locator(".cadm-start").click()
         message(page, "Started process")
         progress(page, r"[1-9]\d* of 5000")
-        page.locator(".cm-stop").click()
+        page.locator(".cadm-stop:visible:not([disabled])").click()
         progress(page, "everything saved")
         page.shot("panel-notebook7")
 
@@ -321,27 +501,27 @@ def test_complete_own_files_and_prune(tmp_path, folder, part, page):
     extra = f', command=panel_stand_in.command, completer=lambda path: panel_stand_in.Echo(json.load(open({str(tmp_path/"whole.json")!r})))'
     with server("voila", panel_notebook(tmp_path, folder, extra), dark=True) as show:
         show(page)
-        page.wait_for_selector(".live-plot iframe")
+        ready(page)
         tab(page, "Complete")
-        page.locator(".cm-part-caption textarea").fill("a flange")
+        page.locator(".cadm-part-caption textarea").fill("a flange")
         for kind, file, said in (("partial", "partial.json", "2 operations"), ("image", "view.png", "a picture"), ("points", "points.xyz", "81 points")):
-            with page.expect_file_chooser() as chooser: page.locator(f".cm-upload-{kind}").click()
+            with page.expect_file_chooser() as chooser: page.locator(f".cadm-upload-{kind}").click()
             chooser.value.set_files(tmp_path/file)
             message(page, said)
-        page.locator(".cm-part-points input").fill("/no/such.xyz")
-        page.locator(".cm-part-generate").click()
+        page.locator(".cadm-part-points input").fill("/no/such.xyz")
+        page.locator(".cadm-part-generate").click()
         message(page, "there is no file")
-        page.locator(".cm-part-points input").fill("")
-        page.locator(".cm-part-generate").click()
+        page.locator(".cadm-part-points input").fill("")
+        page.locator(".cadm-part-generate").click()
         message(page, "Done.")
-        assert page.locator(".cm-part-pictures figure").count() == 3   # picture, beginning, completed
-        page.frame_locator(".cm-part-solid iframe").locator("canvas").wait_for()
-        assert "Self-intersecting faces" in page.locator(".cm-part-verdict").inner_text()
+        assert page.locator(".cadm-part-pictures figure").count() == 3   # picture, beginning, completed
+        page.frame_locator(".cadm-part-solid iframe").locator("canvas").wait_for()
+        assert "Self-intersecting faces" in page.locator(".cadm-part-verdict").inner_text()
         page.shot("panel-complete")
         for kind in ("json", "stl", *(["step"] if importlib.util.find_spec("OCP") else [])):
-            page.locator(f".cm-part-{kind}").click()
+            page.locator(f".cadm-part-{kind}").click()
             message(page, f".{kind}.")
-            with page.expect_download() as got: page.locator(".cm-part-links a").last.click()
+            with page.expect_download() as got: page.locator(".cadm-part-links a").last.click()
             content = Path(got.value.path()).read_bytes()
             assert got.value.suggested_filename.endswith(kind) and len(content) > 84
             if kind == "step": assert content.startswith(b"ISO-10303-21")
@@ -353,17 +533,13 @@ def test_answers_do_not_undo_what_is_typed(tmp_path, folder, page):
     "Somebody types into one field while answers about others arrive."
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
-        page.wait_for_selector(".live-plot iframe")
+        ready(page)
         tab(page, "Train")
         sees(page, "command", "resume_from_ckpt")
-        choose(page, "mode", "starting a new run")                     # its answer changes proposals of every field
-        page.locator(".cm-data input").press_sequentially("/no/such/folder", delay=15)
-        page.locator(".cm-max-steps input").press_sequentially("123", delay=15)
+        choose(page, "mode", "New run")                                # its answer changes proposals of every field
+        page.locator(".cadm-data input").press_sequentially("/no/such/folder", delay=15)
+        page.locator(".cadm-max-steps input").press_sequentially("123", delay=15)
         sees(page, "command", "cad-mllm synth")
-        assert (page.locator(".cm-data input").input_value(), page.locator(".cm-max-steps input").input_value()) == ("/no/such/folder", "123")
-        page.locator(".cm-data input").fill(str(tmp_path))
+        assert (page.locator(".cadm-data input").input_value(), page.locator(".cadm-max-steps input").input_value()) == ("/no/such/folder", "123")
+        page.locator(".cadm-data input").fill(str(tmp_path))
         sees(page, "command", "--max_steps 123")
-        page.locator(".cm-output input").press_sequentially(str(folder/"night"), delay=5)
-        choose(page, "mode", "resuming the newest")
-        sees(page, "command", "resume_from_ckpt latest")
-        assert page.locator(".cm-output input").input_value() == str(folder/"night")

@@ -37,13 +37,13 @@ def panel_picture(folder):
     example_folder(folder/"checkpoints")
     notebook = write_notebook(folder/"panel.ipynb", f"""from cad_mllm.panel import CheckpointPanel
 panel = CheckpointPanel({str(folder/"checkpoints")!r})
-panel.title.value = '<span class="cm-title">Checkpoints</span> <span class="cm-dim">/content/drive/MyDrive/CAD-MLLM/checkpoints</span>'
+panel.title.value = '<span class="cadm-title">Runs</span> <span class="cadm-dim">/content/drive/MyDrive/CAD-MLLM/checkpoints</span>'
 panel""")
     with server("voila", notebook) as show, browser_page(width=1180, height=2000) as page:
         page.set_default_timeout(120_000)
         show(page)
         page.frame_locator(".live-plot iframe").locator("body[data-ready]").wait_for()
-        page.locator(".cm").first.screenshot(path=folder/"panel.png")
+        page.locator(".cadm").first.screenshot(path=folder/"panel.png")
     shrink(Image.open(folder/"panel.png"), IMAGES/"panel.png", colors=200)
 
 

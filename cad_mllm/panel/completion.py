@@ -142,8 +142,8 @@ def verdict_html(
     badge = {True: badge_html(solid_words(True, m.get("num_bodies")), "good" if m.get("num_bodies", 1) == 1 else "warned"), False: badge_html("does not build", "damaged")}.get(m.get("valid"), badge_html("not checked"))
     facts = [("Given operations", m.get("partial_operations")), ("Generated operations", m.get("generated_operations")), ("Size", size), ("Volume", f"{1e6*m['volume']:.4g} cm³" if m.get("volume") else None),
              ("Candidates", f"{len(m['candidates'])}" if m.get("candidates") else None), ("Seconds", m.get("seconds_writing"))]
-    notes = "".join(f'<div class="cm-dim">{html.escape(shorten(str(n), 240))}</div>' for n in m.get("notes", ())[:5])
-    return f'{badge}<div class="cm-facts">{"".join(fact_html(*f) for f in facts)}</div>{notes}'
+    notes = "".join(f'<div class="cadm-dim">{html.escape(shorten(str(n), 240))}</div>' for n in m.get("notes", ())[:5])
+    return f'{badge}<div class="cadm-facts">{"".join(fact_html(*f) for f in facts)}</div>{notes}'
 
 def link_html(
     path: Path, # of a file on this machine
@@ -151,9 +151,9 @@ def link_html(
 ) -> str:
     "A link that downloads a file through the notebook, and where it lies."
     data = path.read_bytes()
-    where = f'<span class="cm-dim">{html.escape(str(path))}</span>'
+    where = f'<span class="cadm-dim">{html.escape(str(path))}</span>'
     if len(data) > limit: return f"<div>{where} ({human_size(len(data))})</div>"
-    return f'<div><a class="cm-link" download="{html.escape(path.name)}" href="data:application/octet-stream;base64,{base64.b64encode(data).decode()}">Download {html.escape(path.name)}</a>{where}</div>'
+    return f'<div><a class="cadm-link" download="{html.escape(path.name)}" href="data:application/octet-stream;base64,{base64.b64encode(data).decode()}">Download {html.escape(path.name)}</a>{where}</div>'
 
 # %% ../../nbs/10_panel/07_completion.ipynb #ea0420c3
 MEASURES = (("closed", "Closed", "{}"), ("components", "Pieces", "{:.0f}"), ("dangel", "Dangling edge length", "{:.3g}"), ("sir", "Self-intersecting faces", "{:.2%}"), ("fluxee", "Flux error", "{:.2g}"),
@@ -183,7 +183,7 @@ def measures_html(
 ) -> str:
     "Metrics as figures with their names."
     def told(v, form): return {True: "yes", False: "no"}[bool(v)] if form == "{}" else form.format(v) if math.isfinite(v) else "not defined"
-    return f'<div class="cm-facts">{"".join(fact_html(title, told(scores[name], form)) for name, title, form in MEASURES if name in scores)}</div>'
+    return f'<div class="cadm-facts">{"".join(fact_html(title, told(scores[name], form)) for name, title, form in MEASURES if name in scores)}</div>'
 
 # %% ../../nbs/10_panel/07_completion.ipynb #d5c5d527
 def save_part(

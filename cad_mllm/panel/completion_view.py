@@ -40,7 +40,7 @@ class SampleView(View):
         self.root.observe(guarded(self.panel, self.browse), "value")
         for w in (self.folder, self.words): w.observe(guarded(self.panel, self.find), "value")
         self.list.observe(guarded(self.panel, self.take), "value")
-        for w, name in ((self.root, "root"), (self.words, "words"), (self.list, "list"), (self.kept, "kept"), (self.about, "about"), (self.folder, "folder")): w.add_class(f"cm-sample-{name}")
+        for w, name in ((self.root, "root"), (self.words, "words"), (self.list, "list"), (self.kept, "kept"), (self.about, "about"), (self.folder, "folder")): w.add_class(f"cadm-sample-{name}")
         return [self.root, make_row(self.folder, self.words, self.count), self.list, make_row(self.kept, *self.gives.values()), self.about]
 
     def browse(self):
@@ -54,7 +54,7 @@ class SampleView(View):
 def find(self: SampleView):
     "List what fits."
     self.choices, num = find_samples(self.root.value.strip(), self.folder.value, self.words.value)
-    self.count.value = f'<span class="cm-dim">{len(self.choices)} of {num:,}</span>'
+    self.count.value = f'<span class="cadm-dim">{len(self.choices)} of {num:,}</span>'
     with self.panel.quiet(): set_options(self.list, [(f"{c.id}  {shorten(c.caption, 90)}", c.id) for c in self.choices] or [("nothing fits", "")])
     self.take()
 
@@ -71,7 +71,7 @@ def take(self: SampleView):
     for k, w in self.gives.items(): w.disabled = not getattr(self.choice, k)
     picture = picture_png(self.choice.image, 220) if self.choice.image else PartPicture(self.whole).png(size=220)
     said = f"{self.choice.id}, {num} operations" + ("" if self.choice.image else " (drawn here: the data set has no picture of it)")
-    self.about.value = f'<div class="cm-views"><figure style="width:220px">{image_html(picture, f"the sample {self.choice.id}")}</figure><div style="max-width:480px"><b>{html.escape(said)}</b><br>{html.escape(self.choice.caption or "no caption")}</div></div>'
+    self.about.value = f'<div class="cadm-views"><figure style="width:220px">{image_html(picture, f"the sample {self.choice.id}")}</figure><div style="max-width:480px"><b>{html.escape(said)}</b><br>{html.escape(self.choice.caption or "no caption")}</div></div>'
 
 @patch
 def inputs(self: SampleView) -> dict: # partial_json, caption, image, point_cloud
@@ -94,9 +94,9 @@ class OwnView(View):
             self.paths[kind] = style_control(widgets.Text, label, width="560px", placeholder="a path or an upload; may stay empty")
             self.uploads[kind] = widgets.FileUpload(description=f"Upload {label.lower() if kind != 'partial' else 'a partial JSON'}", accept=accept, multiple=False, layout=widgets.Layout(width="220px"))
             self.uploads[kind].observe(guarded(self.panel, lambda kind=kind: self.take(kind)), "value")
-            self.paths[kind].add_class(f"cm-part-{kind}"); self.uploads[kind].add_class(f"cm-upload-{kind}")
+            self.paths[kind].add_class(f"cadm-part-{kind}"); self.uploads[kind].add_class(f"cadm-upload-{kind}")
             lines.append(make_row(self.paths[kind], self.uploads[kind]))
-        self.caption.add_class("cm-part-caption")
+        self.caption.add_class("cadm-part-caption")
         return [self.caption, *lines]
 
     def take(self, kind):
@@ -148,7 +148,7 @@ class Outcome:
         "All parts in one free 3D view, or why there is none."
         from cad_mllm.geometry.viewer import view3d
         meshes = {name: p.mesh for name, p in self.pictures.items() if p.mesh is not None and len(p.mesh.faces)}
-        if "completed" not in meshes: return '<div class="cm-dim">No 3D view: what was written has no surface yet.</div>'
+        if "completed" not in meshes: return '<div class="cadm-dim">No 3D view: what was written has no surface yet.</div>'
         return view3d(dict(sorted(meshes.items(), key=lambda m: m[0] != "completed")), height=height).iframe()
 
     def views(self, view: int = 0, size: int = 300) -> str: # HTML
@@ -160,7 +160,7 @@ class Outcome:
         if path := self.inputs.get("image"): shown.append(("Given picture", picture_png(path, size)))
         if path := self.inputs.get("point_cloud"): shown.append(("Given points", to_png(Image.fromarray(draw_points(read_point_cloud(path), size)))))
         shown += [({"given": "Given beginning", "completed": "Completed", "sample": "The sample itself"}[name], p.png(view, size, box)) for name, p in self.pictures.items()]
-        return '<div class="cm-views">' + "".join(f'<figure><figcaption>{title}</figcaption>{image_html(png, title)}</figure>' for title, png in shown) + "</div>"
+        return '<div class="cadm-views">' + "".join(f'<figure><figcaption>{title}</figcaption>{image_html(png, title)}</figure>' for title, png in shown) + "</div>"
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #ed39eca2
 class CompleteView(View):
@@ -177,17 +177,18 @@ class CompleteView(View):
         self.view = style_control(widgets.Dropdown, "Seen from", width="200px", label_width="75px", options=[(f"side {i + 1} of 8", i) for i in range(8)])
         self.view.observe(guarded(self.panel, self.draw), "value")
         self.which, self.verdict, self.pictures, self.solid, self.links = (widgets.HTML() for _ in range(5))
+        self.panel.workers.add(self.generate)
         self.saves = [make_button(self.panel, f"Save {k.upper()}", lambda k=k: self.save(k)) for k in ("json", "step", "stl")]
-        for b, k in zip(self.saves, ("json", "step", "stl")): b.add_class(f"cm-part-{k}")
-        for name in ("generate", "view", "pictures", "solid", "verdict", "links", "source"): getattr(self, name).add_class(f"cm-part-{name}")
+        for b, k in zip(self.saves, ("json", "step", "stl")): b.add_class(f"cadm-part-{k}")
+        for name in ("generate", "view", "pictures", "solid", "verdict", "links", "source"): getattr(self, name).add_class(f"cadm-part-{name}")
         self.output = widgets.VBox([self.verdict, self.pictures, make_row(self.view, *self.saves), self.links, self.solid], layout=widgets.Layout(display="none"))
         return [self.which, self.source, self.own, self.sample, make_row(self.temperature, self.num, self.seed), self.generate, self.output]
 
     def update(self):
         row, sample = self.panel.picked_row(), self.source.value == "sample"
         good = row is not None and row.record is not None and row.record.complete
-        self.which.value = f'<span class="cm-dim">Model: {html.escape(f"{row.run} / {row.stage} / {row.name}")}</span>' if good else '<span class="cm-dim">Pick a complete checkpoint in the table first.</span>'
-        self.generate.disabled = not good
+        self.which.value = f'<span class="cadm-dim">Model: {html.escape(f"{row.run} / {row.stage} / {row.name}")}</span>' if good else '<span class="cadm-dim">Select a complete checkpoint in the list first.</span>'
+        self.panel.workers.allow(self.generate, good)
         self.own.layout.display, self.sample.layout.display = ("none", "") if sample else ("", "none")
         if sample and not self.sample.choices: self.propose()
 
@@ -224,7 +225,7 @@ def make(self: CompleteView):
 def show(self: CompleteView, outcome: Outcome, record: CheckpointRecord):
     "Show what came out."
     self.outcome, self.made_with = outcome, record.path
-    self.verdict.value = verdict_html(outcome.part) + (measures_html(outcome.scores) if outcome.scores else f'<div class="cm-dim">No metrics: {html.escape(outcome.trouble)}</div>')
+    self.verdict.value = verdict_html(outcome.part) + (measures_html(outcome.scores) if outcome.scores else f'<div class="cadm-dim">No metrics: {html.escape(outcome.trouble)}</div>')
     self.links.value, self.output.layout.display, self.solid.value = "", "", "<h4>3D view</h4>" + outcome.view3d()
     self.draw()
     if outcome.part.get("metadata", {}).get("valid") is False: self.panel.say("Done, but this is no valid solid: try more candidates at a temperature of 0.5 to 1, another caption, or a better trained checkpoint.", "warning")

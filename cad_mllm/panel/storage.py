@@ -8,8 +8,7 @@ __all__ = ['DRIVE_NOTE', 'prune_plan', 'prune', 'plan_html']
 # %% ../../nbs/10_panel/06_storage.ipynb #cc1ce8fa
 import html
 
-from ..checkpoints.format import BEST
-from ..checkpoints.records import human_size, newness, prune_checkpoints
+from ..checkpoints.records import human_size, prunable, prune_checkpoints
 from .runs import PanelError, read_training, Run
 from .table import badge_html, place_of, resumed_from
 
@@ -21,17 +20,16 @@ def prune_plan(
     "What pruning would delete, and what it would keep for which reason."
     if keep_last_n < 1: raise PanelError(f"Keep the last: {keep_last_n} would delete everything; keep 1 or more")
     resumed = resumed_from(run)
-    counted = [r for r in sorted(run.records, key=newness) if r.complete and not r.old_format and r.path.name != BEST and not r.path.name.endswith("_model")]
-    groups = {(r.path.parent, r.run) for r in counted}
-    recent = {r.path for group in groups for r in [c for c in counted if (c.path.parent, c.run) == group][-keep_last_n:]}
+    kept = {*run.bests, *(r.path for r in run.records if place_of(r.path) in resumed)}
+    goes = {r.path for r in prunable(run.records, keep_last_n, tuple(kept))}
     def why(r):
         if not r.complete: return "damaged: delete it by hand when you are sure"
         if r.old_format: return "old format: never deleted here"
         if r.path in run.bests: return "best of its stage"
         if r.path.name.endswith("_model"): return "end of a stage"
-        if r.path in recent: return ("the last" if keep_last_n == 1 else f"one of the last {keep_last_n}") + " of its stage"
-        return "a training was resumed from it" if place_of(r.path) in resumed else ""
-    return [(r, not why(r), why(r)) for r in run.records]
+        if place_of(r.path) in resumed: return "a training was resumed from it"
+        return ("the last" if keep_last_n == 1 else f"one of the last {keep_last_n}") + " of its stage, or the best of its run"
+    return [(r, r.path in goes, "" if r.path in goes else why(r)) for r in run.records]
 
 # %% ../../nbs/10_panel/06_storage.ipynb #0e8abd48
 def prune(
@@ -43,14 +41,16 @@ def prune(
     if read_training(run.path).is_active: raise PanelError(f"{run.name}: a training is running there; stop it first, it also prunes by itself")
     plan = prune_plan(run, keep_last_n)
     if {r.path for r, goes, _ in plan if goes} != set(agreed): raise PanelError(f"{run.name}: the folder has changed since the preview; press Preview again")
-    return prune_checkpoints(run.path, keep_last_n, protect=tuple(r.path for r, goes, _ in plan if not goes))
+    gone = prune_checkpoints(run.path, keep_last_n, protect=tuple(r.path for r, goes, _ in plan if not goes))
+    if left := len(agreed) - len(gone): raise PanelError(f"{run.name}: {left} of {len(agreed)} are still there; press Preview to see which")
+    return gone
 
 def plan_html(plan: list) -> str:
     "A plan as a table: what goes first."
     ordered = sorted(plan, key=lambda p: not p[1])
-    rows = "".join(f'<tr><td>{badge_html("goes", "damaged") if goes else badge_html("stays")}</td><td>{html.escape(r.stage)}</td><td>{html.escape(r.path.name)}</td><td>{human_size(r.size)}</td><td class="cm-dim">{why}</td></tr>'
+    rows = "".join(f'<tr><td>{badge_html("goes", "damaged") if goes else badge_html("stays")}</td><td>{html.escape(r.stage)}</td><td>{html.escape(r.path.name)}</td><td>{human_size(r.size)}</td><td class="cadm-dim">{why}</td></tr>'
                    for r, goes, why in ordered)
-    return f'<table class="cm-list">{rows}</table>'
+    return f'<table class="cadm-list">{rows}</table>'
 
 DRIVE_NOTE = ("On Google Drive, deleted files go to the trash and count against your quota for 30 days. To get the space back at once, open drive.google.com, choose Trash, and empty it; "
               "`rm` and this button alone do not. Uploads also lag behind: a folder can look gone here and still be on its way there.")

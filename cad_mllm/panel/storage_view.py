@@ -25,11 +25,11 @@ class StorageView(View):
         self.run = style_control(widgets.Dropdown, "Run", width="330px", options=[("none", "")])
         self.keep = style_control(widgets.BoundedIntText, "Keep the last", width="200px", value=2, min=1, max=1000)
         for w in (self.run, self.keep): w.observe(guarded(self.panel, self.forget), "value")
-        look = make_button(self.panel, "Preview", self.preview)
+        look = make_button(self.panel, "Preview", self.preview, tooltip="Show what would be deleted; deletes nothing")
         self.ask = make_button(self.panel, "Delete", self.confirm, "warning")
         self.yes, self.no = make_button(self.panel, "Yes, delete for good", self.delete, "danger"), make_button(self.panel, "No, keep them", self.forget)
-        for w, name in ((look, "preview"), (self.ask, "ask"), (self.yes, "yes"), (self.no, "no"), (self.plan, "plan"), (self.run, "storage-run"), (self.keep, "keep"), (self.sizes, "sizes")): w.add_class(f"cm-{name}")
-        note = widgets.HTML(f'<details><summary>Google Drive and its trash</summary><div class="cm-dim">{html.escape(DRIVE_NOTE)}</div></details>')
+        for w, name in ((look, "preview"), (self.ask, "ask"), (self.yes, "yes"), (self.no, "no"), (self.plan, "plan"), (self.run, "storage-run"), (self.keep, "keep"), (self.sizes, "sizes")): w.add_class(f"cadm-{name}")
+        note = widgets.HTML(f'<details><summary>Google Drive and its trash</summary><div class="cadm-dim">{html.escape(DRIVE_NOTE)}</div></details>')
         return [self.sizes, make_row(self.run, self.keep, look), self.plan, make_row(self.ask, self.yes, self.no), note]
 
     def buttons(self, *visible):
@@ -46,7 +46,7 @@ def update(self: StorageView):
     runs = [r for r in self.panel.runs if r.name]
     set_options(self.run, [(r.name, str(r.path)) for r in runs] or [("none", "")], str(run.path) if (run := self.panel.run_of(self.panel.picked)) else "")
     rows = [(r.name, len(r.records), sum(not c.complete for c in r.records), human_size(sum(c.size for c in r.records))) for r in runs]
-    self.sizes.value = "<h4>Sizes</h4>" + list_html(rows, ("Run", "Checkpoints", "Damaged", "Size")) + f'<p class="cm-dim">All together {human_size(sum(c.size for r in runs for c in r.records))}. What is linked to twice counts twice.</p>'
+    self.sizes.value = "<h4>Sizes</h4>" + list_html(rows, ("Run", "Checkpoints", "Damaged", "Size")) + f'<p class="cadm-dim">All together {human_size(sum(c.size for r in runs for c in r.records))}. What is linked to twice counts twice.</p>'
     if not self.agreed: self.buttons()
 
 @patch
