@@ -75,7 +75,8 @@ def read_record(
 ) -> CheckpointRecord:
     "What there is to know about one checkpoint; never raises, the record says what is wrong."
     path = Path(path)
-    old = is_old_format(path, there := list_files(path)) or is_saved_model(path)
+    there = list_files(path)
+    old = MANIFEST not in there and (is_old_format(path, there) or is_saved_model(path))
     metadata, problems = _look(path, old, there)
     told = parse_name(path.name) | {k: v for k, v in metadata.items() if v is not None}
     number = lambda key, kind, default: kind(told[key]) if isinstance(told.get(key), (int, float)) and abs(told[key]) < 2**62 else default

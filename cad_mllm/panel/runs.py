@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAUNCH', 'LOG', 'SILENCE', 'child_processes', 'PanelError', 'format_count', 'shorten', 'sentence', 'example_folder',
-           'Run', 'list_folders', 'find_runs', 'is_alive', 'Training', 'read_small_json', 'read_training']
+           'Run', 'run_name', 'list_folders', 'find_runs', 'is_alive', 'Training', 'read_small_json', 'read_training']
 
 # %% ../../nbs/10_panel/01_runs.ipynb #fe5773dd
 import errno
@@ -16,13 +16,13 @@ import socket
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 
 from ..utils.system import birth_of, is_running
 from ..config import recipe
-from ..checkpoints.records import CheckpointRecord, list_checkpoints, newness
+from ..checkpoints.records import CheckpointRecord, newness
 from ..checkpoints.save import save_checkpoint
+from .catalog import read_catalog
 from ..training.run_files import append_line, EVENTS, METRICS, RUN_CONFIG, STATUS, STOP, write_json
 
 # %% ../../nbs/10_panel/01_runs.ipynb #a267a157
@@ -30,7 +30,7 @@ class PanelError(ValueError):
     "What was asked for cannot be done: one sentence with the remedy."
 
 _REMEDIES = {errno.ENOTCONN: "Google Drive has gone away: run the cell that mounts it again, then press Refresh",
-             errno.ENOSPC: "the disk is full: delete checkpoints under Storage, and on Drive empty the trash",
+             errno.ENOSPC: "the disk is full: delete checkpoints under Clean up, and on Drive empty the trash",
              errno.ENOENT: "press Refresh to see what is there", errno.EACCES: "choose a folder you may write to", errno.EROFS: "choose a folder you may write to"}
 
 def format_count(count, noun): return f"{count} {noun}{'' if count == 1 else 's'}"
@@ -117,6 +117,7 @@ class Run:
     name: str                          # relative to the folder the panel shows
     records: list = field(default_factory=list) # of `CheckpointRecord`, by step
     strays: list = field(default_factory=list)  # folders that hold no checkpoint: (path, what they seem to be)
+    evaluated: set = field(default_factory=set) # paths of checkpoints that have an evaluation beside them
 
     @property
     def newest(self) -> CheckpointRecord | None:
@@ -130,47 +131,68 @@ class Run:
         return {r.path for r in self.records if r.complete and r.metadata == last.get(r.stage)}
 
 LAUNCH, LOG = "launch.json", "train.log" # the panel's own: what it started, and what that said
-_MARKERS = (RUN_CONFIG, METRICS, STATUS, LAUNCH)
-_OWN_FOLDERS = {"completions", "evaluation", "wandb", "logs"} # what this project itself puts beside stages
+_MARKERS = {RUN_CONFIG, METRICS, STATUS, LAUNCH}
+_OWN_FOLDERS = ("completions", "evaluation", "card-", "wandb", "logs") # what the names begin with that this project itself puts beside stages
 
-def _is_run(folder): return any((folder/name).exists() for name in _MARKERS)
+def run_name(runs: list, path: Path) -> str:
+    "What the run in a folder is called."
+    return next((r.name for r in runs if r.path == path), Path(path).name)
 
 def list_folders(folder):
     try: return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     except OSError: return []
 
 # %% ../../nbs/10_panel/01_runs.ipynb #8b86c70b
-def _home(record, folder, is_run=_is_run):
+def _home(record, folder, is_run):
     "The output folder a checkpoint belongs to: the nearest one that looks like a run, else the one above its stage; never above `folder`."
-    path, inside = record.path, [folder, *folder.parents]
-    near = [p for p in (path.parent, path.parent.parent) if p == folder or p not in inside]
+    path, near = record.path, []
+    for p in (path.parent, path.parent.parent):
+        if path == folder or len(p.parts) < len(folder.parts): break
+        near.append(p)
     for p in near:
         if is_run(p): return p
     staged = not path.name.endswith("_model") and (path.parent.name.startswith("stage") or record.metadata.get("stage") == path.parent.name)
     home = path.parent.parent if staged else path.parent
     return home if home in near else folder
 
-def _what_is(folder):
-    "A folder without checkpoints, in words."
-    names = [e.name for e in os.scandir(folder)]
+def _what_is(names):
+    "A folder without checkpoints, in words, by the names in it."
     if any(n.startswith((".tmp-", ".old-")) for n in names): return "a save that was interrupted; the next save into it cleans up"
     return f"no checkpoint in it, {len(names)} other files or folders" if names else "an empty folder"
 
+def _strays(parent, catalog, used):
+    "The folders in `parent` that belong to no run."
+    found = {p: _what_is(names) for p, names in catalog.folders.items()}
+    found |= {p: f"cannot be read ({why})" for p, why in catalog.unreadable.items()}
+    ours = lambda p: p.name.startswith(_OWN_FOLDERS) and p not in catalog.unreadable
+    return [(p, what) for p, what in sorted(found.items()) if p.parent == parent and p not in used and not ours(p)]
+
 # %% ../../nbs/10_panel/01_runs.ipynb #0bceffd3
+def _evaluated(catalog):
+    "The checkpoints that have an evaluation beside them."
+    begin = "evaluation-"
+    return {p.with_name(p.name[len(begin):]) for p, names in catalog.folders.items() if p.name.startswith(begin) and "evaluation.json" in names}
+
 def find_runs(
     folder: Path, # an output folder, or one that holds several
 ) -> list: # of `Run`, by name
-    "Every run below a folder, with its checkpoints; raises `PanelError` where there is no such folder."
+    "Every run below a folder, with its checkpoints; raises `PanelError` where there is no such folder, or it cannot be read."
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir(): raise PanelError(f"{folder}: there is no such folder; check the spelling, or start a training that writes there")
-    is_run = lru_cache(None)(_is_run)
-    homes = {p: [] for p in [folder, *(f for top in list_folders(folder) for f in (top, *list_folders(top)))] if is_run(p)}
-    for record in list_checkpoints(folder): homes.setdefault(_home(record, folder, is_run), []).append(record)
-    runs = [Run(path, path.name if path == folder else path.relative_to(folder).as_posix(), records) for path, records in sorted(homes.items())]
-    used = {p for r in runs for p in (r.path, *r.path.parents)} | {p for r in runs for c in r.records for p in (c.path, *c.path.parents)}
-    for run in runs: run.strays = [(p, _what_is(p)) for p in list_folders(run.path) if p not in used and p.name not in _OWN_FOLDERS]
-    outside = [p for p in list_folders(folder) if p not in used and folder not in homes and p.name not in _OWN_FOLDERS]
-    return runs + ([Run(folder, "", [], [(p, _what_is(p)) for p in outside])] if outside else [])
+    catalog = read_catalog(folder)
+    if folder in catalog.unreadable: raise PanelError(f"{folder}: cannot be read ({catalog.unreadable[folder]}); if it is a Drive, run the cell that mounts it, then press Refresh")
+    def is_run(path): return not _MARKERS.isdisjoint(catalog.folders.get(path, ()))
+    homes = {p: [] for p in catalog.folders if len(p.parts) <= len(folder.parts) + 2 and is_run(p)}
+    for record in catalog.records: homes.setdefault(_home(record, folder, is_run), []).append(record)
+    parents = {*homes, *(r.path.parent for records in homes.values() for r in records)}
+    used = parents.union(*(p.parents for p in parents))
+    evaluated = _evaluated(catalog)
+    def made(path, records):
+        name = path.name if path == folder else path.relative_to(folder).as_posix()
+        return Run(path, name, records, _strays(path, catalog, used), evaluated & {r.path for r in records})
+    runs = [made(path, records) for path, records in sorted(homes.items())]
+    outside = [] if folder in homes else _strays(folder, catalog, used)
+    return runs + ([Run(folder, "", [], outside)] if outside else [])
 
 # %% ../../nbs/10_panel/01_runs.ipynb #b6d3d88a
 _ACTIVE, SILENCE = ("starting", "running", "stopping"), 300  # seconds after which another machine counts as gone
