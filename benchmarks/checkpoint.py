@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"tests"))
 from chapters import Chapter
 ck = Chapter("cad_mllm.checkpoints")
 from cad_mllm.config import recipe
+from cad_mllm.utils.cpus import allotted_cpus
 
 BLOCK = 8 << 20
 
@@ -155,7 +156,7 @@ def stall(folder, args):
         return name, f"{statistics.median(values):.3f}", f"{times:.2f}", f"{min(values):.3f}", f"{min(values)/min(rows['sync']):.2f}"
     made = [row("torch.save + fsync, training waits", rows["sync"], "sync"), row("`Delivery.save`: training waits", rows["call"], "call"),
             row("`Delivery.save`: waits, and what the steps lose while it is written", rows["lost"], "lost"), row("`save_checkpoint` without a background, training waits", ours)]
-    text = (f"Training stall for a save of {size/1e6:.0f} MB (weights and two moments), {rounds} rounds after a first one; a step takes {step:.3f} s on {torch.get_num_threads()} of {os.cpu_count()} processors; the copy to an output folder is in none:\n\n"
+    text = (f"Training stall for a save of {size/1e6:.0f} MB (weights and two moments), {rounds} rounds after a first one; a step takes {step:.3f} s on {torch.get_num_threads()} of {allotted_cpus()} processors; the copy to an output folder is in none:\n\n"
             + table(("", "seconds, median", "times torch.save + fsync", "seconds, fastest", "times its fastest"), made)
             + f"\nThe first save of a process waits {first:.2f} times as long as torch.save + fsync. Highest memory use while one is written, above the level before the first: {statistics.median(rows['memory'])/size:.2f} times the state.\n")
     return text

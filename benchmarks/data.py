@@ -41,6 +41,7 @@ from chapters import Chapter
 D = Chapter("cad_mllm.data")
 from cad_mllm.cad import truncation_counts
 from cad_mllm.config import CADMLLMConfig
+from cad_mllm.utils.cpus import allotted_cpus
 from cad_mllm.data import MultimodalAutocompleteDataset, PromptBuilder, batches, load_tokenizer, pack
 from cad_mllm.data import prepare
 from cad_mllm.data import FAMILIES, synthesize
@@ -162,8 +163,8 @@ def measure_index(num_pairs, kinds, work, jobs):
 def write_parts(root, num, seeds=24):
     "`num` parts with pictures (224 pixels), points (4,096) and beginnings as `cad-mllm synth` and `cad-mllm prepare` make them; `seeds` are made, the rest are copies of them."
     made = root.with_name("seeds")
-    synthesize(made, num=seeds, seed=3, jobs=os.cpu_count() or 1)
-    prepare(made, jobs=os.cpu_count() or 1)
+    synthesize(made, num=seeds, seed=3, jobs=allotted_cpus())
+    prepare(made, jobs=allotted_cpus())
     sources = sorted(f.relative_to(made/"json").with_suffix("").as_posix() for f in (made/"json").rglob("*.json"))
     for d in range(num):
         source, id = sources[d % len(sources)], f"0000/{d:08d}_00001"
@@ -306,7 +307,7 @@ def main():
     args = parser.parse_args()
     if args.quick: args.sizes, args.designs, args.seconds = "1000", 60, 1.0
     warnings.simplefilter("ignore")
-    made, text, cores = {}, "", f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when it began"
+    made, text, cores = {}, "", f"{allotted_cpus()} cores, load {os.getloadavg()[0]:.1f} when it began"
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         work, kinds = Path(work), histories(200)
         if "index" in args.only:

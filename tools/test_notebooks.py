@@ -88,14 +88,15 @@ def notebooks(names):
 
 
 def main():
+    sys.path.insert(0, str(ROOT))
+    from cad_mllm.utils.cpus import allotted_cpus
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*")
     parser.add_argument("--minutes", type=float, default=10, help="that one notebook may take")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="notebooks at a time")
+    parser.add_argument("--jobs", type=int, default=allotted_cpus(), help="notebooks at a time")
     parser.add_argument("--flags", default="", help="flags of cells that are left out otherwise, such as slow")
     args = parser.parse_args()
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
     paths = notebooks(args.notebooks)
     for name in SHARED_IMPORTS if len(paths) > 1 else (): import_module(name)
     failed = run(paths, args.jobs, args.minutes, args.flags)

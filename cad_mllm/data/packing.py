@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
+from ..geometry.engines import get_engine
 from .shards import INDEX_NAME, is_pack, Made, Pack, PackError, to_bytes, write_pack
 from .skipped import DataError
 from .pairs import num_jobs
@@ -62,7 +63,8 @@ def _groups(self: MultimodalAutocompleteDataset, encode):
 # %% ../../nbs/5_data/25_packing.ipynb #a21c2eb5
 @contextmanager
 def _processes(func, jobs):
-    "`func` by `jobs` processes, callable from several threads; 1 means none but this one. Where a process dies, the rest is done here."
+    "`func` by `jobs` processes or by an engine, callable from several threads; 1 means none but this one. Where a process dies, the rest is done here."
+    if not isinstance(jobs, int): yield lambda *args: jobs.call(func, *args); return
     if jobs < 2: yield func; return
     with ProcessPoolExecutor(jobs) as pool:
         pool.submit(int).result()                 # processes are started before there are threads
@@ -80,11 +82,15 @@ def pack(
     jobs: int = 0, # processes that check histories; 0 for as many as pay
     readers: int = 8, # threads that read files ahead; more help on a slow disk
     tokens: bool = True, # keep the tokens of every sample too: packing takes longer, reading a fraction
+    engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see the data set; the shards are written by this machine
 ) -> dict: # samples, histories, shards, bytes, what was left out by reason, and the fingerprint
     "Pack a data set into tar shards (WebDataset's layout) with an index; goes on where it was killed."
     root, out = Path(root), Path(out)
     if (out/"json").exists(): raise DataError(f"out={str(out)!r}: holds a data set as a folder; choose an empty folder for the shards")
     if is_pack(root) and not (root/"json").exists(): raise DataError(f"root={str(root)!r}: is packed already; copy it, or pack the folder that it was made of")
+    if engine != "local":
+        jobs = get_engine(engine)
+        readers = max(readers, 2*jobs.width())
     ds = MultimodalAutocompleteDataset(root, sequence_format="json", index_path=out/"checked.npz", report_path=out/"pack_report.json", jobs=jobs)
     with _processes(encode_json_line, num_jobs(jobs, 4*len(ds))) as encode:
         made = write_pack(out, ds._groups(encode if tokens else None), ds._pack_extra(language_version() if tokens else ""), shard_mb, readers)

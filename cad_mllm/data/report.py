@@ -24,7 +24,8 @@ from ..cad.program import CADProgram, Extrude, truncation_counts
 from ..cad.tokens import encode
 from ..geometry.mesh import GeometryError
 from ..geometry.solid import build_solid
-from ..geometry.workers import map_isolated, WorkerError
+from ..geometry.workers import WorkerError
+from ..geometry.engines import get_engine
 from .attachments import Attachments, media_path
 from .skipped import SkipReport
 from .pairs import hold_out
@@ -78,19 +79,18 @@ def _examine(task): # (id, file of the history, files of its beginnings, whether
 # %% ../../nbs/5_data/26_report.ipynb #bf2e73d5
 def _examine_many(tasks): return [_examine(t) for t in tasks]
 
-def _one_by_one(batch, jobs, timeout):
-    for task, row in map_isolated(_examine, batch, jobs=jobs, timeout=timeout):
+def _one_by_one(batch, engine, timeout):
+    for task, row in engine.map(_examine, batch, timeout):
         yield row if not isinstance(row, Exception) else dict(id=task[0], reason=f"worker: {row.reason}" if isinstance(row, WorkerError) else _plain(row),
                                                               operations=0, extrudes=0, tokens=0, code="", beginnings=0, bad_beginnings={}, builds=None)
 
-def _examine_all(tasks, jobs, timeout, size=32):
+def _examine_all(tasks, engine, timeout, size=32):
     "Rows of all histories, in order."
     from tqdm.auto import tqdm
     batches, rows = [tasks[i:i + size] for i in range(0, len(tasks), size)], []
-    found = map_isolated(_examine_many, batches, jobs=jobs, timeout=timeout*2) if jobs else ((b, _examine_many(b)) for b in batches)
     with tqdm(total=len(tasks), desc="examining", unit="part", disable=len(tasks) < 200) as bar:
-        for batch, result in found:
-            rows += _one_by_one(batch, jobs, timeout) if isinstance(result, Exception) else result
+        for batch, result in engine.map(_examine_many, batches, timeout*2):
+            rows += _one_by_one(batch, engine, timeout) if isinstance(result, Exception) else result
             bar.update(len(batch))
     return rows
 
@@ -270,13 +270,12 @@ def _counter(tokenizer):
     return lambda text: len(loaded(f"{text}\n", add_special_tokens=False)["input_ids"])
 
 # %% ../../nbs/5_data/26_report.ipynb #178c3f07
-def _open_some(diagnosis, folders, media, num, jobs, timeout):
+def _open_some(diagnosis, folders, media, num, engine, timeout):
     "Open a draw of clouds and pictures; whatever cannot be read is noted."
     for kind, found in media.items():
         files = sorted((file for some in found.values() for file in some if _size(file)), key=lambda f: hashlib.sha1(f.relative_to(folders[kind]).as_posix().encode("utf-8", "surrogateescape")).digest())
         tasks = [(kind, str(file)) for file in (files[:num] if num >= 0 else files)]
-        results = map_isolated(_open_media, tasks, jobs=jobs, timeout=timeout) if jobs else ((t, _open_media(t)) for t in tasks)
-        bad = Counter(f"worker: {r.reason}" if isinstance(r, WorkerError) else str(r) for _, r in results if r)
+        bad = Counter(f"worker: {r.reason}" if isinstance(r, WorkerError) else str(r) for _, r in engine.map(_open_media, tasks, timeout) if r)
         if tasks: diagnosis.notes.append(f"{kind}: {len(tasks)} of {len(files)} files opened, {sum(bad.values())} of them no use" + (f" ({'; '.join(f'{n} {r}' for r, n in bad.most_common(3))})" if bad else ""))
 
 def _enter_leaks(diagnosis, split_file, num_val_samples):
@@ -306,21 +305,22 @@ def doctor(
     timeout: float = 60, # seconds a part may take
     max_samples: int = 0, # only so many histories; 0 for all
     draw: bool = True, # the picture too
+    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see the folder
 ) -> Diagnosis:
     "What a data set holds and lacks, by kind and reason; lengths in tokens, twins, leaks, and the max_seq_length it needs."
-    folders = _find(root)
+    folders, engine = _find(root), get_engine(engine, jobs)
     histories, lost = _histories(folders)
     ids = dict(sorted(histories.items())[:max_samples or None])
     settings = dict(tokenizer=tokenizer, image_tokens=image_tokens, point_tokens=point_tokens, num_val_samples=num_val_samples, split_file=str(split_file), build=build)
     d = Diagnosis(str(root), settings=settings)
-    _enter_rows(d, _examine_all([(id, file, beginnings, build) for id, (file, beginnings) in ids.items()], jobs, timeout), build)
+    _enter_rows(d, _examine_all([(id, file, beginnings, build) for id, (file, beginnings) in ids.items()], engine, timeout), build)
     if lost: d.notes.append(f"beginnings: {lost} files belong to no history")
     found = _attached(d, folders, ids, list(histories))
     captions = found.pop("captions")
     _holdings(d, "step", ids, _media(folders["step"], (".step", ".stp"))[0] if folders["step"] else {})
     views = Counter(map(len, found["pictures"].values()))
     if len(views) > 1: d.notes.append(f"pictures: {', '.join(f'{n} parts with {k}' for k, n in sorted(views.items()))} views")
-    if num_opened: _open_some(d, folders, {k: v for k, v in found.items() if v}, num_opened, jobs, timeout)
+    if num_opened: _open_some(d, folders, {k: v for k, v in found.items() if v}, num_opened, engine, timeout)
     _enter_lengths(d, captions, settings)
     _enter_leaks(d, split_file, num_val_samples)
     d.save(Path(out) if out else Path(root).resolve().with_name(f"{Path(root).resolve().name}-doctor"), draw)

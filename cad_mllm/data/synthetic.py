@@ -13,7 +13,7 @@ import numpy as np
 
 from ..utils.files import write_text
 from ..cad.program import CADProgram
-from ..geometry.workers import map_isolated
+from ..geometry.engines import get_engine
 import cad_mllm.data.families_blocks  # fills FAMILIES
 from .parts import box_json, FAMILIES, history_box
 
@@ -95,15 +95,15 @@ def synthesize(
     first: int = 0, # index of the first part, to make a large set in pieces
     jobs: int = 1, # worker processes; worth it from thousands of parts on
     style: str = "families", # "families" with names, or "realistic" ones with the statistics of real parts
+    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see the folder
 ) -> dict: # number of parts, of families, and mean number of operations
     "Write synthetic histories and captions. Running it again changes nothing; a larger `num` adds parts."
     out, operations, captions = Path(out), {}, {}
     part_maker(style)
     _claim(out, seed, style)
     tasks = [(str(out), seed, i, min(i + 250, first + num), style) for i in range(first, first + num, 250)]
-    if jobs > 1 and len(tasks) > 1: results = map_isolated(_write_parts, tasks, jobs=jobs, timeout=3600, desc="synthetic parts")
-    else: results = ((task, _write_parts(task)) for task in tasks)
-    for _, result in results:
+    alone = engine == "local" and (jobs < 2 or len(tasks) < 2)
+    for _, result in get_engine(engine, 0 if alone else jobs).map(_write_parts, tasks, 3600, "synthetic parts"):
         if isinstance(result, Exception): raise result
         for id, caption in result[0].items(): captions.setdefault(id.split("/")[0], {})[id] = caption
         operations |= result[1]

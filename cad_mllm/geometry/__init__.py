@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "occ": ("occ_area occ_box occ_build occ_children occ_drawing occ_mesh occ_single occ_valid occ_volume"),
     "solid": ("Solid build_counted build_solid film_frames film_strip"),
     "workers": ("WorkerError isolated map_isolated"),
+    "engines": ("ENGINES EngineError LocalEngine RayEngine get_engine"),
     "shapes": ("read_shape read_step"),
     "fitting": ("Noise Outline Piece cheapest_cuts common_values fit_outline fit_pieces flatten join_pieces share_values "
               "square_lines walk"),
