@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from .utils.cpus import allotted_cpus
 from .config import ConfigError
 from .cad.program import CADProgram, Extrude
 from .geometry.mesh import GeometryError, surface_distance
@@ -146,7 +147,7 @@ def make_data(out: Path, data_root: str = "", num: int = 96, seed: int = 0) -> P
     "A data set with all modalities below `out`; finished products of an earlier demo are used again."
     from cad_mllm.data.preparation import prepare
     from cad_mllm.data.synthetic import synthesize
-    data, jobs = out/"data", os.cpu_count() or 1
+    data, jobs = out/"data", allotted_cpus()
     if not data_root: synthesize(data, num=num, seed=seed, jobs=jobs)
     elif not Path(data_root, "json").is_dir(): raise DemoError(f"data_root={data_root!r}: there is no folder json/ in it; give a folder in the Omni-CAD layout")
     prepare(data_root or data, data if data_root else "", num_points=1024, image_size=96, jobs=jobs)

@@ -192,7 +192,7 @@ def evaluate(
     max_new_tokens: int = 0, # tokens a completion may take; 0 for all the room there is
     batch_size: int = 16, # completions written together
     seed: int = 0, # of the choice of beginnings, and of sampling
-    jobs: int = 0, # processes for geometry; 0 for one a core
+    jobs: int = 0, # processes for geometry; 0 for one for each processor that was allotted
     out: str = "", # folder for the tables and pictures; beside the checkpoint if left out
     device: str = "auto", # auto, cpu, cuda
 ):

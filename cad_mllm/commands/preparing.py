@@ -6,9 +6,8 @@
 __all__ = ['synth', 'num_processes', 'prepare_data', 'pack']
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #a2f29ee0
-import os
-
 from ..utils.arguments import Positional
+from ..utils.cpus import allotted_cpus
 from ..utils.progress import Progress
 from ..config import ConfigError
 
@@ -17,30 +16,31 @@ def synth(
     out: str, # folder to write, in the Omni-CAD layout
     num: int = 200, # how many parts
     seed: int = 0, # part i of a seed is always the same
-    jobs: int = 0, # processes; 0 for one a core
+    jobs: int = 0, # processes; 0 for one for each processor that was allotted
     views: int = 8, # pictures a part, 0 to 8
     size: int = 224, # pixels a side
     points: bool = True, # make point clouds too
     style: str = "families", # "families" with names and rich captions, or "realistic" parts with the statistics of real ones
+    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see the folder
 ):
     "Make procedural parts with captions, truncations, points and pictures."
     from cad_mllm.data.preparation import prepare
     from cad_mllm.data.synthetic import synthesize
-    num = synthesize(out, num=num, seed=seed, jobs=num_processes(jobs), style=style)["parts"]
-    prepare(out, points=points, images=views > 0, num_views=views, image_size=size, jobs=num_processes(jobs))
+    num = synthesize(out, num=num, seed=seed, jobs=num_processes(jobs), style=style, engine=engine)["parts"]
+    prepare(out, points=points, images=views > 0, num_views=views, image_size=size, jobs=num_processes(jobs), engine=engine)
     print(f"{num} parts in {out}: train on them with `cad-mllm train --recipe tiny --data_root {out} --output_dir output`")
 
 def num_processes(
     jobs: int, # as a command was told
 ) -> int:
-    "A number of processes; 0 means one a core."
-    return jobs or os.cpu_count() or 1
+    "A number of processes; 0 means one for each processor that was allotted."
+    return jobs or allotted_cpus()
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #56962421
 def prepare_data(
     root: str, # folder with json/ in the Omni-CAD layout; or DeepCAD's, the Fusion 360 Gallery's or Text2CAD's as it was downloaded
     out: str = "", # write products here instead, and leave ROOT untouched; of a downloaded data set train/, val/ and test/ as its authors split it
-    jobs: int = 0, # processes; 0 for one a core
+    jobs: int = 0, # processes; 0 for one for each processor that was allotted
     num_points: int = 4096, # points a part
     size: int = 224, # pixels a side of a picture
     steps: bool = False, # STEP files too
@@ -51,16 +51,22 @@ def prepare_data(
     dry_run: bool = False, # write nothing; time a sample and estimate time and space
     retry: bool = False, # try again what failed, hung or crashed in earlier runs
     skip_unsupported: bool = False, # of a downloaded data set: leave out operations that a history cannot say (fillets, revolves, ...), not whole histories
+    shards: bool = False, # write OUT as shards at once, without small files
+    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see both folders
 ):
     "Make truncations, points, pictures (and STEP files) for histories, or for a data set as it was downloaded; what is done already is skipped."
-    options = dict(points=points, images=images, steps=steps, captions=captions, num_points=num_points, image_size=size, shard=shard, dry_run=dry_run, retry=retry, jobs=num_processes(jobs))
+    if shards and (not out or steps or shard or dry_run):
+        raise ConfigError("--shards needs OUT, an empty folder, and is not for --steps, --shard or --dry_run")
+    options = dict(points=points, images=images, captions=captions, num_points=num_points, image_size=size, retry=retry,
+                   jobs=num_processes(jobs), engine=engine)
     from cad_mllm.interop.data_sets import find_data_set
     found = find_data_set(root)
     if found is not None: print(found)
     folders = [(root, out)] if found is None or not _is_foreign(found, out) else [(folder, "") for folder in _convert(found, out, skip_unsupported)]
-    from cad_mllm.data.preparation import describe_estimate, prepare
+    from cad_mllm.data import describe_estimate, prepare, prepare_shards
     for folder, target in folders:
-        report = prepare(str(folder), target, **options)
+        if shards: report = prepare_shards(str(folder), target or f"{folder}_shards", **options)
+        else: report = prepare(str(folder), target, steps=steps, shard=shard, dry_run=dry_run, **options)
         print(describe_estimate(report) if dry_run else _summary(report))
 
 def _is_foreign(found, out):
@@ -87,7 +93,7 @@ def _summary(report, num_named=3):
     if failures := report["failures"]:
         lines += [f"{n} times: {reason}" for reason, n in report["reasons"].items()]
         lines += [f"  {f['file']}: {f['product']}: {f['message'].splitlines()[0][:160]}" for f in failures[:num_named]]
-        lines.append((f"  and {len(failures) - num_named} more; " if len(failures) > num_named else "  ") + f"all of them are in {report['out']}/prepare_failures.jsonl; --retry tries them again")
+        lines.append((f"  and {len(failures) - num_named} more; " if len(failures) > num_named else "  ") + f"all of them are in {report['out']}/prepare_{'report.json' if 'shards' in report else 'failures.jsonl'}; --retry tries them again")
     return "\n".join(lines)
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #791d0586
@@ -98,13 +104,14 @@ def pack(
     jobs: int = 0, # processes that check histories; 0 for as many as pay
     readers: int = 8, # threads that read files ahead; more help on a slow disk
     tokens: bool = True, # keep the tokens of every sample: without them packing is quicker, reading slower
+    engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see ROOT
 ):
     "Pack a data set into tar shards that training reads like the folder; with a packed ROOT alone, check every byte of it."
     from cad_mllm.data.shards import check_pack, is_pack
     if not out and is_pack(root): return _tell_pack(check_pack(root))
     if not out: raise ConfigError(f"out='': name a folder for the shards: cad-mllm pack {root} OUT")
     from cad_mllm.data.packing import pack
-    done = pack(root, out, shard_mb, jobs, readers, tokens)
+    done = pack(root, out, shard_mb, jobs, readers, tokens, engine)
     print(f"{done['samples']} samples of {done['histories']} histories in {done['shards']} shard{'s'*(done['shards'] != 1)} ({done['bytes']/1e6:.0f} MB) in {out}: train on them with --data_root {out}")
     for reason, num in done["left_out"].items(): print(f"left out: {num} times {reason}")
 

@@ -11,10 +11,10 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "history_statistics make_realistic outline_kind realistic_part twin_key"),
     "synthetic": ("DataFolderError FAMILIES STYLES make_part part_maker synthesize"),
     "products": ("CaptionWriter KnownFailure PRODUCTS PreparedItem Products describe prepare_one"),
-    "preparation": ("PrepareError describe_estimate estimate in_shard prepare"),
+    "preparation": ("PrepareError PrepareReport describe_estimate estimate in_shard list_histories prepare"),
     "references": ("check_range check_references"),
-    "shards": ("INDEX_NAME Made Pack PackError ShardError ShardWriter check_pack from_bytes is_pack member_name "
-              "save_arrays scan_shard to_bytes write_pack"),
+    "shards": ("INDEX_NAME Made Pack PackError ShardError ShardWriter check_pack from_bytes index_arrays is_pack "
+              "member_name save_arrays scan_shard to_bytes write_pack"),
     "attachments": ("Attachments CAPTION_SUFFIXES CLOUD_SUFFIXES MOST_ENDINGS PICTURE_SUFFIXES PartNames caption_entries "
               "clean_text decode_text media_path part_key split_name"),
     "skipped": ("DataError DataWarning Skip SkipReport logger parse_history_bytes parse_program read_history_file "
@@ -34,5 +34,6 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "stream": ("HELD_OUT SCHEME StreamDataset StreamName maker_files makers open_dataset"),
     "batching": ("DataWorkerError GRACE batches num_batches"),
     "packing": ("MultimodalAutocompleteDataset pack"),
+    "direct": ("prepare_group prepare_shards"),
     "report": ("Diagnosis DoctorError FOLDERS PERCENTILES doctor fingerprint"),
 })

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from ..utils.cpus import allotted_cpus
 from ..utils.system import mount_point_of
 from ..cad.program import truncation_counts
 from ..cad.tokens import encode_split
@@ -118,8 +119,20 @@ def check_design(job):
     return (len(whole), signature, len(data), _num_tokens(whole, notes)), rows, notes
 
 # %% ../../nbs/5_data/12_pairs.ipynb #be90391f
+def _each(batch): # (function of a module, items)
+    func, items = batch
+    return [func(item) for item in items]
+
+def _map_by_engine(func, items, engine, size=16, timeout=600):
+    "`func` of each item, in order, by an engine; a batch that its worker did not survive is done here."
+    batches = [(func, items[i:i + size]) for i in range(0, len(items), size)]
+    for batch, found in engine.map(_each, batches, timeout):
+        if isinstance(found, Exception): logger.warning("a checking process failed (%s); going on with %d items in this one", found, len(batch[1]))
+        yield from _each(batch) if isinstance(found, Exception) else found
+
 def map_processes(func, items, jobs):
-    "`func` of each item, in order, by `jobs` processes; 1 means none but this one."
+    "`func` of each item, in order, by `jobs` processes (1 means none but this one), or by the engine that `jobs` is."
+    if not isinstance(jobs, int): yield from _map_by_engine(func, items, jobs); return
     done = 0
     if jobs > 1:
         try:
@@ -131,8 +144,8 @@ def map_processes(func, items, jobs):
     yield from map(func, items[done:])
 
 def num_jobs(jobs, num_items):
-    "0 means: as many as the machine has once it pays."
-    return jobs or (min(os.cpu_count() or 1, 8) if num_items > 2000 else 1)
+    "0 means: as many as this process was allotted, once it pays; an engine is handed back."
+    return jobs or (allotted_cpus() if num_items > 2000 else 1)
 
 # %% ../../nbs/5_data/12_pairs.ipynb #b2300042
 def hash_order(ids): return sorted(ids, key=lambda id: hashlib.sha1(id.encode("utf-8", "surrogateescape")).digest())

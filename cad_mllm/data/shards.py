@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INDEX_NAME', 'PackError', 'ShardError', 'ShardWriter', 'member_name', 'scan_shard', 'to_bytes', 'from_bytes',
-           'save_arrays', 'is_pack', 'Made', 'write_pack', 'Pack', 'check_pack']
+           'save_arrays', 'is_pack', 'Made', 'index_arrays', 'write_pack', 'Pack', 'check_pack']
 
 # %% ../../nbs/5_data/09_shards.ipynb #2b3e49dd
 import hashlib
@@ -270,14 +270,21 @@ def run(self: _Packing):
         while at < len(self.groups): at += self.write_shard(contents, bar)
 
 # %% ../../nbs/5_data/09_shards.ipynb #9e293867
-@patch
-def arrays(self: _Packing, ids, extra):
-    "The index file's arrays."
-    table = np.array(self.members, _MEMBER)
-    digest = hashlib.sha256(json.dumps([ids, self.shards, list(self.endings)]).encode() + table.tobytes())
+def index_arrays(
+    ids: list, # of the groups, in their order
+    shards: list, # of dict(name, bytes, sha256, groups)
+    endings: list, # number -> ending
+    members: list, # of (offset, length, CRC-32, number of the ending), group after group
+    first: list, # of each group: where its members begin
+    shard: list, # of each group: which shard it lies in
+    extra: dict, # arrays of the caller
+) -> dict: # for `save_arrays`
+    "The arrays of an index file."
+    table = np.array(members, _MEMBER)
+    digest = hashlib.sha256(json.dumps([ids, shards, endings]).encode() + table.tobytes())
     for name in sorted(extra): digest.update(name.encode() + np.ascontiguousarray(extra[name]).tobytes())
-    header = dict(format=1, made_by=f"cad_mllm {__version__}", shards=self.shards, endings=list(self.endings), digest=digest.hexdigest())
-    own = dict(header=to_bytes(header), ids=to_bytes(ids), members=table, first=np.array([*self.first, len(table)], "<i8"), shard=np.array(self.shard, "<i4"))
+    header = dict(format=1, made_by=f"cad_mllm {__version__}", shards=shards, endings=endings, digest=digest.hexdigest())
+    own = dict(header=to_bytes(header), ids=to_bytes(ids), members=table, first=np.array([*first, len(table)], "<i8"), shard=np.array(shard, "<i4"))
     return {**own, **{f"extra_{k}": v for k, v in extra.items()}}
 
 def write_pack(
@@ -291,7 +298,7 @@ def write_pack(
     packing = _Packing(out, groups, int(shard_mb*1e6), readers)
     try:
         packing.run()
-        made = packing.arrays([id for id, _ in groups], extra or {})
+        made = index_arrays([id for id, _ in groups], packing.shards, list(packing.endings), packing.members, packing.first, packing.shard, extra or {})
         if not is_pack(out) or Pack(out).digest != from_bytes(made["header"])["digest"]: save_arrays(Path(out, INDEX_NAME), made)
     except OSError as e:
         raise PackError(f"{e.filename or out}: packing stopped ({e.strerror or e}); free some space or restore the folder and run again: finished shards are kept") from e

@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
 
 from fastcore.basics import patch
 
@@ -141,6 +142,8 @@ def isolated(
     return value
 
 # %% ../../nbs/2_geometry/12_workers.ipynb #11127db5
+_AHEAD = 64 # finished results for each worker that may wait for a slow one before them
+
 def map_isolated(
     func, # a function of one item, from a module
     items, # any iterable
@@ -155,12 +158,13 @@ def map_isolated(
         try: return item, isolated(func, item, timeout=timeout, max_memory=max_memory)
         except Exception as e: return item, e
     items = tqdm(items, desc=desc, disable=not desc)
-    waiting = deque()
-    with ThreadPoolExecutor(max(1, jobs)) as threads:
+    waiting, width = deque(), max(1, jobs)
+    with ThreadPoolExecutor(width) as threads:
         try:
             for item in items:
                 waiting.append(threads.submit(attempt, item))
-                if len(waiting) >= 3*max(1, jobs): yield waiting.popleft().result()
+                if len(running := [f for f in waiting if not f.done()]) >= 3*width: wait(running, return_when=FIRST_COMPLETED)
+                while waiting and (waiting[0].done() or len(waiting) >= _AHEAD*width): yield waiting.popleft().result()
             while waiting: yield waiting.popleft().result()
         finally:
             for future in waiting: future.cancel()

@@ -24,7 +24,8 @@ from ..utils.files import replacing, write_text
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram
 from ..geometry.mesh import GeometryError, Mesh
-from ..geometry.workers import isolated, map_isolated, WorkerError
+from ..geometry.workers import isolated, WorkerError
+from ..geometry.engines import get_engine
 from .sets import cov_mmd_jsd
 from .sequences import curve_matches, f1_score, score_programs
 from .summary import Summary
@@ -159,13 +160,11 @@ def _plain(outcome):
     if not outcome.get("values"): return outcome
     return {**outcome, "values": {k: None if math.isnan(v) else float(v) for k, v in outcome["values"].items()}}
 
-def _run(tasks, jobs, timeout, outcomes):
+def _run(tasks, engine, timeout, outcomes):
     "Outcomes of all tasks, in their order; those known already are taken from the file."
     stamps = [_stamp(t) for t in tasks]
     todo = [(s, t) for s, t in zip(stamps, tasks) if s not in outcomes.known]
-    found = (map_isolated(_score_one, [t for _, t in todo], jobs=jobs, timeout=timeout, desc="scoring")
-             if jobs else ((t, _score_one(t)) for _, t in todo))
-    for (stamp, task), (_, result) in zip(todo, found):
+    for (stamp, task), (_, result) in zip(todo, engine.map(_score_one, [t for _, t in todo], timeout, "scoring")):
         if isinstance(result, (ImportError, OSError)): raise result
         outcomes.add(stamp, _plain(_judge(task, result, timeout)
                                    if isinstance(result, WorkerError) else dict(failure=_reason(result))
@@ -348,15 +347,13 @@ def _one_cloud(task): # (file, unit, kernel, number of points, seed)
     path, unit, kernel, num, seed = task
     return read_part(path, unit, kernel).points(num, seed)[:, :3].astype(np.float32)
 
-def _score_sets(score, num, jobs, timeout):
+def _score_sets(score, num, engine, timeout):
     "COV, MMD and JSD of the first `num` scored pairs."
     s, clouds = score.settings, []
     ids = list(score.summary.results)[:num]
     for side, (unit, seed) in enumerate(((s["pred_unit"], s["seed"]), (s["gt_unit"], s["seed"] + 1))):
         tasks = [(str(score.files[i][side]), unit, s["kernel"], s["num_points"], seed) for i in ids]
-        found = (map_isolated(_one_cloud, tasks, jobs=jobs, timeout=timeout, desc="clouds")
-                 if jobs else ((t, _one_cloud(t)) for t in tasks))
-        clouds.append([c for _, c in found if not isinstance(c, Exception)])
+        clouds.append([c for _, c in engine.map(_one_cloud, tasks, timeout, "clouds") if not isinstance(c, Exception)])
     return cov_mmd_jsd(*clouds) if all(clouds) else {}
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #02dfa9dd
@@ -414,6 +411,7 @@ def score(
     max_samples: int = 0, # only so many truths; 0 for all
     fresh: bool = False, # measure again what an earlier run measured
     draw: bool = True, # the distributions and the contact sheet too
+    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see both folders
 ) -> Score:
     """Measure a folder of parts against another: table, CSV, JSON, plot of the distributions, pictures of best, median
     and worst."""
@@ -423,14 +421,15 @@ def score(
     _check_settings(settings)
     pairs, extra = pair_folders(pred, gt, folder.resolve())
     tasks = [(id, p and str(p), str(g), settings) for id, p, g in pairs[:max_samples or None]]
+    engine = get_engine(engine, jobs)
     try:
-        outcomes = _run(tasks, jobs, timeout, _Outcomes(folder/"outcomes.jsonl", fresh))
+        outcomes = _run(tasks, engine, timeout, _Outcomes(folder/"outcomes.jsonl", fresh))
         summary, f1, left_out = _collect(tasks, outcomes)
         result = Score(summary, f1, {},
                        dict(pred=str(pred), gt=str(gt), timeout=timeout, num_sets=min(sets, len(summary.results)),
                             **settings), [*_notes(tasks, extra, left_out), *_size_notes(tasks, outcomes, align)],
                        left_out, {t[0]: t[1:3] for t in tasks}, folder)
-        if sets: result.sets = _score_sets(result, sets, jobs, timeout)
+        if sets: result.sets = _score_sets(result, sets, engine, timeout)
         result.save(draw, timeout if jobs else 0)
     except OSError as e:
         raise ScoreError(

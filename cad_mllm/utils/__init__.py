@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "files": ("clean_strays finite replace_bytes replacing write_bytes_atomic write_text"),
     "run_lock": ("BEAT FolderLock HeldError Holder LOCK PATIENCE UNKNOWN beat is_gone read_holder release take "
               "this_process"),
+    "cpus": ("SCHEDULER_VARIABLES allotted_cpus"),
     "progress": ("Pace Progress duration_words in_notebook shows_bars"),
     "hub": ("why_missing"),
     "system": ("birth_of bytes_read is_running memory_of mount_point_of mounts sync_path sys_is_linux"),
