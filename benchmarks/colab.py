@@ -22,6 +22,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
 from run_notebooks import trim  # noqa: E402   (beside this folder)
+from cad_mllm.utils.cpus import allotted_cpus  # noqa: E402
 
 NOTEBOOK = ROOT/"nbs"/"tutorials"/"colab.ipynb"
 MISSING = ("cadquery-ocp-novtk", "manifold3d")       # what Colab's image lacks of our requirements
@@ -76,7 +77,7 @@ def table(notebook, home, install):
     first = json.loads(next(home.rglob("metrics.jsonl")).read_text().splitlines()[0])
     until = datetime.fromisoformat(first["time"]).timestamp() - begins.timestamp() + install
     return "\n".join(["| cell | seconds |", "|---|---|", f"| {' and '.join(MISSING)}, which Colab lacks | {install:.1f} |", *lines, "",
-                      f"From a fresh runtime to the first step of the training: {until:.0f} s, on {os.cpu_count()} CPU cores without a GPU, {datetime.now():%Y-%m-%d}, tiny recipe, 400 synthetic parts, {MAX_STEPS} steps."]) + "\n"
+                      f"From a fresh runtime to the first step of the training: {until:.0f} s, on {allotted_cpus()} CPU cores without a GPU, {datetime.now():%Y-%m-%d}, tiny recipe, 400 synthetic parts, {MAX_STEPS} steps."]) + "\n"
 
 
 def compact(outputs):

@@ -8,6 +8,7 @@ import pytest
 from chapters import Chapter
 module = Chapter("cad_mllm.data")
 from cad_mllm.cad import CADProgram, Extrude
+from cad_mllm.geometry.engines import LocalEngine
 from cad_mllm.geometry.workers import _close_workers
 from cad_mllm.geometry import build_solid
 from cad_mllm.data import PrepareError, prepare
@@ -101,6 +102,18 @@ def test_shards_together_are_the_whole(source, whole, tmp_path):
     assert set(prepare(source, tmp_path, jobs=0, **SMALL)["products"]["images"]) == {"skipped"}
 
 
+class Watched(LocalEngine):
+    "The local engine with another function in the place of the one it is given; notes the histories of each call."
+    def __init__(self, jobs, func, started):
+        super().__init__(jobs)
+        self.func, self.started = func, started
+
+    def map(self, func, items, *args, **options):
+        items = list(items)
+        self.started.append([t[2] for t in items])
+        return super().map(self.func, items, *args, **options)
+
+
 def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch):
     "Recorded at once; left alone by the next run, tried again when asked or when the history changes."
     (tmp_path/"hanging_kernel.py").write_text(
@@ -110,10 +123,7 @@ def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch)
     _close_workers()
     import hanging_kernel
     started = []
-    def watched(func, tasks, jobs, timeout, run=module._run):
-        started.append([t[2] for t in tasks])
-        return run(hanging_kernel.hangs, tasks, jobs, timeout)
-    monkeypatch.setattr(module, "_run", watched)
+    monkeypatch.setattr(module, "get_engine", lambda engine, jobs: Watched(jobs, hanging_kernel.hangs, started))
     root, out = tmp_path/"root", tmp_path/"out"
     for path in sorted((source/"json/0000").glob("0000000[456]_0*.json")): (root/"json/0000").mkdir(parents=True, exist_ok=True); (root/"json/0000"/path.name).write_bytes(path.read_bytes())
     settings = dict(jobs=1, images=False, num_points=64, timeout=8)
@@ -123,7 +133,7 @@ def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch)
     assert len(started[-1]) == 2 and again["reasons"] == first["reasons"] and again["failures"][0]["known"]
     assert again["products"]["history"] == {"done": 2, "failed": 1}
     prepare(root, out, **{**settings, "timeout": 6}); assert len(started[-1]) == 2
-    monkeypatch.setattr(module, "_run", lambda func, tasks, jobs, timeout, run=module._run: [(started.append([t[2] for t in tasks])), [(t, module.prepare_one(t)) for t in tasks]][1])
+    monkeypatch.setattr(module, "get_engine", lambda engine, jobs: Watched(0, module.prepare_one, started))
     assert prepare(root, out, **settings, retry=True)["products"]["history"] == {"done": 3} and len(started[-1]) == 3
     assert "known" not in json.dumps(prepare(root, out, **settings)["failures"]) and len(started[-1]) == 3
 
@@ -147,7 +157,7 @@ def test_a_worker_that_dies_costs_one_part(source, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     _close_workers()  # idle ones do not know this path
     import bad_kernel
-    monkeypatch.setattr(module, "_run", lambda func, tasks, jobs, timeout, run=module._run: run(bad_kernel.dies, tasks, jobs, timeout))
+    monkeypatch.setattr(module, "get_engine", lambda engine, jobs: Watched(jobs, bad_kernel.dies, []))
     report = prepare(source, tmp_path/"out", jobs=1, max_samples=8, images=False, num_points=64)
     failed = [f for f in report["failures"] if f["reason"].startswith("worker: ")]
     assert len(failed) == 1 and "00000005" in failed[0]["file"]
