@@ -242,7 +242,7 @@ def test_running_now_stops_and_is_taken_over(tmp_path, folder, page):
             strip.locator("button", has_text="Log").click()
             sees(page, "tail", "step")
             page.locator(".cadm-log-find input").fill("step 2")
-            until(page, "() => /^ +2  step 2$/m.test(document.querySelector('.cadm-tail').innerText)")
+            until(page, "() => /^ +4  step 2$/m.test(document.querySelector('.cadm-tail').innerText)")
             page.locator(".cadm-log-download").click()
             with page.expect_download() as got: page.locator(".cadm-log-links a").click()
             assert got.value.suggested_filename == "train.log"
