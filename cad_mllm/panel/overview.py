@@ -131,7 +131,7 @@ def row_words(row: Row) -> str:
     return " ".join((row.name, row.stage, row.state, "no optimizer" if row.optimizer == "no" else "", *row.marks)).lower()
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #2c6200c9
-RUN_COLUMNS = (("name", "Run", "minmax(120px,2fr)"), ("state", "State", "minmax(96px,1.1fr)"), ("progress", "Progress", "minmax(104px,1.1fr)"), ("best_val", "Best val.", "64px"), ("last_val", "Last val.", "64px"),
+RUN_COLUMNS = (("name", "Run", "minmax(120px,2fr)"), ("state", "State", "minmax(148px,1.1fr)"), ("progress", "Progress", "minmax(104px,1.1fr)"), ("best_val", "Best val.", "64px"), ("last_val", "Last val.", "64px"),
                ("loss", "Loss", "58px"), ("lr", "Rate", "62px"), ("batch", "Batch", "46px"), ("seconds", "Time", "58px"), ("builds", "Valid", "52px"), ("iou", "IoU", "52px"), ("chamfer", "Chamfer", "66px"),
                ("size", "Size", "66px"), ("saved", "Saved", "112px"), ("tags", "Tags", "minmax(70px,1fr)"))
 USUAL_COLUMNS = ("name", "state", "progress", "best_val", "last_val", "loss", "lr", "batch", "seconds", "builds", "iou", "tags")
