@@ -174,7 +174,7 @@ def check_before(
 def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
     "Train a model through the curriculum, or go on training."
     model, train_config = configs(train_parser(prog).parse_args(argv))
-    check_before(model, train_config)
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2: check_before(model, train_config)      # of several processes, each tells the others what it lacks
     from cad_mllm.training.loop import train
     if train_config.draw_parts: from cad_mllm.evaluation import draw_held_out as draw
     else: draw = None
