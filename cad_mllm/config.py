@@ -217,6 +217,7 @@ class TrainConfig(_JSONConfig):
     point_crop: float = 0.0              # a side of the part is unseen: each cloud loses a share from 0 to this beyond a random plane
     point_holes: float = 0.0             # patches are unseen: each cloud loses a share from 0 to this in one to three of them
     point_noisy: float = 1.0             # share of clouds that are shaken at all
+    caption_drop: float = 0.0            # share of samples with a picture or points of which nothing is told in words
     point_bare: float = 0.0              # share of clouds without normals
     point_estimated: float = 0.0         # share of clouds whose normals are estimated from their points
     warmup_steps: int = 100              # optimizer steps of linear warmup in each stage
@@ -272,7 +273,7 @@ def validate(self: TrainConfig):
     _check(isinstance(self.max_views, int) and self.max_views >= 1, "max_views", self.max_views, "use a whole number of 1 or more")
     for name, top in (("point_noise", 1), ("point_drop", 1), ("point_crop", .9), ("point_holes", .9)):
         _check(0 <= getattr(self, name) < top, name, getattr(self, name), f"use a share from 0 up to, not including, {top}")
-    for name in ("point_noisy", "point_bare", "point_estimated"): _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "use a share from 0 to 1")
+    for name in ("caption_drop", "point_noisy", "point_bare", "point_estimated"): _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "use a share from 0 to 1")
     _check(self.point_bare + self.point_estimated <= 1, "point_estimated", self.point_estimated, "with point_bare it comes to more than 1")
     _check(0 <= self.from_scratch_prob <= 1, "from_scratch_prob", self.from_scratch_prob, "use a probability from 0 to 1")
     watched = [s.name for s in self.stages if s.has_gate and not self.num_val_samples] + ["draw_parts"]*bool(self.draw_parts and not self.num_val_samples)
@@ -325,9 +326,9 @@ def points_small() -> tuple: # (CADMLLMConfig, TrainConfig)
     language = dict(hidden_size=width, intermediate_size=512, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=3)
     model = CADMLLMConfig(llm_model_name="tiny", llm_config=language, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=128, num_points=1024,
                           num_point_tokens=32, projector_hidden_dim=384, projector_dropout=0.0, max_seq_length=640, dtype="float32")
-    points = {"text+points": 1.0}
-    stages = [CurriculumStage("stage1_text", {"text": 1.0}, 0, 2e-3), CurriculumStage("stage2_text_pc", points, 1, 2e-3), CurriculumStage("stage3_all", {"text": 0.1, "text+points": 0.9}, 1, 6e-4)]
-    return model, TrainConfig(data_root="stream:realistic?num=100000&seed=0", stages=stages, batch_size=16, from_scratch_prob=.8, warmup_steps=200, weight_decay=.05, save_steps=0, save_minutes=5.0,
+    stages = [CurriculumStage("stage1_text", {"text": 1.0}, 0, 2e-3), CurriculumStage("stage2_text_pc", {"text+points": 1.0}, 0, 2e-3),
+              CurriculumStage("stage3_all", {"text": 0.12, "text+points": 0.88}, 1, 2e-3)]
+    return model, TrainConfig(data_root="stream:realistic?num=150000&seed=0", stages=stages, batch_size=16, from_scratch_prob=.7, caption_drop=.6, warmup_steps=200, weight_decay=.05, save_steps=0, save_minutes=5.0,
                               num_val_samples=64, logging_steps=20, projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, point_noise=.02, point_noisy=.5,
                               point_drop=.5, point_crop=.1, point_holes=.1, point_bare=.15, point_estimated=.25)
 

@@ -64,4 +64,12 @@ def test_a_killed_stream_goes_on_to_the_last_bit(tmp_path):
 def test_the_recipe_for_points_is_small_and_needs_no_files():
     model, train = recipe("points_small")
     assert train.data_root.startswith("stream:") and model.points_on_grid and isinstance(train, TrainConfig)
-    assert len(open_dataset(train.data_root)) == 100_000
+    assert len(open_dataset(train.data_root)) == 150_000
+
+
+def test_some_samples_with_points_lose_their_caption_and_those_of_text_never():
+    told, half = open_stream(), open_stream(caption_drop=.5)
+    pairs = [(told.sample(e, i), half.sample(e, i)) for e in range(3) for i in range(12)]
+    assert all(a.caption and a.caption == b.caption for a, b in pairs if "points" not in b.modalities)
+    seen = [b.caption == a.caption for a, b in pairs if "points" in b.modalities]
+    assert 0 < sum(seen) < len(seen) and {b.caption for a, b in pairs} - {a.caption for a, b in pairs} == {""}

@@ -31,7 +31,7 @@ _STAGE_FLAGS = (("epochs", int, "passes over the data in stage {}; 0 leaves it o
 _GROUPS = {
     "where things are": "output_dir data_root cache_dir truncated_json_root omnicad_txt_path omnicad_json_root omnicad_img_root omnicad_pc_root local_dir max_pending_checkpoints feature_cache",
     "beginning, going on, ending": "init_from resume_from_ckpt start_over take_over accept_changes start_from_stage max_steps max_minutes notify",
-    "what a sample is": "max_train_samples num_val_samples from_scratch_prob max_views point_noise point_drop point_crop point_holes point_noisy point_bare point_estimated num_workers",
+    "what a sample is": "max_train_samples num_val_samples from_scratch_prob caption_drop max_views point_noise point_drop point_crop point_holes point_noisy point_bare point_estimated num_workers",
     "a step": "batch_size gradient_accumulation_steps pack max_tokens_per_batch warmup_steps schedule_to weight_decay max_grad_norm projector_lr_multiplier new_token_lr_multiplier bad_steps halve_lr seed",
     "saving and telling": "save_steps save_minutes keep_last_n_checkpoints checkpoint_name eval_steps logging_steps track use_wandb draw_parts",
     "the machine": "device compile use_gradient_checkpointing deterministic fsdp peer_minutes",

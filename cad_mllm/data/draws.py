@@ -9,7 +9,7 @@ __all__ = ['seeded_rng', 'draw_modalities']
 import numpy as np
 
 # %% ../../nbs/5_data/17_draws.ipynb #c95932b1
-_PURPOSES = ("order", "modality", "from scratch", "view", "points", "scan")
+_PURPOSES = ("order", "modality", "from scratch", "view", "points", "scan", "caption")
 
 def seeded_rng(purpose, seed, epoch, index=0):
     "A generator for one decision about one sample of one epoch."

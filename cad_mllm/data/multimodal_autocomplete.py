@@ -57,6 +57,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         image_size: int = 224,           # pixels a side, S
         points_on_grid: bool = False,    # clouds in the units that the part is written in, else in their own unit box
         max_views: int = 1,              # a sample draws from 1 to so many of its pictures
+        caption_drop: float = 0.0,       # share of draws with a picture or points that lose their caption
         scan: Scan = Scan(),             # how bad its cloud may be
         seed: int = 0,                   # of every draw
         report_path=None,                # where the list of what was left out goes; DATA_ROOT/dataset_report.json if left out
@@ -67,7 +68,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
     ):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
         self.from_scratch_prob, self.num_points, self.image_size, self.points_on_grid, self.epoch = from_scratch_prob, num_points, image_size, points_on_grid, 0
-        self.max_views, self.scan = max_views, scan
+        self.max_views, self.caption_drop, self.scan = max_views, caption_drop, scan
         self.codec, self._report, self._cache, self._cache_room = get_codec(sequence_format, token_version), SkipReport(), {}, CACHE_SIZE
         self.files = open_files(data_root, dict(truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root,
                                                  img=omnicad_img_root, points=omnicad_pc_root), cache_dir, verify)
@@ -418,7 +419,9 @@ def sample(
         reason = str(e) if isinstance(e, Skip) else f"{type(e).__name__}: {e}"
         self._report.add(self.files.where(id), f"went bad while training: {suffix}: {reason}", log=True)
         return None
-    return Sample(id, self._captions[row["design"]], target=target, kept=kept, modalities=modalities, **{**media, "prefix": prefix})
+    untold = len(modalities) > 1 and seeded_rng("caption", self.seed, epoch, index).random() < self.caption_drop
+    caption = "" if untold else self._captions[row["design"]]
+    return Sample(id, caption, target=target, kept=kept, modalities=modalities, **{**media, "prefix": prefix})
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #5b9b6613
 @patch

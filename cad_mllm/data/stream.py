@@ -77,7 +77,7 @@ def makers() -> dict: # name -> version
     return {"generator": hashlib.sha256(code).hexdigest()[:12], **versions}
 
 # %% ../../nbs/5_data/23_stream.ipynb #4c33dd9b
-_DECISIONS = ("from scratch", "beginning", "modality", "surface", "scan", "points")
+_DECISIONS = ("from scratch", "beginning", "modality", "surface", "scan", "points", "caption")
 
 def _chance(decision, seed, epoch, index): return np.random.default_rng((_DECISIONS.index(decision), seed % 2**63, epoch, index, 7))
 
@@ -96,6 +96,7 @@ class StreamDataset(MultimodalAutocompleteDataset):
         from_scratch_prob: float = 0.0,  # share of draws in which nothing is given
         num_points: int = 2048,          # points of a cloud, P
         points_on_grid: bool = False,    # clouds in the units that the part is written in
+        caption_drop: float = 0.0,       # share of draws with points that lose their caption
         scan: Scan = Scan(),             # how bad a cloud may be
         seed: int = 0,                   # of every draw but the parts themselves
         report_path=None,                # where the list of what failed goes
@@ -103,7 +104,8 @@ class StreamDataset(MultimodalAutocompleteDataset):
     ):
         if unusable := [k for k, v in other.items() if k.endswith("_root") and v]: raise ConfigError(f"{unusable[0]}={other[unusable[0]]!r}: a stream has no files; leave it out")
         self.name, self.data_root, self.split, self.seed, self.epoch = StreamName.read(data_root), Path(data_root), split, seed, 0
-        self.from_scratch_prob, self.num_points, self.points_on_grid, self.scan = from_scratch_prob, num_points, points_on_grid, scan
+        self.from_scratch_prob, self.num_points, self.points_on_grid = from_scratch_prob, num_points, points_on_grid
+        self.caption_drop, self.scan = caption_drop, scan
         self.sequence_format, self.codec, self._report, self.report_path = sequence_format, get_codec(sequence_format, token_version), SkipReport(), report_path
         held = split == "val"
         self.part_seed, size = self.name.seed + HELD_OUT*held, num_val_samples if held else self.name.num
@@ -127,7 +129,8 @@ def sample(
     counts = truncation_counts(len(part.program))
     kept = 0 if not counts or chance("from scratch").random() < self.from_scratch_prob else int(chance("beginning").choice(counts))
     drawn = draw_modalities(self.modality_probs, {"text", "points"}, chance("modality").random())
-    made = Sample(f"{self.part_seed}/{index:08d}", part.caption, kept=kept, modalities=drawn)
+    untold = "points" in drawn and chance("caption").random() < self.caption_drop
+    made = Sample(f"{self.part_seed}/{index:08d}", "" if untold else part.caption, kept=kept, modalities=drawn)
     if "points" in drawn: return replace(made, **self._seen(part, kept, chance))
     prefix, target = self.codec.split(part.program, kept)
     return replace(made, prefix=prefix, target=target)
