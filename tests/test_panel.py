@@ -283,9 +283,13 @@ def test_what_was_typed_for_one_run_is_not_taken_for_another(tmp_path, folder, p
         assert "elsewhere" not in command and "64" not in command and f"--output_dir {folder/'flanges'}" in command
         until(page, "() => document.querySelector('.cadm-batch-size input').placeholder == '8'")
         fill(page, "max-steps", "5000", then="--max_steps 5000")
+        fill(page, "notify", "ftp://hooks.example/secret", then="begins with http")
+        fill(page, "notify", "https://hooks.example/secret", then="--notify https://hooks.example/secret")
         page.locator(".cadm-start", has_text="Resume").click()
         message(page, "Started process")
         progress(page, r"[1-9]\d* of 5000")
+        assert "https://hooks.example/secret" in (folder/"flanges"/"run_config.json").read_text()       # the stand-in writes what it was called with
+        for name in ("launch.json", "train.log"): assert "secret" not in (folder/"flanges"/name).read_text(), name
         page.locator(".cadm-stop:visible:not([disabled])").click()
         progress(page, "everything saved")
         assert not (tmp_path/"elsewhere").exists()

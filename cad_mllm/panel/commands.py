@@ -26,6 +26,7 @@ from ..checkpoints.legacy import read_config
 from ..checkpoints.records import CheckpointRecord
 from ..training.run_files import RUN_CONFIG, STOP, write_json
 from ..training.changes import Change, changed_settings, OTHER_RUN
+from ..training.notify import without_address
 from .runs import child_processes, LAUNCH, LOG, PanelError, read_small_json, read_training, Run
 
 # %% ../../nbs/10_panel/05_commands.ipynb #59c62c38
@@ -102,7 +103,7 @@ def train_command(
 
 # %% ../../nbs/10_panel/05_commands.ipynb #2f65b301
 CHANGES = (("max_steps", "Stop at step"), ("max_minutes", "Stop after minutes"), ("batch_size", "Batch size"), ("gradient_accumulation_steps", "Accumulate"), ("lr", "Learning rate"),
-           ("save_steps", "Save every (steps)"), ("keep_last_n_checkpoints", "Keep the last"), ("device", "Device"))
+           ("save_steps", "Save every (steps)"), ("keep_last_n_checkpoints", "Keep the last"), ("device", "Device"), ("notify", "Notify (address)"))
 
 def read_changes(
     texts: dict, # field -> what was typed
@@ -219,10 +220,10 @@ def start_training(
     root = str(Path(__file__).resolve().parent.parent) if "__file__" in globals() else os.getcwd()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with open(output/LOG, "ab") as log:
-        log.write(f"\n$ {shlex.join(command)}\n".encode()); log.flush()
+        log.write(f"\n$ {shlex.join(without_address(command))}\n".encode()); log.flush()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
     child_processes[process.pid] = process
-    write_json(output/LAUNCH, dict(pid=process.pid, host=socket.gethostname(), command=command, started=datetime.now().isoformat(timespec="seconds")))
+    write_json(output/LAUNCH, dict(pid=process.pid, host=socket.gethostname(), command=without_address(command), started=datetime.now().isoformat(timespec="seconds")))
     return process
 
 def stop_training(

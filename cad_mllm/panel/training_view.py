@@ -34,7 +34,7 @@ class TrainView(View):
         self.output = style_control(widgets.Text, "Output folder", width="560px")
         self.recipe, self.recipe_words = style_control(widgets.Dropdown, "Recipe", width="330px", options=list(RECIPES)), widgets.HTML()
         self.data = style_control(widgets.Text, "Data folder", width="560px")
-        self.changes = {name: style_control(widgets.Text, label, width="240px", label_width="135px") for name, label in CHANGES}
+        self.changes = {name: style_control(widgets.Text, label, width="488px" if name == "notify" else "240px", label_width="135px") for name, label in CHANGES}
         self.more = style_control(widgets.Text, "More flags", width="560px", placeholder="such as --seed 1 --lora_r 16")
         for w in (self.mode, self.run): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
         for w in (self.output, self.recipe, self.data, self.more, *self.changes.values()): w.observe(guarded(self.panel, self.preview), "value")
@@ -129,7 +129,7 @@ def fill_grey(self: TrainView, new):
         form = TrainForm(str(self.folder), recipe=self.recipe.value) if new else replace(self.form(), changes={}, more="")
         values, flags = current_values(form), parse_flags(train_command(form))
     except (ValueError, OSError): values, flags = {}, {}
-    for name, w in self.changes.items(): w.placeholder = values.get(name, "as before")
+    for name, w in self.changes.items(): w.placeholder = values.get(name, "nobody is told; kept in no file" if name == "notify" else "as before")
     root = next(iter(flags.get("data_root", [])), "")
     default = recipe(self.recipe.value)[1].data_root if new else ""
     self.data.placeholder = root or (default if default.startswith("stream:") else "needed: a folder in the Omni-CAD layout" if new else "as before")
