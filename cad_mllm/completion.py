@@ -116,10 +116,12 @@ def request(
     prefix, notes = "" if not self.codec.added_tokens else [], []
     if program is not None: prefix = self.codec.prefix(program)
     if program is not None and not prefix: notes.append("nothing of the given operations can be said in the CAD language (no profile closes), so the model did not see them")
+    if program is not None: notes += [f"{s}; the model did not see it, and only a copy of the document keeps it" for s in program.extra.get("skipped", ())]
     media = {**self._image(image), **self._points(point_cloud, seed, prefix, program is None, unit, notes)}
     if program is None and not caption.strip() and not media: raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
     drawn = tuple(m for m, there in zip(MODALITIES, (True, "points" in media, "image" in media)) if there)
-    return Request(Sample(name, caption, kept=len(program or ()), modalities=drawn, **{"prefix": prefix, **media}), program, source, name, notes)
+    file = Path(partial_json) if isinstance(partial_json, (str, Path)) else None
+    return Request(Sample(name, caption, kept=len(program or ()), modalities=drawn, **{"prefix": prefix, **media}), program, source, name, notes, file)
 
 # %% ../nbs/9_completion/01_completion.ipynb #44e08ee4
 @patch

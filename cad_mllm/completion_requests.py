@@ -35,15 +35,16 @@ class Request:
     source: dict | None = None            # and its JSON as it came
     name: str = "completion"              # for files
     notes: list = field(default_factory=list) # what the user should know
+    file: Path | None = None              # that the beginning stands in
 
 # %% ../nbs/9_completion/00_requests.ipynb #034aac57
 def read_partial(
     partial, # a file that `read_history` reads, a dict in the Omni-CAD layout, or a `CADProgram`
 ) -> tuple: # (CADProgram, its JSON as it came, a name)
-    "The user's beginning. Raises `CADFormatError` where it is none."
+    "The user's beginning; fillets and chamfers of a FreeCAD document are left out, and `extra[\"skipped\"]` lists them. Raises `CADFormatError` where it is none."
     if isinstance(partial, CADProgram): return partial, partial.to_json(), "completion"
     if isinstance(partial, dict): return CADProgram.from_json(partial), copy.deepcopy(partial), "completion"
-    program, path = read_history(partial), Path(partial)
+    program, path = read_history(partial, skip_dressings=True), Path(partial)
     own = path.suffix.lower() not in (".fcstd", ".py", ".h5", ".hdf5") and json_of_data_set(path) is None
     return program, json.loads(path.read_text(encoding="utf-8")) if own else program.to_json(), path.stem
 
@@ -125,12 +126,13 @@ def write_editable(
     program: CADProgram, # metres
     path: str | Path, # with an end of `EDITABLE`
     num_given: int, # operations that a person drew
+    source: str | Path | None = None, # the file that they stand in; in the same form the result is a copy of it with the later ones appended
 ):
     "Write a part for another CAD program, whole or not at all."
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        write_history(program, temporary, num_given)
+        write_history(program, temporary, num_given, source)
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 

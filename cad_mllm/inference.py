@@ -16,7 +16,9 @@ import numpy as np
 from fastcore.basics import patch
 
 from .utils.progress import Progress
+from .cad.curves import CADFormatError
 from .cad.program import CADProgram
+from .interop.histories import is_continued
 from .geometry.workers import isolated
 from .training.run_files import append_line, read_lines, write_json
 from .completion_requests import (
@@ -32,10 +34,16 @@ def write_picture(picture, path):
     Image.fromarray(picture).save(temporary, format="png"); os.replace(temporary, path)
 
 # %% ../nbs/9_completion/03_inference.ipynb #56378eb7
-def _save_editable(chosen, path, num_given):
-    "A document or script for another CAD program; the operations that the model wrote are marked in it."
+def _save_editable(chosen, path, meta, source):
+    "A document or script for another CAD program: a copy of the given one with what the model wrote appended, or, as the notes say, one written anew; what the model wrote is marked."
     if chosen.program is None: raise InputError("there is no part")
-    write_editable(chosen.program, path, num_given)
+    num_given, continued = meta["partial_operations"], is_continued(source, path)
+    if continued and path.exists() and source.samefile(path): raise InputError("it is the part that was given; choose another name")
+    try: write_editable(chosen.program, path, num_given, source if continued else None)
+    except CADFormatError as e:
+        if not continued: raise
+        write_editable(chosen.program, path, num_given)
+        meta["notes"].append(f"{path.name} was written anew, without what only the given file holds: {e}")
 
 @patch
 def save(
@@ -55,7 +63,7 @@ def save(
         except Exception as e: meta["notes"].append(f"{path.name} was not written: {e}")
     for kind in formats:
         if kind == "json": continue
-        if kind in EDITABLE: attempt(Path(f"{stem}{format_ending(kind)}"), lambda p: _save_editable(chosen, p, meta["partial_operations"]))
+        if kind in EDITABLE: attempt(Path(f"{stem}{format_ending(kind)}"), lambda p: _save_editable(chosen, p, meta, request.file))
         elif chosen.solid is None: meta["notes"].append(f"{stem.name}.{kind} was not written: there is no solid")
         else: attempt(Path(f"{stem}.{kind}"), lambda p: isolated(chosen.solid.export, str(p), timeout=self.timeout))
     attempt(Path(f"{stem}_beside.png"), lambda p: write_picture(draw_completion(request, chosen), p))

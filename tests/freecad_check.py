@@ -7,9 +7,9 @@ import FreeCAD
 
 
 def volume(document):
-    "Of all bodies, or of the solids that nothing else is made of."
-    results = [o for o in document.Objects if o.TypeId == "PartDesign::Body"]
-    if not results: results = [o for o in document.Objects if hasattr(o, "Shape") and o.TypeId.startswith("Part::") and not any(i.TypeId.startswith("Part::") for i in o.InList)]
+    "Of the bodies and solids that nothing else is made of."
+    made = [o for o in document.Objects if o.TypeId == "PartDesign::Body" or hasattr(o, "Shape") and o.TypeId.startswith("Part::")]
+    results = [o for o in made if not any(i.TypeId.startswith("Part::") for i in o.InList)]
     return sum(0.0 if o.Shape.isNull() else o.Shape.Volume for o in results)
 
 

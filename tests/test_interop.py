@@ -17,6 +17,7 @@ DATA = os.environ.get("CAD_DATA_ROOT", "")
 real = pytest.mark.skipif(not DATA, reason="set CAD_DATA_ROOT to a folder with fusion360/ and deepcad/")
 freecad = pytest.mark.skipif(not shutil.which("freecadcmd"), reason="needs freecadcmd (Debian's package freecad)")
 CHECK = Path(__file__).resolve().parent/"freecad_check.py"
+DRAW = CHECK.with_name("freecad_draw.py")
 
 
 def check_in_freecad(paths, folder, timeout=300):
@@ -26,6 +27,22 @@ def check_in_freecad(paths, folder, timeout=300):
     environment = {**os.environ, "FREECAD_DOCUMENTS": str(listed), "FREECAD_REPORT": str(report), "HOME": str(folder)}
     subprocess.run(["freecadcmd", str(CHECK)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
     return {r["path"]: r for r in map(json.loads, report.read_text().splitlines()) if "path" in r}
+
+
+def draw_in_freecad(path, what="half", timeout=300):
+    "A document that FreeCAD itself writes; see freecad_draw.py."
+    environment = {**os.environ, "FREECAD_DRAWN": str(path), "FREECAD_WHAT": what, "HOME": str(path.parent)}
+    said = subprocess.run(["freecadcmd", str(DRAW)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+    assert path.exists(), said.stdout[-500:]
+    return path
+
+
+def objects_of(path):
+    "The text of each object of a document, by name."
+    from cad_mllm.interop.freecad_append import element_spans
+    from cad_mllm.interop.freecad_read import document_bytes
+    data = document_bytes(path)
+    return {s.name: data[s.start:s.end] for s in element_spans(data) if s.path == "Document/ObjectData/Object"}
 
 
 def bracket():
@@ -70,6 +87,89 @@ def test_freecad_gets_solids_where_no_body_can_be(tmp_path):
     said = check_in_freecad([path], tmp_path)[str(path)]
     assert said["errors"] == []
     assert said["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-6)
+
+
+GUI = """<Document><ViewProviderData Count="1"><ViewProvider name="Fillet"><Properties Count="2">
+<Property name="ShapeColor" type="App::PropertyColor"><PropertyColor value="4278190335"/></Property>
+<Property name="Visibility" type="App::PropertyBool"><Bool value="true"/></Property></Properties></ViewProvider></ViewProviderData></Document>"""
+
+
+def half_drawn(folder):
+    "A person's document with a spreadsheet, an expression, constraints and a fillet that comes last; colors are put in, as FreeCAD's window does."
+    import zipfile
+    path = draw_in_freecad(folder/"half.FCStd")
+    with zipfile.ZipFile(path, "a") as z: z.writestr("GuiDocument.xml", GUI)
+    return path
+
+
+@freecad
+def test_a_persons_document_is_completed_without_a_byte_of_theirs_changed(tmp_path):
+    import re
+    import zipfile
+
+    from cad_mllm.interop.histories import read_history, write_history
+    half, whole = half_drawn(tmp_path), tmp_path/"whole.FCStd"
+    with pytest.raises(CADFormatError, match="Fillet: PartDesign::Fillet cannot be said"): read_history(half)
+    program = read_history(half, skip_dressings=True)
+    num_given, before = len(program), build_solid(program).volume
+    program.sketch(rectangle(.02, 0, .01, .02), frame=Frame((0., 0., .005)))
+    program.extrude(.01, "join")
+    program.sketch(circle(.035, .01, .003), frame=Frame((0., 0., .005)))
+    program.extrude(-.005, "cut")
+    program.sketch(rectangle(.1, 0, .01, .01))
+    program.extrude(.005, "join")
+    write_history(program, whole, num_given, half)
+    theirs, ours = objects_of(half), objects_of(whole)
+    assert [n for n in theirs if ours[n] != theirs[n]] == ["Body"]
+    parts = re.compile(rb"(?s)<Property name=.*?</Property>")
+    changed = [a[16:21] for a, b in zip(parts.findall(theirs["Body"]), parts.findall(ours["Body"])) if a != b]
+    assert changed == [b"Group", b'Tip" ']
+    with zipfile.ZipFile(half) as a, zipfile.ZipFile(whole) as b:
+        assert a.namelist() == b.namelist()
+        assert all(a.read(n) == b.read(n) for n in a.namelist() if n.endswith(".brp"))
+        assert b.read("GuiDocument.xml").decode() == GUI.replace('Bool value="true"', 'Bool value="false"')
+    said = check_in_freecad([half, whole], tmp_path)
+    assert said[str(whole)]["errors"] == said[str(whole)]["unsolved"] == []
+    added = said[str(whole)]["volume"] - said[str(half)]["volume"]
+    assert added == pytest.approx((build_solid(program).volume - before)*1e9, rel=1e-6)
+    assert build_solid(read_history(whole, skip_dressings=True)).volume == pytest.approx(build_solid(program).volume, rel=1e-6)
+
+
+@freecad
+def test_what_no_body_can_take_follows_as_booleans(tmp_path):
+    from cad_mllm.interop.histories import read_history, write_history
+    half, whole = tmp_path/"half.FCStd", tmp_path/"whole.FCStd"
+    write_freecad(bracket(), half)
+    program = read_history(half)
+    num_given = len(program)
+    program.sketch(rectangle(.005, 0, .03, .02))
+    program.extrude(.004, "intersect")
+    write_history(program, whole, num_given, half)
+    theirs, ours = objects_of(half), objects_of(whole)
+    assert all(ours[n] == t for n, t in theirs.items()) and len(ours) > len(theirs)
+    said = check_in_freecad([whole], tmp_path)[str(whole)]
+    assert said["errors"] == []
+    assert said["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-6)
+
+
+@freecad
+def test_complete_writes_a_copy_of_the_document(tmp_path):
+    "A model that was not trained writes something; what a person drew is there, to the byte, and the note names the fillet."
+    from cad_mllm.config import CADMLLMConfig
+    from cad_mllm.inference import CADAutocomplete
+    from cad_mllm.models import CADMLLMModel
+    half, whole = half_drawn(tmp_path), tmp_path/"whole.FCStd"
+    tiny = CADMLLMConfig(llm_model_name="tiny", use_lora=False, image_encoder_name="", max_seq_length=1024, dtype="float32",
+                         llm_config=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1))
+    completer = CADAutocomplete(CADMLLMModel(tiny).eval(), device="cpu", kernel="manifold")
+    meta = completer.complete(half, temperature=1., seed=1, max_new_tokens=60, check="none", out=whole, formats=("fcstd",))["metadata"]
+    assert meta["generated_operations"] and str(whole) in meta["files"] and not any("written anew" in n for n in meta["notes"])
+    assert any(n.startswith("Fillet: ") and "did not see it" in n for n in meta["notes"])
+    theirs, ours = objects_of(half), objects_of(whole)
+    assert [n for n in theirs if ours[n] != theirs[n]] in ([], ["Body"]) and len(ours) > len(theirs)
+    before = half.read_bytes()
+    meta = completer.complete(half, temperature=1., seed=1, max_new_tokens=60, check="none", out=half, formats=("fcstd",))["metadata"]
+    assert half.read_bytes() == before and any("choose another name" in n for n in meta["notes"])
 
 
 @freecad

@@ -11,17 +11,19 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence MANY MILLIMETRES NEAR ORIGIN START "
               "SketchConstraints X_AXIS Y_AXIS add_common add_dimensions add_directions add_distance add_joints "
               "constrain curves_of"),
-    "bodies": ("BodyPlan Feature MANY_FEATURES MAX_BODIES contours_touch features_of plan_bodies sketch_groups touches"),
+    "bodies": ("BodyPlan Feature MANY_FEATURES MAX_BODIES contours_touch features_of plan_bodies plan_more sketch_groups "
+              "touches"),
     "freecad_write": ("BOOLEANS BOOLEAN_NAMES CONSTRAINT_CODES Document EXTENSION EXTENSIONS MARK NOTHING ORIGIN_AXES "
-              "ORIGIN_PLANES PartWriter TWO_LENGTHS add_body add_part attachment attributes boolean choice element "
-              "feature_loops freecad_document link links number placement quaternion sketch_properties span_properties "
-              "string write_freecad"),
+              "ORIGIN_PLANES PartWriter TWO_LENGTHS add_body add_features add_origin add_part add_sketch attachment "
+              "attributes boolean choice element feature_loops freecad_document link links number placement quaternion "
+              "sketch_properties span_properties string write_freecad"),
     "gallery": ("ARC CIRCLE END_OF_DESIGN EXTRUDE LENGTHS LINE LOOP MINIMAL_OPERATIONS SKETCH_STEPS STEPS UNIT_VECTORS "
               "VECTOR_EXTENTS VECTOR_OPERATIONS is_gallery is_minimal plane_from_angles read_gallery read_minimal "
               "read_vector_file read_vectors"),
-    "freecad_read": ("COMMONS DocumentReader FUSIONS Item KNOWN MAX_XML PER_MILLIMETRE Push THROUGH_ALL document_xml "
-              "feature_span finite is_construction operation_number placed_frame program_of read_curve read_freecad "
-              "read_items read_sketch rotation_of"),
+    "freecad_read": ("COMMONS DRESSINGS DocumentReader FUSIONS Item KNOWN MAX_XML PER_MILLIMETRE Push THROUGH_ALL "
+              "document_bytes document_xml feature_span finite is_construction operation_number placed_frame program_of "
+              "read_curve read_freecad read_items read_sketch results_of rotation_of"),
+    "freecad_append": ("MAX_ARCHIVE Span TAG TextEditor append_features continue_freecad element_spans"),
     "script_parts": ("Names ScriptFeature Shape comment script_features shape_of shown_number"),
     "build123d_write": ("B3D_MODES INDENT point_text write_build123d"),
     "cadquery_write": ("CQ_METHODS write_cadquery"),
@@ -29,6 +31,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "cadquery_read": ("Chain ChainReader LenientReader ShapeReader Solid SolidReader read_cadquery solids_program"),
     "featurescript_write": ("FS_HEAD FS_INDENT write_featurescript"),
     "fusion_write": ("FUSION_HEAD FUSION_OPERATIONS write_fusion"),
-    "histories": ("FOREIGN READABLE SCRIPTS WRITABLE is_writable json_of_data_set read_history recognise write_history"),
+    "histories": ("FOREIGN READABLE SCRIPTS WRITABLE is_continued is_writable json_of_data_set read_history recognise "
+              "write_history"),
     "data_sets": ("DataSet LEFT_OUT convert_data_set find_data_set"),
 })

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BODIES', 'MANY_FEATURES', 'Feature', 'BodyPlan', 'contours_touch', 'sketch_groups', 'features_of', 'touches',
-           'plan_bodies']
+           'plan_bodies', 'plan_more']
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #daa815cb
 from dataclasses import dataclass, field, replace
@@ -160,7 +160,11 @@ MAX_BODIES = 16 # more of them in a tree help nobody
 
 class _Dealer:
     "Deals features out to bodies; `reason` tells why it cannot be done."
-    def __init__(self): self.bodies, self.reason = [], ""
+    def __init__(self, bodies=()): self.bodies, self.reason = [list(b) for b in bodies], ""
+
+    def deal_each(self, features):
+        "The features of a history, operation by operation."
+        for number in dict.fromkeys(f.number for f in features): self.deal_all([f for f in features if f.number == number])
 
     def deal_all(self, features):
         "The features of one extrude, in an order in which each touches what is there, where there is one."
@@ -206,6 +210,17 @@ def plan_bodies(
     if not features: raise CADFormatError("the history pushes nothing")
     if len(features) > MANY_FEATURES: return BodyPlan([features], True, [*notes, f"more than {MANY_FEATURES} features"])
     dealer = _Dealer()
-    for number in dict.fromkeys(f.number for f in features): dealer.deal_all([f for f in features if f.number == number])
+    dealer.deal_each(features)
     if not dealer.reason and dealer.bodies: return BodyPlan(dealer.bodies, False, notes)
     return BodyPlan([features], True, [*notes, dealer.reason or "no body"])
+
+def plan_more(
+    bodies: list, # of lists of `Feature`, which stay as they are
+    features: list, # of `Feature` that follow them
+) -> BodyPlan: # the bodies with what was added to each, then new ones; or the further features alone, as solids and booleans
+    "Deal further features out to bodies that exist."
+    dealer = _Dealer(bodies)
+    if sum(map(len, bodies)) + len(features) > MANY_FEATURES: dealer.reason = f"more than {MANY_FEATURES} features"
+    else: dealer.deal_each(features)
+    if not dealer.reason and bodies: return BodyPlan(dealer.bodies)
+    return BodyPlan([features], True, [dealer.reason or "no body"])

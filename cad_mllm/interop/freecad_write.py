@@ -6,7 +6,8 @@
 __all__ = ['ORIGIN_PLANES', 'ORIGIN_AXES', 'CONSTRAINT_CODES', 'NOTHING', 'EXTENSION', 'EXTENSIONS', 'TWO_LENGTHS', 'MARK',
            'BOOLEANS', 'BOOLEAN_NAMES', 'attributes', 'element', 'string', 'boolean', 'number', 'choice', 'link',
            'links', 'quaternion', 'placement', 'attachment', 'sketch_properties', 'Document', 'span_properties',
-           'feature_loops', 'add_body', 'PartWriter', 'add_part', 'freecad_document', 'write_freecad']
+           'feature_loops', 'add_origin', 'add_sketch', 'add_features', 'add_body', 'PartWriter', 'add_part',
+           'freecad_document', 'write_freecad']
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #b23640d9
 import math, re, zipfile
@@ -143,13 +144,14 @@ EXTENSIONS = {"PartDesign::Body": "App::OriginGroupExtension", "App::Part": "App
 
 @dataclass
 class Document:
-    "The objects of a FreeCAD document in order: (type, name, properties)."
+    "The objects of a FreeCAD document in order: (type, name, properties); `taken` are names that it must not use."
     objects: list = field(default_factory=list)
     label: str = "part"
+    taken: set = field(default_factory=set)
 
     def new_name(self, base: str) -> str:
         "A name that no object has: Sketch, Sketch001, ..."
-        taken = {name for _, name, _ in self.objects}
+        taken = self.taken | {name for _, name, _ in self.objects}
         if base not in taken: return base
         return next(n for i in range(1, 100000) if (n := f"{base}{i:03d}") not in taken)
 
@@ -164,10 +166,17 @@ class Document:
         "Give an object further properties."
         next(o for o in self.objects if o[1] == name)[2].extend(properties)
 
+    def listed(self, first: int = 1) -> str:
+        "The list of the objects, whose numbers begin with `first`; all are to be computed."
+        return "".join(f'<Object{attributes(type=kind, name=name, id=first + i, Touched=1)}/>' for i, (kind, name, _) in enumerate(self.objects))
+
+    def data(self) -> str:
+        "The objects with their properties."
+        return "".join(self._data(*o) for o in self.objects)
+
     def xml(self) -> str:
         "The text of Document.xml."
-        listed = "".join(f'<Object{attributes(type=kind, name=name, id=i + 1, Touched=1)}/>' for i, (kind, name, _) in enumerate(self.objects))
-        data = "".join(self._data(*o) for o in self.objects)
+        listed, data = self.listed(), self.data()
         return ('<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="4" ProgramVersion="0.20R" FileVersion="1">'
                 f'<Properties Count="1" TransientCount="0">{string("Label", self.label)}</Properties>\n'
                 f'<Objects Count="{len(self.objects)}" Dependencies="0">{listed}</Objects>\n'
@@ -205,14 +214,20 @@ def feature_loops(
     contours = [c for p in feature.profiles for c in feature.sketch.profiles[p].contours()]
     return [curves for c in contours if (curves := curves_of(c))]
 
-def _add_origin(document):
-    "An origin with its axes and planes; (name, {plane: name})."
+def add_origin(
+    document: Document,
+) -> tuple: # (its name, {plane: name})
+    "Add an origin with its axes and planes."
     axes = [document.add("App::Line", f"{k}_Axis", string("Role", f"{k}_Axis"), placement("Placement", rotation=m)) for k, m in ORIGIN_AXES.items()]
     planes = {k: document.add("App::Plane", f"{k}_Plane", string("Role", f"{k}_Plane"), placement("Placement", rotation=m)) for k, m in ORIGIN_PLANES.items()}
     return document.add("App::Origin", "Origin", links("OriginFeatures", [*axes, *planes.values()]), label="Origin", visible=False), planes
 
-def _add_sketch(document, feature, planes):
-    "A sketch, attached to an origin plane."
+def add_sketch(
+    document: Document,
+    feature: Feature,
+    planes: dict, # {XY, XZ, YZ: name of the origin plane}
+) -> str: # its name
+    "Add a sketch, attached to an origin plane."
     properties, frame = sketch_properties(feature_loops(feature)), feature.sketch.frame
     plane, position, rotation = attachment(frame)
     support = f'<LinkSubList count="1"><Link{attributes(obj=planes[plane], sub="")}/></LinkSubList>'
@@ -230,6 +245,26 @@ def _mark(feature, num_given):
     description = f"operation {feature.number}{MARK if added else ''}"
     return {"label": name + (MARK if added else "")}, string("Label2", description)
 
+def add_features(
+    document: Document,
+    body: str, # its name
+    planes: dict, # {XY, XZ, YZ: name of the body's origin plane}
+    features: list, # of `Feature`
+    num_given: int | None = None, # operations that a person drew; later ones are marked
+    previous: str = "", # the feature that the first one builds on
+) -> list: # names of what was made, the last one the body's new tip
+    "Add sketches, pads and pockets that follow each other."
+    members, sketches = [], {}
+    for f in features:
+        key = (f.sketch.id, tuple(f.profiles))
+        if key not in sketches: members.append(sketches.setdefault(key, add_sketch(document, f, planes)))
+        kind = "Pocket" if f.operation == "cut" else "Pad"
+        label, description = _mark(f, num_given)
+        chained = [link("Profile", sketches[key], "LinkSub"), link("BaseFeature", previous), link("_Body", body, "LinkHidden")]
+        previous = document.add(f"PartDesign::{kind}", kind, *chained, *span_properties(f), description, **label, visible=f is features[-1])
+        members.append(previous)
+    return members
+
 def add_body(
     document: Document,
     features: list, # of `Feature`
@@ -237,17 +272,9 @@ def add_body(
 ) -> str: # its name
     "A PartDesign body with sketches, pads and pockets."
     body = document.add("PartDesign::Body", "Body")
-    origin, planes = _add_origin(document)
-    members, sketches, previous = [], {}, ""
-    for f in features:
-        key = (f.sketch.id, tuple(f.profiles))
-        if key not in sketches: sketches[key] = _add_sketch(document, f, planes); members.append(sketches[key])
-        kind = "Pocket" if f.operation == "cut" else "Pad"
-        label, description = _mark(f, num_given)
-        previous = document.add(f"PartDesign::{kind}", kind, link("Profile", sketches[key], "LinkSub"), link("BaseFeature", previous),
-                                link("_Body", body, "LinkHidden"), *span_properties(f), description, **label, visible=f is features[-1])
-        members.append(previous)
-    document.set(body, links("Group", members), link("Tip", previous), link("Origin", origin))
+    origin, planes = add_origin(document)
+    members = add_features(document, body, planes, features, num_given)
+    document.set(body, links("Group", members), link("Tip", members[-1]), link("Origin", origin))
     return body
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #38c74ca3
@@ -259,7 +286,7 @@ class PartWriter:
     def __init__(self, document: Document, num_given: int | None = None):
         self.document, self.num_given, self.members = document, num_given, []
         self.part = document.add("App::Part", "Part")
-        self.origin, self.planes = _add_origin(document)
+        self.origin, self.planes = add_origin(document)
 
     def add(self, *args, **kwargs) -> str:
         "Add an object to the container; its name."
@@ -270,7 +297,7 @@ class PartWriter:
         "A sketch pushed to a solid; its name."
         low, high = (v*MILLIMETRES for v in feature.extrude.span())
         label, description = _mark(feature, self.num_given)
-        self.members.append(_add_sketch(self.document, feature, self.planes))
+        self.members.append(add_sketch(self.document, feature, self.planes))
         return self.add("Part::Extrusion", "Extrude", link("Base", self.members[-1]), choice("DirMode", 2), boolean("Solid", True),
                         number("LengthFwd", high, "Distance"), number("LengthRev", -low, "Distance"),
                         string("FaceMakerClass", "Part::FaceMakerBullseye"), description, visible=False, **label)
@@ -281,9 +308,8 @@ class PartWriter:
         parts = [link("Base", operands[0]), link("Tool", operands[1])] if kind == "Cut" else [links("Shapes", operands)]
         return self.add(f"Part::{kind}", BOOLEAN_NAMES[kind], *parts, description, **label)
 
-    def write(self, features: list) -> str:
-        "All features in order; the name of the result."
-        result = ""
+    def write(self, features: list, result: str = "") -> str:
+        "All features in order, on top of the object `result` if one is named; the name of the result."
         for number in dict.fromkeys(f.number for f in features):
             group = [f for f in features if f.number == number]
             kind = BOOLEANS[group[0].operation]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READABLE', 'FOREIGN', 'SCRIPTS', 'WRITABLE', 'recognise', 'json_of_data_set', 'read_history', 'is_writable',
-           'write_history']
+           'is_continued', 'write_history']
 
 # %% ../../nbs/3_interop/16_histories.ipynb #ca86a0c4
 import json
@@ -17,6 +17,7 @@ from .build123d_write import write_build123d
 from .cadquery_read import read_cadquery
 from .cadquery_write import write_cadquery
 from .featurescript_write import write_featurescript
+from .freecad_append import continue_freecad
 from .freecad_read import read_freecad
 from .freecad_write import write_freecad
 from .fusion_write import write_fusion
@@ -81,13 +82,14 @@ def read_history(
     path: str | Path, # a file
     unit: str = "", # of a script's numbers: mm, cm, m, in; if left out what the script's kind says
     skip_unsupported: bool = False, # leave out what a history cannot say (fillets, revolves, ...); `extra["skipped"]` lists it
+    skip_dressings: bool = False, # leave out the fillets and chamfers of FreeCAD documents alone
 ) -> CADProgram: # lengths in metres
     "A history from any form that can be read. Raises `CADFormatError`, which says what the file was recognised as."
     path = Path(path)
     suffix = path.suffix.lower()
     try:
         if suffix == ".json": return _read_json(path, skip_unsupported)
-        if suffix == ".fcstd": return read_freecad(path, skip_unsupported)
+        if suffix == ".fcstd": return read_freecad(path, skip_unsupported, skip_dressings)
         if suffix == ".py": return _read_script(path, unit, skip_unsupported)
         if suffix in (".h5", ".hdf5"): return read_vector_file(path)
         if _begins_as_json(path): return _read_json(path, skip_unsupported)
@@ -105,16 +107,25 @@ def is_writable(
     name = Path(path).name.lower()
     return name.endswith(tuple(s.lower() for s in WRITABLE))
 
+def is_continued(
+    source: str | Path | None, # the file that a history began in
+    path: str | Path, # the file to write
+) -> bool:
+    "Whether a history can be appended to a copy of the file that it began in: both are FreeCAD documents."
+    return source is not None and all(Path(p).suffix.lower() == ".fcstd" for p in (source, path))
+
 def write_history(
     program: CADProgram, # metres
     path: str | Path, # .json, .FCStd, _cq.py, _b3d.py, _fusion.py, .scad, .fs
     num_given: int | None = None, # operations that a person drew; later ones are marked in the file
+    source: str | Path | None = None, # the file that they stand in: in the same form, `path` is a copy of it with the later ones appended
 ):
     "Write a history in the form that the name asks for: editable in the program that the form belongs to."
     path = Path(path)
     if not is_writable(path): raise ValueError(f"{path}: unknown form; write one of {', '.join(WRITABLE)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.lower()
+    if num_given is not None and is_continued(source, path): continue_freecad(source, program, path, num_given); return
     if name.endswith(".json"): program.save(path)
     elif name.endswith(".fcstd"): write_freecad(program, path, num_given)
     else:
