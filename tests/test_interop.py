@@ -152,6 +152,26 @@ def test_what_no_body_can_take_follows_as_booleans(tmp_path):
     assert said["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-6)
 
 
+def test_a_persons_script_keeps_its_lines_and_new_ones_follow(tmp_path):
+    "A build123d script with explicit imports, a CadQuery script that ends in a file: both are read back as the whole history."
+    from cad_mllm.interop.histories import read_history, write_history
+    b3d = ("from build123d import BuildPart, BuildSketch, Rectangle, extrude, export_step\n\nwidth = 40  # mm\nwith BuildPart() as plate:\n    with BuildSketch():\n"
+           "        Rectangle(width, 20)\n    extrude(amount=5)\n\nexport_step(plate.part, 'plate.step')\n")
+    cq = ("from cadquery import Workplane, exporters\n\nwidth = 40  # mm\nplate = Workplane('XY').rect(width, 20).extrude(5)\n\nexporters.export(plate, 'plate.step')\n")
+    for source, name in ((b3d, "whole_b3d.py"), (cq, "whole_cq.py")):
+        (tmp_path/"mine.py").write_text(source)
+        program = read_history(tmp_path/"mine.py")
+        program.sketch(circle(.01, 0, .004), frame=Frame((0., 0., .005)))
+        program.extrude(.003, "join")
+        program.sketch(rectangle(-.02, -.01, .005, .005))
+        program.extrude(.005, "cut")
+        write_history(program, tmp_path/name, 2, tmp_path/"mine.py")
+        after = (tmp_path/name).read_text()
+        start = next(i for i, (a, b) in enumerate(zip(source, after)) if a != b)
+        assert after.startswith(source[:start]) and after.endswith(source[start:]) and after.count("added by the model") == 2
+        assert build_solid(read_history(tmp_path/name)).volume == pytest.approx(build_solid(program).volume, rel=1e-9)
+
+
 @freecad
 def test_complete_writes_a_copy_of_the_document(tmp_path):
     "A model that was not trained writes something; what a person drew is there, to the byte, and the note names the fillet."

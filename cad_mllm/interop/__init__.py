@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "drawing": ("CURVE_TOLERANCE PLANES arcs_along center_arc closed_loops ellipse_arcs frame_of holds line_curve "
               "named_plane nested_profiles profiles_of_faces spline_arcs three_point_arc"),
     "build123d_read": ("Arguments GALLERY_SIGN LINE_READERS LineReader METRES_IN MODES OPERATION_OF PartReader SketchReader "
-              "aligned only_context placed read_build123d read_plane"),
+              "aligned only_context part_blocks placed read_build123d read_plane unit_of_script"),
     "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence MANY MILLIMETRES NEAR ORIGIN START "
               "SketchConstraints X_AXIS Y_AXIS add_common add_dimensions add_directions add_distance add_joints "
               "constrain curves_of"),
@@ -24,11 +24,14 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "document_bytes document_xml feature_span finite is_construction operation_number placed_frame program_of "
               "read_curve read_freecad read_items read_sketch results_of rotation_of"),
     "freecad_append": ("MAX_ARCHIVE Span TAG TextEditor append_features continue_freecad element_spans"),
-    "script_parts": ("Names ScriptFeature Shape comment script_features shape_of shown_number"),
-    "build123d_write": ("B3D_MODES INDENT point_text write_build123d"),
-    "cadquery_write": ("CQ_METHODS write_cadquery"),
+    "script_parts": ("Names ScriptFeature Shape comment scaled_feature script_features shape_of shown_number"),
+    "build123d_write": ("B3D_MODES INDENT b3d_feature one_tool point_text write_build123d"),
+    "cadquery_write": ("CQ_METHODS cq_operation write_cadquery"),
     "openscad_write": ("SCAD_BOOLEANS SCAD_HEAD write_openscad"),
-    "cadquery_read": ("Chain ChainReader LenientReader ShapeReader Solid SolidReader read_cadquery solids_program"),
+    "cadquery_read": ("Chain ChainReader LenientReader ShapeReader Solid SolidReader define_name read_cadquery "
+              "script_statements solids_program"),
+    "script_append": ("DIMENSIONS SOURCE_LINE append_build123d append_cadquery continue_script fresh_prefix insert_lines "
+              "is_build123d"),
     "featurescript_write": ("FS_HEAD FS_INDENT write_featurescript"),
     "fusion_write": ("FUSION_HEAD FUSION_OPERATIONS write_fusion"),
     "histories": ("FOREIGN READABLE SCRIPTS WRITABLE is_continued is_writable json_of_data_set read_history recognise "

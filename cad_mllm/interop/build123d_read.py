@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRES_IN', 'MODES', 'OPERATION_OF', 'LINE_READERS', 'GALLERY_SIGN', 'Arguments', 'read_plane', 'LineReader',
-           'aligned', 'placed', 'SketchReader', 'only_context', 'PartReader', 'read_build123d']
+           'aligned', 'placed', 'SketchReader', 'only_context', 'PartReader', 'part_blocks', 'unit_of_script',
+           'read_build123d']
 
 # %% ../../nbs/3_interop/03_build123d_read.ipynb #d05e67f0
 import ast, math
@@ -342,7 +343,7 @@ class PartReader:
         elif isinstance(statement, ast.Assign) and shown(call).startswith("Plane"):
             self.values.names[shown(statement.targets[0])] = read_plane(call, self.values, self.unit)
         elif isinstance(statement, ast.Assign): self.values.assign(statement)
-        elif isinstance(statement, (ast.Pass, ast.Return)) or isinstance(call, ast.Constant): return
+        elif isinstance(statement, (ast.Pass, ast.Return, ast.ImportFrom)) or isinstance(call, ast.Constant): return
         elif isinstance(call, ast.Call): raise ScriptError.at(statement, f"{shown(call.func)} is no sketch and no extrude, and cannot be said in a history")
         else: raise ScriptError.at(statement, f"is not supported in a part: {shown(statement)!r}")
 
@@ -395,8 +396,10 @@ class PartReader:
 # %% ../../nbs/3_interop/03_build123d_read.ipynb #03a97769
 GALLERY_SIGN = "# Profile area: "
 
-def _part_blocks(tree):
-    "(statements before it, the `with BuildPart()`, the function around it or None) of each part of a script."
+def part_blocks(
+    tree: ast.Module,
+) -> list: # of (statements before it, the `with BuildPart()`, the function around it or None)
+    "The parts of a script."
     def scan(body, before, around):
         for i, s in enumerate(body):
             if isinstance(s, ast.With) and isinstance(s.items[0].context_expr, ast.Call) and shown(s.items[0].context_expr.func) == "BuildPart":
@@ -415,6 +418,12 @@ def _define(values, statements, function):
     for p, default in zip(parameters[len(parameters) - len(function.args.defaults):], function.args.defaults):
         values.names[p.arg] = values.value(default)
 
+def unit_of_script(
+    source: str, # Python text
+) -> str: # mm or cm
+    "The unit of a build123d script's numbers: centimetres where it bears the comments of the Fusion 360 Gallery."
+    return "cm" if GALLERY_SIGN in source else "mm"
+
 def read_build123d(
     source: str, # Python text
     unit: str = "", # mm, cm, m or in; if left out mm, or cm where the script bears the comments of the Fusion 360 Gallery
@@ -422,10 +431,10 @@ def read_build123d(
     file: str = "", # its name, for messages
 ) -> CADProgram: # lengths in metres
     "The history of a script in build123d's builder mode. Raises `CADFormatError` with file, line and reason; nothing is executed."
-    unit = unit or ("cm" if GALLERY_SIGN in source else "mm")
+    unit = unit or unit_of_script(source)
     if unit not in METRES_IN: raise ValueError(f"unit={unit!r}: choose from {', '.join(METRES_IN)}")
     try:
-        blocks = _part_blocks(parse_script(source))
+        blocks = part_blocks(parse_script(source))
         if len(blocks) != 1: raise CADFormatError(f"has {len(blocks)} BuildPart blocks; one is wanted")
         before, block, function = blocks[0]
         values = Values()

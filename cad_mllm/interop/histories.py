@@ -23,6 +23,7 @@ from .freecad_write import write_freecad
 from .fusion_write import write_fusion
 from .gallery import is_gallery, is_minimal, read_gallery, read_minimal, read_vector_file
 from .openscad_write import write_openscad
+from .script_append import continue_script, is_build123d
 
 # %% ../../nbs/3_interop/16_histories.ipynb #fb503167
 READABLE = ("histories as JSON (Omni-CAD, DeepCAD, Fusion 360 Gallery, Text2CAD minimal), FreeCAD documents (.FCStd), "
@@ -68,7 +69,7 @@ def _read_script(path, unit, skip_unsupported):
     if path.stat().st_size > MAX_BYTES: raise CADFormatError("the script is too large", file=path)
     try: source = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e: raise CADFormatError(f"the script is not UTF-8 (byte {e.start})", file=path) from None
-    if "BuildPart" in source: return read_build123d(source, unit, skip_unsupported, str(path))
+    if is_build123d(source): return read_build123d(source, unit, skip_unsupported, str(path))
     if "cadquery" in source or "cq." in source: return read_cadquery(source, unit or "mm", skip_unsupported, str(path))
     raise CADFormatError(f"is a Python script, but not one of build123d's builder mode or of CadQuery; readable are {READABLE}", file=path)
 
@@ -111,8 +112,11 @@ def is_continued(
     source: str | Path | None, # the file that a history began in
     path: str | Path, # the file to write
 ) -> bool:
-    "Whether a history can be appended to a copy of the file that it began in: both are FreeCAD documents."
-    return source is not None and all(Path(p).suffix.lower() == ".fcstd" for p in (source, path))
+    "Whether a history can be appended to a copy of the file that it began in: both are FreeCAD documents, build123d or CadQuery scripts."
+    if source is None: return False
+    source, name = Path(source), Path(path).name.lower()
+    if source.suffix.lower() != ".py": return source.suffix.lower() == ".fcstd" and name.endswith(".fcstd")
+    return name.endswith("_b3d.py" if is_build123d(source.read_text(encoding="utf-8")) else "_cq.py")
 
 def write_history(
     program: CADProgram, # metres
@@ -125,7 +129,10 @@ def write_history(
     if not is_writable(path): raise ValueError(f"{path}: unknown form; write one of {', '.join(WRITABLE)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.lower()
-    if num_given is not None and is_continued(source, path): continue_freecad(source, program, path, num_given); return
+    if num_given is not None and is_continued(source, path):
+        if name.endswith(".fcstd"): continue_freecad(source, program, path, num_given)
+        else: path.write_text(continue_script(source, program, num_given), encoding="utf-8", newline="")
+        return
     if name.endswith(".json"): program.save(path)
     elif name.endswith(".fcstd"): write_freecad(program, path, num_given)
     else:
