@@ -183,7 +183,7 @@ def complete_parts(
     done.sort(key=lambda d: d[:2])
     _, _, partial, program, whole, metadata = done[0]
     for name, p in dict(partial=partial, completed=program, truth=whole).items(): p.save(out/f"{name}.json")
-    if metadata["valid"]: build_solid(program).export(out/"completed.step")
+    if metadata["valid"]: build_solid(program).export(out/"completed.step", caption=metadata["caption"])
     draw_completions([d[2:5] for d in done], out/"completed.png")
     return metadata
 
@@ -274,5 +274,5 @@ def summary(result: dict, out: Path) -> str:
         f"  survived   SIGKILL at step {result['killed_at']}; resumed from the checkpoint of step {result['resumed_from']}; "
         f"{result['compared']} steps after it {'equal the unbroken run to the last bit' if result['equal'] else 'DIFFER from the unbroken run'}",
         f"  completed  a held-out part: {c['partial_operations']} operations given, {c['generated_operations']} written, "
-        f"{solid_words(c['valid'], c.get('num_bodies'))}  (completed.json, completed.step, completed.png)",
+        f"{solid_words(c['valid'], c.get('num_bodies'), c.get('far', ''))}  (completed.json, completed.step, completed.png)",
         f"  look at    cad-mllm checkpoints {out}/killed     cad-mllm inspect {out}/completed.json"])

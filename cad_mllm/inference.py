@@ -45,6 +45,10 @@ def _save_editable(chosen, path, meta, source):
         write_editable(chosen.program, path, num_given)
         meta["notes"].append(f"{path.name} was written anew, without what only the given file holds: {e}")
 
+def _export(solid, path, caption):
+    "Write a solid; runs in the worker."
+    solid.export(path, caption=caption)
+
 @patch
 def save(
     self: CADAutocomplete,
@@ -65,7 +69,7 @@ def save(
         if kind == "json": continue
         if kind in EDITABLE: attempt(Path(f"{stem}{format_ending(kind)}"), lambda p: _save_editable(chosen, p, meta, request.file))
         elif chosen.solid is None: meta["notes"].append(f"{stem.name}.{kind} was not written: there is no solid")
-        else: attempt(Path(f"{stem}.{kind}"), lambda p: isolated(chosen.solid.export, str(p), timeout=self.timeout))
+        else: attempt(Path(f"{stem}.{kind}"), lambda p: isolated(_export, chosen.solid, str(p), request.sample.caption, timeout=self.timeout))
     attempt(Path(f"{stem}_beside.png"), lambda p: write_picture(draw_completion(request, chosen), p))
     if "json" in formats: meta["files"].append(f"{stem}.json"); write_json(Path(f"{stem}.json"), result)
 

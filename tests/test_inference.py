@@ -11,7 +11,9 @@ from cad_mllm.cad import CADFormatError, CADProgram, Frame, circle, rectangle, t
 from cad_mllm.checkpoints import list_checkpoints, save_checkpoint
 from cad_mllm.config import CADMLLMConfig
 from cad_mllm.data import Sample
-from cad_mllm.completion import InputError
+from cad_mllm.data.points import prepare_points
+from cad_mllm.geometry.clouds import is_connected
+from cad_mllm.completion import Candidate, InputError
 from cad_mllm.inference import CADAutocomplete, autocomplete_cad
 from cad_mllm.models import GrammarLogitsProcessor
 from cad_mllm.models import CADMLLMModel
@@ -291,3 +293,83 @@ def test_separate_bodies_are_said():
     part.extrude(.01, "join")
     solid = build_solid(part, kernel="manifold")
     assert solid.num_bodies == 2 and solid_words(solid.is_valid, solid.num_bodies) == "a valid solid, but 2 separate bodies"
+
+
+def box(x, size=.02, height=.01):
+    "A square box at x, metres."
+    part = CADProgram()
+    part.sketch(rectangle(x, 0, size, size))
+    part.extrude(height)
+    return part
+
+
+def two_boxes(gap=.08):
+    "Two square boxes with a gap between them."
+    part = box(0)
+    part.sketch(rectangle(.02 + gap, 0, .02, .02))
+    part.extrude(.01, "join")
+    return part
+
+
+def as_candidate(autocomplete, program, score=0.):
+    "A candidate as if the model had written it, built."
+    solid, _ = autocomplete.check(program)
+    return Candidate([], program, 1, score=score, solid=solid, valid=True)
+
+
+def test_one_body_ranks_first_where_the_beginning_or_the_cloud_is_one_body(autocomplete, monkeypatch):
+    "Two bodies that the model likes more, or that fit a little better, come after one; where the points are two bodies they come first."
+    one, two = as_candidate(autocomplete, box(0, .1)), as_candidate(autocomplete, two_boxes(.06))
+    liked = {id(two): -1., id(one): -2.}
+    monkeypatch.setattr(CADAutocomplete, "likelihood", lambda self, request, candidate: liked[id(candidate)])
+    assert autocomplete.choose(autocomplete.request(box(0)), [two, one]) is one
+    assert autocomplete.choose(autocomplete.request(caption="two boxes"), [two, one]) is two
+
+    request = autocomplete.request(point_cloud=one.solid.points(600, 1))
+    assert not is_connected(request.sample.points)       # 64 points are too few to tell
+    request.sample.points = prepare_points(one.solid.points(600, 1), 600)[0]
+    monkeypatch.setattr(CADAutocomplete, "fit", lambda self, request, solid, seed=0: .10 if solid is two.solid else .12)
+    assert autocomplete.choose(request, [two, one]) is one
+    request.sample.points = prepare_points(two.solid.points(600, 1), 600)[0]
+    assert autocomplete.choose(request, [two, one]) is two
+    request.sample.points = prepare_points(one.solid.points(600, 1), 600)[0]
+    monkeypatch.setattr(CADAutocomplete, "fit", lambda self, request, solid, seed=0: .02 if solid is two.solid else .12)
+    assert autocomplete.choose(request, [two, one]) is two
+
+
+def test_a_result_far_from_its_points_or_its_picture_says_so(autocomplete, plate):
+    "In the metadata, in the command's verdict and in the panel's."
+    from cad_mllm.commands.completing import _verdict
+    from cad_mllm.panel.completion import verdict_html
+    right, bar = as_candidate(autocomplete, plate), CADProgram()
+    bar.sketch(rectangle(.5, .5, .2, .004))
+    bar.extrude(.004)
+    wrong = as_candidate(autocomplete, bar)
+    points = autocomplete.request(point_cloud=right.solid.points(2000, 0))
+    picture = autocomplete.request(image=right.solid.image(224, 0))
+    for request, words in ((points, "far from the given points: "), (picture, "far from the given picture: ")):
+        near, far = (autocomplete._result(request, [c], "end", "input")[0]["metadata"] for c in (right, wrong))
+        assert near["far"] == "" and far["far"].startswith(words), (near["far"], far["far"])
+        assert _verdict(far) == f"a valid solid, one body, {far['far']}" and _verdict(near) == "a valid solid, one body"
+        assert far["far"] in verdict_html(dict(metadata=far)) and "warned" in verdict_html(dict(metadata=far))
+        assert "warned" not in verdict_html(dict(metadata=near))
+
+
+def test_step_of_a_result_carries_name_program_and_caption(model, plate, tmp_path):
+    "FILE_NAME and FILE_DESCRIPTION, as OpenCascade reads them and as they stand in the file."
+    from cad_mllm import __version__
+    from cad_mllm.cli import main
+    from cad_mllm.geometry.occ_import import load_occ
+    completer = CADAutocomplete(model, kernel="occ")
+    request = completer.request(plate, "a plate's boss, Ø 24 mm\nwith a bore")
+    result, chosen = completer._result(request, [as_candidate(completer, plate)], "end", "input")
+    completer.save(result, request, chosen, tmp_path/"plate 7.json", ("json", "step"))
+    with pytest.raises(SystemExit, match="0"): main(["export", str(tmp_path/"plate 7.json"), str(tmp_path/"again.step")])
+    for file, name in (("plate 7.step", "plate 7"), ("again.step", "again")):
+        reader = load_occ().STEPControl_Reader()
+        reader.ReadFile(str(tmp_path/file))
+        header = load_occ().APIHeaderSection_MakeHeader(reader.StepModel())
+        assert header.Name().ToCString() == name
+        assert header.OriginatingSystem().ToCString() == f"cad_mllm {__version__}"
+        text = "".join((tmp_path/file).read_text(encoding="ascii").split("\n"))
+        assert r"'a plate''s boss, \X2\00D8\X0\ 24 mm with a bore'" in text and "Author" not in text

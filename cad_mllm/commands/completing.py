@@ -168,7 +168,7 @@ def _operation(extrude):
 
 def _verdict(metadata):
     from cad_mllm.completion import solid_words
-    return solid_words(metadata.get("valid"), metadata.get("num_bodies"))
+    return solid_words(metadata.get("valid"), metadata.get("num_bodies"), metadata.get("far", ""))
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #e7512584
 def _ranking(metadata):

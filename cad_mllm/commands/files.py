@@ -45,6 +45,12 @@ def deliver(
     return 1 if left else 0
 
 # %% ../../nbs/11_commands/01e_files.ipynb #d0bc3942
+def _caption_of(history):
+    "The caption that a completed part carries; empty where it carries none."
+    metadata = history.extra.get("metadata")
+    caption = metadata.get("caption") if isinstance(metadata, dict) else ""
+    return caption if isinstance(caption, str) else ""
+
 SHAPE_FILES = (".step", ".stp", ".stl", ".ply", ".obj", ".glb", ".svg", ".png")
 
 def inspect(
@@ -81,7 +87,7 @@ def export(
     if is_writable(out): write_history(history, out)
     else:
         from cad_mllm.geometry.solid import build_solid
-        build_solid(history).export(out)
+        build_solid(history).export(out, caption=_caption_of(history))
     print(f"wrote {out}")
 
 # %% ../../nbs/11_commands/01e_files.ipynb #d3ef8f15
@@ -124,4 +130,6 @@ def _proposers(methods, checkpoint, num_candidates):
 def _told(line):
     "What a reconstruction is, in a line."
     return (f"{line['num_operations']} operations, {line['num_curves']} curves, {1000*line['deviation_mean']:.3g} mm off on the mean "
-            f"and {1000*line['deviation_max']:.3g} mm at most, confidence {line['confidence']:.2f}")
+            f"and {1000*line['deviation_max']:.3g} mm at most, confidence {line['confidence']:.2f}"
+            + (f"; {line['num_bodies']} separate bodies" if line["num_bodies"] > 1 else "")
+            + (f"; {line['far']}" if line["far"] else ""))

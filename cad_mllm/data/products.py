@@ -124,7 +124,7 @@ def _write_points(item, paths):
 
 def _write_step(item, paths):
     solid = item.solid if item.options.kernel == "occ" else build_solid(item.program)
-    with replacing(paths[0]) as temporary: solid.export(temporary)
+    with replacing(paths[0]) as temporary: solid.export(temporary, name=item.id)
 
 PRODUCTS = {"truncations": (_truncation_files, _write_truncations),
             "points": (lambda item: [item.path("pointcloud", ".npz")], _write_points),

@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from .mesh import GeometryError
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #2f3086db
-_OCC_NAMES = """BRep: Builder Tool; BRepAdaptor: Curve; BRepAlgoAPI: Common Cut Fuse; BRepBndLib: BRepBndLib; BRepBuilderAPI: MakeEdge MakeFace MakeVertex MakeWire Transform
+_OCC_NAMES = """APIHeaderSection: MakeHeader; BRep: Builder Tool; BRepAdaptor: Curve; BRepAlgoAPI: Common Cut Fuse; BRepBndLib: BRepBndLib; BRepBuilderAPI: MakeEdge MakeFace MakeVertex MakeWire Transform
 BRepCheck: Analyzer; BRepLib: BRepLib; BRepGProp: BRepGProp; BRepMesh: IncrementalMesh; BRepPrimAPI: MakePrism; BRepTools: BRepTools; Bnd: Box; GC: MakeArcOfCircle; GProp: GProps
-GeomAbs: CurveType; HLRAlgo: Projector; HLRBRep: Algo HLRToShape; IMeshTools: Parameters MeshAlgoType; IFSelect: ReturnStatus; Interface: Static; Message: Message; STEPControl: Reader Writer StepModelType; ShapeFix: Face Shape; ShapeUpgrade: UnifySameDomain
+GeomAbs: CurveType; HLRAlgo: Projector; HLRBRep: Algo HLRToShape; IMeshTools: Parameters MeshAlgoType; IFSelect: ReturnStatus; Interface: Static; Message: Message; STEPControl: Reader Writer StepModelType; TCollection: HAsciiString; ShapeFix: Face Shape; ShapeUpgrade: UnifySameDomain
 TopAbs: ShapeEnum Orientation; TopExp: Explorer; TopLoc: Location; TopoDS: TopoDS Compound Shape; gp: Ax2 Ax3 Circ Dir Pln Pnt Trsf Vec"""
 
 def _occ_import():

@@ -7,12 +7,14 @@ __all__ = ['Solid', 'build_solid', 'build_counted', 'film_frames', 'film_strip']
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #16aa2cb7
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
+from .. import __version__
 from ..utils.files import write_bytes_atomic
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, Sketch
@@ -151,6 +153,8 @@ def is_valid(self: Solid) -> bool:
 def export(
     self: Solid,
     path: str | Path, # ends in .step, .stp, .stl, .ply, .obj, .glb, .png or .svg
+    caption: str = "", # what the part is, for the header of a STEP file
+    name: str = "", # of the part, for the header of a STEP file; that of the file if left out
     **kwargs, # for a picture: `image`'s or `drawing`'s arguments
 ):
     "Write the part to a file: in millimetres, GLB in metres."
@@ -158,18 +162,39 @@ def export(
     if suffix == ".svg": return self.drawing(**kwargs).save(path)
     if suffix not in (".step", ".stp"): return self.mesh().export(path, **kwargs)
     if self._shape is None: raise GeometryError(f"{path}: STEP needs exact faces, which kernel={self.kernel!r} does not have; build with kernel='occ'")
-    write_bytes_atomic(path, lambda p: _write_step(self._shape, self.center, self.scale, p, Path(path).stem))
+    name = name or Path(path).stem
+    write_bytes_atomic(path, lambda p: _write_step(self._shape, self.center, self.scale, p, name, caption))
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #986c9ee3
-def _write_step(shape, center, scale, path, name):
+_LONGEST_STRING = 256 # characters of a string in a STEP header
+
+def _step_text(text):
+    "Words as a STEP file spells them: one line of ASCII, all else as UTF-16 between `\\X2\\` and `\\X0\\`."
+    line = " ".join(text.split())[:_LONGEST_STRING]
+    def spell(found): return f"\\X2\\{found[0].encode('utf-16-be', 'replace').hex().upper()}\\X0\\"
+    return re.sub(r"[^ -~]+", spell, line)
+
+def _fill_header(model, name, caption):
+    "Say in a STEP header what the part is called, what wrote it, and what it is."
+    string, header = load_occ().TCollection_HAsciiString, load_occ().APIHeaderSection_MakeHeader(model)
+    header.SetName(string(_step_text(name)))
+    header.SetDescriptionValue(1, string(_step_text(caption)))
+    header.SetOriginatingSystem(string(f"cad_mllm {__version__}"))
+    header.SetAuthorValue(1, string(""))
+    header.SetOrganizationValue(1, string(""))
+
+# %% ../../nbs/2_geometry/11_solid.ipynb #c008c16b
+def _write_step(shape, center, scale, path, name, caption=""):
     "STEP AP214 in millimetres: the kernel's body (size 1) is moved to its place and scaled."
     occ, place = load_occ(), load_occ().gp_Trsf()
     factor, (x, y, z) = float(1000*scale), (float(c) for c in 1000*np.asarray(center))
     place.SetValues(factor, 0, 0, x, 0, factor, 0, y, 0, 0, factor, z)
     writer = occ.STEPControl_Writer()
-    for key, value in {"xstep.cascade.unit": "MM", "write.step.unit": "MM", "write.step.product.name": name}.items(): occ.Interface_Static.SetCVal_s(key, value)
+    settings = {"xstep.cascade.unit": "MM", "write.step.unit": "MM", "write.step.product.name": _step_text(name)}
+    for key, value in settings.items(): occ.Interface_Static.SetCVal_s(key, value)
     occ.Interface_Static.SetIVal_s("write.surfacecurve.mode", 0)
     writer.Transfer(occ.BRepBuilderAPI_Transform(shape, place, True).Shape(), occ.STEPControl_StepModelType.STEPControl_AsIs)
+    _fill_header(writer.Model(), name, caption)
     if writer.Write(str(path)) != occ.IFSelect_ReturnStatus.IFSelect_RetDone: raise GeometryError(f"{path}: OpenCascade could not write the file")
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #69844cbf

@@ -139,7 +139,9 @@ def verdict_html(
     from cad_mllm.completion import solid_words
     m, box = part.get("metadata", {}), part.get("properties", {}).get("bounding_box", {})
     size = " × ".join(f"{1000*(box['max_point'][c] - box['min_point'][c]):.4g}" for c in "xyz") + " mm" if box else None
-    badge = {True: badge_html(solid_words(True, m.get("num_bodies")), "good" if m.get("num_bodies", 1) == 1 else "warned"), False: badge_html("does not build", "damaged")}.get(m.get("valid"), badge_html("not checked"))
+    whole = m.get("num_bodies", 1) == 1 and not m.get("far")
+    good = badge_html(solid_words(True, m.get("num_bodies"), m.get("far", "")), "good" if whole else "warned")
+    badge = {True: good, False: badge_html("does not build", "damaged")}.get(m.get("valid"), badge_html("not checked"))
     facts = [("Given operations", m.get("partial_operations")), ("Generated operations", m.get("generated_operations")), ("Size", size), ("Volume", f"{1e6*m['volume']:.4g} cm³" if m.get("volume") else None),
              ("Candidates", f"{len(m['candidates'])}" if m.get("candidates") else None), ("Seconds", m.get("seconds_writing"))]
     notes = "".join(f'<div class="cadm-dim">{html.escape(shorten(str(n), 240))}</div>' for n in m.get("notes", ())[:5])
