@@ -445,7 +445,7 @@ def test_the_view_draws_turns_and_asks_nobody(tmp_path):
     program = plate()
     program.sketch(circle(.06, .025, .01), frame=Frame(origin=(0, 0, .01))); program.extrude(.02, "join")
     view3d({"one": plate(), "two": build_solid(program)}).save(tmp_path/"two.html")
-    inside = f"<!doctype html><body>{history3d(program)._repr_html_()}{view3d(plate(), theme='dark')._repr_html_()}"
+    inside = f"<!doctype html><body>{history3d(program, num_given=2)._repr_html_()}{view3d(plate(), theme='dark')._repr_html_()}"
     (tmp_path/"page.html").write_text(inside)
     with browser_util.browser_page(800, 900) as page:
         asked = []
@@ -473,5 +473,10 @@ def test_the_view_draws_turns_and_asks_nobody(tmp_path):
         views = [f for f in page.frames if f != page.main_frame]
         for v in views: v.wait_for_selector("body[data-ready]")
         history = next(v for v in views if v.query_selector("#slider"))
-        history.evaluate("const s = document.getElementById('slider'); s.value = 0; s.oninput()")
+        history.wait_for_function("canvas.dataset.frames > 0")
+        tones = "(() => { const d = ctx.getImageData(0, 0, canvas.width, canvas.height).data; let grey = 0, blue = 0; for (let i = 0; i < d.length; i += 4) if (d[i+3]) d[i+2] - d[i] > 60 ? blue++ : d[i] > 90 && grey++; return [grey, blue] })()"
+        assert min(history.evaluate(tones)) > 500                       # what was given, and what was joined to it
+        history.evaluate("const s = document.getElementById('slider'); s.value = 1; s.oninput(); draw()")
+        assert history.evaluate(tones)[1] < 100
+        history.evaluate("document.getElementById('slider').value = 0; document.getElementById('slider').oninput()")
         assert history.inner_text("#name") == "1 sketch" and page.errors == []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sample_loop', 'region_drawing', 'region_neighbors', 'cross_section', 'manifold_tools', 'manifold_step',
-           'manifold_steps', 'manifold_mesh']
+           'manifold_steps', 'without_slivers', 'manifold_mesh', 'face_origins', 'traced_mesh']
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #d186dbf7
 import math
@@ -191,12 +191,26 @@ def manifold_steps(plan):
         yield step, tools, body
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #c8449202
-def manifold_mesh(body):
-    "The triangles of a manifold3d solid at kernel size, without slivers."
+def without_slivers(body):
+    "A manifold3d solid at kernel size with fewer triangles, and without slivers."
     from manifold3d import Manifold, OpType
     simple = body.simplify(1e-5) if hasattr(body, "simplify") else body
     if abs(simple.volume() - body.volume()) < 1e-4*body.volume(): body = simple
     parts = body.decompose()
     kept = [p for p in parts if p.volume() > 1e-9*body.volume()]
-    if len(kept) < len(parts): body = Manifold.batch_boolean(kept, OpType.Add)
-    return Mesh(*_triangles(body))
+    return Manifold.batch_boolean(kept, OpType.Add) if len(kept) < len(parts) else body
+
+def manifold_mesh(body):
+    "The triangles of a manifold3d solid at kernel size, without slivers."
+    return Mesh(*_triangles(without_slivers(body)))
+
+# %% ../../nbs/2_geometry/08_manifold.ipynb #6b2bfa93
+def face_origins(body) -> np.ndarray: # (F,) int
+    "For each triangle of a manifold3d solid the number of the prism that it was cut from."
+    mesh = body.to_mesh64() if hasattr(body, "to_mesh64") else body.to_mesh()
+    return np.repeat(np.asarray(mesh.run_original_id, np.int64), np.diff(mesh.run_index)//3)
+
+def traced_mesh(body):
+    "The same triangles as `manifold_mesh`, and for each its origin (F,)."
+    tidy = without_slivers(body)
+    return Mesh(*_triangles(tidy)), face_origins(tidy)

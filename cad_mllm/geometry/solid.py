@@ -23,7 +23,7 @@ from .render import camera_frame
 from .drawings import Drawing
 from .mesh_files import Mesh
 from .plan import make_plan, plan_region
-from .manifold import manifold_mesh, manifold_step, manifold_steps, manifold_tools, sample_loop
+from .manifold import face_origins, manifold_mesh, manifold_step, manifold_steps, manifold_tools, sample_loop, traced_mesh
 from .occ_import import load_occ
 from .occ import (
     occ_area, occ_box, occ_build, occ_children, occ_drawing, occ_mesh, occ_single, occ_valid, occ_volume)
@@ -209,16 +209,27 @@ def _sketch_strokes(plan, sketch):
             out.append(np.stack([p, np.roll(p, -1, axis=0)], 1))
     return np.concatenate(out)
 
+def _makers(steps):
+    "Which operation (its index) made a prism (its number)."
+    return {int(n): i for i, (_, tools) in steps.items() for tool in tools for n in np.unique(face_origins(tool))}
+
 def _film(program, plan):
-    "(label, mesh, strokes) after each operation, in metres; what cannot be built leaves the part as it was."
-    mesh, body, steps = Mesh(np.zeros((0, 3)), np.zeros((0, 3))), None, {s.index: (s, t) for s, t in zip(plan.steps, manifold_tools(plan) if plan.steps else ())}
+    "(label, mesh, strokes, makers) after each operation, in metres; makers (F,): the index of the operation that made a face. What cannot be built leaves the part as it was."
+    mesh, made, body = Mesh(np.zeros((0, 3)), np.zeros((0, 3))), np.zeros(0, int), None
+    steps = {s.index: (s, t) for s, t in zip(plan.steps, manifold_tools(plan) if plan.steps else ())}
+    makers = _makers(steps)
     def world(p): return p*plan.scale + plan.center
     for i, entity in enumerate(program.operations()):
-        if isinstance(entity, Sketch): yield f"{i + 1} sketch", mesh, world(_sketch_strokes(plan, entity)); continue
+        if isinstance(entity, Sketch):
+            yield f"{i + 1} sketch", mesh, world(_sketch_strokes(plan, entity)), made
+            continue
         if i in steps:
-            try: body = manifold_step(body, *steps[i]); unit = manifold_mesh(body); mesh = Mesh(world(unit.vertices), unit.faces)
+            try:
+                body = manifold_step(body, *steps[i])
+                unit, origins = traced_mesh(body)
+                mesh, made = Mesh(world(unit.vertices), unit.faces), np.array([makers.get(n, i) for n in origins.tolist()], int)
             except GeometryError: pass
-        yield f"{i + 1} {entity.operation}", mesh, ()
+        yield f"{i + 1} {entity.operation}", mesh, (), made
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #4fca7d7d
 def film_frames(histories, max_frames):
@@ -257,9 +268,9 @@ def film_strip(
     "The part after each operation of its history. Raises `GeometryError` where no history builds anything."
     histories = program if isinstance(program, dict) else {"": program}
     films = film_frames(histories, max_frames)
-    boxes = np.array([m.bounding_box for film in films.values() for _, m, _ in film if len(m.faces)]).reshape(-1, 2, 3)
+    boxes = np.array([m.bounding_box for film in films.values() for _, m, *_ in film if len(m.faces)]).reshape(-1, 2, 3)
     box = (boxes[:, 0].min(0), boxes[:, 1].max(0)) if len(boxes) else ((-.5,)*3, (.5,)*3)
-    def frame(name, label, mesh, strokes):
+    def frame(name, label, mesh, strokes, _):
         image = mesh.image(size, view, box=box, strokes=strokes)
         return _caption(image, f"{name} {label}".strip()) if (len(films) > 1 if labels is None else labels) else image
     return _sheet([[frame(name, *f) for f in film] for name, film in films.items()], columns)

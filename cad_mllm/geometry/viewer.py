@@ -30,12 +30,12 @@ def _planes(array, dtype):
     array = np.asarray(array, np.int64)
     return np.diff(array, axis=0, prepend=np.zeros_like(array[:1])).T.astype(dtype).tobytes() if len(array) else b""
 
-def _pack(mesh, low, extent):
-    "A mesh as the viewer reads it: how many vertices, faces and line ends, whether closed, and the numbers in base64."
+def _pack(mesh, low, extent, given=None):
+    "A mesh as the viewer reads it: how many vertices, faces (`given` of them grey) and line ends, whether closed, and the numbers in base64."
     def steps(p): return np.round((np.asarray(p).reshape(-1, 3) - low)/extent*65535)
     lines = steps(mesh.feature_edges())
     data = _planes(mesh.faces, "<i4") + _planes(steps(mesh.vertices), "<i2") + _planes(lines, "<i2")
-    return dict(v=len(mesh.vertices), f=len(mesh.faces), l=len(lines), closed=bool(mesh.is_watertight), data=base64.b64encode(zlib.compress(data, 9)).decode())
+    return dict(v=len(mesh.vertices), f=len(mesh.faces), l=len(lines), given=given, closed=bool(mesh.is_watertight), data=base64.b64encode(zlib.compress(data, 9)).decode())
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #e59f546f
 _JS_LOAD = r"""
@@ -114,7 +114,9 @@ function light(view) {                      // over the left shoulder of whoever
 function fill(part, q, view, w, h, depth, pixels) {
   const {faces: f, normals: n, closed} = part, [lx, ly, lz, ex, ey, ez] = light(view);
   const shade = k => { let s = n[k]*lx + n[k+1]*ly + n[k+2]*lz; if (!closed && n[k]*ex + n[k+1]*ey + n[k+2]*ez < 0) s = -s; return s > 0 ? s : 0; };
+  const marked = part.given != null;
   for (let i = 0; i < f.length; i += 3) {
+    const tones = !marked ? STEEL : i < 3*part.given ? STONE : FRESH;
     const a = 3*f[i], b = 3*f[i+1], c = 3*f[i+2], ax = q[a], ay = q[a+1], az = q[a+2];
     const bx = q[b]-ax, by = q[b+1]-ay, cx = q[c]-ax, cy = q[c+1]-ay, det = bx*cy - cx*by;
     if (closed ? det > -1e-6 : Math.abs(det) < 1e-6) continue;
@@ -131,7 +133,7 @@ function fill(part, q, view, w, h, depth, pixels) {
       const first = Math.max(0, Math.ceil(ax + lo - .5)), last = Math.min(w, Math.ceil(ax + hi - .5));
       let d = first + .5 - ax, z = az + zx*d + zy*y, t = s + sx*d + sy*y;
       for (let at = row*w + first, stop = row*w + last; at < stop; at++, z += zx, t += sx)
-        if (z < depth[at]) { depth[at] = z; pixels[at] = STEEL[t < 0 ? 0 : t > 1 ? 255 : t*255 | 0]; }
+        if (z < depth[at]) { depth[at] = z; pixels[at] = tones[t < 0 ? 0 : t > 1 ? 255 : t*255 | 0]; }
     }
   }
 }
@@ -184,7 +186,8 @@ function drawLines(ctx, part, q, lines, depth, w, h, slack) {
 # %% ../../nbs/2_geometry/16_viewer.ipynb #22eb193e
 _JS_DRAW = r"""
 const $ = id => document.getElementById(id), canvas = $("part"), ctx = canvas.getContext("2d");
-const STEEL = Uint32Array.from({length: 256}, (_, i) => [224, 199, 176].reduce((all, c) => all*256 + Math.min(255, Math.round(c*(.52 + .56*i/255))), 255)); // as a pixel lies in memory: ABGR
+const tonesOf = (...bgr) => Uint32Array.from({length: 256}, (_, i) => bgr.reduce((all, c) => all*256 + Math.min(255, Math.round(c*(.52 + .56*i/255))), 255)); // as a pixel lies in memory: ABGR
+const STEEL = tonesOf(224, 199, 176), STONE = tonesOf(188, 190, 190), FRESH = tonesOf(246, 164, 84);
 let parts = [], current = 0, view = {}, edges = true, asked = 0, moving = false, calm = 0;
 const home = () => ({azimuth: DATA.azimuth, elevation: DATA.elevation, zoom: 1, x: 0, y: 0});
 function draw() {
@@ -304,10 +307,11 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name
 # %% ../../nbs/2_geometry/16_viewer.ipynb #71c661ae
 class View3D:
     "One or more parts to turn and look at. A notebook shows it by itself; `iframe()` goes into other HTML, `html()` is a page of its own, `save()` writes that."
-    def __init__(self, parts: dict, height=380, view=0, theme="auto", slider=False, first=0):
+    def __init__(self, parts: dict, height=380, view=0, theme="auto", slider=False, first=0, num_given=None):
         if theme not in ("auto", "light", "dark"): raise ValueError(f"theme={theme!r}: choose auto, light or dark")
         if not any(len(m.faces) for m in parts.values()): raise GeometryError("there is nothing to show: no part has a face")
         self.parts, self.height, self.view, self.theme, self.slider, self.first = parts, int(height), view, theme, slider, first
+        self.num_given = num_given or {}       # name -> how many of its faces, the first ones, are shown in grey
 
     def __repr__(self):
         return f"View3D({', '.join(f'{n}: {len(m.faces):,} triangles' for n, m in self.parts.items())}; {len(self.html())/1024:.0f} KB)"
@@ -351,7 +355,8 @@ def _data(self: View3D):
     low, high = boxes[:, 0].min(0), boxes[:, 1].max(0)
     extent = max(float((high - low).max()), 1e-30)
     azimuth, elevation = _angles(self.view)
-    return dict(parts=[dict(_pack(m, low, extent), name=n, size=_size_text(m)) for n, m in self.parts.items()], middle=[float(c) for c in (high - low)/2/extent],
+    parts = [dict(_pack(m, low, extent, self.num_given.get(n)), name=n, size=_size_text(m)) for n, m in self.parts.items()]
+    return dict(parts=parts, middle=[float(c) for c in (high - low)/2/extent],
                 fit=round(.94*extent/float(np.linalg.norm(high - low)), 4), azimuth=azimuth, elevation=elevation, views=[_angles(v) for v in VIEWS], slider=self.slider, first=self.first)
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #4663bd34
@@ -381,9 +386,15 @@ def history3d(
     height: int = 380, # pixels
     view=0, # as in `view3d`
     theme: str = "auto", # as in `view3d`
-    max_frames: int = 48, # of a longer history, the first ones
+    max_frames: int = 48, # of a longer history, the first ones; the last ones where `num_given` tells what is given
+    num_given: int | None = None, # operations: what these made is grey, what later ones made is blue
 ) -> View3D:
     "A part to turn, with a slider through the operations of its history."
-    film = film_frames({"": program}, max_frames)[""]
-    parts = {label: Mesh(mesh.vertices, mesh.faces, np.concatenate([mesh.feature_edges(), np.reshape(strokes, (-1, 2, 3))])) for label, mesh, strokes in film}
-    return View3D(parts, height, view, theme, slider=True, first=len(parts) - 1)
+    film = film_frames({"": program}, max_frames if num_given is None else len(program))[""][-max_frames:]
+    parts, grey = {}, {}
+    for label, mesh, strokes, makers in film:
+        lines = np.concatenate([mesh.feature_edges(), np.reshape(strokes, (-1, 2, 3))])
+        is_new = makers >= (num_given or 0)
+        parts[label] = Mesh(mesh.vertices, mesh.faces[np.argsort(is_new, kind="stable")], lines)
+        if num_given is not None: grey[label] = int((~is_new).sum())
+    return View3D(parts, height, view, theme, slider=True, first=len(parts) - 1, num_given=grey)
