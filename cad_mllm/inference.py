@@ -35,7 +35,7 @@ def write_picture(picture, path):
 
 # %% ../nbs/9_completion/03_inference.ipynb #56378eb7
 def _save_editable(chosen, path, meta, source):
-    "A document or script for another CAD program: a copy of the given one with what the model wrote appended, or, as the notes say, one written anew; what the model wrote is marked."
+    "A document or script for another CAD program: a copy of the given one with what the model wrote appended, or, as the notes say, one written from nothing; what the model wrote is marked."
     if chosen.program is None: raise InputError("there is no part")
     num_given, continued = meta["partial_operations"], is_continued(source, path)
     if continued and path.exists() and source.samefile(path): raise InputError("it is the part that was given; choose another name")
@@ -43,7 +43,7 @@ def _save_editable(chosen, path, meta, source):
     except CADFormatError as e:
         if not continued: raise
         write_editable(chosen.program, path, num_given)
-        meta["notes"].append(f"{path.name} was written anew, without what only the given file holds: {e}")
+        meta["notes"].append(f"{path.name} was written from nothing, without what only the given file holds: {e}")
 
 def _export(solid, path, caption):
     "Write a solid; runs in the worker."
