@@ -183,7 +183,7 @@ def test_complete_writes_a_copy_of_the_document(tmp_path):
                          llm_config=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1))
     completer = CADAutocomplete(CADMLLMModel(tiny).eval(), device="cpu", kernel="manifold")
     meta = completer.complete(half, temperature=1., seed=1, max_new_tokens=60, check="none", out=whole, formats=("fcstd",))["metadata"]
-    assert meta["generated_operations"] and str(whole) in meta["files"] and not any("written anew" in n for n in meta["notes"])
+    assert meta["generated_operations"] and str(whole) in meta["files"] and not any("written from nothing" in n for n in meta["notes"])
     assert any(n.startswith("Fillet: ") and "did not see it" in n for n in meta["notes"])
     theirs, ours = objects_of(half), objects_of(whole)
     assert [n for n in theirs if ours[n] != theirs[n]] in ([], ["Body"]) and len(ours) > len(theirs)
