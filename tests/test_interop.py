@@ -152,6 +152,27 @@ def test_what_no_body_can_take_follows_as_booleans(tmp_path):
     assert said["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-6)
 
 
+@freecad
+def test_mirrors_and_patterns_are_unrolled(tmp_path):
+    "Linear, polar, mirrored, several at once; by origin and by sketch axes; in a body that was turned, on sketches that hang on a face."
+    from cad_mllm.interop.histories import read_history
+    path = draw_in_freecad(tmp_path/"patterns.FCStd", "patterns")
+    said = check_in_freecad([path], tmp_path)[str(path)]
+    program = read_history(path)
+    assert said["errors"] == []
+    assert len([e for e in program.operations() if isinstance(e, Extrude)]) == 8 + 2 + 1 + 3 + 1 + 1 + 2 + 3
+    assert build_solid(program).volume*1e9 == pytest.approx(said["volume"], rel=1e-6)
+
+
+@freecad
+def test_a_pattern_that_only_freecad_can_find_is_named(tmp_path):
+    from cad_mllm.interop.histories import read_history
+    path = draw_in_freecad(tmp_path/"edge.FCStd", "edge")
+    with pytest.raises(CADFormatError, match="LinearPattern: goes by Edge1 of Pad, which only FreeCAD can find"): read_history(path)
+    program = read_history(path, skip_unsupported=True)
+    assert len(program) == 4 and "goes by Edge1" in program.extra["skipped"][0]
+
+
 def test_a_persons_script_keeps_its_lines_and_new_ones_follow(tmp_path):
     "A build123d script with explicit imports, a CadQuery script that ends in a file: both are read back as the whole history."
     from cad_mllm.interop.histories import read_history, write_history

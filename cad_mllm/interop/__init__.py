@@ -20,9 +20,11 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "gallery": ("ARC CIRCLE END_OF_DESIGN EXTRUDE LENGTHS LINE LOOP MINIMAL_OPERATIONS SKETCH_STEPS STEPS UNIT_VECTORS "
               "VECTOR_EXTENTS VECTOR_OPERATIONS is_gallery is_minimal plane_from_angles read_gallery read_minimal "
               "read_vector_file read_vectors"),
-    "freecad_read": ("COMMONS DRESSINGS DocumentReader FUSIONS Item KNOWN MAX_XML PER_MILLIMETRE Push THROUGH_ALL "
-              "document_bytes document_xml feature_span finite is_construction operation_number placed_frame program_of "
-              "read_curve read_freecad read_items read_sketch results_of rotation_of"),
+    "freecad_patterns": ("MAX_COPIES Motion mirrored_loop moved_sketch reflection ring_of rotation row_of translation"),
+    "freecad_read": ("COMMONS DRESSINGS DocumentReader FUSIONS Item KNOWN MAX_XML ORIGIN_DIRECTIONS PATTERNS PER_MILLIMETRE "
+              "Push SKETCH_AXES THROUGH_ALL document_bytes document_xml feature_span finite is_construction "
+              "operation_number pattern_line pattern_motions placed_frame program_of read_curve read_freecad read_items "
+              "read_sketch results_of rotation_of"),
     "freecad_append": ("MAX_ARCHIVE Span TAG TextEditor append_features continue_freecad element_spans"),
     "script_parts": ("Names ScriptFeature Shape comment scaled_feature script_features shape_of shown_number"),
     "build123d_write": ("B3D_MODES INDENT b3d_feature one_tool point_text write_build123d"),
