@@ -244,6 +244,33 @@ def test_remedy_and_light_kernel_where_opencascade_cannot_load(tmp_path):
     assert said[2:8] == ["True (10, 6) (32, 32, 3) True (32, 64, 3)", *["1.0"]*4, "True True"] and "build with kernel='occ'" in said[8]
 
 
+def test_two_packages_that_lay_the_same_folder_are_named_with_the_remedy(tmp_path):
+    "Stand-ins for the folder OCP and for what is listed as installed: one overwrote the other, or took its files along when it was removed."
+    code = """
+        import sys
+        sys.path.insert(0, "FOLDER")
+        from cad_mllm.geometry.occ_import import load_occ
+        try: load_occ()
+        except Exception as e: print(type(e).__name__, e)"""
+    package = tmp_path/"OCP"
+    package.mkdir()
+    for name in ("cadquery_ocp", "cadquery_ocp_novtk"):
+        (tmp_path/f"{name}-8.0.1.dist-info").mkdir()
+        (tmp_path/f"{name}-8.0.1.dist-info"/"METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 8.0.1\n")
+    def said(text):
+        (package/"__init__.py").write_text(text)
+        return run_python(code.replace("FOLDER", str(tmp_path))).stdout
+    overwritten = said("raise ImportError('undefined symbol: _ZN3vtk')")
+    assert overwritten.startswith("GeometryError OpenCascade cannot be loaded (undefined symbol: _ZN3vtk): cadquery-ocp and cadquery-ocp-novtk are both installed")
+    assert "'pip uninstall -y cadquery-ocp cadquery-ocp-novtk', then 'pip install --no-deps cadquery-ocp-novtk'" in overwritten and "libgl1" not in overwritten
+    assert "both installed" in said("class Stale: pass")
+    (tmp_path/"cadquery-2.8.dist-info").mkdir()
+    (tmp_path/"cadquery-2.8.dist-info"/"METADATA").write_text("Metadata-Version: 2.1\nName: cadquery\nVersion: 2.8\n")
+    assert "then 'pip install --no-deps cadquery-ocp'" in said("raise ImportError('undefined symbol: _ZN3vtk')")
+    for name in ("cadquery_ocp-8.0.1", "cadquery-2.8"): (tmp_path/f"{name}.dist-info"/"METADATA").unlink(); (tmp_path/f"{name}.dist-info").rmdir()
+    assert "cadquery-ocp-novtk is listed as installed, but its files are gone" in said("")
+
+
 # the true size of a STEP file, and bodies that stay apart
 
 def test_step_reads_back_in_millimetres(tmp_path):

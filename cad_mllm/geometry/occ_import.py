@@ -7,7 +7,9 @@ __all__ = ['load_occ']
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #f4cd6d82
 import functools
+import importlib.metadata
 import importlib.util
+import re
 import struct
 import sys
 import tempfile
@@ -93,14 +95,26 @@ def _load_stand_in(soname):
         except OSError: return False
     return True
 
+_OCP_PACKAGES = ("cadquery-ocp", "cadquery-ocp-novtk") # both lay the folder OCP
+
+def _remedy(found):
+    "What to do about OpenCascade, by whether its folder was found and by the packages that say that they laid it."
+    names = {re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
+    installed = [n for n in _OCP_PACKAGES if n in names]
+    kept = _OCP_PACKAGES[0] if "cadquery" in names else _OCP_PACKAGES[1]
+    anew = f"'pip uninstall -y {' '.join(installed)}', then 'pip install --no-deps {kept}'"
+    if len(installed) > 1: return f"{' and '.join(installed)} are both installed and lay the same folder OCP, so that one has overwritten the other; keep one: {anew}"
+    if installed and not found: return f"{installed[0]} is listed as installed, but its files are gone (another package of the same folder was removed): {anew}"
+    return "on Debian and Ubuntu run 'apt-get install libgl1'" if found else "pip install cadquery-ocp-novtk"
+
 @functools.lru_cache(None)
 def load_occ():
     "OpenCascade's classes; `GeometryError` with the remedy where it cannot be loaded."
     for _ in range(len(_STAND_INS) + 1):
         try: return _occ_import()
         except ModuleNotFoundError as e:
-            raise GeometryError(f"OpenCascade is not installed ({e}): pip install cadquery-ocp-novtk, or use kernel='manifold'") from None
-        except ImportError as e:
+            raise GeometryError(f"OpenCascade is not installed ({e}): {_remedy(False)}, or use kernel='manifold'") from None
+        except (ImportError, AttributeError) as e:
             reason = str(e)
             if not _load_stand_in(reason.split(":")[0]): break
-    raise GeometryError(f"OpenCascade cannot be loaded ({reason}): on Debian and Ubuntu run 'apt-get install libgl1', or use kernel='manifold', which needs none")
+    raise GeometryError(f"OpenCascade cannot be loaded ({reason}): {_remedy(True)}, or use kernel='manifold', which needs none")
