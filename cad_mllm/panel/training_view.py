@@ -165,6 +165,7 @@ def launch(self: TrainView, form: TrainForm):
 @patch
 def go_on_with(self: TrainView, path: Path):
     "Show the form, about going on with a run."
+    self.panel.fill(self)                # a tab that was never open does not know the runs yet
     with self.panel.quiet():
         self.panel.tabs.selected_index = 2
         self.mode.value, self.run.value = "newest", str(path)
