@@ -137,7 +137,7 @@ def write_editable(
     finally: temporary.unlink(missing_ok=True)
 
 # %% ../nbs/9_completion/00_requests.ipynb #64e63d11
-CHECKS, BEST = ("kernel", "end", "none"), ("input", "likelihood")
+CHECKS, BEST = ("kernel", "end", "none"), ("input", "agreement", "likelihood")
 
 def check_sampling(temperature: float, top_p: float, num: int):
     "Raise `InputError` for settings of the sampling that cannot work."

@@ -98,7 +98,7 @@ def complete(
     max_new_tokens: int | None = None, # None takes all the room there is
     constrained: bool = True, # hold the token format to its grammar
     check: str = "kernel", # "kernel": each operation is built, and written again if it is no good; "end": candidates are built; "none"
-    best: str = "input", # of several candidates, the one that fits the given points or picture; or "likelihood"
+    best: str = "input", # of several candidates, the one that fits the given points or picture; "agreement" or "likelihood" look at no input
     out=None, # a file or folder to write to
     formats: tuple = ("json",), # what to write: json step stl ply obj glb svg png, and to edit fcstd build123d cadquery openscad fusion featurescript
     on_operation=None, # called with the number of the candidate and its part so far, whenever an operation is finished
