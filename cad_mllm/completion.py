@@ -62,7 +62,7 @@ def _load_model(path):
 class CADAutocomplete:
     "A trained model that completes parts; see `complete` and `complete_many`."
     def __init__(self,
-        checkpoint, # a folder, a `CheckpointRecord`, a `CADMLLMModel`, "small" for the weights of the package, or user/model on the Hub
+        checkpoint="small", # the model that comes with the package; or a folder, a `CheckpointRecord`, a `CADMLLMModel`, or user/model on the Hub
         device: str = "auto", # "auto", "cpu", "cuda"; a model that is passed stays where it is with "auto"
         kernel: str = "occ", # checks what was written: "occ" (exact, STEP) or "manifold" (light)
         timeout: float = 60, # seconds the kernel may take for a part

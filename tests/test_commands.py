@@ -83,7 +83,7 @@ def test_commands_that_need_no_model_import_no_torch(plate, checkpoint, small_da
 
 
 def test_mistakes_are_told_before_anything_heavy_is_imported(plate, checkpoint, small_data, tmp_path):
-    wrong = [(["plan"], "--gpu is missing: choose one of t4"), (["complete", plate], "name the model to use"), (["complete", plate, "--checkpoint", tmp_path/"none"], "no such checkpoint"),
+    wrong = [(["plan"], "--gpu is missing: choose one of t4"), (["complete", plate, "--checkpoint", ""], "name the model to use"), (["complete", plate, "--checkpoint", tmp_path/"none"], "no such checkpoint"),
              (["complete", tmp_path/"none.json", "--checkpoint", checkpoint], "none.json"), (["complete", plate, "--checkpoint", checkpoint, "--format", "dwg"], "formats='dwg'"),
              (["complete", "--points", "scan.dwg", "--checkpoint", checkpoint], "unknown suffix"), (["complete", "--checkpoint", checkpoint], "nothing to go by"),
              (["complete", plate, "--checkpoint", checkpoint, "--top_p", "0"], "top_p=0"), (["complete", "--requests", tmp_path/"none.jsonl", "--checkpoint", checkpoint], "cannot be read"),

@@ -77,7 +77,7 @@ def _check_settings(checkpoint, temperature, top_p, num, check, best):
 # %% ../../nbs/11_commands/01d_completing.ipynb #b8254cf6
 def complete(
     partial: Positional = "", # JSON of the beginning; leave it out to start from a caption, points or a picture
-    checkpoint: str = "", # a checkpoint folder
+    checkpoint: str = "small", # small: the model that comes with the package; a checkpoint folder, or user/model on the Hub
     out: str = "", # file to write, such as part.FCStd: its form is written, and those of --format beside it (default: completed.json); with --requests a folder (default: completed)
     caption: str = "", # what the part is, in words
     image: str = "", # a picture of the part; several views, comma separated
