@@ -102,9 +102,9 @@ def _remedy(found):
     names = {re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
     installed = [n for n in _OCP_PACKAGES if n in names]
     kept = _OCP_PACKAGES[0] if "cadquery" in names else _OCP_PACKAGES[1]
-    anew = f"'pip uninstall -y {' '.join(installed)}', then 'pip install --no-deps {kept}'"
-    if len(installed) > 1: return f"{' and '.join(installed)} are both installed and lay the same folder OCP, so that one has overwritten the other; keep one: {anew}"
-    if installed and not found: return f"{installed[0]} is listed as installed, but its files are gone (another package of the same folder was removed): {anew}"
+    remedy = f"'pip uninstall -y {' '.join(installed)}', then 'pip install --no-deps {kept}'"
+    if len(installed) > 1: return f"{' and '.join(installed)} are both installed and lay the same folder OCP, so that one has overwritten the other; keep one: {remedy}"
+    if installed and not found: return f"{installed[0]} is listed as installed, but its files are gone (another package of the same folder was removed): {remedy}"
     return "on Debian and Ubuntu run 'apt-get install libgl1'" if found else "pip install cadquery-ocp-novtk"
 
 @functools.lru_cache(None)
