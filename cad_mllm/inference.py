@@ -75,12 +75,15 @@ def save(
 
 # %% ../nbs/9_completion/03_inference.ipynb #e71c6c58
 @patch
-def _serve(self: CADAutocomplete, requests, num=1, max_new_tokens=None, constrained=True, check="end", best="input", seed=0, on_operation=None, **sampling):
+def _serve(self: CADAutocomplete, requests, num=1, max_new_tokens=None, constrained=True, check="end", best="input", seed=0, on_operation=None, on_candidates=None, **sampling):
     "[(result, chosen candidate)] for requests that are written as one batch, `num` rows each."
     started, check, best = time.perf_counter(), check_choice("check", check, CHECKS), check_choice("best", best, BEST)
     candidates = self.write(requests, [self.budget(r, max_new_tokens) for r in requests], num=num, constrained=constrained, check=check, seed=seed, on_operation=on_operation, **sampling)
     settings = dict(seed=seed, num=num, constrained=bool(constrained and self.codec.added_tokens), **sampling, seconds_writing=round(time.perf_counter() - started, 3))
-    return [self._result(r, candidates[i*num:(i + 1)*num], check, best, **settings) for i, r in enumerate(requests)]
+    groups = [candidates[i*num:(i + 1)*num] for i in range(len(requests))]
+    served = [self._result(r, group, check, best, **settings) for r, group in zip(requests, groups)]
+    for group, (_, chosen) in zip(groups, served if on_candidates else ()): on_candidates(group, chosen)
+    return served
 
 # %% ../nbs/9_completion/03_inference.ipynb #391d61b0
 @patch
@@ -102,12 +105,13 @@ def complete(
     out=None, # a file or folder to write to
     formats: tuple = ("json",), # what to write: json step stl ply obj glb svg png, and to edit fcstd build123d cadquery openscad fusion featurescript
     on_operation=None, # called with the number of the candidate and its part so far, whenever an operation is finished
+    on_candidates=None, # called at the end with all candidates, and the one that was chosen
     unit: str = "", # of a file of points: mm, cm, m or in; guessed where it says none
 ) -> dict: # entities, sequence, properties, metadata
     "A whole part from whatever is given. Raises `InputError` or `CADFormatError` for a request that cannot be served, never for what the model writes."
     check_sampling(temperature, top_p, num)
     formats, request = check_formats(formats), self.request(partial_json, caption, image, point_cloud, seed, unit)
-    (result, chosen), = self._serve([request], num, max_new_tokens, constrained, check, best, seed, on_operation, temperature=temperature, top_p=top_p)
+    (result, chosen), = self._serve([request], num, max_new_tokens, constrained, check, best, seed, on_operation, on_candidates, temperature=temperature, top_p=top_p)
     if out is not None: self.save(result, request, chosen, out, formats)
     return result
 

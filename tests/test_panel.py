@@ -415,7 +415,7 @@ def story(page, show, folder, data):
     sees(page, "sample-about", "0000/00000002")
     page.locator(".cadm-part-generate").click()
     sees(page, "message", "Done")
-    assert page.locator(".cadm-part-pictures figure").count() >= 3
+    assert page.locator(".cadm-part-pictures figure").count() >= 1 and page.locator(".cadm-candidate", has_text="The sample itself").count() == 1
     page.frame_locator(".cadm-part-solid iframe").locator("canvas").wait_for()
     page.shot(f"panel-complete-{page.where}")
     for kind in ("json", *(["step"] if importlib.util.find_spec("OCP") and "a valid solid" in page.locator(".cadm-part-verdict").inner_text() else [])):
@@ -511,22 +511,37 @@ def test_complete_own_files_and_prune(tmp_path, folder, part, page):
             with page.expect_file_chooser() as chooser: page.locator(f".cadm-upload-{kind}").click()
             chooser.value.set_files(tmp_path/file)
             message(page, said)
+        until(page, "() => document.querySelectorAll('.cadm-part-pictures figure').length == 3")       # seen as soon as it is given
         page.locator(".cadm-part-points input").fill("/no/such.xyz")
         page.locator(".cadm-part-generate").click()
         message(page, "there is no file")
         page.locator(".cadm-part-points input").fill("")
+        until(page, "() => document.querySelectorAll('.cadm-part-pictures figure').length == 2")       # beginning, picture
+        page.locator(".cadm-part-num input").fill("3")
+        page.locator(".cadm-part-num input").press("Enter")
         page.locator(".cadm-part-generate").click()
         message(page, "Done.")
-        assert page.locator(".cadm-part-pictures figure").count() == 3   # picture, beginning, completed
-        page.frame_locator(".cadm-part-solid iframe").locator("canvas").wait_for()
-        assert "Self-intersecting faces" in page.locator(".cadm-part-verdict").inner_text()
+        solid = page.frame_locator(".cadm-part-solid iframe")
+        solid.locator("#slider").wait_for()
+        solid.locator("#name", has_text="5  cut").or_(solid.locator("#name", has_text="5  join")).wait_for()
+        assert page.locator(".cadm-ops .cadm-given").count() == 2 and page.locator(".cadm-ops .cadm-new").count() == 3 and "⌀" in page.locator(".cadm-ops").inner_text()
+        assert page.locator(".cadm-candidate").all_inner_texts()[1].split("\n")[:2] == ["Candidate 2", "fit 0.2"]
+        left, right = (page.locator(f".cadm-two > :{which}-child").bounding_box() for which in ("first", "last"))
+        assert left["x"] + left["width"] <= right["x"] and right["width"] > left["width"]
         page.shot("panel-complete")
-        for kind in ("json", "stl", *(["step"] if importlib.util.find_spec("OCP") else [])):
+        page.locator(".cadm-part-numbers summary").click()
+        sees(page, "part-numbers", "Self-intersecting faces")
+        sees(page, "part-numbers", "Beginning alone")
+        page.locator(".cadm-candidate .cadm-over").nth(1).click()
+        page.locator(".cadm-candidate.cadm-chosen", has_text="Candidate 2").wait_for()
+        page.locator(".cadm-candidate .cadm-over").first.click()
+        page.locator(".cadm-candidate.cadm-chosen", has_text="Chosen").wait_for()
+        for kind, ending in (("json", ".json"), ("fcstd", ".FCStd"), ("cadquery", "_cq.py"), *([("step", ".step")] if importlib.util.find_spec("OCP") else [])):
             page.locator(f".cadm-part-{kind}").click()
-            message(page, f".{kind}.")
+            message(page, f"{ending}.")
             with page.expect_download() as got: page.locator(".cadm-part-links a").last.click()
             content = Path(got.value.path()).read_bytes()
-            assert got.value.suggested_filename.endswith(kind) and len(content) > 84
+            assert got.value.suggested_filename.endswith(ending) and len(content) > 84
             if kind == "step": assert content.startswith(b"ISO-10303-21")
         prune(page, folder)
         assert page.errors == []

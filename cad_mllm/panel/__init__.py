@@ -23,13 +23,16 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "storage": ("DRIVE_NOTE plan_html prune prune_plan"),
     "completion": ("Choice MEASURES PartPicture find_samples link_html load_completer measure measures_html picture_png "
               "read_part sample_folders save_part to_png uploaded verdict_html"),
+    "outcome": ("DOWNLOADS FIT_HELP MEASURE_HELP Outcome Shown contour_words extent_words fit_words given_html "
+              "numbers_html operation_words operations_html profile_words save_as shown_html"),
     "jobs": ("Job Workers job_html verify_job"),
     "widgets": ("DetailsView PlotView View guarded make_button make_dropdown make_row set_options style_control"),
     "runs_view": ("RunLines RunningStrip Slot strip_html"),
     "live_view": ("LiveView live_frame"),
     "quality_view": ("DetailsTab NotesView QualityView quality_svg run_evaluation"),
     "training_view": ("CheckView LogView TrainView examine find_in_log recipe_words"),
-    "completion_view": ("CompleteView Outcome OwnView SampleView"),
+    "outcome_view": ("OutcomeView"),
+    "completion_view": ("CompleteView OwnView SampleView sample_html"),
     "storage_view": ("StorageView"),
     "first_view": ("FirstView"),
     "app": ("CheckpointPanel make_tabs"),
