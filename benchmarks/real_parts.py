@@ -10,7 +10,7 @@ CAD_DATA_ROOT holds omni-cad/, deepcad/, cadprompt/ and fusion360/ (or the varia
   operations    extrudes of all histories together over those of the designers; curves likewise
   seconds       of one part, mean and most, on one core that is shared with other work
 
-Conditions: clean is 4,096 points with true normals; noise-X moves each point by a normal of X longest sides and takes the normals away; dropped keeps a tenth; one-sided leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals.
+Conditions: clean is 4,096 points with true normals; noise-X moves each point by a normal of X longest sides and takes the normals away; dropped keeps a tenth; few is 256 points without normals, what the published models see; one-sided leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals.
 """
 import argparse
 import json
@@ -31,7 +31,7 @@ from cad_mllm.interop.build123d_read import read_build123d        # noqa: E402
 from cad_mllm.metrics.volumes import iou                          # noqa: E402
 from cad_mllm.reconstruction import count_curves, reconstruct     # noqa: E402
 
-CONDITIONS = ("clean", "no-normals", "noise-0.005", "noise-0.01", "noise-0.02", "dropped", "one-sided")
+CONDITIONS = ("clean", "no-normals", "noise-0.005", "noise-0.01", "noise-0.02", "dropped", "few", "one-sided")
 METHODS = {"slabs": 0, "refined": 3} # seconds for fitting numbers
 REFINED = ("clean", "noise-0.01") # conditions under which numbers are fitted too
 SETS = {"omni": "omni-cad/json/*/*.json", "deepcad": "deepcad/json/*.json", "cadprompt": "cadprompt/*/[0-9]*.json", "fusion": "fusion360/test/*.py"}
@@ -60,10 +60,10 @@ def draw_parts(root, name, num, seed):
 
 def draw_cloud(solid, condition, rng):
     "The points of a part under a condition."
-    points = np.array(solid.points(4096, 0), float)
+    points = np.array(solid.points(256 if condition == "few" else 4096, 0), float)
     size = np.ptp(points[:, :3], axis=0).max()
     if condition.startswith("noise"): return points[:, :3] + rng.normal(0, float(condition.split("-")[1])*size, (len(points), 3))
-    if condition == "no-normals": return points[:, :3]
+    if condition in ("no-normals", "few"): return points[:, :3]
     if condition == "dropped": return points[rng.permutation(len(points))[:len(points)//10]]
     if condition == "one-sided":
         along = points[:, :3] @ rng.normal(size=3)

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "square_lines walk"),
     "surface_clouds": ("SurfaceCloud read_surface_cloud"),
     "sections": ("Chain Sections cross_sections find_levels gather_supports goes_around look_up slab_of trace_chains"),
+    "sides": ("turn_outward vote_filled"),
     "slabs": ("Prism find_prisms noise_of prism_shares same_outline slab_programs write_program"),
     "viewer": ("View3D history3d view3d"),
 })

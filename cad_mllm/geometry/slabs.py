@@ -16,8 +16,8 @@ from ..cad.program import CADProgram, contour_loop
 from ..cad.vocab import AXES
 from .fitting import Noise, Outline, fit_outline, flatten, share_values, square_lines
 from .mesh import GeometryError
-from .sections import (cross_sections, find_levels, gather_supports, goes_around, look_up, slab_of,
-                                        trace_chains)
+from .sections import cross_sections, find_levels, gather_supports, goes_around, trace_chains
+from .sides import turn_outward
 from .surface_clouds import SurfaceCloud, read_surface_cloud
 
 # %% ../../nbs/2_geometry/15_slabs.ipynb #d443df0c
@@ -64,25 +64,6 @@ def noise_of(cloud: SurfaceCloud) -> Noise:
     "What outlines are fitted with."
     return Noise(max(8e-4, 1.1*cloud.noise), .35 if cloud.estimated else .08)
 
-def _signed_by_faces(points, normals, cloud, levels):
-    "Estimated normals turned by what their level faces as a whole, and walls by what those faces leave outside."
-    flat, nearest = np.abs(normals[:, 2]) > .6, np.abs(points[:, 2:] - levels).argmin(1)
-    votes, voters = (np.bincount(nearest[flat], v[flat], len(levels)) for v in (cloud.areas*normals[:, 2], cloud.areas*np.abs(normals[:, 2])))
-    facing = np.where(np.abs(votes) > .5*voters, np.sign(votes), 0)
-    facing[[0, -1]] = -1, 1
-    normals = normals*np.where(flat & (normals[:, 2]*facing[nearest] < 0), -1, 1)[:, None]
-    if flat.mean() < .1: return normals
-    rough = cross_sections(points[flat], normals[flat], cloud.areas[flat], levels, cloud.noise)
-    places = np.clip((points[:, :2] - rough.corner)/rough.step, 0, len(rough.fields[0]) - 1.01)
-    slab = slab_of(points[:, 2], levels)
-    for k, field in enumerate(rough.fields):
-        down, right = np.gradient(field)
-        mine = ~flat & (slab == k)
-        slope = np.stack([look_up(right, places[mine]), look_up(down, places[mine])], 1)
-        against = np.einsum("ni,ni->n", slope, normals[mine, :2]) > 0
-        normals[mine] *= np.where(against, -1, 1)[:, None]
-    return normals
-
 def _clear_chains(chains, field, iso, sections):
     "Chains that bound what differs enough from their surroundings: of noise, few do."
     rows, columns = np.mgrid[:len(field), :len(field)]
@@ -99,12 +80,12 @@ def _clear_chains(chains, field, iso, sections):
 def find_prisms(
     cloud: SurfaceCloud,
     axes: np.ndarray, # (3, 3) rows u, v, w
-    by_faces: bool = False, # turn estimated normals by what whole levels face: better for plates, worse for tubes
+    by_votes: bool = False, # let walls and faces vote where the part is, whatever the signs of normals
 ) -> tuple: # (prisms, levels)
     "The outlines of a part along an axis, each as far as it goes."
     points, normals = cloud.points @ axes.T, cloud.normals @ axes.T
     levels = find_levels(points[:, 2], normals[:, 2], cloud.noise, cloud.estimated)
-    if by_faces: normals = _signed_by_faces(points, normals, cloud, levels)
+    if by_votes: normals = turn_outward(points, normals, cloud.areas, levels, cloud.noise)
     sections = cross_sections(points, normals, cloud.areas, levels, cloud.noise)
     prisms, tolerance = [], max(3e-3, .8*cloud.noise)
     for k in range(len(levels) - 1):
@@ -186,6 +167,6 @@ def slab_programs(
     shares = prism_shares(cloud, frames)
     for name in sorted(frames, key=lambda n: -shares[n]):
         if shares[name] < max(shares.values()) - slack: continue
-        for by_faces in (False, True)[:2 if cloud.estimated else 1]:
-            try: yield name, write_program(*find_prisms(cloud, frames[name], by_faces), cloud, frames[name])
+        for by_votes in (False, True)[:2 if cloud.estimated else 1]:
+            try: yield name, write_program(*find_prisms(cloud, frames[name], by_votes), cloud, frames[name])
             except GeometryError: continue

@@ -73,6 +73,29 @@ def _agree(points, normals, rounds=3):
         normals = normals*np.where((along[:, 1:]*np.abs(along[:, 1:])).sum(1) < 0, -1, 1)[:, None]
     return normals
 
+# %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #ff5e685f
+def _triples(around, num, seed=0):
+    "Unit normals (N, num + 3, 3) of planes through a point and two of its neighbours, and of the three axes."
+    rng = np.random.default_rng(seed)
+    pairs = np.array([rng.choice(around.shape[1], 2, replace=False) for _ in range(num)])
+    ways = np.cross(around[:, pairs[:, 0]], around[:, pairs[:, 1]])
+    ways /= np.linalg.norm(ways, axis=2, keepdims=True).clip(1e-12)
+    return np.concatenate([ways, np.broadcast_to(np.eye(3), (len(around), 3, 3))], 1)
+
+def _voted(points, noise, num=16, num_planes=30):
+    "Unoriented normals (N, 3): of planes through each point the one that most neighbours lie in."
+    from scipy.spatial import cKDTree
+    distance, which = cKDTree(points).query(points, k=num + 1)
+    around = points[which[:, 1:]] - points[:, None]
+    width = np.maximum(.06*distance[:, 8:9], 1.5*noise)[:, None]
+    planes = _triples(around[:, :10], num_planes)
+    votes = np.exp(-(np.einsum("npi,nki->npk", planes, around)/width)**2).sum(2)
+    votes[:, -3:] += .3
+    best = planes[np.arange(len(points)), votes.argmax(1)]
+    weight = np.exp(-(np.einsum("ni,nki->nk", best, around)/width[:, 0])**2)
+    spread, ways = np.linalg.eigh(np.einsum("nk,nki,nkj->nij", weight, around, around))
+    return np.where((weight.sum(1) > 2.5)[:, None], ways[:, :, 0], best)
+
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #ecd987eb
 def _unit_size(points):
     "Center, longest side and the points at that size."
@@ -87,12 +110,26 @@ def _in_company(points):
     distance = cKDTree(points).query(points, k=5)[0][:, 4]
     return distance < 6*np.median(distance)
 
+def _lies_in_planes(points):
+    "Whether points have neighbours in one plane with them, to a small share of the distance between them, as points without noise have."
+    from scipy.spatial import cKDTree
+    distance, which = cKDTree(points).query(points, k=17)
+    off = np.sort(np.abs(np.einsum("nki,ni->nk", points[which[:, 1:]] - points[:, None], _voted(points, 0.))), 1)
+    share = .01 if len(points) > 1000 else .02
+    return float(np.quantile(off[:, 5], .3)) < max(4.5e-4, share*float(np.median(distance[:, 9])))
+
+def _spread_across(points):
+    "Standard deviation across the surface, from the flattest fifth of neighbourhoods that are wider than noise is."
+    for num in (12, 24, 48, 96):
+        distance, _, spread, _ = _neighbour_planes(points, min(num, len(points) - 1))
+        noise = 1.1*(1 + 3/num)*float(np.quantile(_lay_flat(spread), .2))
+        if np.median(distance[:, -1]) > 3*noise: break
+    return noise
+
 def _measured_noise(points, normals):
     "Standard deviation across the surface: by given normals from neighbours that look the same way, else from the flattest fifth of all neighbourhoods."
     from scipy.spatial import cKDTree
-    if normals is None:
-        _, _, spread, _ = _neighbour_planes(points, 12)
-        return 1.5*float(np.quantile(_lay_flat(spread), .2))
+    if normals is None: return 0. if _lies_in_planes(points) else _spread_across(points)
     which = cKDTree(points).query(points, k=9)[1]
     same = np.einsum("nki,ni->nk", normals[which[:, 1:]], normals) > .99
     off = np.abs(np.einsum("nki,ni->nk", points[which[:, 1:]] - points[:, None], normals))
@@ -124,5 +161,5 @@ def read_surface_cloud(
     distance, _, _, ways = _neighbour_planes(place, 24 if noise and len(place) > 1000 else 10)
     areas = math.pi*np.maximum(distance[:, 9]**2 - noise**2, 1e-8)/10
     estimated = normals is None
-    if estimated: normals = _orient(place, _calmed(place, ways[:, :, 0]) if noise else ways[:, :, 0], areas)
+    if estimated: normals = _orient(place, _calmed(place, ways[:, :, 0]) if noise else _voted(place, noise), areas)
     return SurfaceCloud(place, normals, areas, noise, estimated, center, scale, num_strays)
