@@ -22,13 +22,14 @@ from .cad.vocab import NUMBERS
 from .geometry.clouds import CLOUD_FILES, far_words, in_metres, is_connected, read_cloud
 from .geometry.render import camera_frame
 from .geometry.mesh import GeometryError, Mesh, surface_distance
+from .geometry.mesh_readers import MESH_SUFFIXES
 from .geometry.shapes import read_shape
 from .geometry.slabs import slab_programs
 from .geometry.solid import build_solid
 from .geometry.surface_clouds import SurfaceCloud, read_surface_cloud
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #ff217e24
-SHAPE_FILES = (".step", ".stp", ".stl", ".obj", ".glb", ".ply", *(s for s in CLOUD_FILES if s != ".ply"))
+SHAPE_FILES = tuple(dict.fromkeys((".step", ".stp", *MESH_SUFFIXES, *CLOUD_FILES)))
 
 def _has_faces(path):
     "Whether a PLY file is a mesh."

@@ -1,13 +1,18 @@
 "Meshes, clouds and pictures of strangers: read as what they are, or refused with a reason."
 import io
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cad_mllm.geometry import cloud_of, in_metres, read_cloud
+from cad_mllm.cad import CADProgram, rectangle
+from cad_mllm.geometry import build_solid, cloud_of, in_metres, read_cloud, surface_distance
 from cad_mllm.data import prepare_image
 from cad_mllm.geometry import GeometryError, Mesh
 from cad_mllm.geometry import read_mesh, read_surface
@@ -155,3 +160,96 @@ def test_score_tells_of_another_size(tmp_path):
         Mesh(v*size, f).export(tmp_path/name/"a.ply")
     found = score(tmp_path/"pred", tmp_path/"gt", tmp_path/"out", jobs=0, num_points=100, draw=False)
     assert any("1/200 of its size" in n and "--align box" in n for n in found.notes), found.notes
+
+
+def millimetre_data_set(root):
+    "Two parts, 20 and 40 mm long, with clouds in millimetres: a PLY with normals and a table without; and the solids."
+    solids = []
+    for i, side in enumerate((.02, .04)):
+        part = CADProgram()
+        part.sketch(rectangle(0, 0, side, side/2))
+        part.extrude(side/4)
+        part.save(root/"json"/"0000"/f"p{i}.json")
+        solids.append(build_solid(part, kernel="manifold"))
+    (root/"pointcloud"/"0000").mkdir(parents=True)
+    rows = solids[0].points(500) * ([1000]*3 + [1]*3)
+    lines = "\n".join(" ".join(f"{v:.6f}" for v in row) for row in rows)
+    names = "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz"))
+    (root/"pointcloud"/"0000"/"p0.ply").write_text(f"ply\nformat ascii 1.0\nelement vertex 500\n{names}end_header\n{lines}\n")
+    np.savetxt(root/"pointcloud"/"0000"/"p1.xyz", solids[1].points(500)[:, :3]*1000)
+    return solids
+
+
+def test_unit_of_prepare_takes_clouds_over_in_metres(tmp_path):
+    "Clouds in millimetres become metres in OUT, with their normals and no others; without --unit they are made from the histories; ROOT stays."
+    from cad_mllm.data.points import read_points
+    solids = millimetre_data_set(tmp_path/"given")
+    before = {p: p.read_bytes() for p in (tmp_path/"given").rglob("*.*") if p.is_file()}
+    flags = ["--no-images", "--no-captions", "--jobs", "1", "--num_points", "400"]
+    def run(*more): return subprocess.run([sys.executable, "-m", "cad_mllm", "prepare", str(tmp_path/"given"), *more, *flags], capture_output=True, text=True)
+    assert run("--out", str(tmp_path/"out"), "--unit", "mm").returncode == 0
+    for i, width in enumerate((6, 3)):
+        cloud = read_points(tmp_path/"out"/"pointcloud"/"0000"/f"p{i}.npz")
+        assert cloud.shape == (400, width)
+        assert np.ptp(cloud[:, 0]) == pytest.approx((.02, .04)[i], rel=.02)
+        assert surface_distance(cloud, solids[i].mesh()).max() < 1e-5
+    assert {p: p.read_bytes() for p in (tmp_path/"given").rglob("*.*") if p.is_file()} == before
+    for more, words in ((("--unit", "mm"), "name another folder"), (("--out", str(tmp_path/"o2"), "--unit", "feet"), "choose one of mm, cm, m, in")):
+        refused = run(*more)
+        assert refused.returncode and words in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_unit_of_inspect(tmp_path, capsys):
+    "A cloud and a mesh are told in millimetres, in the unit that was named or guessed; a history in JSON has its own."
+    from cad_mllm.commands.files import inspect
+    from cad_mllm.config import ConfigError
+    millimetre_data_set(tmp_path)
+    cloud = tmp_path/"pointcloud"/"0000"/"p0.ply"
+    inspect(str(cloud), unit="mm")
+    assert "500 points with normals, 20 x 1" in capsys.readouterr().out
+    inspect(str(cloud), unit="cm")
+    assert "500 points with normals, 200 x 1" in capsys.readouterr().out
+    inspect(str(cloud))
+    assert "taken as millimetres" in capsys.readouterr().out
+    build_solid(CADProgram.from_json(tmp_path/"json"/"0000"/"p1.json"), kernel="manifold").export(tmp_path/"a.stl")
+    inspect(str(tmp_path/"a.stl"))
+    assert "12 triangles, closed, 8000 mm³, 40 x 20 x 10 mm" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="says its own unit"): inspect(str(tmp_path/"json"/"0000"/"p1.json"), unit="mm")
+    with pytest.raises(ConfigError, match="choose one of mm"): inspect(str(cloud), unit="ell")
+
+
+def write_3mf(path, unit):
+    "A tetrahedron with legs of 20 units."
+    corners, faces = [(0, 0, 0), (20, 0, 0), (0, 20, 0), (0, 0, 20)], [(0, 2, 1), (0, 1, 3), (1, 2, 3), (0, 3, 2)]
+    vertices = "".join(f'<vertex x="{x}" y="{y}" z="{z}"/>' for x, y, z in corners)
+    triangles = "".join(f'<triangle v1="{a}" v2="{b}" v3="{c}"/>' for a, b, c in faces)
+    model = (f'<?xml version="1.0"?><model {unit} xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02"><resources><object id="1" type="model">'
+             f'<mesh><vertices>{vertices}</vertices><triangles>{triangles}</triangles></mesh></object></resources><build><item objectid="1"/></build></model>')
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("3D/3dmodel.model", model)
+        archive.writestr("[Content_Types].xml", "<Types/>")
+    return path
+
+
+@pytest.mark.parametrize("unit, metres", [("", 1e-3), ('unit="millimeter"', 1e-3), ('unit="centimeter"', 1e-2), ('unit="inch"', .0254), ('unit="foot"', .3048)])
+def test_3mf_in_its_own_unit(tmp_path, unit, metres):
+    pytest.importorskip("lxml", reason="pip install lxml")
+    mesh = read_surface(write_3mf(tmp_path/"a.3mf", unit))[0]
+    assert mesh.is_watertight and mesh.volume == pytest.approx((20*metres)**3/6)
+    assert read_surface(tmp_path/"a.3mf", "m")[0].volume == pytest.approx(20**3/6)
+
+
+@pytest.mark.parametrize("name", ["lxml", "networkx"])
+def test_3mf_without_what_trimesh_needs_is_one_sentence(tmp_path, monkeypatch, name):
+    for other in ("lxml", "networkx"): monkeypatch.setitem(sys.modules, other, ModuleType(other))
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(GeometryError, match=rf"a\.3mf: \.3mf needs the package {name}: pip install {name}$"): read_surface(write_3mf(tmp_path/"a.3mf", ""))
+
+
+def test_3mf_that_unpacks_to_gigabytes_or_defines_words_is_refused(tmp_path, monkeypatch):
+    "Looked at before trimesh and lxml are."
+    path = write_3mf(tmp_path/"a.3mf", "")
+    with zipfile.ZipFile(path, "a") as archive: archive.writestr("3D/more.xml", '<!DOCTYPE x [<!ENTITY a "aaaa">]><x>&a;</x>')
+    with pytest.raises(GeometryError, match="defines entities"): read_surface(path)
+    monkeypatch.setattr("cad_mllm.geometry.mesh_readers.MOST_UNPACKED", 100)
+    with pytest.raises(GeometryError, match="unpacks to"): read_surface(path)

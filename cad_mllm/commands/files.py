@@ -53,10 +53,34 @@ def _caption_of(history):
 
 SHAPE_FILES = (".step", ".stp", ".stl", ".ply", ".obj", ".glb", ".svg", ".png")
 
+def _inspect_shape(path, unit):
+    "Say what a file of points or faces holds, and what was decided in reading it."
+    import numpy as np
+    from cad_mllm.completion_requests import is_cloud
+    from cad_mllm.geometry.clouds import in_metres, read_cloud
+    from cad_mllm.geometry.shapes import read_shape
+    if is_cloud(path):
+        found = in_metres(read_cloud(path), unit)
+        what = f"{len(found.points):,} points{' with normals' if found.points.shape[1] == 6 else ''}"
+        size = np.ptp(found.points[:, :3], axis=0)
+    else:
+        found = read_shape(path, unit)
+        mesh, size = found.mesh(), np.ptp(found.bounding_box, axis=0)
+        what = f"{len(mesh.faces):,} triangles, " + (f"closed, {mesh.volume*1e9:.4g} mm³" if mesh.is_watertight else "NOT closed")
+    print(f"{what}, {' x '.join(f'{1000*s:.4g}' for s in size)} mm")
+    for note in found.notes: print(f"note: {note}")
+
 def inspect(
-    path: str, # a history (JSON, .FCStd, a build123d or CadQuery script, .h5) or a checkpoint folder
+    path: str, # a history (JSON, .FCStd, a build123d or CadQuery script, .h5), a checkpoint folder, or a file of points or faces
+    unit: str = "", # of a script, of points or of a mesh: mm, cm, m or in; by default what the file says, else guessed, and said
 ):
-    "Say what a history or a checkpoint is."
+    "Say what a history, a checkpoint or a file of points or faces is."
+    from cad_mllm.completion_requests import POINT_FILES
+    from cad_mllm.geometry.mesh_readers import UNITS
+    if unit and unit not in UNITS: raise ConfigError(f"unit={unit!r}: choose one of {', '.join(UNITS)}")
+    suffix = Path(path).suffix.lower()
+    if suffix in POINT_FILES and Path(path).is_file() and Path(path).open("rb").read(1) != b"{": return _inspect_shape(Path(path), unit)
+    if unit and suffix != ".py": raise ConfigError(f"unit={unit!r}: {path} says its own unit; leave it out")
     if Path(path).is_dir():
         from cad_mllm.checkpoints.save import describe_checkpoint
         print(describe_checkpoint(path)); return
@@ -64,7 +88,7 @@ def inspect(
     from cad_mllm.geometry.solid import build_solid
     from cad_mllm.interop.histories import read_history
     from cad_mllm.cad.tokens import encode, to_text
-    program = read_history(path)
+    program = read_history(path, unit)
     print(f"{len(program)} operations, {len(encode(program))} tokens\n{to_text(program)}")
     for problem in program.problems(): print(f"note: {problem}")
     try: solid = build_solid(program)

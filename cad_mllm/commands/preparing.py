@@ -53,20 +53,23 @@ def prepare_data(
     skip_unsupported: bool = False, # of a downloaded data set: leave out operations that a history cannot say (fillets, revolves, ...), not whole histories
     shards: bool = False, # write OUT as shards at once, without small files
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see both folders
+    unit: str = "", # mm, cm, m or in: the clouds in ROOT/pointcloud/ are in it, and OUT gets them in metres; without it OUT gets points of the histories
 ):
     "Make truncations, points, pictures (and STEP files) for histories, or for a data set as it was downloaded; what is done already is skipped."
     if shards and (not out or steps or shard or dry_run):
         raise ConfigError("--shards needs OUT, an empty folder, and is not for --steps, --shard or --dry_run")
+    if unit and shards: raise ConfigError("--unit is not for --shards: prepare a folder with it, and pack that")
     options = dict(points=points, images=images, captions=captions, num_points=num_points, image_size=size, retry=retry,
                    jobs=num_processes(jobs), engine=engine)
     from cad_mllm.interop.data_sets import find_data_set
     found = find_data_set(root)
+    if unit and found is not None: raise ConfigError(f"--unit is of clouds in pointcloud/ of a data set in our layout; {found.kind} has none")
     if found is not None: print(found)
     folders = [(root, out)] if found is None or not _is_foreign(found, out) else [(folder, "") for folder in _convert(found, out, skip_unsupported)]
     from cad_mllm.data import describe_estimate, prepare, prepare_shards
     for folder, target in folders:
         if shards: report = prepare_shards(str(folder), target or f"{folder}_shards", **options)
-        else: report = prepare(str(folder), target, steps=steps, shard=shard, dry_run=dry_run, **options)
+        else: report = prepare(str(folder), target, steps=steps, shard=shard, dry_run=dry_run, unit=unit, **options)
         print(describe_estimate(report) if dry_run else _summary(report))
 
 def _is_foreign(found, out):

@@ -27,6 +27,7 @@ from ..utils.files import write_text
 from ..utils.system import is_running
 from ..cad.curves import CADFormatError
 from ..geometry.mesh import GeometryError
+from ..geometry.mesh_readers import UNITS
 from ..geometry.workers import WorkerError
 from ..geometry.engines import get_engine, LocalEngine
 from .products import CaptionWriter, KnownFailure, prepare_one, PreparedItem, PRODUCTS, Products
@@ -285,6 +286,12 @@ def _captions_of(root, out, report, ending):
 
 def _same(a, b): return a.resolve() == b.resolve()
 
+def _check_unit(unit, root, out):
+    "Raise where the clouds of a data set cannot be taken over in this unit."
+    if not unit: return
+    if unit not in UNITS: raise PrepareError(f"unit={unit!r}: choose one of {', '.join(UNITS)}")
+    if _same(root, out): raise PrepareError(f"unit={unit!r}: name another folder with out, so that the clouds of {root} stay as they are")
+
 def _work(tasks, engine, timeout, report, book, failures):
     "Run all tasks and enter their results; captions are written even where the run is cut short."
     for task in tasks:
@@ -316,11 +323,13 @@ def prepare(
     timeout: float = 60, # seconds a part may take
     max_samples: int = 0, # only so many histories; 0 for all
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see both folders
+    unit: str = "", # mm, cm, m or in: clouds in `root`/pointcloud/ are in it and are taken over in metres; needs `out`
 ) -> dict: # the report, also written to prepare_report.json; or, of a dry run, what `estimate` gives
     "Make every product of every history that is missing. Bad histories are reported, never fatal."
     root, out, start = Path(root), Path(out or root), time.time()
+    _check_unit(unit, root, out)
     products = Products(truncations, points, images, steps, captions, num_points=num_points, image_size=image_size, num_views=num_views,
-                        kernel=kernel, overwrite=overwrite)
+                        kernel=kernel, overwrite=overwrite, unit=unit)
     which, num, ending = _parse_shard(shard)
     histories = [h for h in list_histories(root)[:max_samples or None] if in_shard(h[0], which, num)]
     if dry_run: return estimate(histories, out, products, jobs, timeout)

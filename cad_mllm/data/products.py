@@ -21,6 +21,7 @@ from ..utils.files import replacing, write_text
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, Extrude, truncation_counts
 from ..geometry.mesh import GeometryError
+from ..geometry.clouds import CLOUD_FILES, in_metres, read_cloud
 from ..geometry.solid import build_solid
 from .parts import count_of
 
@@ -67,6 +68,7 @@ class Products:
     num_views: int = 8            # views a part
     kernel: str = "manifold"      # of points, images and captions: "manifold" or "occ"
     overwrite: bool = False       # make again what is there already
+    unit: str = ""                # of the clouds that the data set came with, which are then taken over; "" samples the parts
 
     def wanted(self) -> list:
         "Names of the products that are files of their own."
@@ -80,6 +82,7 @@ class PreparedItem:
     id: str # such as 0000/00000071_00005
     options: Products
     known: dict = field(default_factory=dict) # product -> why it failed in an earlier run
+    source: str = "" # the history's file, where it is of another data set
     program: CADProgram = None
 
     def path(self, folder, ending): return Path(self.root)/folder/f"{self.id}{ending}"
@@ -116,11 +119,23 @@ def _on_grid(points): # (P, 3), same shape, float32
     grid = 2.0**(math.ceil(math.log2(size)) - 17)
     return (np.round(points.astype(np.float64)/grid)*grid).astype(np.float32)
 
+def _given_cloud(item): # (N, 3 or 6) in metres, or None
+    "Points that the data set came with, where their unit was named."
+    if not item.options.unit: return None
+    folder = Path(item.source).parents[item.id.count("/") + 1]/"pointcloud"
+    found = next((p for s in CLOUD_FILES if (p := folder/f"{item.id}{s}").is_file()), None)
+    if found is None: return None
+    try: return in_metres(read_cloud(found), item.options.unit).points
+    except ValueError as e: raise GeometryError(f"{found}: {e}") from None
+
 def _write_points(item, paths):
-    cloud = item.solid.points(item.options.num_points, seed=item.seed)
-    normals = np.round(cloud[:, 3:]*4096)/4096
-    with replacing(paths[0]) as temporary:
-        np.savez_compressed(temporary, points=_on_grid(cloud[:, :3]), normals=normals.astype(np.float32))
+    cloud = _given_cloud(item)
+    if cloud is None: cloud = item.solid.points(item.options.num_points, seed=item.seed)
+    chosen = np.sort(np.random.default_rng(item.seed).permutation(len(cloud))[:item.options.num_points])
+    cloud = cloud[chosen]
+    arrays = dict(points=_on_grid(cloud[:, :3]))
+    if cloud.shape[1] == 6: arrays["normals"] = (np.round(cloud[:, 3:]*4096)/4096).astype(np.float32)
+    with replacing(paths[0]) as temporary: np.savez_compressed(temporary, **arrays)
 
 def _write_step(item, paths):
     solid = item.solid if item.options.kernel == "occ" else build_solid(item.program)
@@ -165,7 +180,7 @@ def prepare_one(
 ) -> dict: # product -> what became of it
     "All products of one history. Runs in a worker process."
     source, root, id, options, wants_caption, known = task
-    item = PreparedItem(root, id, options, known)
+    item = PreparedItem(root, id, options, known, source)
     item.program = CADProgram.from_json(source)
     if Path(source).resolve() != item.path("json", ".json").resolve(): _copy_history(source, item)
     made = {name: _make(item, name) for name in options.wanted()}

@@ -7,6 +7,7 @@ __all__ = ['MOST_HEADER', 'MOST_UNPACKED', 'MESH_SUFFIXES', 'MOST_BYTES', 'UNITS
            'triangles_of', 'Element', 'ply_header', 'ply_elements', 'weld', 'read_mesh', 'guess_unit', 'read_surface']
 
 # %% ../../nbs/2_geometry/02_mesh_readers.ipynb #136d3fcb
+import importlib
 import io
 import json
 import re
@@ -264,7 +265,18 @@ def _read_stl(data):
 
 def _read_3mf(data):
     _check_archive(data)
+    for name in ("lxml", "networkx"): importlib.import_module(name)      # trimesh needs both for this form, and does not say so
     return _weld_corners(_scene(data, "3mf"))
+
+_UNITS_OF_3MF = dict(micron=1e-6, millimeter=1e-3, centimeter=1e-2, inch=.0254, foot=.3048, meter=1.0)
+
+def _unit_of_3mf(data):
+    "Metres of a unit of a 3MF file; millimetres where it says none."
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        name = next((n for n in archive.namelist() if n.lower().endswith("3d/3dmodel.model")), None)
+        head = archive.open(name).read(10_000) if name else b""
+    said = re.search(rb"<[^<>]*\bmodel\b[^<>]*\bunit\s*=\s*[\"'](\w+)", head)
+    return _UNITS_OF_3MF.get(said[1].decode().lower() if said else "millimeter", UNITS["mm"])
 
 # %% ../../nbs/2_geometry/02_mesh_readers.ipynb #2e8d4210
 def weld(
@@ -303,10 +315,12 @@ def _bytes_of(path):
     except OSError as e: raise GeometryError(f"{path}: the file cannot be read: {e.strerror}") from None
 
 def _triangles(path, suffix):
-    "Vertices and faces of a file of a known suffix."
+    "Vertices and faces of a file of a known suffix, and the metres of its unit where it says one."
     data = _bytes_of(path)
     simple = {".ply": _read_ply, ".obj": _read_obj, ".off": _read_off, ".stl": _read_stl, ".3mf": _read_3mf}
-    return (*(simple[suffix](data) if suffix in simple else _read_gltf(data, Path(path), suffix == ".glb")), data[:200])
+    vertices, faces = simple[suffix](data) if suffix in simple else _read_gltf(data, Path(path), suffix == ".glb")
+    if suffix == ".3mf": return vertices, faces, _unit_of_3mf(data)
+    return vertices, faces, UNITS["mm"] if b"UNITS=mm" in data[:200] else None
 
 def read_mesh(
     path: str | Path, # one of `MESH_SUFFIXES`
@@ -315,14 +329,14 @@ def read_mesh(
     "Triangles from a file, welded. Raises `GeometryError` with the file and what is wrong."
     if (suffix := Path(path).suffix.lower()) not in MESH_SUFFIXES: raise GeometryError(f"{path}: unknown suffix {suffix!r}; known are {', '.join(MESH_SUFFIXES)}")
     if unit and unit not in UNITS: raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}")
-    try: vertices, faces, start = _triangles(path, suffix)
+    try: vertices, faces, said = _triangles(path, suffix)
     except ImportError as e: raise GeometryError(f"{path}: {suffix} needs the package {e.name or 'trimesh'}: pip install {e.name or 'trimesh'}") from None
     except GeometryError: raise
     except _FAULTS as e: raise GeometryError(f"{path}: not a {suffix[1:].upper()} file, or it breaks off ({e})") from None
     if not len(faces): raise GeometryError(f"{path}: the file holds no triangles")
     if faces.min() < 0 or faces.max() >= len(vertices): raise GeometryError(f"{path}: a face names a vertex that does not exist")
     if not np.isfinite(vertices).all(): raise GeometryError(f"{path}: a coordinate is not a finite number")
-    scale = UNITS[unit or ("mm" if b"UNITS=mm" in start else "m")]
+    scale = UNITS[unit] if unit else said or UNITS["m"]
     vertices, faces = weld(vertices, faces)
     if not len(faces): raise GeometryError(f"{path}: the file holds no triangle with three corners")
     return Mesh(vertices*scale, faces)
@@ -345,7 +359,7 @@ def read_surface(
 ) -> tuple: # (Mesh in metres, notes)
     "Triangles of a part in metres, and what was decided. Raises `GeometryError`."
     suffix = Path(path).suffix.lower()
-    if unit or suffix in (".stl", ".3mf", ".glb", ".gltf"): return read_mesh(path, unit or ("mm" if suffix in (".stl", ".3mf") else "")), []
+    if unit or suffix in (".stl", ".3mf", ".glb", ".gltf"): return read_mesh(path, unit or ("mm" if suffix == ".stl" else "")), []
     mesh = read_mesh(path)
     unit, note = guess_unit(float(np.ptp(mesh.vertices, axis=0).max()))
     return (Mesh(mesh.vertices*UNITS[unit], mesh.faces), [note]) if note else (mesh, [])
