@@ -337,16 +337,28 @@ OUTSIDE = """() => { const right = document.querySelector('.cadm-tabs').getBound
 
 
 def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
-    "On a phone or beside a notebook the fields become narrower; only the table of checkpoints is for scrolling sideways."
+    "On a phone or beside a notebook the fields become narrower, and the list has two lines for each run; all of its columns come on demand, to scroll within it."
     page.set_viewport_size(dict(width=420, height=1300))
+    wider = "e => e.scrollWidth > e.clientWidth + 1"
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
         ready(page)
+        assert not page.locator(".cadm-grid").evaluate(wider) and "0.3452" in line(page, "brackets").inner_text() and "180 of 180" in line(page, "brackets").inner_text()
+        line(page, "brackets").locator(".cadm-over").click()
+        page.locator(".cadm-picked", has_text="complete").wait_for()
+        assert not page.locator(".cadm-grid").evaluate(wider)
+        page.shot("panel-narrow-open")
+        page.locator(".cadm-every input").click()
+        until(page, f"() => ({wider})(document.querySelector('.cadm-grid'))")
+        page.locator(".cadm-every input").click()
+        until(page, f"() => !({wider})(document.querySelector('.cadm-grid'))")
+        line(page, "brackets").locator(".cadm-over").click()
         for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cadm-details table"), ("Train", ".cadm-command pre"), ("Complete", ".cadm-part-caption"), ("Quality", ".cadm-evaluate"), ("Clean up", ".cadm-preview")):
             tab(page, title)
             page.locator(sign).first.wait_for()
             page.shot(f"panel-narrow-{title.lower().replace(' ', '-')}")
             assert page.evaluate(OUTSIDE) == [], title
+            assert not page.evaluate(f"({wider})(document.documentElement)"), title
 
 
 def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, page):

@@ -172,7 +172,7 @@ def run_html(
     cells = {key: run_cell(line, key) for key in columns}
     mark = "▾" if is_open else "▸"
     cells["name"] = f'<span class="cadm-fold">{mark}</span>{cells["name"]}' + (f' <span class="cadm-dim">{html.escape(line.notes)}</span>' if line.notes else "")
-    told = "".join(f'<span class="cadm-{"number" if k in _RIGHT else "text-cell"}" title="{html.escape(_title(line, k))}">{v}</span>' for k, v in cells.items())
+    told = "".join(f'<span class="cadm-{"number" if k in _RIGHT else "text-cell"} cadm-c-{k.replace("_", "-")}" title="{html.escape(_title(line, k))}">{v}</span>' for k, v in cells.items())
     return f'<div class="cadm-row cadm-run{" cadm-of-picked" if picked else ""}">{told}</div>'
 
 def _title(line, key):

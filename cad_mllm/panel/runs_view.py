@@ -30,6 +30,7 @@ class RunLines(View):
         self.text.observe(guarded(self.panel, self.first_page), "value")
         self.heads = {key: make_button(self.panel, title, lambda key=key: self.sort(key), tooltip=COLUMN_HELP.get(key, f"sort by {title.lower()}")) for key, title, _ in RUN_COLUMNS}
         for key, head in self.heads.items():
+            head.add_class(f"cadm-c-{key.replace('_', '-')}")
             if key not in ("name", "state", "progress", "saved", "tags"): head.add_class("cadm-number")
         head = widgets.Box(list(self.heads.values())); head.add_class("cadm-head")
         gap = widgets.HTML(); gap.add_class("cadm-gap")
@@ -41,9 +42,12 @@ class RunLines(View):
         for box in self.columns.values(): box.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
         self.choice = widgets.Box(list(self.columns.values()), layout=widgets.Layout(display="none", flex_flow="row wrap"))
         show = make_button(self.panel, "Columns", self.unfold, tooltip="Choose the columns of the list")
-        grid = widgets.VBox([widgets.VBox([headline, *(s.box for s in self.slots)])]); grid.add_class("cadm-table")
+        self.grid = grid = widgets.VBox([widgets.VBox([headline, *(s.box for s in self.slots)])]); grid.add_class("cadm-table")
+        self.every = widgets.Checkbox(value=False, description="All columns", indent=False, layout=widgets.Layout(width="115px"))
+        self.every.observe(guarded(self.panel, self.spread), "value")
+        self.every.add_class("cadm-every")
         for w, name in ((self.text, "find"), (self.heads["loss"], "sort-loss"), (grid, "grid"), (show, "columns-button"), (self.choice, "columns-choice"), (self.selected, "selected")): w.add_class(f"cadm-{name}")
-        return [self.widths, make_row(self.text, show, self.count), self.choice, grid, make_row(self.back, self.on, self.selected)]
+        return [self.widths, make_row(self.text, show, self.every, self.count), self.choice, grid, make_row(self.back, self.on, self.selected)]
 
     @property
     def shown_columns(self) -> tuple: return tuple(k for k, _, _ in RUN_COLUMNS if k == "name" or self.columns[k].value)
@@ -58,6 +62,10 @@ class RunLines(View):
         self.panel.fill(self)
         at = next((i for i, (kind, thing) in enumerate(self.items) if kind == "row" and (thing.path == path or path in thing.also)), None)
         if at is not None: self.page = at//len(self.slots)
+
+    def spread(self):
+        "In a narrow window: all columns, for scrolling sideways within the list, or the important ones in two lines."
+        (self.grid.add_class if self.every.value else self.grid.remove_class)("cadm-spread")
 
     def unfold(self): self.choice.layout.display = "" if self.choice.layout.display == "none" else "none"
 

@@ -193,7 +193,7 @@ class CheckView(View):
 
     def build(self):
         from cad_mllm.training.planner import CARDS
-        self.button = make_button(self.panel, "Check data and memory", self.look, tooltip="Count the data set, and say what memory and time the training needs", width="180px")
+        self.button = make_button(self.panel, "Check data and memory", self.look, tooltip="Count the data set, and say what memory and time the training needs", width="205px")
         self.card = style_control(widgets.Dropdown, "Card", label_width="45px", width="160px", options=[("no GPU", ""), *((name.upper(), name) for name in CARDS)])
         self.result = widgets.HTML()
         self.panel.workers.add(self.button)

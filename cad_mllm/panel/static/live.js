@@ -28,7 +28,7 @@ function look() {
   said.style.color = late ? "#e5484d" : "inherit";
   said.style.fontWeight = late ? "600" : "400";
   if (!page || !box) said.textContent = "press Refresh to look again";
-  else if (late) said.textContent = `${heard ? "as of " + clock + ": " : ""}no answer for ${silent} s (kernel busy or gone)`;
+  else if (late) said.textContent = `${heard ? "as of " + clock + ": " : ""}no answer for ${silent} s${window.innerWidth < 380 ? "" : " (kernel busy or gone)"}`;
   else if (heard) said.textContent = `${answer && answer.going ? "● live" : "○ nothing runs"}, seen ${clock}`;
 }
 ink();
