@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPE_FILES', 'APART', 'read_points_of', 'Measure', 'measure_of', 'Candidate', 'count_curves', 'judge', 'refine',
            'propose_slabs', 'propose_box', 'Reconstruction', 'first_of', 'reconstruct', 'reconstruct_file',
-           'reconstruct_folder']
+           'reconstruct_folder', 'keep_histories']
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #c24c61ea
 import json, math, time
@@ -27,6 +27,7 @@ from .geometry.shapes import read_shape
 from .geometry.slabs import slab_programs
 from .geometry.solid import build_solid
 from .geometry.surface_clouds import SurfaceCloud, read_surface_cloud
+from .utils.files import write_text
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #ff217e24
 SHAPE_FILES = tuple(dict.fromkeys((".step", ".stp", *MESH_SUFFIXES, *CLOUD_FILES)))
@@ -269,11 +270,10 @@ def reconstruct_file(
     if picture: result.picture().savefig(picture, dpi=100)
     return dict(file=Path(path).name, history=Path(out).name, **result.summary())
 
-def _done(log):
-    "The files that have a line."
-    if not log.exists(): return set()
-    lines = (line for line in log.read_text(encoding="utf-8").splitlines() if line.strip().endswith("}"))
-    return {json.loads(line)["file"] for line in lines}
+def _lines(log):
+    "The lines of a `results.jsonl`; one that a kill cut off is none."
+    if not log.exists(): return []
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip().endswith("}")]
 
 def reconstruct_folder(
     root: str | Path, # a folder of shapes
@@ -286,7 +286,7 @@ def reconstruct_folder(
     root, out = Path(root), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     log = out/"results.jsonl"
-    done, names = _done(log), set()
+    done, names = {line["file"] for line in _lines(log)}, set()
     for path in sorted(p for p in root.iterdir() if p.suffix.lower() in SHAPE_FILES):
         name = path.stem if path.stem not in names else path.name
         names.add(name)
@@ -295,3 +295,26 @@ def reconstruct_folder(
         except (GeometryError, ValueError, OSError) as problem: line = dict(file=path.name, error=str(problem))
         with log.open("a", encoding="utf-8") as file: file.write(json.dumps(line) + "\n")
         yield path.name, line
+
+# %% ../nbs/9_completion/04_reconstruction.ipynb #0ca71d80
+def _why_not(line, least):
+    "Why a line's history is not kept, or an empty string."
+    if "error" in line: return line["error"]
+    if line["confidence"] >= least: return ""
+    return f"sketches and extrudes do not say it: {line['unexplained']:.0%} of the surface is off, confidence {line['confidence']:.2f}"
+
+def keep_histories(
+    results: str | Path, # a folder that `reconstruct_folder` wrote
+    out: str | Path, # a data set: histories go into its json/, what is not kept into left_out.jsonl
+    least: float = .8, # confidence
+) -> tuple: # (number kept, [{file, reason}] of the others)
+    "Keep the histories that say their shape, as a data set in the layout that training reads."
+    results, out, num, left_out = Path(results), Path(out), 0, []
+    (out/"json").mkdir(parents=True, exist_ok=True)
+    for line in _lines(results/"results.jsonl"):
+        if reason := _why_not(line, least): left_out.append(dict(file=line["file"], reason=reason))
+        else:
+            (out/"json"/line["history"]).write_bytes((results/line["history"]).read_bytes())
+            num += 1
+    write_text(out/"left_out.jsonl", "".join(json.dumps(line) + "\n" for line in left_out))
+    return num, left_out

@@ -7,7 +7,7 @@ import pytest
 
 from chapters import Chapter
 module = Chapter("cad_mllm.data")
-from cad_mllm.cad import CADProgram, Extrude
+from cad_mllm.cad import CADProgram, Extrude, circle, rectangle
 from cad_mllm.geometry.engines import LocalEngine
 from cad_mllm.geometry.workers import _close_workers
 from cad_mllm.geometry import build_solid
@@ -216,3 +216,24 @@ def test_families_never_fail():
         captions.add(caption)
     assert len(captions) > 280
     assert CADProgram.from_json(json.loads(json.dumps(program.to_json()))).to_json() == program.to_json()
+
+
+def test_a_folder_of_shapes_becomes_training_histories(tmp_path):
+    "Counted and named where no history says the shape; a second run goes on and changes nothing."
+    shapes, data = tmp_path/"shapes", tmp_path/"data"
+    shapes.mkdir()
+    part = CADProgram()
+    part.sketch([rectangle(0, 0, .06, .04), circle(.02, .02, .01)])
+    part.extrude(.02)
+    for name in ("plate.stl", "scan.ply"): build_solid(part, "manifold").export(shapes/name)
+    (shapes/"broken.stl").write_bytes(b"nothing")
+    command = [sys.executable, "-m", "cad_mllm.cli", "prepare", str(shapes), "--out", str(data), "--from_shapes", "--no-images", "--jobs", "1"]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0, first.stderr
+    assert "2 histories of 3 shapes" in first.stdout and "broken.stl" in first.stdout
+    assert [json.loads(l)["file"] for l in (data/"left_out.jsonl").read_text().splitlines()] == ["broken.stl"]
+    assert sum(isinstance(e, Extrude) for e in CADProgram.from_json(data/"json"/"plate.json").operations()) == 1
+    assert len([p for p in (data/"pointcloud").rglob("*") if p.is_file()]) >= 2
+    before = tree_of(data)
+    assert subprocess.run(command, capture_output=True, timeout=600).returncode == 0
+    assert tree_of(data) == before

@@ -6,6 +6,8 @@
 __all__ = ['synth', 'num_processes', 'prepare_data', 'pack']
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #a2f29ee0
+from pathlib import Path
+
 from ..utils.arguments import Positional
 from ..utils.cpus import allotted_cpus
 from ..utils.progress import Progress
@@ -51,6 +53,7 @@ def prepare_data(
     dry_run: bool = False, # write nothing; time a sample and estimate time and space
     retry: bool = False, # try again what failed, hung or crashed in earlier runs
     skip_unsupported: bool = False, # of a downloaded data set: leave out operations that a history cannot say (fillets, revolves, ...), not whole histories
+    from_shapes: bool = False, # ROOT is a folder of shapes (STEP, STL, PLY, ...): write histories of them into OUT first, without a model
     shards: bool = False, # write OUT as shards at once, without small files
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see both folders
     unit: str = "", # mm, cm, m or in: the clouds in ROOT/pointcloud/ are in it, and OUT gets them in metres; without it OUT gets points of the histories
@@ -61,6 +64,7 @@ def prepare_data(
     if unit and shards: raise ConfigError("--unit is not for --shards: prepare a folder with it, and pack that")
     options = dict(points=points, images=images, captions=captions, num_points=num_points, image_size=size, retry=retry,
                    jobs=num_processes(jobs), engine=engine)
+    if from_shapes: root, out = _histories_of(root, out), ""
     from cad_mllm.interop.data_sets import find_data_set
     found = find_data_set(root)
     if unit and found is not None: raise ConfigError(f"--unit is of clouds in pointcloud/ of a data set in our layout; {found.kind} has none")
@@ -71,6 +75,22 @@ def prepare_data(
         if shards: report = prepare_shards(str(folder), target or f"{folder}_shards", **options)
         else: report = prepare(str(folder), target, steps=steps, shard=shard, dry_run=dry_run, unit=unit, **options)
         print(describe_estimate(report) if dry_run else _summary(report))
+
+def _histories_of(root, out, num_named=3):
+    "Write histories of a folder of shapes into OUT, with progress; what was left out is counted and named."
+    from cad_mllm.reconstruction import SHAPE_FILES, keep_histories, reconstruct_folder
+    if not out: raise ConfigError("out='': name a folder for the histories with --out FOLDER")
+    if not Path(root).is_dir(): raise ConfigError(f"root={root!r} is no folder: name one that holds shapes")
+    num = sum(p.suffix.lower() in SHAPE_FILES for p in Path(root).iterdir())
+    if not num: raise ConfigError(f"root={root!r} holds no shapes; known are {', '.join(SHAPE_FILES)}")
+    with Progress(num, "reading", "shapes") as progress:
+        for _ in reconstruct_folder(root, Path(out)/"shapes", seconds=0): progress.add()
+    kept, left_out = keep_histories(Path(out)/"shapes", out)
+    print(f"{kept} histories of {num} shapes in {out}; {len(left_out)} left out")
+    for line in left_out[:num_named]: print(f"  {line['file']}: {line['reason'][:160]}")
+    if left_out: print(f"all that was left out is in {out}/left_out.jsonl")
+    if not kept: raise ConfigError(f"root={root!r}: no shape became a history; {out}/left_out.jsonl has the reasons")
+    return out
 
 def _is_foreign(found, out):
     "Whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be prepared where they are, all together."
