@@ -16,6 +16,8 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from .utils.files import read_object
+
 # %% ../nbs/00_config.ipynb #917f5043
 class ConfigError(ValueError):
     "A setting that cannot work: names the field, its value and what to do."
@@ -89,7 +91,7 @@ class _JSONConfig:
     @classmethod
     def load(cls, path):
         "Read what `save` wrote."
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls.from_dict(read_object(path))
 
 # %% ../nbs/00_config.ipynb #184151dc
 @dataclass

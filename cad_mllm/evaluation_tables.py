@@ -7,12 +7,12 @@ __all__ = ['COLUMNS', 'BASELINE', 'CEILING', 'REFERENCE_ROWS', 'evaluation_folde
            'format_table', 'draw_distributions', 'pick_cases', 'draw_case', 'draw_sheet']
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #c70c0916
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 
+from .utils.files import FileError, keep_kinds, read_object
 from .cad.program import CADProgram
 from .metrics.summary import Summary
 from .completion_drawing import (
@@ -27,12 +27,19 @@ def evaluation_folder(
     path = Path(checkpoint)
     return path.parent/f"evaluation-{path.name}"
 
+_ROW_KINDS = dict(name=str, num=int) | dict.fromkeys(("reads", "builds", "adds", "chamfer", "fscore", "iou",
+                  "normal_consistency", "command_accuracy", "parameter_accuracy"), float)
+
 def find_evaluation(
     checkpoint, # the folder of a checkpoint
 ) -> dict: # what evaluation.json holds; None where there is none
     "The latest evaluation of a checkpoint."
-    try: return json.loads((evaluation_folder(checkpoint)/"evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
+    try: told = read_object(evaluation_folder(checkpoint)/"evaluation.json")
+    except (OSError, FileError): return None
+    rows, settings = told.get("table"), told.get("settings")
+    rows = [keep_kinds(r, _ROW_KINDS) for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
+    settings = keep_kinds(settings, dict(data_root=str, split=str)) if isinstance(settings, dict) else {}
+    return told | {"table": [r for r in rows if r.get("name")], "settings": settings}
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #495c01cb
 COLUMNS = dict(name="given", num="parts", reads="reads", builds="builds", adds="adds", chamfer="CD median",

@@ -20,7 +20,7 @@ from .cad.curves import CADFormatError
 from .cad.program import CADProgram
 from .interop.histories import is_continued
 from .geometry.workers import isolated
-from .training.run_files import append_line, read_lines, write_json
+from .training.run_files import append_line, read_run_lines, write_json
 from .completion_requests import (
     BEST, check_choice, check_formats, check_sampling, CHECKS, EDITABLE, format_ending, InputError, Request, result_stem, write_editable)
 from .completion import CADAutocomplete, Candidate
@@ -184,6 +184,11 @@ def _complete_batch(self: CADAutocomplete, items, taken, out, formats, seed, max
     return done
 
 # %% ../nbs/9_completion/03_inference.ipynb #f6173b97
+def _is_result(row):
+    "Whether a line tells of a finished request."
+    kinds = dict(key=str, name=str, result=dict)
+    return all(isinstance(row.get(k), kind) for k, kind in kinds.items()) and isinstance(row["result"].get("metadata"), dict)
+
 @patch
 def complete_many(
     self: CADAutocomplete,
@@ -200,7 +205,7 @@ def complete_many(
     items, formats, size = list(items), check_formats(formats), max(1, batch_size//num)
     settings = dict(temperature=temperature, top_p=top_p, seed=seed, num=num, max_new_tokens=max_new_tokens, constrained=constrained, check=check, best=best)
     keys = [_item_key(item, settings | dict(checkpoint=str(self.path or ""), formats=formats)) for item in items]
-    found = {} if out is None else {row["key"]: row for row in read_lines(Path(out)/RESULTS) if "key" in row}
+    found = {} if out is None else {row["key"]: row for row in read_run_lines(Path(out)/RESULTS) if _is_result(row)}
     taken, todo = {row["name"] for row in found.values()}, [i for i, k in enumerate(keys) if k not in found]
     with Progress(len(items), "completing", "parts", done=len(items) - len(todo)) as progress:
         for at in range(0, len(todo), size):

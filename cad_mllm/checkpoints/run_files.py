@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..utils.files import clean_strays, finite, replace_bytes
+from ..utils.files import clean_strays, finite, MOST_LINES, NotPlainError, read_plain, replace_bytes
 from .transfer import OutputFolder, reason_of, size_of
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #54de5223
@@ -143,7 +143,7 @@ def step(self: RunFiles) -> bool: # whether everything is where it should be
             self.out.check()
             self.found = {name for name in self.watched - self.unwanted - self.refused if size_of(self.out, self.output_dir/name) is not None}
             for name in list(self.unwanted): self._try_to_unlink(name)
-            for name in list(self.changed): self._bring_file(name)
+            for name in list(self.changed): _try_to_bring(self, name)
     except OSError as e: self.last_error = reason_of(e)
     else: self.last_error = "" if self.clean() else self.last_error
     return self.clean()
@@ -160,7 +160,7 @@ def _bring_file(self: RunFiles, name):
     target, path, lines = self.output_dir/name, self.local_dir/name, self.changed[name]
     older = self.out.read(target) if lines and name not in self.merged and size_of(self.out, target) is not None else b""
     with self.lock:
-        data, waiting = path.read_bytes(), self.waiting.pop(name, 0)
+        data, waiting = read_plain(path, MOST_LINES), self.waiting.pop(name, 0)
         if lines and name not in self.merged: waiting = _num_missing(data, older)
         if older and (merged := merge_lines(older, data)) != data:
             replace_bytes(path, merged)
@@ -178,7 +178,17 @@ def _bring_file(self: RunFiles, name):
     self.merged.add(name)
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #9636624b
+def _try_to_bring(files, name):
+    "Mirror one file; a pipe or a folder of its name must not keep others from arriving."
+    try: files._bring_file(name)
+    except (NotPlainError, IsADirectoryError) as e: files.last_error = reason_of(e)
+
 def _nobody(event, text): pass
+
+def _content(path):
+    "What a file of lines holds; nothing where it cannot be read."
+    try: return read_plain(path, MOST_LINES)
+    except OSError: return b""
 
 def _num_missing(lines, known):
     "How many lines are not among those that are known."
@@ -193,7 +203,7 @@ def _find_kept(self: RunFiles):
     except OSError: there = []
     for path in there:
         if self.local_dir: self.changed[path.name] = True
-        else: self.waiting[path.name] = _num_missing(path.read_bytes(), b"")
+        else: self.waiting[path.name] = _num_missing(_content(path), b"")
 
 @patch
 def _keep(self: RunFiles, name, line):
@@ -216,8 +226,8 @@ def _merge_kept(self: RunFiles):
     for name in [n for n in self.waiting if n not in self.late]:
         path, kept = self.root/name, self.spare/name
         with self.lock:
-            older = path.read_bytes() if path.exists() else b""
-            new = kept.read_bytes() if kept.exists() else b""
+            older = read_plain(path, MOST_LINES) if path.exists() else b""
+            new = read_plain(kept, MOST_LINES) if kept.exists() else b""
             data = merge_lines(older, new)
             if data != older and data.startswith(older): append_bytes(path, data[len(older):])
             elif data != older: replace_bytes(path, data)

@@ -13,10 +13,10 @@ import math
 import os
 import pickle
 import re
-import stat
 import zipfile
 from pathlib import Path
 
+from ..utils.files import FileError, MOST_BYTES, parse_json, read_object
 from ..utils.lazy import torch
 from ..config import CADMLLMConfig
 
@@ -39,7 +39,7 @@ def inside(
     return path
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #507c5d31
-JSON_LIMIT = 16_000_000   # bytes; tokenizers of 150,000 words need 11 million
+JSON_LIMIT = MOST_BYTES
 
 def read_json(
     path: Path, # of a small file
@@ -48,13 +48,11 @@ def read_json(
     "The object in a JSON file; raises `UnsafeFile` when it is missing, too large, damaged, or no object."
     path = Path(path)
     try:
-        if not stat.S_ISREG((found := os.lstat(path)).st_mode): raise ValueError("is not a plain file")
-        if found.st_size > limit: raise ValueError(f"is larger than {limit:,} bytes")
-        with open(path, "rb") as f: data = f.read(limit + 1)
-        if not isinstance(value := json.loads(data.decode("utf-8")), dict): raise ValueError("is not a JSON object")
+        if path.is_symlink(): raise FileError("is a link, not a plain file", path.name)
+        return read_object(path, limit)
     except FileNotFoundError as e: raise UnsafeFile(f"{path.name}: is missing") from e
-    except (OSError, ValueError, RecursionError) as e: raise UnsafeFile(f"{path.name}: cannot be read: {e}") from e
-    return value
+    except FileError as e: raise UnsafeFile(f"{path.name}: cannot be read: {e.reason}") from e
+    except OSError as e: raise UnsafeFile(f"{path.name}: cannot be read: {e}") from e
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #41521f0b
 _ITEM = dict(BOOL=1, U8=1, I8=1, F8_E4M3=1, F8_E5M2=1, I16=2, U16=2, F16=2, BF16=2, I32=4, U32=4, F32=4, I64=8, U64=8, F64=8)
@@ -68,8 +66,8 @@ def check_safetensors(
         length = int.from_bytes(f.read(8), "little")
         if not 2 <= length <= size - 8: raise UnsafeFile(f"{path.name}: is cut short or no safetensors file")
         if length > JSON_LIMIT: raise UnsafeFile(f"{path.name}: has a header of {length:,} bytes; more than {JSON_LIMIT:,} is not read")
-        try: header = json.loads(f.read(length))
-        except (ValueError, RecursionError) as e: raise UnsafeFile(f"{path.name}: has a damaged header ({e})") from e
+        try: header = parse_json(f.read(length))
+        except FileError as e: raise UnsafeFile(f"{path.name}: has a damaged header ({e})") from e
     if not isinstance(header, dict): raise UnsafeFile(f"{path.name}: has a damaged header (no object)")
     header.pop("__metadata__", None)
     ends, found = 0, {}

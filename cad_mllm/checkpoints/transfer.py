@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..utils.files import MOST_LINES, read_plain
 from ..utils.system import mount_point_of
 from .format import (
     active_temporaries, CheckpointError, clean_temporaries, DISK, file_sha256, free_name, MANIFEST, read_manifest,
@@ -69,7 +70,7 @@ class OutputFolder:
 
     def unlink(self, path): os.unlink(path)
 
-    def read(self, path) -> bytes: return Path(path).read_bytes()
+    def read(self, path) -> bytes: return read_plain(path, MOST_LINES)
 
     def rename(self, old, new): os.rename(old, new)
 

@@ -6,10 +6,10 @@
 __all__ = ['RUN_COLORS', 'RUN_DASHES', 'run_styles']
 
 # %% ../../nbs/10_panel/01b_colors.ipynb #494572ff
-import json
 from pathlib import Path
 from zlib import crc32
 
+from ..utils.files import FileError, MOST_LINE, open_plain, parse_json
 from .runs import Run
 from ..training.run_files import METRICS
 
@@ -24,8 +24,8 @@ def _began(run):
     "When a run began; one that has logged no step yet comes last."
     if run.path not in _began_at:
         try:
-            with open(run.path/METRICS, encoding="utf-8", errors="replace") as f: _began_at[run.path] = str(json.loads(f.readline())["time"])
-        except (OSError, ValueError, TypeError, KeyError): return "9999"
+            with open_plain(run.path/METRICS) as f: _began_at[run.path] = str(parse_json(f.readline(MOST_LINE))["time"])
+        except (OSError, FileError, TypeError, KeyError): return "9999"
     return _began_at[run.path]
 
 def run_styles(

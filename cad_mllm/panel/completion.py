@@ -10,13 +10,13 @@ __all__ = ['MEASURES', 'uploaded', 'read_part', 'Choice', 'sample_folders', 'fin
 import base64
 import html
 import io
-import json
 import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ..utils.files import FileError, parse_json, read_plain
 from ..cad.program import CADProgram
 from ..checkpoints.records import human_size
 from ..training.run_files import write_json
@@ -37,8 +37,8 @@ def read_part(
     name: str, # for the error
 ) -> dict:
     "A part from JSON text; raises `PanelError` or `CADFormatError` that names the file."
-    try: part = json.loads(text)
-    except ValueError as e: raise PanelError(f"{name}: is not JSON ({e}); choose a file of Omni-CAD such as json_truncated/0000/00000071_00005_tr_02.json") from e
+    try: part = parse_json(text)
+    except FileError as e: raise PanelError(f"{name}: {e.reason}; choose a file of Omni-CAD such as json_truncated/0000/00000071_00005_tr_02.json") from e
     CADProgram.from_json(part)
     return part
 
@@ -152,9 +152,9 @@ def link_html(
     limit: int = 8_000_000, # bytes; a larger file is only named
 ) -> str:
     "A link that downloads a file through the notebook, and where it lies."
-    data = path.read_bytes()
     where = f'<span class="cadm-dim">{html.escape(str(path))}</span>'
-    if len(data) > limit: return f"<div>{where} ({human_size(len(data))})</div>"
+    if (size := path.stat().st_size) > limit: return f"<div>{where} ({human_size(size)})</div>"
+    data = read_plain(path, limit)
     return f'<div><a class="cadm-link" download="{html.escape(path.name)}" href="data:application/octet-stream;base64,{base64.b64encode(data).decode()}">Download {html.escape(path.name)}</a>{where}</div>'
 
 # %% ../../nbs/10_panel/07_completion.ipynb #ea0420c3

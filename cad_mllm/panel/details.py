@@ -12,6 +12,7 @@ import json
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ..utils.files import open_plain
 from ..checkpoints.format import CheckpointError
 from ..checkpoints.legacy import read_config
 from ..checkpoints.records import CheckpointRecord, human_size
@@ -132,7 +133,7 @@ def log_tail(
 ) -> str:
     "The last lines of a log; of a progress bar that redraws itself, only what it showed last."
     try:
-        with open(path, "rb") as f:
+        with open_plain(path) as f:
             f.seek(max(0, f.seek(0, 2) - 50_000))
             text = f.read().decode("utf-8", errors="replace")
     except OSError: return ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.records import human_size, newness
-from ..training.run_files import RUN_CONFIG, write_json
+from ..training.run_files import read_run_config, write_json
 from .runs import read_small_json, read_training, Run, Training
 from .table import badge_html, make_rows, read_curve, Row
 
@@ -93,7 +93,7 @@ def make_line(
 ) -> RunLine:
     "What there is to say about a run in a line."
     training, curve, notes = read_training(run.path), read_curve(run.path), read_notes(run.path)
-    settings = read_small_json(run.path/RUN_CONFIG)[0].get("train") or {}
+    settings = read_run_config(run.path)["train"]
     vals, last = _val_losses(run, curve), curve.rows[-1] if curve.rows else {}
     step, total = training.status.get("step") or last.get("step"), training.status.get("total_steps")
     good = max((r for r in rows if r.iou is not None), key=lambda r: r.iou, default=None)

@@ -15,9 +15,10 @@ from pathlib import Path
 import ipywidgets as widgets
 from fastcore.basics import patch
 
+from ..utils.files import read_plain_text
 from ..checkpoints.records import CheckpointRecord
-from ..training.run_files import RUN_CONFIG
-from .runs import PanelError, read_small_json, run_name
+from ..training.run_files import read_run_config
+from .runs import PanelError, run_name
 from .colors import run_styles
 from .table import read_quality
 from .overview import read_notes, write_notes
@@ -114,9 +115,9 @@ def data_root(self: QualityView) -> str:
     "What is typed, else the data of the selected run, where it is at hand."
     if typed := self.root.value.strip(): return absolute(typed)
     run = self.panel.run_of(self.panel.picked)
-    told = read_small_json(run.path/RUN_CONFIG)[0] if run else {}
-    root = (told.get("train") or {}).get("data_root") or ""
-    found = find_again(root, str(told.get("cwd") or ""), run.path) if root else ""
+    told = read_run_config(run.path) if run else {"train": {}}
+    root = told["train"].get("data_root") or ""
+    found = find_again(root, told["cwd"], run.path) if root else ""
     return found if found.startswith("stream:") or found and Path(found).is_dir() else self.panel.data_root
 
 @patch
@@ -142,7 +143,7 @@ def make_card(self: QualityView):
     from cad_mllm.model_card import write_card
     record, name = self.panel.need_record(), self.repo.value.strip()
     def show(path):
-        self.card.value = f'{link_html(path)}<pre class="cadm-text">{html.escape(path.read_text(encoding="utf-8"))}</pre>'
+        self.card.value = f'{link_html(path)}<pre class="cadm-text">{html.escape(read_plain_text(path))}</pre>'
         self.panel.say(f"Wrote {path}.", "good")
     self.panel.work("Writing the card", lambda job: write_card(record.path, name=name), show)
 

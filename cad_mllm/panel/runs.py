@@ -8,7 +8,6 @@ __all__ = ['LAUNCH', 'LOG', 'SILENCE', 'child_processes', 'PanelError', 'format_
 
 # %% ../../nbs/10_panel/01_runs.ipynb #fe5773dd
 import errno
-import json
 import math
 import os
 import random
@@ -18,12 +17,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ..utils.files import FileError, read_object
 from ..utils.system import birth_of, is_running
 from ..config import recipe
 from ..checkpoints.records import CheckpointRecord, newness
 from ..checkpoints.save import save_checkpoint
 from .catalog import read_catalog
-from ..training.run_files import append_line, EVENTS, METRICS, RUN_CONFIG, STATUS, STOP, write_json
+from ..training.run_files import append_line, EVENTS, known_status, METRICS, RUN_CONFIG, STATUS, STOP, write_json
 
 # %% ../../nbs/10_panel/01_runs.ipynb #a267a157
 class PanelError(ValueError):
@@ -223,9 +223,8 @@ class Training:
 
 def read_small_json(path):
     "A small JSON object and when it was written; ({}, 0) where there is none."
-    try: value, when = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
-    except (OSError, ValueError): return {}, 0.0
-    return (value, when) if isinstance(value, dict) else ({}, 0.0)
+    try: return read_object(path), path.stat().st_mtime
+    except (OSError, FileError): return {}, 0.0
 
 # %% ../../nbs/10_panel/01_runs.ipynb #df0c5b30
 def read_training(
@@ -234,8 +233,9 @@ def read_training(
     "Look whether something trains into a folder, and how it goes."
     output = Path(output_dir)
     (status, heard), (launch, launched) = read_small_json(output/STATUS), read_small_json(output/LAUNCH)
+    status, launch = known_status(status), known_status(launch)
     if launched > heard and launch.get("pid") != status.get("pid"): status, heard = {"state": "starting"} | launch, launched
-    state, pid, age = str(status.get("state", "")), status.get("pid"), max(0.0, time.time() - heard)
+    state, pid, age = status.get("state") or "", status.get("pid") or 0, max(0.0, time.time() - heard)
     exit_code = child_processes[pid].poll() if pid in child_processes else None
     if state in _ACTIVE:
         if status.get("host") != socket.gethostname(): state = "away" if age < SILENCE else "lost"

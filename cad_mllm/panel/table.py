@@ -8,15 +8,15 @@ __all__ = ['COLUMNS', 'NUMBER_COLUMNS', 'STYLE', 'Row', 'place_of', 'resumed_fro
 
 # %% ../../nbs/10_panel/02_table.ipynb #c5e0f166
 import html
-import json
 import os
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+from ..utils.files import FileError, keep_kinds, MOST_LINES, NotPlainError, open_plain, parse_json
 from ..checkpoints.format import BEST
 from ..checkpoints.records import CheckpointRecord, human_size, newness
-from ..training.run_files import EVENTS, METRICS, read_lines
+from ..training.run_files import EVENTS, METRIC_KINDS, METRICS, read_events
 from .runs import read_training
 
 # %% ../../nbs/10_panel/02_table.ipynb #1a4de026
@@ -135,7 +135,7 @@ class Curve:
     def add(self, line: dict):
         "Take in one more line."
         step = line.get("step")
-        if not isinstance(step, int): return
+        if step is None: return
         if self.rows and self.rows[-1]["step"] == step: self.rows[-1] = self.rows[-1] | line; return
         if self.rows and self.rows[-1]["step"] > step:
             self.lost.append([r for r in self.rows if r["step"] >= step])
@@ -148,12 +148,13 @@ class _Reader:
     def __init__(self, path): self.path, self.curve, self.begin, self.place, self.events, self.events_stamp = path, Curve(), None, 0, [], None
 
     def look(self) -> Curve:
-        with open(self.path, "rb") as f:
+        with open_plain(self.path) as f:
             stat = os.fstat(f.fileno())
             if self.begin != stat.st_ino or stat.st_size < self.place: self.curve, self.begin, self.place = Curve(), stat.st_ino, 0
+            if stat.st_size > self.place + MOST_LINES: raise NotPlainError(f"has {stat.st_size:,} bytes", self.path)
             if stat.st_size > self.place:
                 f.seek(self.place)
-                self.take(f.read())
+                self.take(f.read(MOST_LINES))
         self.curve.events = self.read_events()
         return self.curve
 
@@ -167,17 +168,17 @@ class _Reader:
             self.add(rest)
 
     def is_object(self, line):
-        try: return isinstance(json.loads(line), dict)
-        except ValueError: return False
+        try: return isinstance(parse_json(line), dict)
+        except FileError: return False
 
     def add(self, line):
-        if self.is_object(line): self.curve.add(json.loads(line))
+        if self.is_object(line): self.curve.add(keep_kinds(parse_json(line), METRIC_KINDS))
         else: self.curve.num_broken += 1
 
     def read_events(self):
         file = self.path.with_name(EVENTS)
         stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None
-        if stamp != self.events_stamp: self.events, self.events_stamp = list(read_lines(file)), stamp
+        if stamp != self.events_stamp: self.events, self.events_stamp = read_events(self.path.parent), stamp
         return self.events
 
 

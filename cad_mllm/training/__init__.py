@@ -6,14 +6,15 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "trackers": ("Guarded TRACKERS TensorBoard WeightsAndBiases numbers open_trackers png_bytes"),
     "notify": ("EVENTS_TOLD Notifier without_address"),
     "fsdp": ("Sharded Sharding WholeModel sharding_asked whole_copy"),
-    "run_files": ("DATA_REPORTS EVENTS EXIT_DONE EXIT_FAILED EXIT_FAULT EXIT_NOT_FINITE EXIT_STOPPED EXIT_UNDELIVERED "
-              "Interrupted METRICS RUN_CONFIG STATUS STOP Stopper WANDB append_line read_events read_lines read_metrics "
+    "run_files": ("DATA_REPORTS DELIVERY_KINDS EVENTS EVENT_KINDS EXIT_DONE EXIT_FAILED EXIT_FAULT EXIT_NOT_FINITE "
+              "EXIT_STOPPED EXIT_UNDELIVERED Interrupted METRICS METRIC_KINDS RUN_CONFIG STATUS STATUS_KINDS STOP "
+              "Stopper WANDB append_line known_status read_events read_metrics read_run_config read_run_lines "
               "write_json"),
     "run_folder": ("OccupiedError RUN_FILES find_to_resume goes_on_here local_place move_aside refuse_occupied saved_run"),
     "distributed": ("PeerError World join_world pick_device seed_all use_deterministic_algorithms"),
     "schedule": ("Plan lr_factor"),
     "trainer": ("FaultError NoMemoryError NotFiniteError Progress RunUpload TrainResult WARN_AFTER brief gpu_memory "
-              "is_out_of_memory"),
+              "is_out_of_memory known_id"),
     "validation": ("DRAWN held_out_loss leave_if_asked"),
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),

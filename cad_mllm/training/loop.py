@@ -18,6 +18,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from ..utils.files import read_plain
 from ..utils.progress import Pace
 from ..utils.run_lock import FolderLock, HeldError, is_gone, LOCK, read_holder, release, take
 from ..config import CADMLLMConfig, ConfigError, TrainConfig
@@ -217,7 +218,7 @@ def running_pid(
     output_dir: Path, # of a run
 ) -> int | None:
     "The process that is training into this folder on this machine, if it is alive."
-    try: holder = read_holder((Path(output_dir)/LOCK).read_bytes())
+    try: holder = read_holder(read_plain(Path(output_dir)/LOCK))
     except OSError: return None
     return holder.pid if is_gone(holder) is False else None
 

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['WARN_AFTER', 'Progress', 'TrainResult', 'Trainer', 'FaultError', 'NoMemoryError', 'is_out_of_memory', 'brief',
-           'NotFiniteError', 'RunUpload', 'gpu_memory']
+           'NotFiniteError', 'RunUpload', 'known_id', 'gpu_memory']
 
 # %% ../../nbs/8_training/07_trainer.ipynb #d33f3081
-import json
 import math
 import os
 import socket
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
+from ..utils.files import FileError, read_object, read_plain_text
 from ..utils.progress import Pace
 from ..config import CADMLLMConfig, ConfigError, CurriculumStage, parse_modalities, TrainConfig
 from ..data.skipped import DataWarning
@@ -169,7 +169,8 @@ def tell_data(self: Trainer):
 def mirror_reports(self: Trainer):
     "What was left out of the data belongs to the run's folder, also where files are written locally first."
     for path in (self.root/name for name in DATA_REPORTS) if self.root != self.output_dir and self.world.is_main else ():
-        if path.exists(): self.delivery.replace(path.name, json.loads(path.read_text(encoding="utf-8")))
+        try: self.delivery.replace(path.name, read_object(path))
+        except (OSError, FileError): continue     # none was written, or it is damaged: nothing that a training stops for
 
 @patch
 def plan(self: Trainer, stage_index: int | None = None) -> Plan:
@@ -409,12 +410,19 @@ def log(self: Trainer, **row):
     self.delivery.append(EVENTS if "event" in row else METRICS, row | {"run": self.run_id, "time": datetime.now().isoformat(timespec="milliseconds")})
     for tracker in self.trackers if "event" not in row else (): tracker.log(row)
 
+def known_id(
+    folder: Path, # of a run
+) -> str: # empty where there is none that can be used
+    "The number under which a run is known to a tracker."
+    try: text = read_plain_text(Path(folder)/WANDB, 1000).strip('" \n')
+    except (OSError, FileError): return ""
+    return text if text.isalnum() and text.isascii() else ""
+
 @patch
 def open_trackers(self: Trainer):
     "What the settings ask for beside the files; a resumed run goes on where it was."
     if not self.world.is_main: return
-    known = [Path(folder, WANDB) for folder in (self.root, self.output_dir) if os.path.exists(os.path.join(folder, WANDB))]
-    run_id = known[0].read_text().strip('"') if known else uuid.uuid4().hex[:12]
+    run_id = next(filter(None, map(known_id, (self.root, self.output_dir))), "") or uuid.uuid4().hex[:12]
     if "wandb" in self.train_config.trackers: self.delivery.replace(WANDB, run_id)
     self.trackers = open_trackers(self.train_config.trackers, self.root, self.output_dir.name, run_id, self.progress.step, dict(model=self.config.to_dict(), train=self.train_config.to_dict()))
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_DEPTH', 'MOST_LINES', 'MOST_LINE', 'write_bytes_atomic', 'replacing', 'write_text',
-           'replace_bytes', 'clean_strays', 'FileError', 'open_plain', 'read_plain', 'read_plain_text', 'parse_json',
-           'read_json', 'read_object', 'Lines', 'read_lines', 'finite']
+           'replace_bytes', 'clean_strays', 'FileError', 'NotPlainError', 'open_plain', 'read_plain', 'read_plain_text',
+           'parse_json', 'read_json', 'read_object', 'Lines', 'read_lines', 'keep_kinds', 'finite']
 
 # %% ../../nbs/0_utils/03_files.ipynb #ed47e749
+import errno
 import json
 import math
 import os
@@ -95,20 +96,32 @@ class FileError(ValueError):
         place = "".join(f"{part}: " for part in (self.file, field) if part)
         super().__init__(place + reason + (f"; {remedy}" if remedy else ""))
 
+class NotPlainError(FileError, OSError):
+    "What is no regular file, or too large to be read: an `OSError` too, since it cannot be opened as one."
+    def __init__(self, reason: str, file: str | Path = "", field: str = "", remedy: str = ""):
+        super().__init__(reason, file, field, remedy)
+        self.errno, self.strerror, self.filename = errno.EINVAL, reason, self.file
+
+    def __str__(self): return self.args[0]
+
+def _refuse_large(size, most, path):
+    "Raise `NotPlainError` for more bytes than are read."
+    if size > most: raise NotPlainError(f"has {size:,} bytes; more than {most:,} is not read", path)
+
 # %% ../../nbs/0_utils/03_files.ipynb #11fe06b7
 _KINDS_OF_FILES = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"),
                    (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"))
 
 def _refuse_odd(mode, path):
-    "Raise `FileError` for what is no regular file."
+    "Raise `NotPlainError` for what is no regular file."
     if stat.S_ISREG(mode): return
     kind = next((name for is_kind, name in _KINDS_OF_FILES if is_kind(mode)), "no regular file")
-    raise FileError(f"is {kind}, where a file is expected", path, remedy="move it away")
+    raise NotPlainError(f"is {kind}, where a file is expected", path, remedy="move it away")
 
 def open_plain(
     path: str | Path, # of a regular file, or of a link to one
 ): # open for reading bytes
-    "Open a file without ever waiting; `FileError` for a folder, pipe or device, `OSError` where it cannot be opened."
+    "Open a file without ever waiting; `NotPlainError` for a folder, pipe or device, `OSError` where it cannot be had."
     _refuse_odd(os.stat(path).st_mode, path)
     flags = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
     handle = os.open(path, flags)
@@ -126,12 +139,12 @@ def read_plain(
     path: str | Path, # of a regular file
     most_bytes: int = MOST_BYTES, # a larger one is refused before it is read
 ) -> bytes:
-    "The content of a file; `FileError` for what is no regular file or too large, `OSError` where it cannot be read."
+    "The content of a file; `NotPlainError` for no regular file or a large one, `OSError` where it cannot be read."
     with open_plain(path) as f:
-        size = os.fstat(f.fileno()).st_size
-        data = f.read(most_bytes + 1) if size <= most_bytes else b""
-    if max(size, len(data)) <= most_bytes: return data
-    raise FileError(f"has {max(size, len(data)):,} bytes; more than {most_bytes:,} is not read", path)
+        _refuse_large(os.fstat(f.fileno()).st_size, most_bytes, path)
+        data = f.read(most_bytes + 1)
+    _refuse_large(len(data), most_bytes, path)     # it may grow meanwhile
+    return data
 
 def read_plain_text(
     path: str | Path, # of a file of UTF-8 text
@@ -215,14 +228,28 @@ def read_lines(
     "The objects of a file of lines, in order, without the lines that hold none; raises as `read_plain`."
     found = Lines()
     with open_plain(path) as f:
-        if (size := os.fstat(f.fileno()).st_size) > most_bytes:
-            raise FileError(f"has {size:,} bytes; more than {most_bytes:,} is not read", path)
+        _refuse_large(os.fstat(f.fileno()).st_size, most_bytes, path)
         for line in filter(None, map(bytes.strip, _whole_lines(f))):
             try: row = parse_json(line.decode("utf-8", "replace"), path)
             except FileError: row = None
             if isinstance(row, dict): found.append(row)
             else: found.num_skipped += 1
     return found
+
+# %% ../../nbs/0_utils/03_files.ipynb #6369c3ac
+def _is_of(value, kind):
+    "Whether a value is of a kind; whole numbers count as numbers, true and false and NaN do not."
+    if kind not in (int, float): return isinstance(value, kind)
+    if isinstance(value, bool) or not isinstance(value, (int, float)): return False
+    return abs(value) < 2**62 and (kind is float or value == int(value))
+
+def keep_kinds(
+    values: dict, # as a file has it
+    kinds: dict, # name of a field -> what it should be: str, int, float, bool, dict or list
+) -> dict: # the same without the fields that are something else
+    "Leave out what is not of the kind that it should be; null stays, and so do fields without a kind."
+    return {name: value for name, value in values.items()
+            if value is None or name not in kinds or _is_of(value, kinds[name])}
 
 # %% ../../nbs/0_utils/03_files.ipynb #94dfac30
 def finite(

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from .files import FileError, parse_json, read_plain
+
 # %% ../../nbs/0_utils/04_run_lock.ipynb #189a9e49
 # name of the file; seconds between heartbeats; seconds without a change after which a holder elsewhere counts as gone
 LOCK, BEAT, PATIENCE = "training.lock", 15.0, 180.0
@@ -52,8 +54,8 @@ def read_holder(
     data: bytes, # what a lock file holds
 ) -> Holder:
     "Who a lock file names; `UNKNOWN` where it names nobody."
-    try: values = json.loads(data)["holder"]
-    except (ValueError, KeyError, TypeError, RecursionError): return UNKNOWN
+    try: values = parse_json(data)["holder"]
+    except (FileError, KeyError, TypeError): return UNKNOWN
     kinds = dict(token=str, host=str, space=str, pid=int, born=float, since=str)
     if not isinstance(values, dict) or not all(isinstance(values.get(k), t) for k, t in kinds.items()): return UNKNOWN
     return Holder(**{k: values[k] for k in kinds})
@@ -66,8 +68,8 @@ def is_gone(
     if (holder.host, holder.space) != (socket.gethostname(), _space()): return None
     try:
         process = psutil.Process(holder.pid)
-        return abs(process.create_time() - holder.born) > 2 or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess: return True
+        return not abs(process.create_time() - holder.born) <= 2 or process.status() == psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError, OverflowError): return True    # no number of a process is such
     except psutil.Error: return None
 
 # %% ../../nbs/0_utils/04_run_lock.ipynb #89ae1d17
@@ -92,7 +94,7 @@ class FolderLock:
 
     def read(self) -> bytes | None: # None where there is none
         "What the lock file holds."
-        try: return self.path.read_bytes()
+        try: return read_plain(self.path)
         except (FileNotFoundError, NotADirectoryError): return None
 
     def write(self):
