@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .cad.program import CADProgram
+from .utils.files import read_json, read_plain
+from .cad.program import CADProgram, MAX_BYTES
 from .geometry.mesh_readers import MESH_SUFFIXES, ply_header
-from .geometry.clouds import Cloud, CLOUD_FILES, in_metres, read_cloud
+from .geometry.clouds import Cloud, CLOUD_FILES, in_metres, MOST_CLOUD_BYTES, read_cloud
 from .geometry.shapes import read_shape
 from .interop.histories import json_of_data_set, read_history, write_history
 from .data.index import Sample
@@ -46,7 +47,7 @@ def read_partial(
     if isinstance(partial, dict): return CADProgram.from_json(partial), copy.deepcopy(partial), "completion"
     program, path = read_history(partial, skip_dressings=True), Path(partial)
     own = path.suffix.lower() not in (".fcstd", ".py", ".h5", ".hdf5") and json_of_data_set(path) is None
-    return program, json.loads(path.read_text(encoding="utf-8")) if own else program.to_json(), path.stem
+    return program, read_json(path, MAX_BYTES) if own else program.to_json(), path.stem
 
 # %% ../nbs/9_completion/00_requests.ipynb #0fbf99eb
 POINT_FILES = tuple(dict.fromkeys((*CLOUD_FILES, *MESH_SUFFIXES, ".step", ".stp")))
@@ -56,7 +57,7 @@ def is_cloud(
 ) -> bool:
     "Whether a file holds points rather than faces."
     if path.suffix.lower() != ".ply": return path.suffix.lower() in CLOUD_FILES
-    return not any(e.name == "face" and e.count for e in ply_header(path.read_bytes())[1])
+    return not any(e.name == "face" and e.count for e in ply_header(read_plain(path, MOST_CLOUD_BYTES))[1])
 
 def _point_file(path, num_points, seed, unit):
     "The cloud of a file, in metres."

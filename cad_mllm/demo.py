@@ -21,12 +21,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .utils.cpus import allotted_cpus
+from .utils.files import FileError, read_object, read_plain_text
 from .config import ConfigError
 from .cad.program import CADProgram, Extrude
 from .geometry.mesh import GeometryError, surface_distance
 from .geometry.solid import build_solid
 from .checkpoints.records import find_checkpoint, list_checkpoints
-from .training.run_files import read_events, read_metrics, STATUS
+from .training.run_files import known_status, read_events, read_metrics, STATUS
 
 # %% ../nbs/11_commands/01_demo.ipynb #5afa7efa
 STEPS_BETWEEN_SAVES = 10
@@ -56,13 +57,13 @@ class DemoError(ConfigError):
 def require(process: subprocess.Popen, log: Path):
     "Raise `DemoError` with the end of the log unless the process ended well."
     if process.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+        tail = "\n".join(read_plain_text(log, errors="replace").splitlines()[-12:])
         raise DemoError(f"training ended with exit code {process.returncode}; the end of {log}:\n{tail}")
 
 def status(out: Path) -> dict:
     "What a training says of itself; empty before it says anything."
-    try: return json.loads((out/STATUS).read_text())
-    except (OSError, ValueError): return {}
+    try: return known_status(read_object(out/STATUS))
+    except (OSError, FileError): return {}
 
 # %% ../nbs/11_commands/01_demo.ipynb #16dc877c
 def ready_to_kill(out: Path) -> bool:

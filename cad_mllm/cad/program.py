@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
+from ..utils.files import open_plain
 from cad_mllm.cad.curves import (
     Arc, arc_circle, CADFormatError, Circle, Contour, Frame, get_field, Line, Loop, parse_number, unknown_fields,
     vector_json)
@@ -270,11 +271,12 @@ def _load_json(path):
     "Parse a JSON file; every way this can fail is a `CADFormatError`."
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise CADFormatError(f"the file has {size/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB",
-                                 file=path)
-        text = _decoded(path.read_bytes())
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise CADFormatError(f"the file has {size/2**20:.0f} MB; a history is far below "
+                                     f"{MAX_BYTES/2**20:.0f} MB", file=path)
+            text = _decoded(file.read(MAX_BYTES))
         if not text.strip(): raise CADFormatError("the file is empty", file=path)
         value = json.loads(text, parse_int=_whole_number)
         _check_digits(value)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ..utils.arguments import Positional, suggestion
-from ..utils.files import write_text
+from ..utils.files import FileError, MOST_LINES, parse_json, read_plain_text, write_text
 from ..utils.progress import Progress
 from ..config import ConfigError, parse_modalities
 from .preparing import num_processes
@@ -27,8 +27,8 @@ def _near(folder, value):
 
 def _request_of(line, where, folder):
     "The keyword arguments that a line means."
-    try: given = json.loads(line)
-    except ValueError as e: raise ConfigError(f"{where}: is no JSON ({e})") from None
+    try: given = parse_json(line)
+    except FileError as e: raise ConfigError(f"{where}: {e}") from None
     if isinstance(given, str): given = dict(partial=given)
     if not isinstance(given, dict): raise ConfigError(f"{where}: write an object such as {{\"partial\": \"part.json\", \"caption\": \"a bracket\"}}")
     unknown = [k for k in given if k not in REQUEST_FIELDS]
@@ -40,8 +40,8 @@ def read_requests(
 ) -> list: # of (number of the line, keyword arguments of `CADAutocomplete.request`)
     "The requests of a file; raises `ConfigError` that names the line."
     path = Path(path)
-    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise ConfigError(f"requests={str(path)!r}: cannot be read ({e})") from None
+    try: lines = read_plain_text(path, MOST_LINES).splitlines()
+    except (OSError, FileError) as e: raise ConfigError(f"requests={str(path)!r}: cannot be read ({e})") from None
     found = [(n, _request_of(line, f"{path}, line {n}", path.parent)) for n, line in enumerate(lines, 1) if line.strip()]
     if not found: raise ConfigError(f"requests={str(path)!r}: holds no request")
     return found

@@ -14,6 +14,7 @@ from dataclasses import fields, MISSING, replace
 from pathlib import Path
 
 from ..utils.arguments import add_switch, docments, Parser
+from ..utils.files import FileError, read_object
 from ..config import CADMLLMConfig, ConfigError, recipe, RECIPES, TrainConfig
 
 # %% ../../nbs/11_commands/01c_training.ipynb #2d742dc3
@@ -113,8 +114,8 @@ def _known(path, args, out):
     from cad_mllm.checkpoints.legacy import read_config
     from cad_mllm.checkpoints.safety import UnsafeFile, check_sizes, check_trust
     model, train = read_config(path)[:2]
-    try: run = json.loads((Path(out)/"run_config.json").read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError, TypeError): run = {}
+    from cad_mllm.training.run_files import read_run_config
+    run = read_run_config(out)["model"]
     own = [args.llm_model_name, args.image_encoder_name, run.get("llm_model_name"), run.get("image_encoder_name")]
     try: check_sizes(model); check_trust(path, model, tuple(n for n in own if n))
     except UnsafeFile as e: raise CheckpointError(f"{path}: {e} (on the command line: --trust NAME)") from e
@@ -127,9 +128,16 @@ def _resumed_configs(args):
     if not wanted: return None, None, False
     path = find_to_resume(wanted, out, TrainConfig.local_dir if args.local_dir is None else args.local_dir)
     if path: return (*_known(path, args, out), True)
-    try: run = json.loads((Path(out)/"run_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None, None, False
+    try: run = read_object(Path(out)/"run_config.json")
+    except FileNotFoundError: return None, None, False
+    except (OSError, FileError) as e: return _without_settings(e)
+    if not all(isinstance(run.get(k), dict) for k in ("model", "train")): return _without_settings(f"{out}/run_config.json: holds no settings")
     return CADMLLMConfig.from_dict(run["model"]), TrainConfig.from_dict(run["train"]), False
+
+def _without_settings(reason):
+    "Say that a run's settings cannot be read: those of the command line count."
+    print(f"⚠️  {reason}; the settings of this command and its recipe count", flush=True)
+    return None, None, False
 
 # %% ../../nbs/11_commands/01c_training.ipynb #feb76303
 _MAY_CHANGE = ("max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "points_frame", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")

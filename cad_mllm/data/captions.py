@@ -9,6 +9,7 @@ __all__ = ['MAX_CAPTION_BYTES', 'read_captions', 'join_captions']
 import os
 from pathlib import Path
 
+from ..utils.files import read_plain
 from .attachments import caption_entries, CAPTION_SUFFIXES, PartNames
 from .skipped import SkipReport
 from .pairs import file_stamp, walk_files
@@ -19,9 +20,8 @@ MAX_CAPTION_BYTES = 2**30 # of one file
 def _caption_file(file, report):
     "The captions of one file as (id, caption); what is wrong with it goes to the report."
     try:
-        if (size := os.path.getsize(file)) > MAX_CAPTION_BYTES: raise ValueError(f"it has {size/2**20:.0f} MB")
         suffix = file.suffix.lower()
-        entries, bad, cleaned = caption_entries(file.read_bytes(), suffix if suffix in CAPTION_SUFFIXES else ".json")
+        entries, bad, cleaned = caption_entries(read_plain(file, MAX_CAPTION_BYTES), suffix if suffix in CAPTION_SUFFIXES else ".json")
     except (OSError, ValueError, RecursionError) as e:
         report.add(file, f"bad caption file: {type(e).__name__}: {e}")
         return []

@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .. import __version__
-from ..utils.files import write_text
+from ..utils.files import read_journal, write_text
 from ..geometry.engines import get_engine
 from .products import prepare_one, Products
 from .preparation import list_histories, PrepareError, PrepareReport
@@ -93,10 +93,7 @@ _JOURNAL = "prepare_journal.jsonl"
 @patch
 def _lines(self: _Shards):
     "The journal's lines on finished shards; none where it is of another request."
-    lines = []
-    try:
-        for text in (self.out/_JOURNAL).read_text(encoding="utf-8").splitlines(): lines.append(json.loads(text))
-    except (OSError, ValueError): pass
+    lines = read_journal(self.out/_JOURNAL)
     return lines[1:] if lines[:1] == [json.loads(json.dumps(self.about))] else []
 
 @patch

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.files import read_plain
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, Extrude
 from ..cad.grid import Grid, NUM_LEVELS
@@ -171,7 +172,7 @@ def read_points(
     "The points of a file, in metres as they stand; raises OSError, ValueError or zipfile.BadZipFile for what is not one."
     if not isinstance(source, bytes):
         if (size := os.path.getsize(source)) > MOST_CLOUD_BYTES: raise ValueError(f"the file has {size/2**20:,.0f} MB")
-        source = Path(source).read_bytes()
+        source = read_plain(source, MOST_CLOUD_BYTES)
     return cloud_of(source).points
 
 # %% ../../nbs/5_data/14_points.ipynb #a0273641

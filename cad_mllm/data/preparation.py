@@ -23,9 +23,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from .. import __version__
-from ..utils.files import write_text
+from ..utils.files import append_bytes, read_lines, read_plain, write_text
 from ..utils.system import is_running
 from ..cad.curves import CADFormatError
+from ..cad.program import MAX_BYTES
 from ..geometry.mesh import GeometryError
 from ..geometry.mesh_readers import UNITS
 from ..geometry.workers import WorkerError
@@ -64,20 +65,22 @@ class PrepareReport:
         return {**more, "products": {k: dict(v) for k, v in self.products.items()}, "reasons": dict(reasons.most_common()), "failures": self.failures}
 
 # %% ../../nbs/5_data/08_preparation.ipynb #40570523
+def _is_failure(row):
+    "Whether a line tells of a failure, or that there is none any more."
+    return all(isinstance(row.get(k), str) for k in ("id", "product", "message", "stamp")) and isinstance(row.get("reason", 0), (str, type(None)))
+
 class _Failures:
     "Failures of earlier runs by (id, product), and the file that takes new ones."
     def __init__(self, out, ending="", retry=False, kernel="", timeout=0.):
         self.path, self.retry, self.kernel, self.timeout, self.rows = out/f"prepare_failures{ending}.jsonl", retry, kernel, timeout, {}
         for path in sorted(out.glob("prepare_failures*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try: row = json.loads(line); key = row["id"], row["product"], row["reason"], row["message"], row["stamp"]
-                except (ValueError, KeyError, TypeError): continue      # the line that a kill cut short
-                self.rows.setdefault(key[0], {})[key[1]] = row
-                if row["reason"] is None: del self.rows[key[0]][key[1]]
+            for row in filter(_is_failure, read_lines(path)):
+                self.rows.setdefault(row["id"], {})[row["product"]] = row
+                if row["reason"] is None: del self.rows[row["id"]][row["product"]]
 
     def stamp(self, source):
         "A mark of what a failure depends on."
-        return hashlib.sha1(Path(source).read_bytes() + f"{self.kernel} {__version__}".encode()).hexdigest()[:16]
+        return hashlib.sha1(read_plain(source, MAX_BYTES) + f"{self.kernel} {__version__}".encode()).hexdigest()[:16]
 
     def known(self, id, source): # product -> row
         "What need not be tried again."
@@ -89,8 +92,7 @@ class _Failures:
 # %% ../../nbs/5_data/08_preparation.ipynb #d38c3c71
 @patch
 def _append(self: _Failures, row):
-    broken = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-    with open(self.path, "a", encoding="utf-8") as f: f.write("\n"*broken + json.dumps(row) + "\n")
+    append_bytes(self.path, json.dumps(row).encode() + b"\n")
 
 @patch
 def add(self: _Failures, id, source, product, error):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..utils.system import sync_path
+from ..utils.files import open_plain, parse_json, read_journal
 from .references import check_references
 
 # %% ../../nbs/5_data/09_shards.ipynb #fff92134
@@ -106,7 +107,7 @@ def scan_shard(
     "What is in a shard, read from beginning to end. Raises `ShardError` for what is not a whole tar file."
     sha, members = hashlib.sha256(), []
     try:
-        with open(path, "rb") as f:
+        with open_plain(path) as f:
             for chunk in iter(lambda: f.read(2**20), b""): sha.update(chunk)
             f.seek(0)
             with tarfile.open(fileobj=f, errors="surrogateescape") as tar:
@@ -125,7 +126,7 @@ def to_bytes(value) -> np.ndarray: # (N,) uint8
 
 def from_bytes(array: np.ndarray):
     "The JSON value of `to_bytes`."
-    return json.loads(array.tobytes())
+    return parse_json(array.tobytes())
 
 def save_arrays(path, arrays: dict):
     "Write an .npz atomically and durably; equal arrays give equal bytes."
@@ -171,7 +172,7 @@ def _read_group(group):
     def read(source):
         if isinstance(source, Made): return source.make(), source.stamp
         if isinstance(source, bytes): return source, _stamp(source)
-        with open(source, "rb") as f: return f.read(), _stamp(f.fileno(), os.fstat)
+        with open_plain(source) as f: return f.read(), _stamp(f.fileno(), os.fstat)
     return id, [(ending, *read(source)) for ending, source in files]
 
 def _read_ahead(groups, readers, depth=64):
@@ -227,10 +228,7 @@ def _options(self: _Packing): return dict(journal=1, shard_bytes=self.shard_byte
 @patch
 def _read_journal(self: _Packing):
     "The lines of finished shards, as far as they can be read; none where they are of a pack with other options."
-    lines = []
-    try:
-        for text in self.journal.read_text(encoding="utf-8").splitlines(): lines.append(json.loads(text))
-    except (OSError, ValueError): pass
+    lines = read_journal(self.journal)
     return lines[1:] if lines[:1] == [self._options()] else []
 
 # %% ../../nbs/5_data/09_shards.ipynb #2b873489

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..utils.files import open_plain
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, MAX_BYTES
 
@@ -54,12 +55,12 @@ def signature_at(path):
 def read_history_file(path, missing="unreadable file: it is not there"):
     "A history's bytes and signature; `Skip` where it cannot be read or is far too large."
     try:
-        with open(path, "rb") as f:
+        with open_plain(path) as f:
             stat = os.fstat(f.fileno())
             if stat.st_size > MAX_BYTES: raise Skip(f"too large: the file has {stat.st_size/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB")
             return f.read(), _signature(stat)
     except FileNotFoundError: raise Skip(missing) from None
-    except OSError as e: raise Skip(f"unreadable file: {e.strerror}") from None
+    except OSError as e: raise Skip(f"unreadable file: {e.strerror}") from None    # also a pipe or a folder
 
 # %% ../../nbs/5_data/11_skipped.ipynb #8715d87a
 def parse_history_bytes(data):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.files import read_plain
 from .mesh import GeometryError, Mesh
 
 # %% ../../nbs/2_geometry/02_mesh_readers.ipynb #6a5cc7bc
@@ -311,7 +312,7 @@ def _bytes_of(path):
     try:
         if not Path(path).is_file(): raise GeometryError(f"{path}: the file cannot be read: {'it is a folder' if Path(path).is_dir() else 'there is no such file'}")
         if (size := Path(path).stat().st_size) > MOST_BYTES: raise GeometryError(f"{path}: the file has {size/2**20:,.0f} MB; a mesh may have {MOST_BYTES/2**20:,.0f}")
-        return Path(path).read_bytes()
+        return read_plain(path, MOST_BYTES)
     except OSError as e: raise GeometryError(f"{path}: the file cannot be read: {e.strerror}") from None
 
 def _triangles(path, suffix):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.files import read_plain
 from ..cad.program import CADProgram
 from ..geometry.mesh import GeometryError, Mesh
 from ..geometry.mesh_readers import MESH_SUFFIXES, ply_header, read_surface
-from ..geometry.clouds import in_metres, read_cloud
+from ..geometry.clouds import in_metres, MOST_CLOUD_BYTES, read_cloud
 from ..geometry.solid import build_solid
 from ..geometry.shapes import read_shape
 
@@ -61,7 +62,7 @@ def _shape_part(path, unit):
 
 def _has_faces(path):
     "Whether a PLY says that it has faces; True also where it says nothing that can be read."
-    try: return any(e.name == "face" and e.count for e in ply_header(path.read_bytes())[1])
+    try: return any(e.name == "face" and e.count for e in ply_header(read_plain(path, MOST_CLOUD_BYTES))[1])
     except (OSError, ValueError, KeyError, IndexError): return True
 
 def read_part(

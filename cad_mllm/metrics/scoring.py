@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..utils.files import replacing, write_text
+from ..utils.files import read_lines, replacing, write_text
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram
 from ..geometry.mesh import GeometryError, Mesh
@@ -140,11 +140,8 @@ class _Outcomes:
     def __init__(self, path, fresh):
         self.path, self.known = path, {}
         if fresh: path.unlink(missing_ok=True)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-                self.known[row["stamp"]] = row["outcome"]
-            except (ValueError, KeyError, TypeError): continue                  # the line that a kill cut short
+        for row in read_lines(path) if path.exists() else ():
+            if isinstance(row.get("stamp"), str) and isinstance(row.get("outcome"), dict): self.known[row["stamp"]] = row["outcome"]
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(path, "a", encoding="utf-8")
         if path.stat().st_size: self.file.write("\n")

@@ -10,6 +10,7 @@ import json, os, re, shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..utils.files import FileError, read_object
 from ..checkpoints.format import MANIFEST, CheckpointError, publish, verify_checkpoint
 from ..checkpoints.load import load_checkpoint
 from ..checkpoints.records import find_checkpoint, latest_checkpoint, list_checkpoints
@@ -55,8 +56,8 @@ def download(
 
 def read_manifest_names(folder) -> list:
     "The files that a sealed folder says it has; plain names within it only."
-    try: names = [*json.loads((folder/MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    try: names = [*read_object(folder/MANIFEST)["files"], MANIFEST]
+    except (OSError, FileError, KeyError, TypeError) as e:
         raise CheckpointError(
             f"{folder.name}: has no readable {MANIFEST}, so it is no model of this project ({e})") from e
     if bad := [n for n in names if os.path.isabs(n) or ".." in Path(n).parts]:

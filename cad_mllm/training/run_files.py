@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
-from ..utils.files import FileError, finite, keep_kinds, read_lines, read_object, replace_bytes
+from ..utils.files import append_bytes, FileError, finite, keep_kinds, read_lines, read_object, replace_bytes
 from ..config import CADMLLMConfig, TrainConfig
-from ..checkpoints.run_files import append_bytes, json_line
+from ..checkpoints.run_files import json_line
 
 # %% ../../nbs/8_training/03_run_files.ipynb #2e20d024
 METRICS, EVENTS, STATUS, STOP, RUN_CONFIG = "metrics.jsonl", "events.jsonl", "status.json", "stop", "run_config.json"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_DEPTH', 'MOST_LINES', 'MOST_LINE', 'write_bytes_atomic', 'replacing', 'write_text',
            'replace_bytes', 'clean_strays', 'FileError', 'NotPlainError', 'open_plain', 'read_plain', 'read_plain_text',
-           'parse_json', 'read_json', 'read_object', 'Lines', 'read_lines', 'keep_kinds', 'finite']
+           'parse_json', 'read_json', 'read_object', 'Lines', 'read_lines', 'read_journal', 'append_bytes',
+           'keep_kinds', 'finite']
 
 # %% ../../nbs/0_utils/03_files.ipynb #ed47e749
 import errno
@@ -118,13 +119,13 @@ def _refuse_odd(mode, path):
     kind = next((name for is_kind, name in _KINDS_OF_FILES if is_kind(mode)), "no regular file")
     raise NotPlainError(f"is {kind}, where a file is expected", path, remedy="move it away")
 
+_FLAGS = ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")   # as far as the system has them
+
 def open_plain(
     path: str | Path, # of a regular file, or of a link to one
 ): # open for reading bytes
     "Open a file without ever waiting; `NotPlainError` for a folder, pipe or device, `OSError` where it cannot be had."
-    _refuse_odd(os.stat(path).st_mode, path)
-    flags = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-    handle = os.open(path, flags)
+    handle = os.open(path, sum(getattr(os, name, 0) for name in _FLAGS))
     try:
         _refuse_odd(os.fstat(handle).st_mode, path)
         return open(handle, "rb")
@@ -235,6 +236,23 @@ def read_lines(
             if isinstance(row, dict): found.append(row)
             else: found.num_skipped += 1
     return found
+
+# %% ../../nbs/0_utils/03_files.ipynb #2d605493
+def read_journal(
+    path: str | Path, # of a file of JSON lines, the last of which may be cut
+) -> list: # of values
+    "The lines of a journal up to the first that cannot be read; none where there is no such file."
+    found = []
+    try:
+        for line in read_plain(path, MOST_LINES).splitlines(): found.append(parse_json(line, path))
+    except (OSError, FileError): pass
+    return found
+
+def append_bytes(path: str | Path, lines: bytes):
+    "Append whole lines to a file; after a line that a kill cut short, begin a fresh one."
+    with open(path, "ab+") as f:
+        if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b"\n": lines = b"\n" + lines
+        f.write(lines)
 
 # %% ../../nbs/0_utils/03_files.ipynb #6369c3ac
 def _is_of(value, kind):
