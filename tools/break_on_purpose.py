@@ -61,7 +61,7 @@ MUTATIONS = [
     Mutation(2, "a new run begins in the folder of an earlier one", "cad_mllm/training/run_folder.py", "    if not records or checkpoint and", "    if records or checkpoint and", T_RUNS + "a_new_run_in_the_folder_of_an_earlier_one_is_refused_and_touches_nothing"),
     Mutation(2, "pruning looks at all runs of a folder", CK, "stages.setdefault((record.path.parent, record.run), [])", "stages.setdefault(record.path.parent, [])", T_RUNS + "best_latest_and_pruning_look_at_their_own_run_only"),
     Mutation(2, "a lock elsewhere is taken though its heartbeat changes", "cad_mllm/utils", "        if now != data: raise HeldError(read_holder(now))\n", "", T_RUNS + "two_trainings_in_one_folder_are_refused_and_the_holder_is_named"),
-    Mutation(2, "a reused process id counts as the holder", "cad_mllm/utils", "abs(process.create_time() - holder.born) > 2 or ", "", T_RUNS + "a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_change"),
+    Mutation(2, "a reused process id counts as the holder", "cad_mllm/utils", "not abs(process.create_time() - holder.born) <= 2 or ", "", T_RUNS + "a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_change"),
     Mutation(2, "steps without finite numbers go on for ever", TRAIN, "if self.bad_steps >= self.train_config.bad_steps: raise", "if False: raise", T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"),
     Mutation(2, "a run without finite numbers goes back again and again", TRAIN, "if was.went_back or trainer.is_sharded: raise error", "if trainer.is_sharded: raise error", T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"),
     Mutation(5, "a folder named stop ends each run at once", TRAIN, 'or Ctrl-C", flush=True)\n        self.files = None\n', 'or Ctrl-C", flush=True)\n', T_RUNS + "a_folder_named_stop_is_told_and_stops_nothing"),
@@ -159,7 +159,7 @@ MUTATIONS = [
     Mutation(8, "a tensor may claim more than its bytes", SAFE, "if num > storage.num: _small(", "if False: _small(", T_SAFE + "a_tensor_is_as_large_as_its_bytes"),
     Mutation(8, "a safetensors header may lie", SAFE, "if offsets[0] != begin or offsets[1] - begin != need: raise", "if False: raise", T_SAFE + "safetensors_headers_that_lie"),
     Mutation(8, "compressed archives are read", SAFE, "if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size: raise", "if False: raise", T_SAFE + "zip_bombs"),
-    Mutation(8, "a JSON file may be of any size", SAFE, "if found.st_size > limit: raise", "if False: raise", T_SAFE + "json_that_bites"),
+    Mutation(8, "a JSON file may be of any size", SAFE, "return read_object(path, limit)", "return read_object(path, 2**40)", T_SAFE + "json_that_bites"),
     Mutation(8, "a checkpoint may name another base without the user's word", SAFE, "        if name not in trust: raise", "        if False: raise", T_SAFE + "what_needs_a_word"),
     # 9 optimizer matching
     Mutation(9, "matched by position, not by name", CK, "key = (g, i) if positional else names[g][i]", "key = list(have)[0] if have else None", "notebook"),

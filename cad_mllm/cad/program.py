@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..utils.files import open_plain
+from ..utils.files import NotPlainError, read_plain
 from cad_mllm.cad.curves import (
     Arc, arc_circle, CADFormatError, Circle, Contour, Frame, get_field, Line, Loop, parse_number, unknown_fields,
     vector_json)
@@ -271,12 +271,7 @@ def _load_json(path):
     "Parse a JSON file; every way this can fail is a `CADFormatError`."
     path = Path(path)
     try:
-        with open_plain(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise CADFormatError(f"the file has {size/2**20:.0f} MB; a history is far below "
-                                     f"{MAX_BYTES/2**20:.0f} MB", file=path)
-            text = _decoded(file.read(MAX_BYTES))
+        text = _decoded(read_plain(path, MAX_BYTES))
         if not text.strip(): raise CADFormatError("the file is empty", file=path)
         value = json.loads(text, parse_int=_whole_number)
         _check_digits(value)
@@ -290,6 +285,7 @@ def _load_json(path):
         raise CADFormatError(f"the JSON breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}",
                              file=path) from None
     except RecursionError: raise CADFormatError("the JSON is nested too deeply", file=path) from None
+    except NotPlainError as e: raise CADFormatError(f"the file {e.reason}", file=path) from None
     except OSError as e: raise CADFormatError(f"the file cannot be read: {e.strerror}", file=path) from None
 
 # %% ../../nbs/1_cad/02_program.ipynb #59849ece

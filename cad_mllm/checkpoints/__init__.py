@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "optimizer": ("Restored optimizer_state restore_optimizer"),
     "transfer": ("OutputFolder REMOTE_FILE_SYSTEMS SourceError Transfer advance default_local_dir is_full local_dir_for "
               "mount_of reason_of size_of"),
-    "run_files": ("RunFiles append_bytes json_line merge_lines"),
+    "run_files": ("RunFiles json_line merge_lines"),
     "upload_queue": ("DeliveryError"),
     "upload": ("Delivery deliver"),
 })

@@ -28,12 +28,13 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "media": ("Media POINT_SUFFIXES VIEW_SUFFIXES find_attachments find_media"),
     "draws": ("draw_modalities seeded_rng"),
     "index": ("CACHE_SIZE Sample VerdictTable read_verdicts"),
-    "sources": ("FolderSource JSON_FOLDERS ShardSource encode_json_line language_version open_files require_data"),
+    "sources": ("FolderSource JSON_FOLDERS MOST_MEDIA ShardSource encode_json_line language_version open_files "
+              "require_data"),
     "tokenizer": ("load_tokenizer tiny_tokenizer"),
     "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
     "stream": ("HELD_OUT SCHEME StreamDataset StreamName maker_files makers open_dataset"),
     "batching": ("DataWorkerError GRACE batches num_batches"),
     "packing": ("MultimodalAutocompleteDataset pack"),
     "direct": ("prepare_group prepare_shards"),
-    "report": ("Diagnosis DoctorError FOLDERS PERCENTILES doctor fingerprint"),
+    "report": ("Diagnosis DoctorError FOLDERS MOST_SPLIT PERCENTILES doctor fingerprint"),
 })

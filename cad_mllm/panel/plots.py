@@ -62,7 +62,7 @@ class Plotted:
     def val_points(self) -> list: # of (step, value)
         "Validation losses, from the lines of steps and of saves."
         rows = self.curve.rows + [e for e in self.curve.events if e.get("event") == "checkpoint"]
-        found = {r["step"]: r["val_loss"] for r in rows if isinstance(r.get("val_loss"), (int, float))}
+        found = {r["step"]: r["val_loss"] for r in rows if r.get("step") is not None and isinstance(r.get("val_loss"), (int, float))}
         found |= {r.step: r.val_loss for r in self.records if r.val_loss is not None}
         return sorted(found.items())
 

@@ -105,9 +105,11 @@ class NotPlainError(FileError, OSError):
 
     def __str__(self): return self.args[0]
 
+def _words(size): return f"{size/2**20:,.0f} MB" if size >= 2**20 else f"{size:,} bytes"
+
 def _refuse_large(size, most, path):
     "Raise `NotPlainError` for more bytes than are read."
-    if size > most: raise NotPlainError(f"has {size:,} bytes; more than {most:,} is not read", path)
+    if size > most: raise NotPlainError(f"has {_words(size)}; more than {_words(most)} is not read", path)
 
 # %% ../../nbs/0_utils/03_files.ipynb #11fe06b7
 _KINDS_OF_FILES = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"),
