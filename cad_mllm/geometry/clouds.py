@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.files import read_plain
 from .mesh import GeometryError, Mesh, surface_distance
 from .mesh_readers import guess_unit, ply_elements, UNITS
 
@@ -222,7 +223,7 @@ def read_cloud(
     try:
         if not isinstance(source, bytes):
             if (size := Path(source).stat().st_size) > MOST_CLOUD_BYTES: raise ValueError(f"it has {size/2**20:,.0f} MB; a cloud may have {MOST_CLOUD_BYTES/2**20:,.0f}")
-            source = Path(source).read_bytes()
+            source = read_plain(source, MOST_CLOUD_BYTES)
         cloud = cloud_of(source)
     except OSError as e: raise GeometryError(f"{name}: the file cannot be read: {e.strerror or e}") from None
     except Exception as e: raise GeometryError(f"{name}: cannot be read as points ({e or type(e).__name__})") from None

@@ -38,5 +38,5 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "fusion_write": ("FUSION_HEAD FUSION_OPERATIONS write_fusion"),
     "histories": ("FOREIGN READABLE SCRIPTS WRITABLE is_continued is_writable json_of_data_set read_history recognise "
               "write_history"),
-    "data_sets": ("DataSet LEFT_OUT convert_data_set find_data_set"),
+    "data_sets": ("DataSet LEFT_OUT MOST_SPLIT MOST_TABLE convert_data_set find_data_set"),
 })

@@ -7,9 +7,9 @@ __all__ = ['READABLE', 'FOREIGN', 'SCRIPTS', 'WRITABLE', 'recognise', 'json_of_d
            'is_continued', 'write_history']
 
 # %% ../../nbs/3_interop/16_histories.ipynb #ca86a0c4
-import json
 from pathlib import Path
 
+from ..utils.files import FileError, open_plain, read_json, read_plain_text
 from ..cad.curves import CADFormatError
 from ..cad.program import MAX_BYTES, CADProgram
 from .build123d_read import read_build123d
@@ -40,7 +40,7 @@ def recognise(
     if path.is_dir(): return "a folder"
     kind = FOREIGN.get(path.suffix.lower())
     if kind: return f"{kind}, which holds no history of sketches and extrudes that can be read"
-    with open(path, "rb") as f: start = f.read(8)
+    with open_plain(path) as f: start = f.read(8)
     if start.startswith(b"PK"): return "a zip archive"
     if start.startswith(b"\x89HDF"): return "an HDF5 file; name it .h5"
     return f"a file of unknown kind ({path.suffix or 'no ending'})"
@@ -50,9 +50,8 @@ def json_of_data_set(
 ): # parsed JSON, or None
     "The content of a JSON file of the Fusion 360 Gallery or of Text2CAD; None for every other file, whose own reader says what is wrong with it."
     try:
-        if Path(path).stat().st_size > MAX_BYTES: return None
-        data = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError): return None
+        data = read_json(path, MAX_BYTES)
+    except (OSError, FileError): return None
     return data if is_gallery(data) or is_minimal(data) else None
 
 def _read_json(path, skip_unsupported):
@@ -66,9 +65,8 @@ def _read_json(path, skip_unsupported):
 
 def _read_script(path, unit, skip_unsupported):
     "A Python script, by what it imports."
-    if path.stat().st_size > MAX_BYTES: raise CADFormatError("the script is too large", file=path)
-    try: source = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e: raise CADFormatError(f"the script is not UTF-8 (byte {e.start})", file=path) from None
+    try: source = read_plain_text(path, MAX_BYTES)
+    except FileError as e: raise CADFormatError(f"the script {e.reason}", file=path) from None
     if is_build123d(source): return read_build123d(source, unit, skip_unsupported, str(path))
     if "cadquery" in source or "cq." in source: return read_cadquery(source, unit or "mm", skip_unsupported, str(path))
     raise CADFormatError(f"is a Python script, but not one of build123d's builder mode or of CadQuery; readable are {READABLE}", file=path)
@@ -77,7 +75,7 @@ def _read_script(path, unit, skip_unsupported):
 def _begins_as_json(path):
     "Whether a file of some other name holds a JSON object."
     if path.suffix.lower() in FOREIGN or path.is_dir(): return False
-    with open(path, "rb") as f: return f.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    with open_plain(path) as f: return f.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 def read_history(
     path: str | Path, # a file

@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "runs_view": ("RunLines RunningStrip Slot strip_html"),
     "live_view": ("LiveView live_frame"),
     "quality_view": ("DetailsTab NotesView QualityView quality_svg run_evaluation"),
-    "training_view": ("CheckView LogView TrainView examine find_in_log recipe_words"),
+    "training_view": ("CheckView LogView MOST_LOG TrainView examine find_in_log recipe_words"),
     "outcome_view": ("OutcomeView"),
     "completion_view": ("CompleteView OwnView SampleView sample_html"),
     "storage_view": ("StorageView"),

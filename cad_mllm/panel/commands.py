@@ -24,10 +24,10 @@ from ..config import CADMLLMConfig, recipe, TrainConfig
 from ..checkpoints.format import CheckpointError
 from ..checkpoints.legacy import read_config
 from ..checkpoints.records import CheckpointRecord
-from ..training.run_files import RUN_CONFIG, STOP, write_json
+from ..training.run_files import read_run_config, STOP, write_json
 from ..training.changes import Change, changed_settings, OTHER_RUN
 from ..training.notify import without_address
-from .runs import child_processes, LAUNCH, LOG, PanelError, read_small_json, read_training, Run
+from .runs import child_processes, LAUNCH, LOG, PanelError, read_training, Run
 
 # %% ../../nbs/10_panel/05_commands.ipynb #59c62c38
 @dataclass
@@ -160,9 +160,9 @@ def resume_form(
 ) -> TrainForm:
     "The form that goes on with a run as it was begun."
     if record is not None and not record.complete: raise PanelError(f"{record.path.name} is damaged ({record.problem}): select another one, or resume the latest")
-    told, point = read_small_json(run.path/RUN_CONFIG)[0], record or run.newest
-    flags = {k: v for k, v in parse_flags(told.get("command") or []).items() if k in _FLAGS}
-    trained, base = told.get("train") or {}, str(told.get("cwd") or "")
+    told, point = read_run_config(run.path), record or run.newest
+    flags = {k: v for k, v in parse_flags(told["command"]).items() if k in _FLAGS}
+    trained, base = told["train"], told["cwd"]
     for name in PATH_FLAGS:
         value = next(iter(flags.get(name, [])), "") or trained.get(name) or ""
         if value and (name in flags or not os.path.isabs(value) and value != getattr(TrainConfig(), name)): flags[name] = [find_again(value, base, run.path)]
@@ -219,8 +219,9 @@ def start_training(
     (output/STOP).unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parent.parent) if "__file__" in globals() else os.getcwd()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    if (output/LOG).exists() and not (output/LOG).is_file(): raise PanelError(f"{output/LOG}: is no file; move it away, or choose another output folder")
     with open(output/LOG, "ab") as log:
-        log.write(f"\n$ {shlex.join(without_address(command))}\n".encode()); log.flush()
+        log.write(os.fsencode(f"\n$ {shlex.join(without_address(command))}\n")); log.flush()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
     child_processes[process.pid] = process
     write_json(output/LAUNCH, dict(pid=process.pid, host=socket.gethostname(), command=without_address(command), started=datetime.now().isoformat(timespec="seconds")))

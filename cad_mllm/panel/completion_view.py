@@ -13,10 +13,11 @@ from pathlib import Path
 import ipywidgets as widgets
 from fastcore.basics import patch
 
-from ..cad.program import CADProgram
+from ..utils.files import read_plain
+from ..cad.program import CADProgram, MAX_BYTES
 from ..checkpoints.records import CheckpointRecord, human_size
-from ..training.run_files import RUN_CONFIG
-from .runs import format_count, PanelError, read_small_json, sentence, shorten
+from ..training.run_files import read_run_config
+from .runs import format_count, PanelError, sentence, shorten
 from .plots import image_html
 from .completion import find_samples, PartPicture, picture_png, read_part, sample_folders, uploaded
 from .outcome import given_html, Outcome
@@ -63,7 +64,7 @@ def take(self: SampleView):
     self.choice = next((c for c in self.choices if c.id == self.list.value), None)
     self.whole, self.about.value = None, ""
     if self.choice is None: return self.changed()
-    self.whole = read_part(self.choice.whole.read_bytes(), self.choice.whole.name)
+    self.whole = read_part(read_plain(self.choice.whole, MAX_BYTES), self.choice.whole.name)
     num = len(CADProgram.from_json(self.whole))
     with self.panel.quiet():
         self.kept.value = 0            # a maximum below the value would be refused
@@ -123,7 +124,7 @@ class OwnView(View):
 def check(self: OwnView, kind, path) -> str:
     "What a file holds, in words; raises an error with a remedy for what cannot be used."
     if not path.is_file(): raise PanelError(f"{dict((k, l) for k, l, _ in _OWN_FILES)[kind]}: there is no file {path}; check the spelling, or upload it")
-    if kind == "partial": return format_count(len(CADProgram.from_json(read_part(path.read_bytes(), path.name))), "operation")
+    if kind == "partial": return format_count(len(CADProgram.from_json(read_part(read_plain(path, MAX_BYTES), path.name))), "operation")
     if kind == "image": return f"a picture, {human_size(len(picture_png(path)))}"
     from cad_mllm.completion import read_point_cloud
     return format_count(len(read_point_cloud(path)), "point")
@@ -133,7 +134,7 @@ def inputs(self: OwnView) -> dict: # partial_json, caption, image, point_cloud
     "What is given."
     paths = {kind: Path(w.value.strip()).expanduser() for kind, w in self.paths.items() if w.value.strip()}
     for kind, path in paths.items(): self.check(kind, path)
-    part = read_part(paths["partial"].read_bytes(), paths["partial"].name) if "partial" in paths else None
+    part = read_part(read_plain(paths["partial"], MAX_BYTES), paths["partial"].name) if "partial" in paths else None
     return dict(partial_json=part, caption=self.caption.value, image=str(paths["image"]) if "image" in paths else None, point_cloud=str(paths["points"]) if "points" in paths else None)
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #ed39eca2
@@ -176,7 +177,7 @@ class CompleteView(View):
 def propose(self: CompleteView):
     "The data folder that the run was trained on, where it is at hand."
     run = self.panel.run_of(self.panel.picked)
-    told = (read_small_json(run.path/RUN_CONFIG)[0].get("train") or {}).get("data_root") if run else ""
+    told = read_run_config(run.path)["train"].get("data_root") if run else ""
     for root in filter(None, (self.sample.root.value.strip(), self.panel.train.data.value.strip(), told)):
         if not (Path(root).expanduser()/"json").is_dir(): continue
         self.sample.root.value = str(root)
