@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .utils.files import open_plain, read_lines
 from .cad.curves import CADFormatError, Frame
 from .cad.grid import NUM_LEVELS
 from .cad.program import CADProgram, Extrude, rectangle
@@ -34,7 +35,7 @@ SHAPE_FILES = tuple(dict.fromkeys((".step", ".stp", *MESH_SUFFIXES, *CLOUD_FILES
 
 def _has_faces(path):
     "Whether a PLY file is a mesh."
-    with open(path, "rb") as file: head = file.read(20_000).split(b"end_header")[0]
+    with open_plain(path) as file: head = file.read(20_000).split(b"end_header")[0]
     return any(line.split()[:2] == [b"element", b"face"] and int(line.split()[2]) > 0 for line in head.splitlines())
 
 def read_points_of(
@@ -272,8 +273,7 @@ def reconstruct_file(
 
 def _lines(log):
     "The lines of a `results.jsonl`; one that a kill cut off is none."
-    if not log.exists(): return []
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip().endswith("}")]
+    return [row for row in read_lines(log) if isinstance(row.get("file"), str)] if log.exists() else []
 
 def reconstruct_folder(
     root: str | Path, # a folder of shapes
