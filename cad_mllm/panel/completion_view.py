@@ -97,11 +97,12 @@ class OwnView(View):
     "A caption and files of one's own, by path or uploaded."
     def build(self):
         self.folder = tempfile.TemporaryDirectory(prefix="cad-mllm-")
-        self.caption = style_control(widgets.Textarea, "Caption", width="560px", placeholder="a flange with six bolt holes", rows=2)
+        self.caption = style_control(widgets.Textarea, "Caption", label_width="85px", width="560px", placeholder="a flange with six bolt holes", rows=2)
         self.paths, self.uploads, self.changed, lines = {}, {}, lambda: None, []
         for kind, label, accept in _OWN_FILES:
-            self.paths[kind] = style_control(widgets.Text, label, width="560px", placeholder="a path or an upload; may stay empty")
-            self.uploads[kind] = widgets.FileUpload(description=f"Upload {label.lower() if kind != 'partial' else 'a partial JSON'}", accept=accept, multiple=False, layout=widgets.Layout(width="220px"))
+            self.paths[kind] = style_control(widgets.Text, label, label_width="85px", width="auto", placeholder="a path, or upload it")
+            self.paths[kind].layout.flex = "1 1 230px"
+            self.uploads[kind] = widgets.FileUpload(description=label.split()[-1], tooltip=f"Upload: {label}", accept=accept, multiple=False, layout=widgets.Layout(width="115px"))
             self.uploads[kind].observe(guarded(self.panel, lambda kind=kind: self.take(kind)), "value")
             self.paths[kind].observe(guarded(self.panel, lambda: self.changed()), "value")
             self.paths[kind].add_class(f"cadm-part-{kind}"); self.uploads[kind].add_class(f"cadm-upload-{kind}")

@@ -30,6 +30,7 @@ class StorageView(View):
         self.yes, self.no = make_button(self.panel, "Yes, delete for good", self.delete, "danger"), make_button(self.panel, "No, keep them", self.forget)
         for w, name in ((look, "preview"), (self.ask, "ask"), (self.yes, "yes"), (self.no, "no"), (self.plan, "plan"), (self.run, "storage-run"), (self.keep, "keep"), (self.sizes, "sizes")): w.add_class(f"cadm-{name}")
         note = widgets.HTML(f'<details><summary>Google Drive and its trash</summary><div class="cadm-dim">{html.escape(DRIVE_NOTE)}</div></details>')
+        self.buttons()
         return [self.sizes, make_row(self.run, self.keep, look), self.plan, make_row(self.ask, self.yes, self.no), note]
 
     def buttons(self, *visible):
