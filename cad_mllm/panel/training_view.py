@@ -35,7 +35,7 @@ class TrainView(View):
         self.output = style_control(widgets.Text, "Output folder", width="560px")
         self.recipe, self.recipe_words = style_control(widgets.Dropdown, "Recipe", width="330px", options=list(RECIPES)), widgets.HTML()
         self.data = style_control(widgets.Text, "Data folder", width="560px")
-        self.changes = {name: style_control(widgets.Text, label, width="488px" if name == "notify" else "240px", label_width="135px") for name, label in CHANGES}
+        self.changes = {name: style_control(widgets.Text, label, width="548px" if name == "notify" else "270px", label_width="135px") for name, label in CHANGES}
         self.more = style_control(widgets.Text, "More flags", width="560px", placeholder="such as --seed 1 --lora_r 16")
         for w in (self.mode, self.run): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
         for w in (self.output, self.recipe, self.data, self.more, *self.changes.values()): w.observe(guarded(self.panel, self.preview), "value")
@@ -47,7 +47,7 @@ class TrainView(View):
         self.check, self.log_view = CheckView(self.panel, self), LogView(self.panel, self)
         for name in ("mode", "run", "output", "recipe", "data", "more", "command", "start", "stop", "seize", "progress"): getattr(self, name).add_class(f"cadm-{name}")
         for name, w in self.changes.items(): w.add_class(f"cadm-{name.replace('_', '-')}")
-        settings = widgets.Box(list(self.changes.values()), layout=widgets.Layout(flex_flow="row wrap", max_width="1000px"))
+        settings = widgets.Box(list(self.changes.values()), layout=widgets.Layout(flex_flow="row wrap", max_width="1120px"))
         return [self.mode, make_row(self.run, self.recipe, self.recipe_words), self.output, self.data, settings, self.more, self.command, make_row(self.start, self.stop, self.seize, self.check.button), self.check,
                 self.progress, self.log_view]
 
