@@ -18,7 +18,7 @@ from .config import ConfigError
 from .commands.preparing import num_processes, pack, prepare_data, synth
 from .commands.training import configs, plan, run_train, train_parser  # noqa: F401
 from .commands.completing import card, complete, evaluate
-from .commands.files import checkpoints, deliver, export, inspect, reconstruct
+from .commands.files import checkpoints, deliver, export, freecad_macro, inspect, reconstruct
 
 # %% ../nbs/11_commands/02_cli.ipynb #cd0111e4
 def demo(
@@ -33,12 +33,13 @@ def demo(
 
 # %% ../nbs/11_commands/02_cli.ipynb #a6eb9641
 VERBS = {"demo": demo, "synth": synth, "prepare": prepare_data, "doctor": "doctor", "pack": pack, "plan": plan, "train": run_train, "complete": complete, "evaluate": evaluate, "score": "score", "card": card,
-         "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export, "reconstruct": reconstruct}
+         "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export, "reconstruct": reconstruct,
+         "freecad-macro": freecad_macro}
 _HOMES = {"doctor": "cad_mllm.data", "score": "cad_mllm.metrics"}
 _ELSEWHERE = {"doctor": "Say what a data set holds and lacks, its lengths in tokens, twins and leaks.", "score": "Measure a folder of parts against another: JSON, STEP, meshes or points."}
 
 def _usage():
-    lines = [f"  {name:12} {_ELSEWHERE.get(name) or f.__doc__}" for name, f in VERBS.items()]
+    lines = [f"  {name:13} {_ELSEWHERE.get(name) or f.__doc__}" for name, f in VERBS.items()]
     return "\n".join(["usage: cad-mllm VERB ... (cad-mllm VERB --help tells more)", *lines, "", _TRUST_HELP])
 
 _TRUST_HELP = "With any verb: --trust NAME gives your word for a base model, a revision or hub code that a checkpoint asks for; without it such a checkpoint is refused."
