@@ -39,4 +39,5 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "histories": ("FOREIGN READABLE SCRIPTS WRITABLE is_continued is_writable json_of_data_set read_history recognise "
               "write_history"),
     "data_sets": ("DataSet LEFT_OUT MOST_SPLIT MOST_TABLE convert_data_set find_data_set"),
+    "freecad_macro": ("FREECAD_COMMANDS MACRO ask_macro_folder install_macro macro_text usual_macro_folder"),
 })
