@@ -155,7 +155,7 @@ def commands():
         fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
         found = [(line, True) for block in fenced for line in block.splitlines()] + [(code, False) for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]
         for line, whole in found:
-            if m := re.match(r"\s*(?:!|\$ )?cad-mllm ([a-z]\w*)(.*)", line): yield name, m[1], shlex.split(m[2], comments=True), whole
+            if m := re.match(r"\s*(?:!|\$ )?cad-mllm ([a-z][\w-]*)(.*)", line): yield name, m[1], shlex.split(m[2], comments=True), whole
 
 
 def test_every_command_that_is_shown_exists_as_shown(capsys):
