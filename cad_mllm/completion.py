@@ -112,11 +112,12 @@ def request(
     point_cloud=None, # points of the whole part: a file or an array
     seed: int = 0, # of the draw of points
     unit: str = "", # of a file of points: mm, cm, m or in; guessed where it says none
+    skip_unsupported: bool = False, # leave out of the beginning what a history cannot say; the notes name it
 ) -> Request:
     "What was given, read and checked; raises `InputError` or `CADFormatError`. An empty string is the same as None."
     partial_json, image, point_cloud = (None if isinstance(v, str) and not v else v for v in (partial_json, image, point_cloud))
     caption = caption or ""
-    program, source, name = (None, None, "completion") if partial_json is None else read_partial(partial_json)
+    program, source, name = (None, None, "completion") if partial_json is None else read_partial(partial_json, skip_unsupported)
     prefix, notes = "" if not self.codec.added_tokens else [], []
     if program is not None: prefix = self.codec.prefix(program)
     if program is not None and not prefix: notes.append("nothing of the given operations can be said in the CAD language (no profile closes), so the model did not see them")

@@ -41,11 +41,12 @@ class Request:
 # %% ../nbs/9_completion/00_requests.ipynb #034aac57
 def read_partial(
     partial, # a file that `read_history` reads, a dict in the Omni-CAD layout, or a `CADProgram`
+    skip_unsupported: bool = False, # leave out everything of a file that a history cannot say
 ) -> tuple: # (CADProgram, its JSON as it came, a name)
     "The user's beginning; fillets and chamfers of a FreeCAD document are left out, and `extra[\"skipped\"]` lists them. Raises `CADFormatError` where it is none."
     if isinstance(partial, CADProgram): return partial, partial.to_json(), "completion"
     if isinstance(partial, dict): return CADProgram.from_json(partial), copy.deepcopy(partial), "completion"
-    program, path = read_history(partial, skip_dressings=True), Path(partial)
+    program, path = read_history(partial, skip_unsupported=skip_unsupported, skip_dressings=True), Path(partial)
     own = path.suffix.lower() not in (".fcstd", ".py", ".h5", ".hdf5") and json_of_data_set(path) is None
     return program, read_json(path, MAX_BYTES) if own else program.to_json(), path.stem
 

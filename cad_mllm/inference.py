@@ -107,10 +107,11 @@ def complete(
     on_operation=None, # called with the number of the candidate and its part so far, whenever an operation is finished
     on_candidates=None, # called at the end with all candidates, and the one that was chosen
     unit: str = "", # of a file of points: mm, cm, m or in; guessed where it says none
+    skip_unsupported: bool = False, # leave out of the beginning what a history cannot say; the notes name it
 ) -> dict: # entities, sequence, properties, metadata
     "A whole part from whatever is given. Raises `InputError` or `CADFormatError` for a request that cannot be served, never for what the model writes."
     check_sampling(temperature, top_p, num)
-    formats, request = check_formats(formats), self.request(partial_json, caption, image, point_cloud, seed, unit)
+    formats, request = check_formats(formats), self.request(partial_json, caption, image, point_cloud, seed, unit, skip_unsupported)
     (result, chosen), = self._serve([request], num, max_new_tokens, constrained, check, best, seed, on_operation, on_candidates, temperature=temperature, top_p=top_p)
     if out is not None: self.save(result, request, chosen, out, formats)
     return result

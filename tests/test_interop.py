@@ -166,11 +166,13 @@ def test_mirrors_and_patterns_are_unrolled(tmp_path):
 
 @freecad
 def test_a_pattern_that_only_freecad_can_find_is_named(tmp_path):
+    from cad_mllm.completion_requests import read_partial
     from cad_mllm.interop.histories import read_history
     path = draw_in_freecad(tmp_path/"edge.FCStd", "edge")
     with pytest.raises(CADFormatError, match="LinearPattern: goes by Edge1 of Pad, which only FreeCAD can find"): read_history(path)
-    program = read_history(path, skip_unsupported=True)
-    assert len(program) == 4 and "goes by Edge1" in program.extra["skipped"][0]
+    with pytest.raises(CADFormatError, match="goes by Edge1"): read_partial(path)
+    for program in (read_history(path, skip_unsupported=True), read_partial(path, skip_unsupported=True)[0]):
+        assert len(program) == 4 and "goes by Edge1" in program.extra["skipped"][0]
 
 
 def test_a_persons_script_keeps_its_lines_and_new_ones_follow(tmp_path):
@@ -236,6 +238,7 @@ from cad_mllm.cli import verb_parser
 from cad_mllm.interop.histories import read_history, write_history
 assert sys.argv[1] == "complete"
 asked = verb_parser("complete").parse_args(sys.argv[2:])
+assert asked.skip_unsupported
 program = read_history(asked.partial, skip_dressings=True)
 num_given = len(program)
 if asked.seed > 1:

@@ -54,10 +54,10 @@ def _formats(format, out):
     own = format_of(out) if out else ""
     return check_formats(named + [own]*bool(own and own not in named))
 
-def _check_one(partial, caption, pictures, points):
+def _check_one(partial, caption, pictures, points, skip_unsupported):
     "Raise what is wrong with a request's files."
     from cad_mllm.completion_requests import InputError, POINT_FILES, read_partial
-    if partial: read_partial(partial)
+    if partial: read_partial(partial, skip_unsupported)
     if points and Path(points).suffix.lower() not in POINT_FILES: raise InputError(f"points={points!r}: unknown suffix; give one of {', '.join(POINT_FILES)}")
     pictures = pictures if isinstance(pictures, list) else [pictures]
     missing = next((p for p in (points, *pictures) if p and not Path(p).is_file()), None)
@@ -91,6 +91,7 @@ def complete(
     top_p: float = 1.0, # sample from the likeliest tokens of this total probability
     seed: int = 0, # of the sampling
     unit: str = "", # of the file of points: mm, cm, m or in; guessed, and said, where it is left out
+    skip_unsupported: bool = False, # leave out of the given part what a history cannot say (revolves, lofts, ...), and tell; fillets and chamfers always are
     device: str = "auto", # auto, cpu, cuda
     max_new_tokens: int = 0, # tokens a candidate may take; 0 for all the room there is
     parts_at_once: int = 1, # with --requests: parts written together; more is faster on a GPU, and as many are lost by a kill
@@ -102,7 +103,7 @@ def complete(
     settings = dict(max_new_tokens=max_new_tokens or None, num=num, temperature=temperature, top_p=top_p, seed=seed, check=check, best=best)
     formats, pictures = _formats(format, "" if requests else out), _pictures(image)
     if requests: asked = read_requests(requests)
-    else: _check_one(partial, caption, pictures, points)
+    else: _check_one(partial, caption, pictures, points, skip_unsupported)
     if requests and (partial or caption or image or points): raise ConfigError(f"requests={requests!r}: what each part is given stands in that file; leave the other inputs out")
     _check_settings(checkpoint, temperature, top_p, num, check, best)
     if progress: print(f"loading {checkpoint}", file=sys.stderr, flush=True)
@@ -110,7 +111,7 @@ def complete(
     model = CADAutocomplete(checkpoint, device=device)
     if requests: return _complete_all(model, asked, Path(out or "completed"), formats, num*max(1, parts_at_once), settings)
     watch = _Watch(num, progress, stream)
-    with watch: result = model.complete(partial or None, caption, pictures, points or None, unit=unit, out=out or "completed.json", formats=formats, on_operation=watch, **settings)
+    with watch: result = model.complete(partial or None, caption, pictures, points or None, unit=unit, skip_unsupported=skip_unsupported, out=out or "completed.json", formats=formats, on_operation=watch, **settings)
     _tell_result(result["metadata"])
 
 def _pictures(given):
