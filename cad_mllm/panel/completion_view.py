@@ -34,7 +34,7 @@ class SampleView(View):
         self.words = style_control(widgets.Text, "Find", width="300px", label_width="45px", placeholder="words of id or caption")
         self.list = widgets.Select(description="Samples", options=[("none", "")], rows=6, style={"description_width": "110px"}, layout=widgets.Layout(width="760px"))
         self.kept = style_control(widgets.BoundedIntText, "Given", width="200px", value=0, min=0, max=1)
-        self.gives = {k: widgets.Checkbox(value=True, description=k.capitalize(), indent=False, layout=widgets.Layout(width="100px")) for k in ("caption", "image", "points")}
+        self.gives = {k: widgets.Checkbox(value=True, description=k.capitalize(), indent=False, layout=widgets.Layout(width="82px")) for k in ("caption", "image", "points")}
         self.about, self.count = widgets.HTML(), widgets.HTML()
         self.root.observe(guarded(self.panel, self.browse), "value")
         for w in (self.folder, self.words): w.observe(guarded(self.panel, self.find), "value")
