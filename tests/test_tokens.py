@@ -298,3 +298,13 @@ def test_the_first_version_encodes_without_new_tokens(program):
     for t in tokens:
         assert not allowed(state)[len(vocabulary(1)):].any() and allowed(state)[TOKEN_IDS[t]]
         state = advance(state, TOKEN_IDS[t])
+
+
+def test_a_plane_of_half_a_turn_keeps_its_tokens():
+    "A half turn has two vectors; which one a frame gets depends on its last bits, so one of them is chosen."
+    tilt = np.deg2rad(np.linspace(1, 89, 23))
+    for c, s in zip(np.cos(tilt).tolist(), np.sin(tilt).tolist()):
+        part = CADProgram()
+        part.sketch(rectangle(0, 0, .02, .01), frame=Frame((0.0, 0.0, 0.0), (-1.0, 0.0, 0.0), (0.0, c, s), (0.0, s, -c)))
+        part.extrude(.01)
+        for version in (1, 2): assert encode(decode(tokens := encode(part, version=version)), version=version) == tokens

@@ -132,3 +132,21 @@ def test_its_weights_are_the_ones_that_train_on(base, data, tmp_path):
     lora = [v for k, v in saved.items() if "lora" in k]
     assert lora and all(torch.allclose(v, torch.tensor(.25), atol=1e-2) for v in lora) and not all(bool((v == .25).all()) for v in lora)
     assert safe_load(list_checkpoints(out)[-1].path/"trainer_state.pt")["step"] == 4
+
+
+def test_a_run_with_the_first_token_version_goes_on_and_completes(data, tmp_path):
+    "Resumed without a word of the version: the vocabulary stays the first one, in the next save and in the parts that it writes."
+    from cad_mllm.cad import CADProgram, vocabulary
+    from cad_mllm.inference import CADAutocomplete
+    Training(data, tmp_path, "--token_version", "1", "--max_steps", "2").wait(0)
+    weights = list_checkpoints(tmp_path)[-1].path
+    process = Training(data, tmp_path, "--resume_from_ckpt", "auto", "--max_steps", "4")
+    process.wait(0)
+    newest = list_checkpoints(tmp_path)[-1]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4] and newest.step == 4 and newest.path != weights
+    completer = CADAutocomplete(newest.path, device="cpu", kernel="manifold")
+    assert completer.model.config.token_version == 1 and completer.codec.added_tokens == vocabulary(1)
+    given = CADProgram.from_json(sorted((data/"json").rglob("*.json"))[0]).truncate(2)
+    result = completer.complete(given, "a plate", num=2, temperature=.7, max_new_tokens=60)
+    assert CADProgram.from_json(result).sequence[:2] == given.sequence and set(completer.codec.prefix(given)) <= set(vocabulary(1))
+    assert result["metadata"]["candidates"][0]["tokens"] > 0

@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.spatial.transform import Rotation
 
-from .curves import CADFormatError, Contour
+from .curves import CADFormatError, Contour, Frame
 from .program import arc_points, Extrude
 from .grid import Grid, NUM_LEVELS
 from .vocab import AXES, tokens_of_number
@@ -66,14 +66,25 @@ def axes_rotation(
     if isinstance(axes, str): return np.array(AXES[axes], float)
     return Rotation.from_rotvec((np.array(axes)/(_TILT - 1)*2 - 1)*math.pi).as_matrix()
 
+def _turn_of(rotation):
+    "The turn of a frame as three numbers."
+    vector = Rotation.from_matrix(rotation).as_rotvec()
+    return tuple(int(n) for n in np.rint((vector/math.pi + 1)/2*(_TILT - 1)))
+
+def _read_again(turn):
+    "The turn of the frame that a turn stands for, as a sketch holds it."
+    x, y, z = map(tuple, axes_rotation(turn).tolist())
+    return _turn_of(Frame((0.0, 0.0, 0.0), x, y, z).rotation)
+
 def name_axes(rotation):
-    "The named frame whose normal this frame has, or three numbers."
+    "The named frame whose normal this frame has, or three numbers that stay when they are read again: a half turn has two."
     for name, axes in AXES.items():
         if (np.abs(rotation[2] - axes[2]).max() < 1e-6
             and np.abs(np.abs(rotation) - np.rint(np.abs(rotation))).max() < 1e-6):
             return name
-    vector = Rotation.from_matrix(rotation).as_rotvec()
-    return tuple(int(n) for n in np.rint((vector/math.pi + 1)/2*(_TILT - 1)))
+    turn = _turn_of(rotation)
+    again = _read_again(turn)
+    return again if _read_again(again) == again else max(turn, again)
 
 # %% ../../nbs/1_cad/05_records.ipynb #444ce26d
 def _arc_or_line(a, m, b):
