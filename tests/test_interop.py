@@ -382,6 +382,29 @@ def test_broken_files_of_every_form_are_refused_and_nothing_else(tmp_path):
     assert refused > 80
 
 
+def test_broken_documents_are_continued_or_refused_and_nothing_else(tmp_path):
+    "Mutated ones, and one whose body begins with a feature that cannot be read, so that only its pocket is known."
+    import random
+    import zipfile
+
+    from cad_mllm.interop.histories import read_history, write_history
+    write_freecad(bracket(), tmp_path/"whole.FCStd")
+    text, rng, continued = zipfile.ZipFile(tmp_path/"whole.FCStd").read("Document.xml").decode(), random.Random(0), 0
+    for broken in [text.replace("PartDesign::Pad", "PartDesign::Revolution"), *(mutated(text, rng) for _ in range(60))]:
+        with zipfile.ZipFile(tmp_path/"broken.FCStd", "w") as z: z.writestr("Document.xml", broken)
+        try: program = read_history(tmp_path/"broken.FCStd", skip_unsupported=True)
+        except CADFormatError: continue
+        num_given = len(program)
+        program.sketch(rectangle(.02, 0, .01, .01))
+        program.extrude(.02, "join")
+        try: write_history(program, tmp_path/"continued.FCStd", num_given, tmp_path/"broken.FCStd")
+        except CADFormatError: continue
+        theirs, ours = objects_of(tmp_path/"broken.FCStd"), objects_of(tmp_path/"continued.FCStd")
+        assert [n for n in theirs if ours[n] != theirs[n]] in ([], ["Body"]) and len(ours) > len(theirs)
+        continued += 1
+    assert continued >= 3
+
+
 def test_scripts_are_never_executed(tmp_path):
     from cad_mllm.interop.histories import read_history
     made = tmp_path/"made"

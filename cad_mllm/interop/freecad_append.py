@@ -153,9 +153,12 @@ def append_features(
 ) -> tuple: # (Document.xml with further objects, names of the former tips, `BodyPlan`)
     "Add features to the text of a document."
     results = results_of(items)
-    bodies = [(b, fs) for b, fs in zip(results, _bodies_as_features(items, results)) if fs] if all(r.kind == "PartDesign::Body" for r in results) else []
+    alone = all(r.kind == "PartDesign::Body" for r in results)
+    read = zip(results, _bodies_as_features(items, results)) if alone else ()
+    bodies = [(b, fs) for b, fs in read if any(f.operation != "cut" for f in fs)]
     plan = plan_more([fs for _, fs in bodies], features)
-    editor, document, tips = TextEditor(data), Document(taken=set(items)), []
+    editor, tips = TextEditor(data), []
+    document = Document(taken={s.name for s in editor.spans})
     if plan.is_part: _append_solids(document, results, features, num_given)
     else:
         for (body, before), after in zip(bodies, plan.bodies):
