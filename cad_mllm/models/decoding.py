@@ -45,6 +45,7 @@ class GrammarLogitsProcessor:
         self.columns = torch.tensor(tokenizer.convert_tokens_to_ids(vocabulary(version)) + [tokenizer.eos_token_id])
         self.index = {id: i for i, id in enumerate(self.columns[:-1].tolist())}
         self.states = [begin(p, version) for p in prefixes]
+        self.given = [state.num_extrudes for state in self.states]
         self.budgets = [max_new_tokens]*len(prefixes) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         self.num_given, self.seen, self.finishing, self.masks = num_given, 0, set(), _Masks(version)
         for row, (state, budget) in enumerate(zip(self.states, self.budgets, strict=True)):
@@ -55,12 +56,14 @@ class GrammarLogitsProcessor:
 # %% ../../nbs/7_models/07_decoding.ipynb #1231a9f1
 _open = functools.lru_cache(2**14)(allowed)
 
-def _row_mask(state, room, finishing):
-    "What a row may write next: (tokens of the version + 1,) bool; the last column is the end of text."
+def _row_mask(state, room, finishing, must_add):
+    """What a row may write next: (tokens of the version + 1,) bool; the last column is the end of text.
+    One that `must_add` may not end, as long as there is room for an operation."""
     mask = np.zeros(len(vocabulary(state.version)) + 1, bool)
     if state.node == "done": mask[-1] = True
     elif finishing and state.node == "op" and state.num_extrudes: mask[TOKEN_IDS["<end>"]] = True
     else: mask[:-1] = _open(state, room)[:len(mask) - 1]
+    if must_add and mask.sum() > 1: mask[TOKEN_IDS["<end>"]] = False
     return mask
 
 class _Masks:
@@ -69,7 +72,7 @@ class _Masks:
         self.numbers, self.table, self.size = {}, torch.zeros(64, len(vocabulary(version)) + 1, dtype=torch.bool), 0
 
     def rows(self, keys, device) -> torch.Tensor: # (B, len(TOKENS) + 1) bool
-        "The masks of these (state, room, finishing)."
+        "The masks of these (state, room, finishing, must_add)."
         if self.table.device != device: self.table = self.table.to(device)
         for key in keys:
             if key not in self.numbers: self._add(key)
@@ -106,8 +109,14 @@ def finish(self: GrammarLogitsProcessor, row: int):
 # %% ../../nbs/7_models/07_decoding.ipynb #830c62d3
 @patch
 def _keys(self: GrammarLogitsProcessor):
-    return [(s, min(b - self.seen, 64), row in self.finishing)
+    return [(s, min(b - self.seen, 64), row in self.finishing, self.must_add(row))
             for row, (s, b) in enumerate(zip(self.states, self.budgets))]
+
+@patch
+def must_add(self: GrammarLogitsProcessor, row: int) -> bool:
+    "Whether a beginning was given and nothing has been added to it: who asks for a completion says that something is missing."
+    given = self.given[row]
+    return given > 0 and self.states[row].num_extrudes == given and row not in self.finishing
 
 @patch
 def __call__(
