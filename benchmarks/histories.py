@@ -129,8 +129,7 @@ def run_openscad(files, stall):
         start = time.time()
         try:
             subprocess.run(["openscad", "-q", "-o", f"{f}.stl", str(f)], capture_output=True, timeout=stall, check=True)
-            mesh = read_mesh(f"{f}.stl")
-            found[str(f)] = {"volume": abs(mesh.volume)*1e9 if abs(mesh.volume) < 1e-3*Path(f).stat().st_size else abs(mesh.volume), "seconds": time.time() - start}
+            found[str(f)] = {"volume": read_mesh(f"{f}.stl", "mm").volume*1e9, "seconds": time.time() - start}
         except subprocess.TimeoutExpired: found[str(f)] = {"failed": f"no answer for {stall} seconds"}
         except Exception as e: found[str(f)] = {"failed": f"{type(e).__name__}: {e}"[:120]}
     return found
