@@ -15,7 +15,8 @@ from cad_mllm.cad import CADProgram, rectangle
 from cad_mllm.geometry import build_solid, cloud_of, in_metres, read_cloud, surface_distance
 from cad_mllm.data import prepare_image
 from cad_mllm.geometry import GeometryError, Mesh
-from cad_mllm.geometry import read_mesh, read_surface
+from cad_mllm.geometry import read_mesh, read_shape, read_surface
+from cad_mllm.metrics import score
 
 CASES = Path(os.environ.get("CAD_CASES_ROOT", "nowhere"))
 with_cases = pytest.mark.skipif(not CASES.is_dir(), reason="set CAD_CASES_ROOT to the folder of cases")
@@ -253,3 +254,38 @@ def test_3mf_that_unpacks_to_gigabytes_or_defines_words_is_refused(tmp_path, mon
     with pytest.raises(GeometryError, match="defines entities"): read_surface(path)
     monkeypatch.setattr("cad_mllm.geometry.mesh_readers.MOST_UNPACKED", 100)
     with pytest.raises(GeometryError, match="unpacks to"): read_surface(path)
+
+
+def plate():
+    "A plate of 20 by 10 by 10 mm."
+    part = CADProgram()
+    part.sketch(rectangle(0, 0, .02, .01))
+    part.extrude(.01)
+    return part
+
+
+def test_a_byte_order_mark_in_step_and_captions_is_read(tmp_path):
+    from cad_mllm.data.captions import read_captions
+    from cad_mllm.data.skipped import SkipReport
+    build_solid(plate()).export(tmp_path/"plain.step")
+    text = (tmp_path/"plain.step").read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path/"a.step").write_bytes(text.encode(encoding))
+        assert read_shape(tmp_path/"a.step").volume == pytest.approx(2e-6)
+        (tmp_path/"a.json").write_bytes('[{"id": "0000/a", "text caption": "Ø 12"}]'.encode(encoding))
+        assert read_captions(tmp_path/"a.json", SkipReport()) == {"0000/a": "Ø 12"}
+    (tmp_path/"a.step").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(GeometryError, match="a.step: not a STEP file"): read_shape(tmp_path/"a.step")
+
+
+def test_reasons_of_score_are_sentences_with_the_file(tmp_path):
+    "No raw KeyError: what is missing, and in which prediction."
+    for folder in ("gt", "pred"): (tmp_path/folder).mkdir()
+    for name in "abc": plate().save(tmp_path/"gt"/f"{name}.json")
+    (tmp_path/"pred"/"a.json").write_text('{"entities": {"A": {"type": "Sketch"}}, "sequence": [{"index": 0, "type": "Sketch", "entity": "A"}]}')
+    (tmp_path/"pred"/"b.json").write_text("{}")
+    plate().save(tmp_path/"pred"/"c.json")
+    report = score(str(tmp_path/"pred"), str(tmp_path/"gt"), jobs=1, out=str(tmp_path/"out"))
+    written = "".join(p.read_text(errors="replace") for p in (tmp_path/"out").rglob("*") if p.suffix in (".jsonl", ".json", ".csv", ".md"))
+    for words in ("entities.A.profiles: is missing", "top level.entities: is missing"): assert words in str(report) and words in written
+    assert "KeyError" not in written + str(report) and "a.json" in written and "b.json" in written

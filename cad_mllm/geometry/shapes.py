@@ -6,6 +6,7 @@
 __all__ = ['read_step', 'read_shape']
 
 # %% ../../nbs/2_geometry/13_shapes.ipynb #b1f4c615
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,17 @@ from .solid import build_solid, Solid
 from .workers import isolated, WorkerError
 
 # %% ../../nbs/2_geometry/13_shapes.ipynb #8dbadcb7
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"} # byte order mark -> encoding
+
+def _without_mark(path, folder):
+    "The file, or a copy in a folder without the byte order mark that OpenCascade does not read."
+    with open(path, "rb") as file: start = file.read(3)
+    encoding = next((e for mark, e in _MARKS.items() if start.startswith(mark)), None)
+    if encoding is None: return path
+    copy = Path(folder)/"plain.step"
+    copy.write_text(Path(path).read_text(encoding=encoding, errors="replace"), encoding="utf-8")
+    return str(copy)
+
 def _load_step(
     path: str, # a STEP file
 ) -> Solid:
@@ -29,7 +41,8 @@ def _load_step(
     occ = load_occ()
     for key in ("xstep.cascade.unit", "write.step.unit"): occ.Interface_Static.SetCVal_s(key, "MM")
     reader = occ.STEPControl_Reader()
-    if reader.ReadFile(path) != occ.IFSelect_ReturnStatus.IFSelect_RetDone: raise GeometryError(f"{path}: not a STEP file, or it breaks off")
+    with tempfile.TemporaryDirectory() as folder: read = reader.ReadFile(_without_mark(path, folder))
+    if read != occ.IFSelect_ReturnStatus.IFSelect_RetDone: raise GeometryError(f"{path}: not a STEP file, or it breaks off")
     reader.TransferRoots()
     shape = reader.OneShape()
     if shape is None or shape.IsNull() or next(occ_children(shape, "Face"), None) is None: raise GeometryError(f"{path}: the STEP file holds no faces")
