@@ -173,7 +173,7 @@ class CurriculumStage:
                f"{self.name}.modality_probs", self.modality_probs, "use probabilities that are not negative and add up to 1")
         _check(self.num_epochs >= 0, f"{self.name}.num_epochs", self.num_epochs, "use 0 to leave the stage out, or more")
         for name in ("until_val_loss", "patience", "min_delta"): _check(getattr(self, name) >= 0, f"{self.name}.{name}", getattr(self, name), "use 0 or more")
-        _check(self.lr > 0, f"{self.name}.lr", self.lr, "use a learning rate above 0")
+        _check(0 < self.lr < 1e6, f"{self.name}.lr", self.lr, "use a learning rate above 0, and a finite one")
 
 # %% ../nbs/00_config.ipynb #71a06a99
 def default_stages(

@@ -47,7 +47,7 @@ def local_dir_for(
     output_dir = os.path.abspath(output_dir)
     base = os.environ.get("CAD_MLLM_LOCAL") or os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cad_mllm")
     if REMOTE_FILE_SYSTEMS.fullmatch(mount_of(base)[1]): base = os.path.join(tempfile.gettempdir(), "cad_mllm")
-    return Path(base)/f"{Path(output_dir).name or 'output'}-{hashlib.sha256(output_dir.encode()).hexdigest()[:10]}"
+    return Path(base)/f"{Path(output_dir).name or 'output'}-{hashlib.sha256(os.fsencode(output_dir)).hexdigest()[:10]}"
 
 def default_local_dir(
     output_dir: Path, # of a run

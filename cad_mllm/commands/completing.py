@@ -10,8 +10,9 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from ..utils.arguments import Positional, suggestion
+from ..utils.arguments import AtLeast, Positional, suggestion
 from ..utils.files import FileError, MOST_LINES, parse_json, read_plain_text, write_text
 from ..utils.progress import Progress
 from ..config import ConfigError, parse_modalities
@@ -94,7 +95,7 @@ def complete(
     skip_unsupported: bool = False, # leave out of the given part what a history cannot say (revolves, lofts, ...), and tell; fillets and chamfers always are
     device: str = "auto", # auto, cpu, cuda
     max_new_tokens: int = 0, # tokens a candidate may take; 0 for all the room there is
-    parts_at_once: int = 1, # with --requests: parts written together; more is faster on a GPU, and as many are lost by a kill
+    parts_at_once: Annotated[int, AtLeast(1)] = 1, # with --requests: parts written together; more is faster on a GPU, and as many are lost by a kill
     stream: bool = False, # tell each operation as soon as it is written
     progress: bool = True, # tell on standard error how far it is
 ):
@@ -182,16 +183,16 @@ def _ranking(metadata):
 def evaluate(
     checkpoint: str, # a checkpoint folder
     data_root: str, # a data set in the Omni-CAD layout
-    num: int = 100, # beginnings, at most
+    num: Annotated[int, AtLeast(1)] = 100, # beginnings, at most
     modalities: str = "", # combinations, comma separated, such as text,text+points; all that the model has encoders for if left out
     split: str = "val", # val: what training held out; all: everything, for data that training never saw
-    num_candidates: int = 1, # completions to choose from, without the truth; needs a temperature
+    num_candidates: Annotated[int, AtLeast(1)] = 1, # completions to choose from, without the truth; needs a temperature
     temperature: float = 0.0, # 0 takes the likeliest token
     check: str = "kernel", # kernel: operations are judged while they are written; end: whole parts are built
     robustness: bool = False, # ask again with noisy and thin points, and with pictures from each view
     from_scratch: bool = False, # give no operations
     max_new_tokens: int = 0, # tokens a completion may take; 0 for all the room there is
-    batch_size: int = 16, # completions written together
+    batch_size: Annotated[int, AtLeast(1)] = 16, # completions written together
     seed: int = 0, # of the choice of beginnings, and of sampling
     jobs: int = 0, # processes for geometry; 0 for one for each processor that was allotted
     out: str = "", # folder for the tables and pictures; beside the checkpoint if left out

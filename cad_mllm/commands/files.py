@@ -7,8 +7,9 @@ __all__ = ['SHAPE_FILES', 'checkpoints', 'deliver', 'inspect', 'export', 'freeca
 
 # %% ../../nbs/11_commands/01e_files.ipynb #39b8a741
 from pathlib import Path
+from typing import Annotated
 
-from ..utils.arguments import Positional
+from ..utils.arguments import AtLeast, Positional
 from ..config import ConfigError
 
 # %% ../../nbs/11_commands/01e_files.ipynb #2f6b4b69
@@ -136,7 +137,7 @@ def reconstruct(
     seconds: float = 3, # for fitting the numbers of a part
     methods: str = "slabs", # who proposes histories, comma separated: slabs, model
     checkpoint: str = "small", # of the model: small, a checkpoint folder, user/model
-    num_candidates: int = 8, # histories that the model writes
+    num_candidates: Annotated[int, AtLeast(1)] = 8, # histories that the model writes
     picture: str = "", # of one shape: picture of how far the points lie off, a .png
 ):
     "Make an editable history from a scan, a mesh or a STEP file."

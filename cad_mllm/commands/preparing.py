@@ -8,7 +8,9 @@ __all__ = ['synth', 'num_processes', 'prepare_data', 'pack']
 # %% ../../nbs/11_commands/01b_preparing.ipynb #a2f29ee0
 from pathlib import Path
 
-from ..utils.arguments import Positional
+from typing import Annotated
+
+from ..utils.arguments import AtLeast, Positional
 from ..utils.cpus import allotted_cpus
 from ..utils.progress import Progress
 from ..config import ConfigError
@@ -16,11 +18,11 @@ from ..config import ConfigError
 # %% ../../nbs/11_commands/01b_preparing.ipynb #086d02db
 def synth(
     out: str, # folder to write, in the Omni-CAD layout
-    num: int = 200, # how many parts
+    num: Annotated[int, AtLeast(1)] = 200, # how many parts
     seed: int = 0, # part i of a seed is always the same
     jobs: int = 0, # processes; 0 for one for each processor that was allotted
     views: int = 8, # pictures a part, 0 to 8
-    size: int = 224, # pixels a side
+    size: Annotated[int, AtLeast(1)] = 224, # pixels a side
     points: bool = True, # make point clouds too
     style: str = "families", # "families" with names and rich captions, or "realistic" parts with the statistics of real ones
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see the folder
@@ -43,8 +45,8 @@ def prepare_data(
     root: str, # folder with json/ in the Omni-CAD layout; or DeepCAD's, the Fusion 360 Gallery's or Text2CAD's as it was downloaded
     out: str = "", # write products here instead, and leave ROOT untouched; of a downloaded data set train/, val/ and test/ as its authors split it
     jobs: int = 0, # processes; 0 for one for each processor that was allotted
-    num_points: int = 4096, # points a part
-    size: int = 224, # pixels a side of a picture
+    num_points: Annotated[int, AtLeast(1)] = 4096, # points a part
+    size: Annotated[int, AtLeast(1)] = 224, # pixels a side of a picture
     steps: bool = False, # STEP files too
     points: bool = True, # point clouds
     images: bool = True, # pictures
@@ -123,9 +125,9 @@ def _summary(report, num_named=3):
 def pack(
     root: str, # a data set in the Omni-CAD layout; or a packed one, to check it
     out: Positional = "", # folder for the shards
-    shard_mb: float = 256, # megabytes after which a shard is closed
+    shard_mb: Annotated[float, AtLeast(.001)] = 256, # megabytes after which a shard is closed
     jobs: int = 0, # processes that check histories; 0 for as many as pay
-    readers: int = 8, # threads that read files ahead; more help on a slow disk
+    readers: Annotated[int, AtLeast(1)] = 8, # threads that read files ahead; more help on a slow disk
     tokens: bool = True, # keep the tokens of every sample: without them packing is quicker, reading slower
     engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see ROOT
 ):

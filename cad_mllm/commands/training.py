@@ -63,7 +63,8 @@ def _add_field(parser, f, help):
 
 def _fields_by_group():
     "Group -> [(field, help)], every field of both configurations in one group; new ones come last."
-    known = {f.name: (f, docments(cls)[f.name] or "") for cls in (CADMLLMConfig, TrainConfig) for f in fields(cls) if f.name != "stages"}
+    helps = docments(CADMLLMConfig) | docments(TrainConfig)
+    known = {f.name: (f, helps[f.name] or "") for cls in (CADMLLMConfig, TrainConfig) for f in fields(cls) if f.name != "stages"}
     grouped = {title: [known.pop(name) for name in names.split() if name in known] for title, names in _GROUPS.items()}
     return grouped | ({"further settings": list(known.values())} if known else {})
 

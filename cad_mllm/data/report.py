@@ -14,10 +14,12 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from fastcore.basics import patch
 
+from ..utils.arguments import AtLeast
 from ..utils.files import FileError, read_json, replacing, write_text
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, Extrude, truncation_counts
@@ -302,7 +304,7 @@ def doctor(
     image_tokens: int = 256, # that a picture takes in a sequence
     point_tokens: int = 32, # that a cloud takes
     build: bool = False, # build every part with the light kernel too
-    num_opened: int = 200, # clouds, and pictures, to open; -1 for all
+    num_opened: Annotated[int, AtLeast(-1)] = 200, # clouds, and pictures, to open; -1 for all
     jobs: int = 1, # worker processes; 0 works in this one
     timeout: float = 60, # seconds a part may take
     max_samples: int = 0, # only so many histories; 0 for all

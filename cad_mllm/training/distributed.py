@@ -8,6 +8,7 @@ __all__ = ['PeerError', 'World', 'join_world', 'pick_device', 'seed_all', 'use_d
 # %% ../../nbs/8_training/05_distributed.ipynb #3b8f9f58
 import os
 import random
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,7 @@ def pick_device(
     if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available(): raise ConfigError(f"device={name!r}: no CUDA device is visible; use --device cpu, or in Colab choose a GPU runtime")
     if name == "cuda" and "LOCAL_RANK" in os.environ: name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name): raise ConfigError(f"device={name!r:.60}: use auto, cpu, cuda, or a card such as cuda:1")
     return torch.device(name)
 
 def seed_all(seed: int):

@@ -1,0 +1,140 @@
+"""Give every flag of every command values that cannot work, and say which are not answered with a sentence.
+
+`python tools/walk_flags.py` walks all of them; `--num N --seed S` a sample. Each command line runs in this process; one that is still at work after some
+seconds has taken its values and is interrupted. Wrong is a traceback, an exit code that is not documented, or a refusal of many lines.
+"""
+import argparse
+import contextlib
+import io
+import os
+import random
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent/"tests")]
+
+VALUES = ("x", "-1", "0", "nan", "inf", "-inf", "1e400", "9"*30, "", " ", "\0", "[]", "{}", "/no/such/place", "/dev/null", "--", "ä\udcff", "%s%n")
+CODES = {0, 1, 2, 71, 74, 75, 76, 130}
+SECONDS = 20
+
+
+class Taken(BaseException):
+    "The values were taken: the command is at work."
+
+
+def _take(*args, **kwargs): raise Taken
+
+
+def stand_ins():
+    "What takes long, and is not asked to begin: (module, name)."
+    return [("cad_mllm.training.loop", "train"), ("cad_mllm.inference", "CADAutocomplete"), ("cad_mllm.evaluation", "evaluate"), ("cad_mllm.demo", "run_demo"),
+            ("cad_mllm.data.synthetic", "synthesize"), ("cad_mllm.geometry.engines", "get_engine"), ("cad_mllm.reconstruction", "reconstruct_folder"),
+            ("cad_mllm.data", "doctor"), ("cad_mllm.metrics", "score"), ("cad_mllm.data.packing", "pack"), ("cad_mllm.training.planner", "plan"), ("cad_mllm.geometry.solid", "build_solid"),
+            ("cad_mllm.model_card", "write_card")]
+
+
+@contextlib.contextmanager
+def replaced():
+    "The stand-ins in their places, for as long as the block lasts."
+    from importlib import import_module
+    places = [(import_module(module), name) for module, name in stand_ins()]
+    kept = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places: setattr(module, name, _take)
+        yield
+    finally:
+        for (module, name), was in zip(places, kept): setattr(module, name, was)
+
+
+def make_inputs(folder):
+    "Name -> path of inputs that work: a data set, a checkpoint, a part, folders of parts."
+    import small_data
+    from cad_mllm.checkpoints import save_checkpoint
+    from cad_mllm.config import CADMLLMConfig, TrainConfig
+    from cad_mllm.models import CADMLLMModel
+    data = small_data.make(folder/"data", 4)
+    config = CADMLLMConfig(llm_model_name="tiny", llm_config=small_data.LLM, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=16, num_points=64, num_point_tokens=4,
+                           projector_hidden_dim=16)
+    checkpoint = save_checkpoint(CADMLLMModel(config), folder/"run", stage="stage1_text", step=1, epoch=0, loss=1.0, train_config=TrainConfig(data_root=str(data)))
+    part = next((data/"json").rglob("*.json"))
+    return dict(data=str(data), checkpoint=str(checkpoint), run=str(folder/"run"), part=str(part), out=str(folder/"out"))
+
+
+def base_lines(at):
+    "Command -> arguments that work."
+    return {"demo": ["--out", at["out"]], "synth": [at["out"], "--num", "1"], "prepare": [at["data"], "--dry_run"], "doctor": [at["data"]], "pack": [at["data"], at["out"]],
+            "plan": ["--gpu", "t4"], "train": ["--recipe", "tiny", "--data_root", at["data"], "--output_dir", at["out"]],
+            "complete": [at["part"], "--checkpoint", at["checkpoint"]], "evaluate": [at["checkpoint"], at["data"]], "score": [at["data"] + "/json", at["data"] + "/json"],
+            "card": [at["checkpoint"]], "checkpoints": [at["run"]], "deliver": [at["run"]], "inspect": [at["part"]], "export": [at["part"], at["out"] + ".json"],
+            "reconstruct": [at["data"] + "/pointcloud"]}
+
+
+def cases(at):
+    "Every (command, words): each argument of each command with each value."
+    from cad_mllm.cli import verb_parser
+    for verb, words in base_lines(at).items():
+        number = 0
+        for action in verb_parser(verb)._actions:
+            if isinstance(action, argparse._HelpAction) or action.nargs == 0: continue
+            for value in VALUES:
+                if action.option_strings: yield verb, [*words, f"{action.option_strings[-1]}={value}"]
+                elif number < len(words) and not words[number].startswith("-"): yield verb, [*words[:number], value, *words[number + 1:]]
+            number += not action.option_strings
+
+
+def _run(verb, words):
+    "(exit code, what was said) of a command line; the code is None where it was taken, a traceback's text where one came."
+    from cad_mllm import cli
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said): cli.main([verb, *words])
+    except SystemExit as end: return end.code, said.getvalue()
+    except Taken: return None, ""
+    except BaseException: return traceback.format_exc(), said.getvalue()
+    return 0, ""
+
+
+def problem_of(verb, words):
+    "What is wrong with the answer to a command line; empty where nothing is."
+    def ring(number, frame): raise Taken
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    try: code, said = _run(verb, words)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    if isinstance(code, str): return code
+    if code is not None and code not in CODES: return f"exit code {code}"
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("usage:", " ", "loading "))]
+    if "Traceback" in said or code == 1 and len(lines) > 3: return said
+    return "no word of it" if code in (1, 2) and not lines else ""
+
+
+def walk(at, num=0, seed=0, say=print):
+    "[(command, words, problem)] of all cases, or of a seeded sample of `num`."
+    chosen = list(cases(at))
+    if num: chosen = random.Random(seed).sample(chosen, num)
+    found, here = [], os.getcwd()
+    with tempfile.TemporaryDirectory() as folder, replaced():
+        os.chdir(folder)       # what is written without a name goes there
+        try:
+            for verb, words in chosen:
+                if problem := problem_of(verb, words):
+                    found.append((verb, words, problem))
+                    say(verb, *map(repr, words), "\n", problem[-700:], flush=True)
+        finally: os.chdir(here)
+    return found, len(chosen)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num", type=int, default=0, help="cases; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found, number = walk(make_inputs(Path(folder)), given.num, given.seed)
+    print(f"{number} command lines, {len(found)} not answered with a sentence")
+    sys.exit(bool(found))
