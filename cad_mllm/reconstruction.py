@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHAPE_FILES', 'APART', 'read_points_of', 'Measure', 'measure_of', 'Candidate', 'count_curves', 'judge', 'refine',
-           'propose_slabs', 'propose_box', 'Reconstruction', 'first_of', 'reconstruct', 'reconstruct_file',
-           'reconstruct_folder', 'keep_histories']
+           'propose_slabs', 'propose_box', 'Reconstruction', 'confidence_words', 'first_of', 'reconstruct',
+           'reconstruct_file', 'reconstruct_folder', 'keep_histories']
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #c24c61ea
 import json, math, time
@@ -28,6 +28,7 @@ from .geometry.shapes import read_shape
 from .geometry.slabs import slab_programs
 from .geometry.solid import build_solid
 from .geometry.surface_clouds import SurfaceCloud, read_surface_cloud
+from .metrics.volumes import iou
 from .utils.files import write_text
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #ff217e24
@@ -212,12 +213,20 @@ class Reconstruction:
 def _confidence(unexplained, distance, agreement):
     "From 0 to 1: points explained, distance small, another candidate of much the same shape."
     fit = max(0., 1 - 4*unexplained)*math.exp(-max(0., distance - .002)/.02)
-    return round(float(fit*(.8 + .2*agreement)), 3)
+    return round(float(fit*(.8 + .2*max(.5, agreement))), 3)
 
 def _agreement(best, others):
-    "How far the nearest other candidate's surface is, as a share from 0 to 1."
+    "The overlap of the best candidate with another one that is most like it; 1/2 where none is."
     shapes = [c for c in others if c is not best and c.source != "box"]
-    return max((math.exp(-abs(c.distance - best.distance)/.01) for c in shapes), default=.5)
+    return max((iou(best.mesh, c.mesh) for c in shapes), default=.5)
+
+def confidence_words(
+    confidence: float, # from 0 to 1
+) -> str:
+    "What a confidence meant for the parts it was measured on."
+    if confidence >= .9: return "high: 9 of 10 such results overlapped the part by more than .9"
+    if confidence >= .6: return "fair: half of such results overlapped the part by more than .9"
+    return "low: 1 of 5 such results overlapped the part by more than .9"
 
 def _finish(best, candidates, cloud, measure, began):
     distances = surface_distance(measure.points, best.mesh)

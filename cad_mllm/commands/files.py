@@ -167,7 +167,8 @@ def _proposers(methods, checkpoint, num_candidates):
 
 def _told(line):
     "What a reconstruction is, in a line."
+    from cad_mllm.reconstruction import confidence_words
     return (f"{line['num_operations']} operations, {line['num_curves']} curves, {1000*line['deviation_mean']:.3g} mm off on the mean "
-            f"and {1000*line['deviation_max']:.3g} mm at most, confidence {line['confidence']:.2f}"
+            f"and {1000*line['deviation_max']:.3g} mm at most, confidence {line['confidence']:.2f} ({confidence_words(line['confidence'])})"
             + (f"; {line['num_bodies']} separate bodies" if line["num_bodies"] > 1 else "")
             + (f"; {line['far']}" if line["far"] else ""))

@@ -28,6 +28,37 @@ def _peaks(heights, width, least, apart):
         open_ &= ~near
     return found
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #17555252
+def _fit_mixture(heights, centers, noise, rounds=40):
+    "Expectation and maximization for normal distributions of one width and a constant: (log likelihood, centers, shares, width)."
+    width, shares = noise, np.full(len(centers) + 1, 1/(len(centers) + 1))
+    even = 1/max(float(np.ptp(heights)), 4*noise)
+    for _ in range(rounds):
+        bells = np.exp(-.5*((heights[:, None] - centers)/width)**2)/(width*math.sqrt(2*math.pi))
+        parts = np.concatenate([bells, np.full((len(heights), 1), even)], 1)*shares
+        total = parts.sum(1, keepdims=True)
+        owned = parts/total
+        shares = owned.mean(0)
+        mass = owned[:, :-1].sum(0).clip(1e-9)
+        spread = (owned[:, :-1]*(heights[:, None] - centers)**2).sum()/mass.sum()
+        centers = (owned[:, :-1]*heights[:, None]).sum(0)/mass
+        width = float(np.clip(math.sqrt(spread), .5*noise, 1.5*noise))
+    return float(np.log(total).sum()), centers, shares[:-1], width
+
+def _faces_in_noise(heights, noise, least, gain=8.):
+    "Heights of faces thicker than what lies between them: one is split in two as long as the points say so."
+    found = [z for z, _ in _peaks(heights, 1.5*noise, least, 2.5*noise)]
+    if not found: return []
+    best, open_ = _fit_mixture(heights, np.array(found), noise), True
+    while open_ and len(best[1]) < 12:
+        _, centers, shares, width = best
+        splits = [np.append(np.delete(centers, i), [z - .9*width, z + .9*width]) for i, z in enumerate(centers)]
+        tried = max((_fit_mixture(heights, s, noise) for s in splits), key=lambda fit: fit[0])
+        open_ = tried[0] > best[0] + gain
+        best = tried if open_ else best
+    return [(float(z), s*len(heights)) for z, s in zip(best[1], best[2]) if s*len(heights) >= least]
+
+# %% ../../nbs/2_geometry/14c_sections.ipynb #0ca9bf8e
 def find_levels(
     heights: np.ndarray, # (N,) along the axis
     facing: np.ndarray, # (N,) the normals' component along the axis
@@ -37,9 +68,11 @@ def find_levels(
     "The heights of flat faces."
     width, least = max(2e-3, 1.5*noise), max(4, len(heights)*(3e-3 if noise else 8e-4))
     flat = .9 if noise or estimated else .985
-    found = [p for sign in (-1, 1) for p in _peaks(heights[sign*facing > flat], width, least, max(2*width, 3.6*noise))]
+    if noise and estimated: found = _faces_in_noise(heights[np.abs(facing) > flat], noise, least)
+    else: found = [p for sign in (-1, 1) for p in _peaks(heights[sign*facing > flat], width, least, max(2*width, 3.6*noise))]
     ends = np.quantile(heights, [.003, .997]) if noise else np.array([heights.min(), heights.max()])
-    found += [(e, 1) for e in ends if not any(abs(e - z) < max(4e-3, 2.5*noise) for z, _ in found)]
+    reach = max(4e-3, (4 if estimated else 2.5)*noise)
+    found += [(e, 1) for e in ends if not any(abs(e - z) < reach for z, _ in found)]
     found = [p for p in found if ends[0] - 4*width <= p[0] <= ends[1] + 4*width]
     values, weights = zip(*found)
     return np.unique(common_values(values, weights, max(2.5e-3, .7*noise)))

@@ -161,12 +161,12 @@ def slab_programs(
     axes: tuple = ("+z", "+x", "+y"), # names of `cad_mllm.cad.AXES`
     slack: float = .12, # an axis that says less of the surface than the best one by more than this is left out
 ): # yields (name of the axis, `CADProgram`)
-    "A history along each axis that is worth it (two where normals had to be estimated), the likeliest first; an axis along which nothing is found is left out."
+    "A history along each axis that is worth it (two where normals had to be estimated, and along nearly any axis where they are noisy too), the likeliest first; an axis along which nothing is found is left out."
     cloud = points if isinstance(points, SurfaceCloud) else read_surface_cloud(points)
     frames = {name: np.array(AXES[name], float) for name in axes}
     shares = prism_shares(cloud, frames)
     for name in sorted(frames, key=lambda n: -shares[n]):
-        if shares[name] < max(shares.values()) - slack: continue
+        if shares[name] < max(shares.values()) - (.5 if cloud.noise and cloud.estimated else slack): continue
         for by_votes in (False, True)[:2 if cloud.estimated else 1]:
             try: yield name, write_program(*find_prisms(cloud, frames[name], by_votes), cloud, frames[name])
             except GeometryError: continue
