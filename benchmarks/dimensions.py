@@ -191,7 +191,8 @@ def worst(rows_of):
         if "error" in row: yield f"{Path(row['file']).name}: {row['error']}"
         elif row.get("unstable") or row.get("crossed") or row.get("changes") or "unmatched" in row:
             shown = [f"{kind} {before:.5f} -> {after:.5f}" for kind, before, after in row["changes"][:3]]
-            yield f"{Path(row['file']).name}: " + ", ".join([*["unstable"]*bool(row["unstable"]), *["crossed"]*bool(row["crossed"]), *shown, *[row["unmatched"]]*("unmatched" in row)])
+            flags = [name for name in ("unstable", "crossed") if row[name]]
+            yield f"{Path(row['file']).name}: " + ", ".join([*flags, *shown, *([row["unmatched"]] if "unmatched" in row else [])])
 
 
 def main():
@@ -207,8 +208,8 @@ def main():
             files = histories(root)[:args.limit or None]
             rows_of["/".join(root.parts[-2:])] = list(tqdm(pool.map(safe, files), total=len(files), desc=root.name))
     made = table(rows_of)
-    print("\n" + made + "\n" + "\n".join(worst(rows_of)))
     if args.out: args.out.write_text(made, encoding="utf-8")
+    print("\n" + made + "\n" + "\n".join(worst(rows_of)))
 
 
 if __name__ == "__main__": main()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cad_mllm.cad import CADProgram
 from cad_mllm.geometry import build_solid, surface_distance
-from cad_mllm.cad import to_records, decode, encode, to_text
+from cad_mllm.cad import decode, encode, to_records, to_text, VERSION
 
 
 def compare(file, levels):
@@ -68,7 +68,7 @@ def line(name, counts):
 
 def tables(files, levels, results, tokenizer):
     "Both tables as Markdown."
-    out = [f"{len(files)} real histories:", "", "| form | mean tokens | median | p95 | max | fits 2,048 |", "|---|---|---|---|---|---|"]
+    out = [f"{len(files)} real histories, version {VERSION} of the token language:", "", "| form | mean tokens | median | p95 | max | fits 2,048 |", "|---|---|---|---|---|---|"]
     if tokenizer:
         from transformers import AutoTokenizer
         out += [line(name, counts) for name, counts in forms(files, AutoTokenizer.from_pretrained(tokenizer)).items()]
