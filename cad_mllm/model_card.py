@@ -17,7 +17,8 @@ from .checkpoints.format import CheckpointError, MANIFEST, publish, STATE, verif
 from .checkpoints.load import load_checkpoint
 from .models.given_weights import download, read_manifest_names
 from .training.run_files import read_metrics
-from .evaluation_tables import evaluation_folder, find_evaluation, format_table, REFERENCE_ROWS
+from .evaluation_tables import (
+    escape_cell, evaluation_folder, find_evaluation, format_table, REFERENCE_ROWS)
 from .evaluation import write_figure, write_text_atomic
 
 # %% ../nbs/9_completion/08_model_card.ipynb #affd261b
@@ -47,7 +48,9 @@ def _head(loaded, evaluation, license, name):
 
 # %% ../nbs/9_completion/08_model_card.ipynb #9f628991
 def _table(rows):
-    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v not in (None, "", ()))])
+    "A Markdown table of two columns, without the rows that say nothing."
+    told = {k: escape_cell(v) for k, v in rows.items() if v not in (None, "", ())}
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in told.items())])
 
 def _model_rows(c):
     "What the model is made of."
@@ -91,7 +94,7 @@ def _measured(evaluation):
     if not evaluation:
         return ("Nobody has measured this model: there is no evaluation beside the checkpoint (`cad-mllm evaluate "
                 "CHECKPOINT DATA`).")
-    s = evaluation["settings"]
+    s = {k: escape_cell(v) for k, v in evaluation["settings"].items()}
     rows = [{k: (float("inf") if k == "chamfer" and v is None else v) for k, v in r.items()}
             for r in evaluation["table"]]
     how = (f"{s.get('num')} held-out beginnings at most, split `{s.get('split')}`, seed {s.get('seed')}, "
@@ -142,7 +145,7 @@ def model_card(
     name = name or loaded.path.name
     if evaluation: evaluation = evaluation | {"pictures": [p for p in pictures if p != "loss.png"]}
     curve = ["![loss](loss.png)"] if "loss.png" in pictures else []
-    sections = [f"---\n{_head(loaded, evaluation, license, name)}\n---", f"# {name}",
+    sections = [f"---\n{_head(loaded, evaluation, license, name)}\n---", f"# {escape_cell(name)}",
                 "Writes parametric CAD histories (sketch, extrude, cut) from text, points, pictures, "
                 "or the beginning of a part.",
                 _table(_model_rows(loaded.config)), "## Use", _USE.format(name=name), "## Training",

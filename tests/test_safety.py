@@ -410,3 +410,23 @@ def test_the_newest_good_one_is_never_one_that_would_be_refused(saved, tmp_path,
         spoil(folder, name, change)
     next(damaged.glob("*.safetensors")).write_bytes(b"")
     with pytest.raises(ck.CheckpointError, match=f"the newest good one is {good}$"): ck.load_checkpoint(damaged, quiet=True)
+
+
+def test_a_card_shows_what_a_checkpoint_says_as_text(saved, tmp_path):
+    "No HTML of a stranger's checkpoint or evaluation is live in the card, and every table keeps its columns."
+    from cad_mllm.model_card import model_card
+    odd, folder = "<script>alert(1)</script>|x", shutil.copytree(saved, tmp_path/"checkpoint-step5")
+    train = json.loads((folder/ck.CONFIG).read_text())["train"]
+    train["data_root"], train["stages"][0]["name"] = "/data/parts\n<b>|more", odd.replace("/", "")
+    metadata = ck.read_json_file(folder/ck.METADATA) | {"stage": odd, "versions": {"torch": "2|<img src=x>\n9"}}
+    (folder/ck.METADATA).write_text(json.dumps(metadata))
+    spoil(folder, ck.CONFIG, {"train": train})
+    (tmp_path/"evaluation-checkpoint-step5").mkdir()
+    evaluation = {"table": [{"name": f"{odd}\ny", "builds": .5}], "settings": {"data_root": "a\n---\n| c", "split": odd}}
+    (tmp_path/"evaluation-checkpoint-step5"/"evaluation.json").write_text(json.dumps(evaluation))
+    card = model_card(folder).split("\n---\n", 1)[1]
+    assert not re.search("<[a-z/!]", card, re.I)
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt;&#124;x"
+    assert all(words in card for words in (f"| stage reached | {shown} |", "| data | parts &lt;b&gt;&#124;more |", "torch 2&#124;&lt;img src=x&gt; 9", f"| {shown} y | - |", shown.replace("/", "") + " ("))
+    tables = [block.splitlines() for block in card.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3 and all(line.startswith("|") and line.count("|") == table[0].count("|") for table in tables for line in table)
