@@ -1,8 +1,12 @@
 "Values that cannot work, given to the flags of every command: a sentence and a documented exit code, never a traceback. `tools/walk_flags.py` walks all of them."
+import html
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent.parent/"tools"))
 import walk_flags  # noqa: E402
@@ -38,3 +42,41 @@ def test_an_unknown_device_is_a_sentence():
 def test_an_empty_path_is_refused(inputs, verb):
     with walk_flags.replaced(): code, said = walk_flags._run(verb, ["", *walk_flags.base_lines(inputs)[verb][1:]])
     assert code in (1, 2) and said.strip()
+
+
+ODD_NAMES = ["two words", "a'b\"c", "$HOME", "`id`", "line\nbreak", "-dash", "--seed", "--seed=3", "Größe 部品", "~", "#x;y&z|w*", "\\"]
+odd_names = st.sampled_from(ODD_NAMES) | st.text("ab -~'\"$`\n\\&;|*!#=<>é部", min_size=1, max_size=12)
+
+@settings(deadline=None, max_examples=25)
+@given(run=odd_names, data=odd_names, cache=odd_names, begins=st.booleans())
+def test_the_command_of_the_panel_is_read_back_by_the_parser_of_train(run, data, cache, begins):
+    "For every path: as `subprocess` gets it, and as a shell would read what is shown."
+    from cad_mllm.commands import train_parser
+    from cad_mllm.panel import TrainForm, train_command
+    run, data, cache = (f"/runs/{name}" for name in (run, data, cache))
+    more = {"recipe": "tiny"} if begins else {"resume_from": f"{run}/checkpoint-step5", "previous": ("--recipe", "tiny", "--cache_dir", cache)}
+    command = train_command(TrainForm(run, data_root=data, changes={"max_steps": 7, "lr": 1e-3}, more=shlex.join(["--feature_cache", data]), **more))
+    assert shlex.split(shlex.join(command)) == command
+    read = train_parser().parse_args(command[4:])
+    assert (read.output_dir, read.data_root, read.feature_cache, read.recipe, read.max_steps, read.stage2_lr) == (run, data, data, "tiny", 7, 1e-3)
+    if not begins: assert (read.resume_from_ckpt, read.cache_dir) == (f"{run}/checkpoint-step5", cache)
+
+
+def test_the_panel_shows_the_command_that_it_runs(tmp_path, monkeypatch):
+    "`shlex.split` of what stands on the page is what Start hands on, for runs in folders with odd names."
+    import shutil
+    from cad_mllm.commands import train_parser
+    from cad_mllm.panel import CheckpointPanel, example_folder, training_view
+    example_folder(tmp_path/"example")
+    for name in ODD_NAMES: shutil.copytree(tmp_path/"example"/"flanges", tmp_path/"-runs"/name)
+    monkeypatch.chdir(tmp_path)
+    started, view = [], CheckpointPanel(Path("-runs"), data_root=str(tmp_path)).train
+    def start(command, output): raise training_view.PanelError(started.append(command) or "not in a test")
+    monkeypatch.setattr(training_view, "check_data", lambda form: None)
+    monkeypatch.setattr(training_view, "start_training", start)
+    for name in ODD_NAMES:
+        view.go_on_with(tmp_path/"-runs"/name)
+        shown = html.unescape(re.search(r"<pre[^>]*>(.*?)</pre>", view.command.value, re.S)[1])
+        with pytest.raises(training_view.PanelError): view.begin()
+        assert shlex.split(shown) == started[-1], name
+        assert train_parser().parse_args(started[-1][4:]).output_dir == str(tmp_path/"-runs"/name)

@@ -291,3 +291,31 @@ def test_reasons_of_score_are_sentences_with_the_file(tmp_path):
     reasons = next(v for v in reasons.values() if isinstance(v, dict) and "a" in v)
     assert reasons == {"a": "entities.A.profiles: is missing", "b": "top level.entities: is missing"}
     assert all(words in str(report) for words in reasons.values()) and "KeyError" not in str(report)
+
+
+def damaged(rng, data, kind):
+    "Bytes of a STEP file after one kind of damage."
+    lines, at = data.splitlines(keepends=True), rng.integers(len(data))
+    if kind == "flipped":
+        spoilt = bytearray(data)
+        for i in rng.integers(len(data), size=8): spoilt[i] ^= 1 << rng.integers(8)
+        return bytes(spoilt)
+    if kind == "header flipped": return damaged(rng, data[:400], "flipped") + data[400:]
+    if kind == "cut": return data[:at]
+    if kind == "repeated": return b"".join(line*(1 + 3*(rng.random() < .2)) for line in lines)
+    if kind == "zeros": return data[:at] + bytes(20) + data[at:]
+    return data.decode().encode("utf-16")[:-at]
+
+
+def test_fuzzed_step_files(tmp_path):
+    "Seeded damage to the text of a STEP file: a shape or a `GeometryError` with the file. CAD_FUZZ_CASES sets how many cases."
+    build_solid(plate()).export(tmp_path/"plain.step")
+    data, rng, file = (tmp_path/"plain.step").read_bytes(), np.random.default_rng(0), tmp_path/"a.step"
+    kinds = ("flipped", "header flipped", "cut", "repeated", "zeros", "utf-16")
+    for case in range(int(os.environ.get("CAD_FUZZ_CASES", "12"))):
+        file.write_bytes(damaged(rng, data, kinds[case % len(kinds)]))
+        try: solid = read_shape(file)
+        except GeometryError as error:
+            assert str(error).startswith(f"{file}: ") and "\n" not in str(error), (case, error)
+            continue
+        assert len(solid.mesh().faces), case
