@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STEPS_BETWEEN_SAVES', 'train_command', 'start', 'DemoError', 'require', 'status', 'ready_to_kill', 'watch',
            'train_twice', 'compare_runs', 'draw_losses', 'make_data', 'held_out', 'complete_parts', 'misfit',
-           'draw_completions', 'read_scan', 'scan_words', 'run_demo', 'summary']
+           'draw_completions', 'read_scan', 'scan_words', 'begun_parts', 'complete_with_small', 'small_words',
+           'run_demo', 'summary']
 
 # %% ../nbs/11_commands/01_demo.ipynb #4697dd84
 import json
@@ -199,13 +200,14 @@ def draw_completions(
     rows: list, # of (given, completed, as designed), each a `CADProgram`
     path: Path | None = None, # PNG to write
     size: int = 280, # pixels of each picture
+    titles: tuple = ("given", "completed by the model", "as designed"),
 ):
-    "Given, completed and as designed, side by side, a row for each part, as a matplotlib figure."
+    "Three histories side by side, a row for each part, as a matplotlib figure."
     import textwrap
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(7.5, 2.6*len(rows)), layout="constrained")
     for axes, programs in zip(fig.subplots(len(rows), 3, squeeze=False), rows):
-        for ax, title, program in zip(axes, ("given", "completed by the model", "as designed"), programs):
+        for ax, title, program in zip(axes, titles, programs):
             try: ax.imshow(build_solid(program).image(size))
             except GeometryError as e: ax.text(.5, .5, textwrap.fill(f"no solid: {e}", 30), ha="center", va="center", transform=ax.transAxes, fontsize=8)
             ax.set_title(f"{title} ({len(program)} operations)", fontsize=9); ax.set_axis_off()
@@ -235,6 +237,49 @@ def scan_words(told: dict) -> str:
     return (f"6,000 points -> {told['num_operations']} operations, {told['num_curves']} curves; "
             f"{1000*told['deviation_mean']:.2g} mm off on the mean; {told['iou']:.1%} of the volume shared with the part")
 
+# %% ../nbs/11_commands/01_demo.ipynb #704a1743
+def begun_parts(
+    num: int, # how many
+) -> list: # of (beginning, whole), each a `CADProgram`
+    "The first held-out procedural parts with two extrudes or more, and the half of their operations."
+    from cad_mllm.data.realistic import realistic_part
+    from cad_mllm.data.stream import HELD_OUT
+    found, index = [], 5000
+    while len(found) < num:
+        whole, index = realistic_part(HELD_OUT, index).program, index + 1
+        ends = [i for i, e in enumerate(whole.operations(), 1) if isinstance(e, Extrude)]
+        if len(ends) > 1: found.append((whole.truncate(ends[(len(ends) - 1)//2]), whole))
+    return found
+
+# %% ../nbs/11_commands/01_demo.ipynb #98404865
+def complete_with_small(
+    out: Path, # folder of the demo
+    num: int = 3, # parts
+) -> dict: # parts, valid; mean IoU with the whole: shared, and before (of the beginnings)
+    "Complete begun parts with the model of the package; leaves small.json, small.FCStd, small.step and small.png."
+    from cad_mllm.inference import CADAutocomplete
+    from cad_mllm.interop.histories import write_history
+    from cad_mllm.metrics.volumes import iou
+    model, rows, figures = CADAutocomplete("small", device="cpu", kernel="manifold"), [], []
+    for partial, whole in begun_parts(num):
+        truth = build_solid(whole, "manifold")
+        result = model.complete(partial, point_cloud=truth.points(2048), num=8, temperature=.7)
+        program = CADProgram.from_json({k: v for k, v in result.items() if k != "metadata"})
+        shared = [iou(build_solid(p, "manifold").mesh(), truth.mesh()) if ok else 0. for p, ok in ((program, result["metadata"]["valid"]), (partial, True))]
+        rows.append((partial, program, whole))
+        figures.append((*shared, bool(result["metadata"]["valid"])))
+    best = rows[max(range(num), key=lambda i: figures[i][0])][1]
+    best.save(out/"small.json")
+    write_history(best, out/"small.FCStd")
+    build_solid(best).export(out/"small.step")
+    draw_completions(rows, out/"small.png")
+    shared, before, valid = zip(*figures)
+    return dict(parts=num, valid=sum(valid), shared=round(float(np.mean(shared)), 4), before=round(float(np.mean(before)), 4))
+
+def small_words(told: dict) -> str:
+    "What the small model did, in a sentence."
+    return f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.0%} of the volume with the designed parts, the beginnings {told['before']:.0%}"
+
 # %% ../nbs/11_commands/01_demo.ipynb #c1d9e402
 def run_demo(
     out: str = "demo", # folder that everything goes into
@@ -243,19 +288,22 @@ def run_demo(
     seed: int = 0, # of everything random
     extra: tuple = (), # further flags of the training command
 ) -> dict: # what the summary says
-    "A scan, data, two trainings with a kill and a resume, a completed part, a summary."
+    "A scan, parts completed by the small model, data, two trainings with a kill and a resume, a completed part, a summary."
     began, out, num_val = time.time(), Path(out), 24
     out.mkdir(parents=True, exist_ok=True)
     for name in ("unbroken", "killed"): shutil.rmtree(out/name, ignore_errors=True)
-    print("1/4 a scan becomes a history")
+    print("1/5 a scan becomes a history")
     scan = read_scan(out)
     print(f"{scan_words(scan)}  ({out}/scan.png, scan.FCStd, scan.step)")
-    print("2/4 data")
+    print("2/5 the small model completes parts it has never seen")
+    small = complete_with_small(out)
+    print(f"{small_words(small)}  ({out}/small.png, small.FCStd, small.step)")
+    print("3/5 data")
     data = make_data(out, data_root, num, seed)
-    print("3/4 training twice: one run unbroken, one killed and resumed")
-    result = {"scan": scan} | train_twice(data, out, seed, ("--num_val_samples", str(num_val), *extra))
+    print("4/5 training twice: one run unbroken, one killed and resumed")
+    result = {"scan": scan, "small": small} | train_twice(data, out, seed, ("--num_val_samples", str(num_val), *extra))
     draw_losses(out/"unbroken", out/"killed", result["killed_at"], result["resumed_from"], out/"loss.png")
-    print("4/4 completing parts the model has never seen")
+    print("5/5 the model of this training completes parts it has never seen")
     result["completion"] = complete_parts(find_checkpoint("final_model", out/"killed"), data, out, num_val, seed)
     steps = read_metrics(out/"unbroken")
     result |= dict(first_loss=sum(r["loss"] for r in steps[:5])/5, last_loss=sum(r["loss"] for r in steps[-5:])/5, steps=len(steps), seconds=round(time.time() - began))
@@ -271,9 +319,10 @@ def summary(result: dict, out: Path) -> str:
     return "\n".join([
         "", f"Demo finished in {result['seconds']//60} min {result['seconds'] % 60} s. Everything is in {out}/",
         f"  read       a scan: {scan_words(result['scan'])}  (scan.png, scan.FCStd, scan.step)",
+        f"  completed  {small_words(result['small'])}  (small.png, small.FCStd, small.step)",
         f"  trained    {result['steps']} steps over three stages; loss {result['first_loss']:.2f} -> {result['last_loss']:.2f}  (loss.png)",
         f"  survived   SIGKILL at step {result['killed_at']}; resumed from the checkpoint of step {result['resumed_from']}; "
         f"{result['compared']} steps after it {'equal the unbroken run to the last bit' if result['equal'] else 'DIFFER from the unbroken run'}",
-        f"  completed  a held-out part: {c['partial_operations']} operations given, {c['generated_operations']} written, "
+        f"  asked it   to complete a held-out part: {c['partial_operations']} operations given, {c['generated_operations']} written, "
         f"{solid_words(c['valid'], c.get('num_bodies'), c.get('far', ''))}  (completed.json, completed.step, completed.png)",
         f"  look at    cad-mllm checkpoints {out}/killed     cad-mllm inspect {out}/completed.json"])
