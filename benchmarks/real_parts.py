@@ -1,6 +1,6 @@
 """Histories from points of real parts that nothing here was trained on, method by method on the same clouds.
 
-usage: python benchmarks/real_parts.py CAD_DATA_ROOT [--num_parts 40] [--seed 0] [--sets omni,deepcad,cadprompt,fusion] [--conditions clean,...] [--methods slabs,refined] [--out FILE.md]
+usage: python benchmarks/real_parts.py CAD_DATA_ROOT [--num_parts 40] [--seed 0] [--sets omni,deepcad,cadprompt,fusion] [--conditions clean,...] [--methods slabs,refined,model,both] [--checkpoint small] [--out FILE.md]
 
 CAD_DATA_ROOT holds omni-cad/, deepcad/, cadprompt/ and fusion360/ (or the variable of that name says where). Parts are a seeded sample of each set; a truth that builds no solid is not drawn.
 
@@ -10,9 +10,12 @@ CAD_DATA_ROOT holds omni-cad/, deepcad/, cadprompt/ and fusion360/ (or the varia
   operations    extrudes of all histories together over those of the designers; curves likewise
   seconds       of one part, mean and most, on one core that is shared with other work
 
+Methods: slabs needs no model; refined fits the numbers of its histories for three seconds; model is best of eight histories that CHECKPOINT writes, chosen by the points; both lets the points choose among all of them.
+
 Conditions: clean is 4,096 points with true normals; noise-X moves each point by a normal of X longest sides and takes the normals away; dropped keeps a tenth; few is 256 points without normals, what the published models see; one-sided leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals.
 """
 import argparse
+import functools
 import json
 import os
 import random
@@ -29,10 +32,11 @@ from cad_mllm.cad.program import CADProgram                       # noqa: E402
 from cad_mllm.geometry.solid import build_solid                   # noqa: E402
 from cad_mllm.interop.build123d_read import read_build123d        # noqa: E402
 from cad_mllm.metrics.volumes import iou                          # noqa: E402
-from cad_mllm.reconstruction import count_curves, reconstruct     # noqa: E402
+from cad_mllm.proposals import propose_with                       # noqa: E402
+from cad_mllm.reconstruction import count_curves, propose_slabs, reconstruct # noqa: E402
 
 CONDITIONS = ("clean", "no-normals", "noise-0.005", "noise-0.01", "noise-0.02", "dropped", "few", "one-sided")
-METHODS = {"slabs": 0, "refined": 3} # seconds for fitting numbers
+METHODS = {"slabs": (("slabs",), 0), "refined": (("slabs",), 3), "model": (("model",), 0), "both": (("slabs", "model"), 0)} # who proposes, and seconds for fitting numbers
 REFINED = ("clean", "noise-0.01") # conditions under which numbers are fitted too
 SETS = {"omni": "omni-cad/json/*/*.json", "deepcad": "deepcad/json/*.json", "cadprompt": "cadprompt/*/[0-9]*.json", "fusion": "fusion360/test/*.py"}
 
@@ -78,14 +82,20 @@ def peers_chamfer(mesh, truth, seed=1):
     return float(sum(np.mean(cKDTree(q).query(p)[0]**2) for p, q in ((a, b), (b, a))))
 
 
-def measure(part, condition, seconds):
+@functools.lru_cache(None)
+def proposer(name, checkpoint):
+    "Who proposes histories; the model is loaded once."
+    return propose_slabs if name == "slabs" else propose_with(checkpoint)
+
+
+def measure(part, condition, proposers, seconds):
     "A row for one part: IoU, Chamfer, seconds, counts."
     name, program, solid = part
     rng, truth = np.random.default_rng(zlib.crc32(f"{name} {condition}".encode())), solid.mesh()
     row = dict(name=name, iou=0., chamfer=None, seconds=0., counts=(0, 0), true_counts=count_curves(program))
     began = time.perf_counter()
     try:
-        result = reconstruct(draw_cloud(solid, condition, rng), seconds=seconds)
+        result = reconstruct(draw_cloud(solid, condition, rng), proposers, seconds)
         row.update(seconds=time.perf_counter() - began, iou=iou(result.mesh, truth), chamfer=peers_chamfer(result.mesh, truth), counts=(result.num_operations, result.num_curves), confidence=result.confidence)
     except ValueError as problem: row.update(seconds=time.perf_counter() - began, problem=str(problem))
     return row
@@ -118,7 +128,7 @@ def peer_lines(parts, index):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", nargs="?", default=os.environ.get("CAD_DATA_ROOT", ""))
-    for flag, default in (("num_parts", 40), ("seed", 0), ("sets", ",".join(SETS)), ("conditions", ",".join(CONDITIONS)), ("methods", ",".join(METHODS)), ("out", "")):
+    for flag, default in (("num_parts", 40), ("seed", 0), ("sets", ",".join(SETS)), ("conditions", ",".join(CONDITIONS)), ("methods", ",".join(METHODS)), ("checkpoint", "small"), ("out", "")):
         parser.add_argument(f"--{flag}", type=type(default), default=default)
     args = parser.parse_args()
     if not args.root: raise SystemExit("name the folder of real parts, or set CAD_DATA_ROOT")
@@ -130,7 +140,9 @@ def main():
         for condition in args.conditions.split(","):
             for method in args.methods.split(","):
                 if method == "refined" and condition not in REFINED: continue
-                lines.append(line_of(name, condition, method, [measure(part, condition, METHODS[method]) for part in parts]))
+                names, seconds = METHODS[method]
+                proposers = tuple(proposer(n, args.checkpoint) for n in names)
+                lines.append(line_of(name, condition, method, [measure(part, condition, proposers, seconds) for part in parts]))
                 print(lines[-1], flush=True)
                 if args.out: Path(args.out).write_text(page(args, lines, peers), encoding="utf-8")
 

@@ -36,14 +36,19 @@ def procedural(num):
     return [realistic_part(HELD_OUT, 5000 + i).solid.mesh() for i in range(num)]
 
 
-def real(name, num):
-    "Meshes of `num` histories of a collection, drawn once and for all; nothing where its folder is not named."
+def files_of(name):
+    "Histories of a collection in an order drawn once and for all; none where its folder is not named."
     root, pattern = PLACES[name]
     paths = sorted(Path(os.environ[root]).glob(pattern)) if os.environ.get(root) else []
+    return [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+
+
+def real(name, num):
+    "Meshes of the first `num` of them that build."
     found = []
-    for i in np.random.default_rng(0).permutation(len(paths)):
+    for path in files_of(name):
         if len(found) == num: break
-        try: mesh = built(read_history(paths[i]))
+        try: mesh = built(read_history(path))
         except ValueError: continue
         if mesh is not None: found.append(mesh)
     return found

@@ -365,9 +365,10 @@ def choose(
     "The best candidate, without any knowledge of a truth."
     if check == "none" or len(candidates) == 1:
         return self._by_likelihood(request, candidates, check)
+    if best == "input" and request.sample.points is None and request.sample.image is None: best = "agreement"
     if best == "agreement" and len(built := [c for c in candidates if self._look(c)]) > 2:
         return most_alike(built)
-    if best != "input" or request.sample.points is None and request.sample.image is None:
+    if best != "input":
         return self._by_likelihood(request, candidates, check)
     for c in candidates:
         if self._look(c): c.fit = self.fit(request, c.solid)

@@ -86,7 +86,7 @@ def complete(
     requests: str = "", # many parts: a file with a JSON object a line, of partial, caption, image, points, unit; what is done already is not done again
     format: str = "json,step,png", # which files, comma separated: json, step, stl, ply, obj, glb, svg, png; to be edited: fcstd, build123d, cadquery, openscad, fusion, featurescript
     num: int = 4, # candidates
-    best: str = "input", # which one is kept: input, the one that fits the points or the picture; agreement, the one most like the others; likelihood, the model's favourite
+    best: str = "input", # which one is kept: input, the one that fits the points or the picture, by agreement where there is neither; agreement, the one most like the others; likelihood, the model's favourite
     check: str = "kernel", # kernel: each operation is built, and written again if it is no good; end: whole candidates are built; none
     temperature: float = 0.0, # 0 takes the likeliest token, but several candidates are then drawn at 0.7
     top_p: float = 1.0, # sample from the likeliest tokens of this total probability
