@@ -1,10 +1,13 @@
 """Weights by name: the package's, a folder's, the Hub's; and a new run that begins from them."""
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cad_mllm.cad import CADProgram, rectangle
+from cad_mllm.geometry import build_solid
 from cad_mllm.models import given_weights as weights
 from cad_mllm.checkpoints.format import CheckpointError
 from cad_mllm.inference import CADAutocomplete
@@ -60,3 +63,17 @@ def test_a_name_that_is_nowhere_says_both_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("no connection")))
     with pytest.raises(CheckpointError, match="no such checkpoint.*Hub.*no connection"): find_weights("user/model")
+
+
+def test_the_package_brings_a_small_model_that_reads_points():
+    "Its manifest says where it comes from, and the points of a block become a part of much the same volume."
+    found = find_weights("small")
+    told = json.loads((found.folder/"manifest.json").read_text())["metadata"]
+    assert found.kind == "package" and {"commit", "data", "seed", "hours", "samples", "trained_on"} <= told.keys()
+    assert sum(f.stat().st_size for f in found.folder.iterdir()) < 12e6
+    block = CADProgram()
+    block.sketch(rectangle(0, 0, .08, .05))
+    block.extrude(.03)
+    solid = build_solid(block, "manifold")
+    result = CADAutocomplete(device="cpu", kernel="manifold").complete(point_cloud=solid.points(2048))
+    assert result["metadata"]["valid"] and abs(result["metadata"]["volume"]/solid.volume - 1) < .1
