@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent/"tests")]
 
-VALUES = ("x", "-1", "0", "nan", "inf", "-inf", "1e400", "9"*30, "", " ", "\0", "[]", "{}", "/no/such/place", "/dev/null", "--", "ä\udcff", "%s%n")
+VALUES = ("x", "-1", "0", "nan", "inf", "-inf", "1e400", "9"*30, "", " ", "\0", "[]", "{}", "/dev/null/no/such/place", "/dev/null", "--", "ä\udcff", "%s%n")
 CODES = {0, 1, 2, 71, 74, 75, 76, 130}
 SECONDS = 20
 
