@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""The README's pictures, into nbs/images/: parts drawn here; with DEMO, the loss curve and completions of a finished demo; with --panel, the real panel in a browser.
+"""The README's pictures, into nbs/images/: a scan that is read here; what the tutorial on fine-tuning stores; with DEMO, the loss curve of a finished demo; with --panel, the real panel in a browser.
 
 `readme_pictures.py DEMO --panel` makes them all. The panel's picture is taken by Chromium of Voila showing the panel on its own example folder.
 """
 import argparse
+import base64
+import io
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,9 +19,8 @@ IMAGES = ROOT/"nbs/images"
 sys.path[:0] = [str(ROOT), str(ROOT/"tests")]
 
 from browser_util import browser_page, server, write_notebook  # noqa: E402
-from cad_mllm.geometry import film_strip# noqa: E402
+from cad_mllm.demo import read_scan  # noqa: E402
 from cad_mllm.panel import example_folder# noqa: E402
-from cad_mllm.data import make_part# noqa: E402
 
 
 def shrink(picture, path, colors=64):
@@ -26,10 +28,18 @@ def shrink(picture, path, colors=64):
     Image.fromarray(np.asarray(picture)).convert("RGB").quantize(colors).save(path, optimize=True)
 
 
-def part_picture():
-    "A part, operation by operation."
-    by_length = {len(p): p for p in (make_part(0, i)[1] for i in range(34))}
-    shrink(film_strip(by_length[8] if 8 in by_length else by_length[max(by_length)], size=180), IMAGES/"part.png")
+def scan_picture():
+    "Points of a part, and the history read from them, as `make demo` shows it."
+    with tempfile.TemporaryDirectory() as folder:
+        read_scan(Path(folder))
+        shrink(Image.open(Path(folder)/"scan.png"), IMAGES/"scan.png")
+
+
+def tuned_picture():
+    "The last picture that the tutorial on fine-tuning stores."
+    cells = json.loads((ROOT/"nbs/tutorials/fine_tune.ipynb").read_text(encoding="utf-8"))["cells"]
+    stored = [o["data"]["image/png"] for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    shrink(Image.open(io.BytesIO(base64.b64decode(stored[-1]))), IMAGES/"tuned.png")
 
 
 def panel_picture(folder):
@@ -49,12 +59,13 @@ panel""")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("demo", nargs="?", help="folder of a finished demo, for the loss curve and the completions")
+    parser.add_argument("demo", nargs="?", help="folder of a finished demo, for the loss curve")
     parser.add_argument("--panel", action="store_true", help="also the panel, in a browser")
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
-    part_picture()
-    for name in ("loss", "completed") if options.demo else (): shrink(Image.open(Path(options.demo)/f"{name}.png"), IMAGES/f"{name}.png")
+    scan_picture()
+    tuned_picture()
+    if options.demo: shrink(Image.open(Path(options.demo)/"loss.png"), IMAGES/"loss.png")
     if options.panel:
         with tempfile.TemporaryDirectory() as folder: panel_picture(Path(folder))
 

@@ -55,7 +55,7 @@ def _formats(format, out):
     own = format_of(out) if out else ""
     return check_formats(named + [own]*bool(own and own not in named))
 
-def _check_one(partial, caption, pictures, points, skip_unsupported):
+def _check_one(partial, caption, pictures, points, skip_unsupported=False):
     "Raise what is wrong with a request's files."
     from cad_mllm.completion_requests import InputError, POINT_FILES, read_partial
     if partial: read_partial(partial, skip_unsupported)

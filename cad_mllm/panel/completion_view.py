@@ -161,12 +161,20 @@ class CompleteView(View):
 
     def update(self):
         row, sample = self.panel.picked_row(), self.source.value == "sample"
-        good = row is not None and row.record is not None and row.record.complete
-        self.which.value = f'<span class="cadm-dim">Model: {html.escape(f"{row.run} / {row.stage} / {row.name}")}</span>' if good else '<span class="cadm-dim">Select a complete checkpoint in the list first.</span>'
+        picked = row is not None and row.record is not None
+        good = not picked or row.record.complete
+        name = f"Model: {row.run} / {row.stage} / {row.name}" if picked else "Model: small, which comes with the package; select a checkpoint in the list to use that one"
+        self.which.value = f'<span class="cadm-dim">{html.escape(name if good else "Select a complete checkpoint in the list, or none.")}</span>'
         self.panel.workers.allow(self.generate, good)
         self.own.layout.display, self.sample.layout.display = ("none", "") if sample else ("", "none")
         if sample and not self.sample.choices: self.propose()
         self.draw_given()
+
+    @property
+    def record(self) -> CheckpointRecord | None:
+        "The selected checkpoint; None for the model of the package."
+        row = self.panel.picked_row()
+        return row.record if row is not None else None
 
     @property
     def given(self) -> View:
@@ -187,14 +195,15 @@ def propose(self: CompleteView):
 @patch
 def make(self: CompleteView):
     "Load the model if it is another one, and complete, behind the page."
-    record, sample = self.panel.need_record(), self.source.value == "sample"
+    record, sample = self.record, self.source.value == "sample"
+    model = record.path if record else "small"
     inputs, truth = self.given.inputs(), self.sample.whole if sample else None
     settings = dict(temperature=self.temperature.value, num=self.num.value, seed=self.seed.value)
     def work(job):
-        if self.loaded[0] != record.path:
+        if self.loaded[0] != model:
             job.note = "loading the model"
             self.loaded = (None, None)     # frees the old model before the next one comes
-            self.loaded = record.path, self.panel.completer(record.path)
+            self.loaded = model, self.panel.completer(model)
         job.note = "writing the part"
         tried = []
         if settings["num"] > 1: settings["on_candidates"] = lambda found, chosen: tried.extend((c, c is chosen) for c in found)
@@ -202,12 +211,12 @@ def make(self: CompleteView):
         job.note = "drawing and measuring it"
         return Outcome(part, inputs, truth, tried)
     self.panel.say("")
-    self.panel.work(f"Completing with {record.path.name}", work, lambda outcome: self.show(outcome, record))
+    self.panel.work(f"Completing with {Path(model).name}", work, lambda outcome: self.show(outcome, record))
 
 @patch
-def show(self: CompleteView, outcome: Outcome, record: CheckpointRecord):
+def show(self: CompleteView, outcome: Outcome, record: CheckpointRecord | None):
     "Show what came out."
-    run = self.panel.run_of(record.path)
+    run = self.panel.run_of(record.path) if record else None
     self.result.show(outcome, (run.path if run else self.panel.folder)/"completions")
     if outcome.part.get("metadata", {}).get("valid") is False: self.panel.say("Done, but this is no valid solid: try more candidates at a temperature of 0.5 to 1, another caption, or a better trained checkpoint.", "warning")
     else: self.panel.say("Done. Turn it, step through its operations, and download it in the form you need.", "good")
