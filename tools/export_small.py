@@ -47,7 +47,9 @@ def main():
     if size > MOST:
         shutil.rmtree(out)
         raise SystemExit(f"{checkpoint}: {size/1e6:.1f} MB in half precision; the package takes {MOST/1e6:.0f} MB at most")
-    card = write_card(out, out.with_name(f"{out.name}_card"), "cad-mllm small", args.license)
+    card = write_card(out, out.with_name(f"{out.name}_card"), "small", args.license)
+    told = provenance(Path(args.run), checkpoint, args.commit)
+    with Path(card).open("a", encoding="utf-8") as file: file.write("\n## Provenance\n\n" + "".join(f"- {k.replace('_', ' ')}: {v}\n" for k, v in told.items()))
     print(f"{checkpoint} -> {out} ({size/1e6:.1f} MB); card in {card or out}")
     print(json.dumps(json.loads((out/"manifest.json").read_text(encoding="utf-8"))["metadata"], indent=1)[:600])
 
