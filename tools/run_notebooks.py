@@ -11,7 +11,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_OUTPUT, MAX_NOTEBOOK = 120_000, 350_000
+MAX_OUTPUT, MAX_NOTEBOOK = 150_000, 350_000
 
 
 def size(output): return len(str(output.get("data", output.get("text", ""))))
