@@ -126,7 +126,7 @@ def main():
         for line in rows_of(model, name, parts, args.candidates) if parts else ():
             lines.append(line)
             print(line, flush=True)
-    head = f"# Completing begun parts\n\n{args.candidates} candidates, half of the extrudes given; what the columns mean stands in `benchmarks/completion.py`.\n\n"
+    head = f"{args.candidates} candidates, half of the extrudes given; what the columns mean stands in `benchmarks/completion.py`.\n\n"
     if args.out: Path(args.out).write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -97,7 +97,7 @@ def main():
             overlaps, seconds = judge(model, meshes, args.noise, num)
             lines.append(f"| {name} | {len(meshes)} | {num} | {overlaps.mean():.3f} | {np.median(overlaps):.3f} | {100*(overlaps > .9).mean():.0f}% | {100*(overlaps == 0).mean():.0f}% | {seconds:.1f} |")
             print(lines[-1], flush=True)
-    if args.out: Path(args.out).write_text(f"# The small model\n\nNoise {args.noise:g} of the longest side.\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    if args.out: Path(args.out).write_text(f"Noise {args.noise:g} of the longest side.\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__": main()
