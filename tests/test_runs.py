@@ -1,5 +1,6 @@
 """A run's folder belongs to one run: nothing of an earlier run is lost, mixed or replaced, whoever starts what there."""
 import json
+import shutil
 from dataclasses import asdict, replace
 from functools import partialmethod
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from cad_mllm.checkpoints import (
     BEST, CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, prune_checkpoints, read_record, save_checkpoint, update_best)
 from cad_mllm.cli import main
+from cad_mllm.checkpoints.upload import deliver
+from cad_mllm.training.run_folder import local_place
 from cad_mllm.training import EXIT_NOT_FINITE, METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_events, read_metrics, train
 from cad_mllm.utils.run_lock import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
 from small_data import make
@@ -62,6 +65,22 @@ def test_start_over_moves_the_old_run_aside_whole(data, tmp_path, capsys):
     assert {p: (aside/p).read_bytes() for p in saved} == saved
     assert {r.step for r in list_checkpoints(out)} == {1} and [r["step"] for r in read_metrics(out)] == [1]
     assert train(*configs(data, out, "--max_steps", 2, "--resume_from_ckpt", "auto")).step == 2      # what was saved does not ask to start over again
+
+
+def test_what_an_earlier_run_left_on_the_local_disk_never_comes_into_a_new_one(data, tmp_path):
+    "It was not delivered, the output folder was emptied, and a new run begins at the same path."
+    out, local = tmp_path/"o", str(tmp_path/"local")
+    train(*configs(data, out, "--max_steps", 3))
+    left = local_place(out, local)
+    left.parent.mkdir()
+    shutil.move(out, left)
+    settings = ("--local_dir", local, "--max_steps", 1)
+    with pytest.raises(OccupiedError, match="holds a run at step 3"): train(*configs(data, out, *settings))
+    train(*configs(data, out, *settings, "--start_over"))
+    deliver(out, local)
+    assert {r.step for r in list_checkpoints(out)} == {1} and len(ids(out)) == 1
+    aside = [r for place in tmp_path.rglob("*-step3-*") if place.is_dir() for r in list_checkpoints(place)]
+    assert 3 in {r.step for r in aside}
 
 
 def test_a_run_from_before_run_ids_goes_on(data, tmp_path, monkeypatch):
