@@ -418,14 +418,14 @@ def test_a_card_shows_what_a_checkpoint_says_as_text(saved, tmp_path):
     odd, folder = "<script>alert(1)</script>|x", shutil.copytree(saved, tmp_path/"checkpoint-step5")
     train = json.loads((folder/ck.CONFIG).read_text())["train"]
     train["data_root"], train["stages"][0]["name"] = "/data/parts\n<b>|more", odd.replace("/", "")
-    metadata = ck.read_json_file(folder/ck.METADATA) | {"stage": odd, "versions": {"torch": "2|<img src=x>\n9"}}
+    metadata = ck.read_json_file(folder/ck.METADATA) | {"stage": odd, "versions": {"torch": "2|<img src=x>\n9", "numpy": "![x](http://elsewhere/x.png)"}}
     (folder/ck.METADATA).write_text(json.dumps(metadata))
     spoil(folder, ck.CONFIG, {"train": train})
     (tmp_path/"evaluation-checkpoint-step5").mkdir()
     evaluation = {"table": [{"name": f"{odd}\ny", "builds": .5}], "settings": {"data_root": "a\n---\n| c", "split": odd}}
     (tmp_path/"evaluation-checkpoint-step5"/"evaluation.json").write_text(json.dumps(evaluation))
     card = model_card(folder).split("\n---\n", 1)[1]
-    assert not re.search("<[a-z/!]", card, re.I)
+    assert not re.search("<[a-z/!]", card, re.I) and "[x]" not in card and "&#91;x](http" in card
     shown = "&lt;script&gt;alert(1)&lt;/script&gt;&#124;x"
     assert all(words in card for words in (f"| stage reached | {shown} |", "| data | parts &lt;b&gt;&#124;more |", "torch 2&#124;&lt;img src=x&gt; 9", f"| {shown} y | - |", shown.replace("/", "") + " ("))
     tables = [block.splitlines() for block in card.split("\n\n") if block.startswith("|")]
