@@ -65,9 +65,9 @@ def read_page(path):
 
 
 def find_pages():
-    "All pages in reading order: the overview, the glossary, the tutorials, the chapters."
+    "All pages in reading order: the overview, results, running it, the glossary, the tutorials, the chapters."
     chapters = sorted(p for p in NBS.rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    paths = [NBS/"index.ipynb", NBS/"glossary.ipynb", *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *chapters]
+    paths = [NBS/"index.ipynb", NBS/"results.ipynb", NBS/"running.ipynb", NBS/"glossary.ipynb", *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *chapters]
     return [read_page(p) for p in paths if p.exists()]
 
 
