@@ -147,8 +147,13 @@ def stall(folder, args):
             written, _ = timed(delivery.wait_written)
             used = memory("VmHWM") - level if has_peak else float("nan")
             extra = written if written > step/4 else 0.0  # not yet through when the steps were over: counted in full
-            if i == 0: first = call/sync; continue
-            rows["sync"].append(sync); rows["call"].append(call); rows["lost"].append(call + max(0.0, loop - alone) + extra); rows["memory"].append(used)
+            if i == 0:
+                first = call/sync
+                continue
+            rows["sync"].append(sync)
+            rows["call"].append(call)
+            rows["lost"].append(call + max(0.0, loop - alone) + extra)
+            rows["memory"].append(used)
             delivery.flush()
     ours = [timed(ck.save_checkpoint, work.model, folder/"direct", stage="s", step=i + 1, epoch=0, loss=1.0, trainer_state=work.state(), keep_last_n=1)[0] for i in range(min(3, rounds))]
     def row(name, values, key=None):
@@ -200,7 +205,8 @@ def rates(folder, args):
             ck.restore_optimizer(optimizer, None, loaded.trainer_state, quiet=True)
         return timed(go)[0]
     for i in range(args.rounds + 1):
-        remove(raw); remove(folder/"run")
+        remove(raw)
+        remove(folder/"run")
         found = {"disk, writing": len(data)/timed(write_sequentially, raw, data)[0]}
         evict(raw)
         found["disk, reading"] = len(data)/timed(read_sequentially, raw)[0]
@@ -251,7 +257,9 @@ class Quick(ck.Disk):
 
 class Opened:
     "Counts files that Python opens, by an audit hook."
-    def __init__(self): self.files, self.on = [], False; sys.addaudithook(self.hook)
+    def __init__(self):
+        self.files, self.on = [], False
+        sys.addaudithook(self.hook)
 
     def hook(self, event, args):
         if self.on and event == "open" and isinstance(args[0], (str, bytes)): self.files.append(os.fspath(args[0]))
@@ -300,7 +308,9 @@ class Entry(os.PathLike):
     def __init__(self, entry, slow): self.entry, self.slow = entry, slow
     def __getattr__(self, name): return getattr(self.entry, name)
     def __fspath__(self): return self.entry.path
-    def stat(self, **more): self.slow.wait("DirEntry.stat"); return self.entry.stat(**more)
+    def stat(self, **more):
+        self.slow.wait("DirEntry.stat")
+        return self.entry.stat(**more)
 
 
 def make_many(folder, num):
@@ -511,14 +521,18 @@ def kill_loop(folder, num, size, local, seed):
         _, status = os.waitpid(pid, 0)
         where = phases.read()
         with os.fdopen(read, "rb") as f: said = (b"b" + f.read()).decode().split()
-        if not os.WIFSIGNALED(status): wrong.append("a save failed without being killed"); break
+        if not os.WIFSIGNALED(status):
+            wrong.append("a save failed without being killed")
+            break
         finished = [int(s[1:]) for s in said if s[0] == "e"]
         if len(finished) < 2: longest = min(longest*1.1, 3)   # so that one to three saves are usual
         elif len(finished) > 3: longest *= .9
         saved.update(finished)
         found, newest = in_fresh_process(check, [p for p in (output, local) if p], max(saved), max(s for s in saved if is_best(s)))
         wrong += found
-        if where: done += 1; counts.update(where)
+        if where:
+            done += 1
+            counts.update(where)
         else: idle += 1
         step = max(newest, step + 1)
         if done % 5 == 0:
@@ -537,7 +551,8 @@ def kills(folder, args):
         (folder/name.split(",")[0]).mkdir()
         place = folder/name.split(",")[0]
         counts, wrong, done, idle = kill_loop(place, num, 200_000 if not args.quick else 20_000, place/local if local else None, seed=len(rows))
-        total += done; faults += wrong
+        total += done
+        faults += wrong
         rows += [(name, phase, n) for phase, n in counts.most_common()] + ([(name, "(between two saves: not counted as a kill)", idle)] if idle else [])
     text = (f"{total} processes killed by SIGKILL while they saved (2 MB each time, two kept, every third one the best). After each kill every folder with a final name was verified and the newest loaded; every fifth time another save "
             "followed and left-overs were looked for. A kill can strike several threads:\n\n" + table(("saving by", "what a thread was doing when it died", "times"), rows)
@@ -578,7 +593,9 @@ def main():
         made.append(f"## {name}\n\n{text}")
         print(f"\n{made[-1]}", flush=True)
         say(f"  {seconds:.0f} s")
-    if args.out: args.out.parent.mkdir(parents=True, exist_ok=True); args.out.write_text("\n".join(made), encoding="utf-8")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(made), encoding="utf-8")
 
 
 if __name__ == "__main__":

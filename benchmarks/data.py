@@ -54,7 +54,8 @@ def histories(num):
     "`num` designs of five beginnings or as many as they have: (whole text, [beginning texts])."
     out, names, i = [], list(FAMILIES), 0
     while len(out) < num:
-        program, _ = FAMILIES[names[i % len(names)]](np.random.default_rng([11, i])); i += 1
+        program, _ = FAMILIES[names[i % len(names)]](np.random.default_rng([11, i]))
+        i += 1
         if len(program) > 1: out.append((json.dumps(program.to_json()), [json.dumps(program.truncate(k).to_json()) for k in truncation_counts(len(program))]))
     return out
 
@@ -69,7 +70,8 @@ def write_pairs(root, num_pairs, kinds):
             if not design % 1000: Path(root, folder, f"{design//1000:04d}").mkdir(parents=True)
         Path(root, "json", f"{id}.json").write_text(whole)
         for n, text in enumerate(cuts, 1): Path(root, "json_truncated", f"{id}_tr_{n:02d}.json").write_text(text)
-        pairs += len(cuts); design += 1
+        pairs += len(cuts)
+        design += 1
     Path(root, "txt").mkdir()
     Path(root, "txt", "0000.json").write_text(json.dumps([{"id": f"{d//1000:04d}/{d:08d}_00001", "text caption": f"A part, number {d}."} for d in range(design)]))
     return pairs
@@ -89,13 +91,16 @@ def calls(root, delay=0.0, reads=0.0):
 
     def wrap(call):
         def inner(path, *args, **kw):
-            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(root): count["calls"] += 1; time.sleep(delay)
+            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(root):
+                count["calls"] += 1
+                time.sleep(delay)
             file = call(path, *args, **kw)
             return Slow(file, count, reads) if reads and call is real["open"] and isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(root) else file
         return inner
 
     def pread(*args):
-        count["reads"] += 1; time.sleep(reads)
+        count["reads"] += 1
+        time.sleep(reads)
         return real["pread"](*args)
     builtins.open = io.open = wrap(real["open"])
     os.open, os.stat, os.scandir, os.pread = wrap(real["os_open"]), wrap(real["stat"]), wrap(real["scandir"]), pread
@@ -111,18 +116,22 @@ class Slow:
 
     def __getattr__(self, name): return getattr(self._file, name)
 
-    def __enter__(self): self._file.__enter__(); return self
+    def __enter__(self):
+        self._file.__enter__()
+        return self
 
     def __exit__(self, *args): return self._file.__exit__(*args)
 
     def read(self, *args):
-        self._count["reads"] += 1; time.sleep(self._delay)
+        self._count["reads"] += 1
+        time.sleep(self._delay)
         return self._file.read(*args)
 
 
 def timed(func):
     "(seconds, result)"
-    start = time.perf_counter(); result = func()
+    start = time.perf_counter()
+    result = func()
     return time.perf_counter() - start, result
 
 
@@ -139,19 +148,22 @@ def measure_index(num_pairs, kinds, work, jobs):
     root, index, shards = work/"pairs", work/"index.npz", work/"pairs_packed"
     for old in (root, shards): shutil.rmtree(old, ignore_errors=True)
     index.unlink(missing_ok=True)
-    pairs = write_pairs(root, num_pairs, kinds); age(root)
+    pairs = write_pairs(root, num_pairs, kinds)
+    age(root)
     def make(**kw): return MultimodalAutocompleteDataset(root, index_path=index, jobs=jobs, **kw)
     base, _ = timed(lambda: parse_all(root))
     first, ds = timed(make)
     with calls(root) as asked: reopen, again = timed(make)
     assert len(ds) == len(again) == pairs and ds.fingerprint == again.fingerprint
-    shards.mkdir(); shutil.copy(index, shards/"checked.npz")            # what pack would find out itself
+    shards.mkdir()
+    shutil.copy(index, shards/"checked.npz")            # what pack would find out itself
     pack_time, _ = timed(lambda: pack(root, shards, jobs=jobs, tokens=False))
     packed, sealed = timed(lambda: MultimodalAutocompleteDataset(shards))
     assert sealed.fingerprint == ds.fingerprint
     id = f"{len(ds._ids)//1000:04d}/{len(ds._ids):08d}_00001"
     for folder, name, text in (("json", f"{id}.json", kinds[0][0]), ("json_truncated", f"{id}_tr_01.json", kinds[0][1][0])):
-        Path(root, folder, name).parent.mkdir(exist_ok=True); Path(root, folder, name).write_text(text)
+        Path(root, folder, name).parent.mkdir(exist_ok=True)
+        Path(root, folder, name).write_text(text)
     changed, more = timed(make)
     assert len(more) == pairs + 1
     size = index.stat().st_size/1e6
@@ -180,11 +192,15 @@ def write_parts(root, num, seeds=24):
 def drop_caches(root):
     "Make the next reads of these files cold; says how."
     os.sync()
-    try: Path("/proc/sys/vm/drop_caches").write_text("3"); return "all caches dropped"
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        return "all caches dropped"
     except OSError: pass
     for f in Path(root).rglob("*"):
         if f.is_file():
-            fd = os.open(f, os.O_RDONLY); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)
+            fd = os.open(f, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
     return "posix_fadvise(DONTNEED) on each file"
 
 
@@ -262,7 +278,9 @@ def measure_feed(shards, seconds):
             epoch, done, start = 0, 0, None
             while start is None or time.perf_counter() - start < seconds:
                 for batch in batches(ds, builder, epoch=epoch, batch_size=16, num_workers=workers):
-                    if start is None: start = time.perf_counter(); continue             # the first batch starts the readers
+                    if start is None:
+                        start = time.perf_counter()
+                        continue             # the first batch starts the readers
                     done += batch.num_samples
                     if time.perf_counter() - start > seconds: break
                 epoch += 1
@@ -276,7 +294,9 @@ def merged(old, made):
     "The text of all sections: new ones replace old ones, except rows about sizes that were not measured again."
     sections, name = {}, None
     for line in old.splitlines():
-        if line.startswith("## "): name = line[3:]; sections[name] = []
+        if line.startswith("## "):
+            name = line[3:]
+            sections[name] = []
         elif name: sections[name].append(line)
     if "Index" in made and "Index" in sections:
         def size(row): return int(row.split("|")[1].replace(",", "")) if row.startswith("| ") and row.split("|")[1].strip()[:1].isdigit() else None
@@ -290,7 +310,9 @@ def merged(old, made):
 def write(out, made):
     "Write what is known so far, beside what another run wrote."
     text = merged(out.read_text(encoding="utf-8") if out and out.exists() else "", {k: list(v) for k, v in made.items()})
-    if out: out.parent.mkdir(parents=True, exist_ok=True); out.write_text(text, encoding="utf-8")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
     return text
 
 
@@ -314,10 +336,15 @@ def main():
             made["Index"] = [f"{cores}; checked by {D.num_jobs(args.jobs, 10**6)} processes above 2,000 designs, by one below. In brackets: times the baseline.", "",
                              "| pairs | files | json, one process | index | reopen | files asked | changed | open packed | pack, index known, no tokens | index file |", "|---|---|---|---|---|---|---|---|---|---|"]
             for n in map(int, args.sizes.split(",")):
-                made["Index"].append(measure_index(n, kinds, work, args.jobs)); text = write(args.out, made)
+                made["Index"].append(measure_index(n, kinds, work, args.jobs))
+                text = write(args.out, made)
         if "read" in args.only or "feed" in args.only: shards = lay_out(work, args.designs)
-        if "read" in args.only: made["Folder against shards"] = [f"{cores}.", "", *measure_forms(work, args.seconds)]; text = write(args.out, made)
-        if "feed" in args.only: made["Feed"] = [f"{cores}.", "", *measure_feed(shards, args.seconds)]; text = write(args.out, made)
+        if "read" in args.only:
+            made["Folder against shards"] = [f"{cores}.", "", *measure_forms(work, args.seconds)]
+            text = write(args.out, made)
+        if "feed" in args.only:
+            made["Feed"] = [f"{cores}.", "", *measure_feed(shards, args.seconds)]
+            text = write(args.out, made)
     print(text)
 
 

@@ -149,7 +149,9 @@ def look(file):
         for frame, contour in before:
             off = np.abs(traits - traits_of(frame, contour)).max(1)
             new_frame, made = after[int(off.argmin())]
-            if off.min() > .01*size: row["changes"].append(("loop gone", float(np.ptp(contour.vertices, axis=0).max()), 0.)); continue
+            if off.min() > .01*size:
+                row["changes"].append(("loop gone", float(np.ptp(contour.vertices, axis=0).max()), 0.))
+                continue
             if contour.radius is not None or made.radius is not None:
                 r, s = contour.radius or 0., made.radius or 0.
                 if changed(r, s, size): row["changes"].append(("radius", r, s))

@@ -53,7 +53,8 @@ def best(func, repeats):
     "Least CPU seconds of several calls, and the last result."
     seconds = math.inf
     for _ in range(repeats):
-        began = time.process_time(); result = func()
+        began = time.process_time()
+        result = func()
         seconds = min(seconds, time.process_time() - began)
         if seconds > 2: break
     return seconds, result
@@ -99,7 +100,8 @@ def matplotlib_picture(mesh):
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(projection="3d")
     axes.add_collection3d(Poly3DCollection(mesh.vertices[mesh.faces], facecolors="lightsteelblue", shade=True))
     low, high = np.array(mesh.bounding_box)
-    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2])); axes.set_axis_off()
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+    axes.set_axis_off()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
 

@@ -80,7 +80,9 @@ class Recorder:
 
     def before(self, step, ids, model, optimizer):
         self.row = dict(step=step, ids=ids, random=random_hash())
-        if self.first: self.line(began=step, state=state_hash(model, optimizer)); self.first = False
+        if self.first:
+            self.line(began=step, state=state_hash(model, optimizer))
+            self.first = False
         if step == self.kill_at: os.kill(os.getpid(), signal.SIGKILL)
 
     def after(self, loss): self.line(**self.row, loss=float(loss).hex())
@@ -234,7 +236,9 @@ class AccelerateRunner:
                 loss = model(**batch).loss
                 recorder.after(loss.detach())
                 accelerator.backward(loss*math.nan if recorder.spoils else loss)
-                optimizer.step(); scheduler.step(); optimizer.zero_grad()
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
                 progress.step += 1
                 if progress.step % SAVE_EVERY == 0:
                     with recorder.saving(progress.step, model, optimizer): accelerator.save_state()
@@ -274,16 +278,19 @@ def child(runner, out, steps, resume=False, kill_at=0, wait=True, record="record
         code = 1
         try:
             fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(fd, 1); os.dup2(fd, 2)
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
             recorder = Recorder(record, kill_at)
             if prepare: prepare(recorder)
-            random.seed(SEED); np.random.seed(SEED)
+            random.seed(SEED)
+            np.random.seed(SEED)
             if rank is not None: os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             runner.run(out, steps, recorder, resume, **more)
             code = 0
         except BaseException: traceback.print_exc()
         finally:
-            sys.stdout.flush(); sys.stderr.flush()
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     if not wait: return pid
     _, status = os.waitpid(pid, 0)
@@ -310,7 +317,9 @@ def copy(source, target):
     def one(a, b):
         inode = os.stat(a).st_ino
         if inode in seen: os.link(seen[inode], b)
-        else: shutil.copy2(a, b); seen[inode] = b
+        else:
+            shutil.copy2(a, b)
+            seen[inode] = b
     shutil.copytree(source, target, copy_function=one)
 
 
@@ -377,7 +386,8 @@ def killed_while_saving(runner, folder, num, seconds):
         os.close(write)
         if os.read(read, 1): time.sleep(max(seconds*1.1, getattr(runner, "writes_for", 0))*(i + .5)/num)
         with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0); os.close(read)
+        os.waitpid(pid, 0)
+        os.close(read)
         states = known | {r["saving"]: r["state"] for r in lines(folder/f"k{i}.record.jsonl") if "saving" in r}
         what, step, state, said = resumed(runner, out, 3*SAVE_EVERY + 1)
         if what != "resumed": kind = what
@@ -392,7 +402,9 @@ def killed_while_saving(runner, folder, num, seconds):
 
 def pair(runner, out, steps, record, **more):
     "Two processes, half a batch each; what they said, or None where one of them did not end as it should."
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     pids = [child(runner, out, steps, wait=False, record=f"{record}{r}", rank=r, port=port, batch=BATCH//2, **more) for r in (0, 1)]
     end, status = time.perf_counter() + 240, {}
     while len(status) < 2 and time.perf_counter() < end:
@@ -401,7 +413,9 @@ def pair(runner, out, steps, record, **more):
             if got: status[pid] = code
             if got and code and not more.get("kill_at"): end = min(end, time.perf_counter() + 20)   # the other one may wait for ever
         time.sleep(.02)
-    for pid in set(pids) - set(status): os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+    for pid in set(pids) - set(status):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     said = (out.parent/f"{out.name}.{record}0.log").read_text(errors="replace")
     return said, all(status.get(p) == 0 for p in pids)
 
@@ -502,7 +516,9 @@ def code_runs(runner, folder, prepared):
         torch.save(Code(mark), target)
         resumed(runner, out, 2*SAVE_EVERY + 1)
         tried.append(file)
-        if mark.exists(): ran.append(file); mark.unlink()
+        if mark.exists():
+            ran.append(file)
+            mark.unlink()
         shutil.rmtree(out)
     return YES if not ran else f"{NO} ({', '.join(ran)} ran)"
 
@@ -590,7 +606,9 @@ def two_machines(runner, folder):
     while not steps_of(folder/"run.record.jsonl"): time.sleep(.05)
     record = folder/"run.second.jsonl"
     second, code, until = child(runner, out, 10_000, wait=False, record="second.jsonl", prepare=lambda recorder: second_machine()), 0, time.perf_counter() + 300
-    while not code and time.perf_counter() < until and not any("saved" in r for r in lines(record)): time.sleep(.05); code, status = os.waitpid(second, os.WNOHANG)
+    while not code and time.perf_counter() < until and not any("saved" in r for r in lines(record)):
+        time.sleep(.05)
+        code, status = os.waitpid(second, os.WNOHANG)
     for pid in (first, *([] if code else [second])):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -625,10 +643,13 @@ def disk_full(runner, folder, size):
                     free = os.statvfs(mount).f_bavail*os.statvfs(mount).f_frsize
                     with open(mount/"ballast", "wb") as f: f.write(b"x"*max(0, free - size*3//10))
                 record = mount.parent/"full.jsonl"            # on a disk that has room
-                record.touch(); (mount/"out.record.jsonl").symlink_to(record)
+                record.touch()
+                (mount/"out.record.jsonl").symlink_to(record)
                 last = lambda: max((r["step"] for r in lines(record) if "step" in r), default=0)
                 pid, began, code = child(runner, out, 2*SAVE_EVERY + 3, wait=False, prepare=lambda recorder: setattr(recorder, "on_save", fill)), time.perf_counter(), 0
-                while not code and last() < 2*SAVE_EVERY + 3 and time.perf_counter() < began + 120: time.sleep(.1); code = os.waitpid(pid, os.WNOHANG)[0]
+                while not code and last() < 2*SAVE_EVERY + 3 and time.perf_counter() < began + 120:
+                    time.sleep(.1)
+                    code = os.waitpid(pid, os.WNOHANG)[0]
                 goes_on, said = last() >= 2*SAVE_EVERY + 3, (mount/"out.record.jsonl.log").read_text(errors="replace")
                 (mount/"ballast").unlink()                    # there is room again, for a run that waits for it at its end
                 if not code: os.waitpid(pid, 0)
@@ -741,7 +762,9 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         made = compare(Path(folder), 4 if args.quick else args.kills, args.only, args.tests)
     print(made)
-    if args.out: args.out.parent.mkdir(parents=True, exist_ok=True); args.out.write_text(made, encoding="utf-8")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -152,7 +152,9 @@ def measure(form, programs, folder, given):
     for name, program in programs.items():
         path = folder/f"{name}{ending}"
         try: write_history(program, path)
-        except Exception as e: misses.append((name, f"not written: {e}")); continue
+        except Exception as e:
+            misses.append((name, f"not written: {e}"))
+            continue
         row["written"] += 1
         paths[name] = path
         if form in ("build123d", "CadQuery", "OpenSCAD"):
@@ -167,7 +169,9 @@ def measure(form, programs, folder, given):
 def _read_back(name, program, path, misses):
     "Whether a file reads as the program that it was written from."
     try: good = same(program, read_history(path))
-    except (CADFormatError, ValueError) as e: misses.append((name, f"not read back: {e.reason if hasattr(e, 'reason') else e}")); return False
+    except (CADFormatError, ValueError) as e:
+        misses.append((name, f"not read back: {e.reason if hasattr(e, 'reason') else e}"))
+        return False
     if not good: misses.append((name, "read back as something else"))
     return good
 
@@ -181,7 +185,9 @@ def _judge(form, row, programs, paths, edited, reports, misses):
         after = reports.get(str(edited[name]), {}) if name in edited else {"volume": said.get("edited_volume"), "errors": said.get("edited_errors")}
         row["seconds"] += said.get("seconds", 0.0)/max(len(paths), 1)
         sketches, full, unsolved = sketches + said.get("sketches", 0), full + said.get("fully_constrained", 0), unsolved + len(said.get("unsolved", []))
-        if "failed" in said or said.get("errors"): misses.append((name, str(said.get("failed") or said["errors"])[:100])); continue
+        if "failed" in said or said.get("errors"):
+            misses.append((name, str(said.get("failed") or said["errors"])[:100]))
+            continue
         row["opened"] += 1
         if close(said["volume"], programs[name]): row["volume"] += 1
         else: misses.append((name, f"volume {said['volume']:.6g} mm3"))

@@ -29,7 +29,9 @@ def measure(data, folder, name, num, seed) -> tuple: # (moments that were tried,
     wrong = []
     for point in points:
         try: assert_same(out, found := killed_and_resumed(data, folder, name, point))
-        except AssertionError as e: wrong.append(point); print(f"{name}, killed at {point}: {str(e)[:400]}", flush=True)
+        except AssertionError as e:
+            wrong.append(point)
+            print(f"{name}, killed at {point}: {str(e)[:400]}", flush=True)
         else: shutil.rmtree(found)
     return points, wrong
 

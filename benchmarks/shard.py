@@ -41,10 +41,17 @@ def train(args):
     settings = replace(settings, data_root=args.data, output_dir=f"{args.data}/{args.one}", batch_size=2, num_val_samples=0, device=args.device, fsdp=args.one == "fsdp")
     before = resident("VmRSS")
     trainer = Trainer(config, settings)
-    trainer.open_delivery(); trainer.open_data(); trainer.next_stage(0); trainer.share_out(); trainer.begin_stage(); trainer.model.train()
+    trainer.open_delivery()
+    trainer.open_data()
+    trainer.next_stage(0)
+    trainer.share_out()
+    trainer.begin_stage()
+    trainer.model.train()
     plan, losses, seconds, sizes = trainer.plan(), [], [], []
     def stream():
-        for batch in trainer.micro_batches(plan): sizes.append((batch.input_ids.numel(), batch.num_tokens)); yield batch
+        for batch in trainer.micro_batches(plan):
+            sizes.append((batch.input_ids.numel(), batch.num_tokens))
+            yield batch
     taken = stream()
     for step in range(args.steps):
         if step == 1:                          # the first one makes what stays: moments, caches
@@ -56,14 +63,18 @@ def train(args):
     peak = resident("VmHWM") - before if args.device == "cpu" else torch.cuda.max_memory_allocated()
     shares = int(os.environ["WORLD_SIZE"]) if args.one == "fsdp" else 1
     predicted = memory(shape_of(config), config, *max(sizes), chunk=chunk_size(1, trainer.device), shares=shares)
-    trainer.close(); trainer.world.leave()
+    trainer.close()
+    trainer.world.leave()
     print("FIGURES", json.dumps(dict(peak=peak, seconds=sorted(seconds[1:])[len(seconds[1:])//2], losses=losses, predicted=sum(predicted.values()))), flush=True)
-    sys.stdout.flush(); os._exit(0)
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def together(args, kind, num, data):
     "Figures of a process of `num`."
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     env = [{**os.environ, "WORLD_SIZE": str(num), "RANK": str(r), "LOCAL_RANK": str(r), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"} for r in range(num)]
     command = [sys.executable, __file__, "--one", kind, "--data", data, "--steps", str(args.steps), "--device", args.device]
     processes = [subprocess.Popen(command, env=e, stdout=subprocess.PIPE, text=True) for e in env]

@@ -66,7 +66,10 @@ def steps_a_second(model, training, steps=12):
     "Of CPU time, after three steps to warm up."
     trainer = Trainer(model, replace(training, output_dir=f"{training.output_dir}-timing"))
     trainer.output_dir.mkdir(parents=True, exist_ok=True)
-    trainer.open_data(); trainer.next_stage(0); trainer.begin_stage(); trainer.model.train()
+    trainer.open_data()
+    trainer.next_stage(0)
+    trainer.begin_stage()
+    trainer.model.train()
     stream = trainer.micro_batches(trainer.plan())
     for _ in range(3): trainer.train_step(stream, trainer.plan())
     began = time.process_time()
@@ -152,7 +155,8 @@ def main():
     parser.add_argument("--work", default="tiny_model")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
-    work = Path(args.work); work.mkdir(parents=True, exist_ok=True)
+    work = Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     make_data(work, args.train, args.test, args.threads)
     known = programs(work, "train")
@@ -178,7 +182,8 @@ def main():
         results = completer.complete_many(items, **sampling, batch_size=8, check="kernel")
         solids = [build(completer, r) for r in results]
         rows[name] = [np.inf if s is None else judge(s.points(2048, 1)[:, :3], truths[id]) for id, s in zip(truths, solids)]
-        rows[name + " parses"] = np.mean([bool(r["sequence"]) for r in results]); rows[name + " builds"] = np.mean([s is not None for s in solids])
+        rows[name + " parses"] = np.mean([bool(r["sequence"]) for r in results])
+        rows[name + " builds"] = np.mean([s is not None for s in solids])
     rows |= {RETRIEVED: [], STRETCHED: []}
     for id, (_, cloud) in tqdm(asked.items(), desc="retrieving", unit="part"):
         given, (_, center, scale) = cloud[:2048:2, :3], boxed(cloud[:2048, :3])
@@ -189,7 +194,8 @@ def main():
     lines = [f"# From points to parts in {args.minutes:g} minutes on two cores\n", f"{len(known):,} training parts, {len(asked)} held-out parts (copies of training parts left out), points only; {spent['step']:,} steps of {args.batch} parts.", "",
              "| | parses | builds | Chamfer distance, median | against retrieval | mean of those that build |", "|---|---|---|---|---|---|"]
     for name in [*runs, RETRIEVED, STRETCHED, FLOOR]:
-        v = np.array(rows[name]); finite = v[np.isfinite(v)]
+        v = np.array(rows[name])
+        finite = v[np.isfinite(v)]
         shares = [f"{100*rows[f'{name} {k}']:.1f}%" if f"{name} {k}" in rows else "" for k in ("parses", "builds")]
         lines.append(f"| {name} | {' | '.join(shares)} | {np.median(v):.4f} | {np.median(v)/base:.2f} | {finite.mean():.4f} |")
     first = {"that were trained on": [(known[id], clouds[id]) for id in list(clouds)[:100]], "held out": list(asked.values())}

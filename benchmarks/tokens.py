@@ -102,7 +102,9 @@ def main():
         results = list(tqdm(zip(built, pool.map(compare, built, [levels]*len(built))), total=len(built), desc="histories"))
     made = tables(files, levels, results, args.tokenizer)
     print("\n" + made)
-    if args.out: args.out.parent.mkdir(parents=True, exist_ok=True); args.out.write_text(made, encoding="utf-8")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(made, encoding="utf-8")
     for file, r in results:
         bad = {n: x.get("error") or f"distance {x['distance']:.2e}" for n, x in r.items() if not x["valid"] or x["distance"] is None or x["distance"] >= 1e-3}
         if 1024 in bad: print(Path(file).name, bad)

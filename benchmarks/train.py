@@ -64,10 +64,12 @@ def build(args):
     from cad_mllm.training import Trainer
     config, training = settings(args)
     model = CADMLLMModel(config, tokenizer_of(args, get_codec("tokens")))
-    args.turn = turn(args); args.turn.__enter__()
+    args.turn = turn(args)
+    args.turn.__enter__()
     trainer = Trainer(config, training, model)
     Path(args.work).mkdir(parents=True, exist_ok=True)
-    trainer.open_data(); trainer.next_stage(0)
+    trainer.open_data()
+    trainer.next_stage(0)
     return model, trainer
 
 
@@ -82,7 +84,9 @@ def sync(device): device == "cuda" and torch.cuda.synchronize()
 @contextmanager
 def turn(args):
     "Variants that were started together measure one after the other."
-    if not args.lock: yield; return
+    if not args.lock:
+        yield
+        return
     with open(args.lock, "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
@@ -94,7 +98,10 @@ def measure(args, steps, warmup=2):
     num, began, done = 0, None, 0
     for samples in steps:
         done += 1
-        if done == warmup: sync(args.device); began = time.perf_counter(); continue
+        if done == warmup:
+            sync(args.device)
+            began = time.perf_counter()
+            continue
         if began is None: continue
         num += samples
         sync(args.device)
@@ -107,7 +114,8 @@ def measure(args, steps, warmup=2):
 
 def run_ours(args):
     model, trainer = build(args)
-    trainer.begin_stage(); model.train()
+    trainer.begin_stage()
+    model.train()
     plan = trainer.plan()
     stream = trainer.micro_batches(plan)
     def steps():
@@ -137,11 +145,15 @@ def run_common(args):
                 path = Path(args.json_root or args.data_root)/"json"/f"{data._named(i)[1]}.json"
                 texts.append("Complete this CAD sequence: \n" + json.dumps(json.loads(path.read_text()), separators=(",", ":")) + tokenizer.eos_token)
             enc = tokenizer(texts, padding="max_length", truncation=True, max_length=4000, return_tensors="pt", padding_side="right")
-            cut[0] += sum(len(tokenizer(t).input_ids) > 4000 for t in texts); cut[1] += 2
+            cut[0] += sum(len(tokenizer(t).input_ids) > 4000 for t in texts)
+            cut[1] += 2
             labels = enc.input_ids.masked_fill(enc.attention_mask == 0, -100)
             with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
                 loss = llm(input_ids=enc.input_ids.to(args.device), attention_mask=enc.attention_mask.to(args.device), labels=labels.to(args.device), use_cache=False).loss
-            loss.backward(); torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0); optimizer.step(); optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
             yield 2
     return measure(args, steps(), warmup=1) | dict(cut=cut[0]/cut[1])
 
@@ -231,7 +243,9 @@ def memory_table(model, trainer, sizes=(40, 80, 160)):
         for size in sizes:
             batch = model.builder.collate(samples[:size], max_tokens=ROW["qwen3_0_6b"]).to(model.device)
             for _ in range(2):
-                torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); began = time.perf_counter()
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                began = time.perf_counter()
                 (model(batch)["loss_sum"]/batch.num_tokens).backward()
                 torch.cuda.synchronize()
             rows.append(dict(checkpointing=checkpointing, tokens=int((batch.segment_ids >= 0).sum()), predicted=batch.num_tokens, peak=torch.cuda.max_memory_allocated(), seconds=time.perf_counter() - began))
@@ -247,7 +261,10 @@ def matrix_rate(size=8192, rounds=10):
     times = []
     for _ in range(rounds):
         began = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        began[0].record(); a @ b; began[1].record(); torch.cuda.synchronize()
+        began[0].record()
+        a @ b
+        began[1].record()
+        torch.cuda.synchronize()
         times.append(began[0].elapsed_time(began[1])/1e3)
     return 2*size**3/statistics.median(times)
 
@@ -261,11 +278,15 @@ def matrix_share(args, model, trainer):
     def step(batch):
         loss = model(batch)["loss_sum"]/batch.num_tokens
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainer.trainable(), 1.0); trainer.optimizer.step(); trainer.optimizer.zero_grad()
+        torch.nn.utils.clip_grad_norm_(trainer.trainable(), 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
     for batch in batches: step(batch)
-    torch.cuda.synchronize(); began = time.perf_counter()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
     for batch in batches*2: step(batch)
-    torch.cuda.synchronize(); seconds = (time.perf_counter() - began)/2
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began)/2
     for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)): layer._compiled_call_impl = None      # counted as the model is written
     model.__dict__.pop("_chunk_loss", None)
     with CountProducts() as counter:
@@ -347,7 +368,8 @@ def enlarge(args, folder, times=12):
     for path in Path(args.data_root, "json").rglob("*.json"):
         for n in range(times):
             copy = folder/"many"/"json"/f"{n:02d}{path.parent.name[-2:]}"/path.name
-            copy.parent.mkdir(parents=True, exist_ok=True); copy.write_bytes(path.read_bytes())
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
     pack(folder/"many", folder/"pack")
     return dict(data_root=str(folder/"pack"), json_root=str(folder/"many"))
 
@@ -408,7 +430,8 @@ def main(args):
 if __name__ == "__main__":
     args = parse()
     if args.variant:
-        torch.set_num_threads(args.threads); torch.manual_seed(0)
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
         print("RESULT " + json.dumps(VARIANTS[args.variant](args)), flush=True)
         os._exit(0)
     main(args)

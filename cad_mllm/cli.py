@@ -51,7 +51,8 @@ def _take_trust(argv):
     while "--trust" in argv:
         i = argv.index("--trust")
         if i + 1 == len(argv): raise ConfigError("--trust: name the base model, revision or trust_remote_code that you trust")
-        names.append(argv[i + 1]); del argv[i:i + 2]
+        names.append(argv[i + 1])
+        del argv[i:i + 2]
     if names[1:]: os.environ[TRUST] = ",".join(n for n in names if n)
     return argv
 

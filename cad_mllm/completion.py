@@ -196,7 +196,8 @@ def check(
     try: return isolated(build_solid, program, self.kernel, timeout=timeout or self.timeout), ""
     except Exception as e:
         if self.kernel == "manifold" or "use kernel='manifold'" not in str(e): return None, str(e) or type(e).__name__
-        self.kernel = "manifold"; self.notes.append(f"checked with the light kernel, without STEP: {e}")
+        self.kernel = "manifold"
+        self.notes.append(f"checked with the light kernel, without STEP: {e}")
         return self.check(program, timeout)
 
 def _has_solid(program): return program is not None and any(isinstance(e, Extrude) for e in program.operations())

@@ -70,7 +70,9 @@ def check_kinds(
 # %% ../nbs/00_config.ipynb #2716c441
 class _JSONConfig:
     "To JSON and back; unknown keys are kept aside in `ignored` by name instead of failing, so that newer and older files both load."
-    def __post_init__(self): check_kinds(self); self.validate()
+    def __post_init__(self):
+        check_kinds(self)
+        self.validate()
 
     def to_dict(self) -> dict:
         "All fields as plain JSON values."

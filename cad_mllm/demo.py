@@ -98,7 +98,8 @@ def train_twice(
         while any(p.poll() is None for p in processes.values()):
             watch(runs, bars)
             if killed_at is None and processes["killed"].poll() is None and ready_to_kill(runs["killed"]):
-                processes["killed"].kill(); processes["killed"].wait()
+                processes["killed"].kill()
+                processes["killed"].wait()
                 killed_at = status(runs["killed"])["step"]
                 tqdm.write(f"killed the second training with SIGKILL at step {killed_at}; resuming it from its last complete checkpoint")
                 processes["killed"] = start(train_command(data, runs["killed"], seed, resume=True, extra=extra), logs["killed"])
@@ -129,7 +130,8 @@ def draw_losses(
 ):
     "Both loss curves, the stages, the kill and the resume, as a matplotlib figure."
     from cad_mllm.utils.figures import Figure
-    fig = Figure(figsize=(8, 3.6), layout="constrained"); ax = fig.subplots()
+    fig = Figure(figsize=(8, 3.6), layout="constrained")
+    ax = fig.subplots()
     rows = read_metrics(unbroken)
     ax.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="C0", lw=3, alpha=.35, label="unbroken run")
     again = read_metrics(resumed)
@@ -137,10 +139,14 @@ def draw_losses(
     starts = {}
     for r in rows: starts.setdefault(r["stage"], r["step"])
     for stage, step in starts.items():
-        ax.axvline(step, color="0.8", lw=.8, zorder=0); ax.text(step, 1.01, f" {stage}", transform=ax.get_xaxis_transform(), fontsize=8, color="0.35")
+        ax.axvline(step, color="0.8", lw=.8, zorder=0)
+        ax.text(step, 1.01, f" {stage}", transform=ax.get_xaxis_transform(), fontsize=8, color="0.35")
     ax.axvline(killed_at, color="C3", ls="--", lw=1, label=f"SIGKILL at step {killed_at}")
     ax.axvline(resumed_from, color="C2", ls=":", lw=1.2, label=f"resumed from step {resumed_from}")
-    ax.set_xlabel("optimizer step"); ax.set_ylabel("loss a token"); ax.legend(fontsize=8, frameon=False); ax.set_ylim(bottom=0)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("loss a token")
+    ax.legend(fontsize=8, frameon=False)
+    ax.set_ylim(bottom=0)
     if path: fig.savefig(path, dpi=120)
     return fig
 
@@ -210,7 +216,8 @@ def draw_completions(
         for ax, title, program in zip(axes, titles, programs):
             try: ax.imshow(build_solid(program).image(size))
             except GeometryError as e: ax.text(.5, .5, textwrap.fill(f"no solid: {e}", 30), ha="center", va="center", transform=ax.transAxes, fontsize=8)
-            ax.set_title(f"{title} ({len(program)} operations)", fontsize=9); ax.set_axis_off()
+            ax.set_title(f"{title} ({len(program)} operations)", fontsize=9)
+            ax.set_axis_off()
     if path: fig.savefig(path, dpi=100)
     return fig
 

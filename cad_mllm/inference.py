@@ -31,7 +31,8 @@ def write_picture(picture, path):
     "A PNG, written whole."
     from PIL import Image
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    Image.fromarray(picture).save(temporary, format="png"); os.replace(temporary, path)
+    Image.fromarray(picture).save(temporary, format="png")
+    os.replace(temporary, path)
 
 # %% ../nbs/9_completion/03_inference.ipynb #56378eb7
 def _save_editable(chosen, path, meta, source):
@@ -63,7 +64,9 @@ def save(
     stem.parent.mkdir(parents=True, exist_ok=True)
     meta["files"] = []
     def attempt(path, write):
-        try: write(path); meta["files"].append(str(path))
+        try:
+            write(path)
+            meta["files"].append(str(path))
         except Exception as e: meta["notes"].append(f"{path.name} was not written: {e}")
     for kind in formats:
         if kind == "json": continue
@@ -71,7 +74,9 @@ def save(
         elif chosen.solid is None: meta["notes"].append(f"{stem.name}.{kind} was not written: there is no solid")
         else: attempt(Path(f"{stem}.{kind}"), lambda p: isolated(_export, chosen.solid, str(p), request.sample.caption, timeout=self.timeout))
     attempt(Path(f"{stem}_beside.png"), lambda p: write_picture(draw_completion(request, chosen), p))
-    if "json" in formats: meta["files"].append(f"{stem}.json"); write_json(Path(f"{stem}.json"), result)
+    if "json" in formats:
+        meta["files"].append(f"{stem}.json")
+        write_json(Path(f"{stem}.json"), result)
 
 # %% ../nbs/9_completion/03_inference.ipynb #e71c6c58
 @patch
@@ -178,7 +183,9 @@ def _complete_batch(self: CADAutocomplete, items, taken, out, formats, seed, max
     requests, done = [r for r, _ in asked if r is not None], []
     served = iter(self._serve(requests, seed=seed, max_new_tokens=max_new_tokens, **settings) if requests else ())
     for request, refused in asked:
-        if request is None: done.append(("", refused)); continue
+        if request is None:
+            done.append(("", refused))
+            continue
         result, chosen = next(served)
         if out is not None: self.save(result, request, chosen, Path(out)/f"{request.name}.json", formats)
         done.append((request.name, result))

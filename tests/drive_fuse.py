@@ -100,12 +100,14 @@ class Server:
 
     def op10(self, node, data, rules):
         relative, path = self.child(node, data.split(b"\0")[0])
-        os.unlink(path); self.gone_name(relative)
+        os.unlink(path)
+        self.gone_name(relative)
         return b""
 
     def op11(self, node, data, rules):
         relative, path = self.child(node, data.split(b"\0")[0])
-        os.rmdir(path); self.gone_name(relative)
+        os.rmdir(path)
+        self.gone_name(relative)
         return b""
 
     def move(self, node, directory, names):
@@ -148,7 +150,9 @@ class Server:
         number, offset, size = struct.unpack_from("<QQI", data)
         content = bytearray(data[40:40 + size])
         if "room" in rules and self.used() + size > rules["room"]: raise OSError(errno.ENOSPC, "full")
-        if self.flips < rules.get("flip", 0) and size > 500: content[-1] ^= 1; self.flips += 1
+        if self.flips < rules.get("flip", 0) and size > 500:
+            content[-1] ^= 1
+            self.flips += 1
         return struct.pack("<II", os.pwrite(self.files[number], content, offset), 0)
 
     def op17(self, node, data, rules):
@@ -156,7 +160,9 @@ class Server:
         free = max(0, rules["room"] - self.used())//s.f_bsize if "room" in rules else s.f_bavail
         return struct.pack("<5Q4I24x", s.f_blocks, free, free, s.f_files, s.f_ffree, s.f_bsize, 255, s.f_frsize, 0)
 
-    def op20(self, node, data, rules): os.fsync(self.files[struct.unpack_from("<Q", data)[0]]); return b""
+    def op20(self, node, data, rules):
+        os.fsync(self.files[struct.unpack_from("<Q", data)[0]])
+        return b""
     def op25(self, node, data, rules): return b""
     def op30(self, node, data, rules): return b""
     def op34(self, node, data, rules): return b""

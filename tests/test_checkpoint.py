@@ -43,7 +43,9 @@ def save(output, step, **more):
 def run_dir(tmp_path):
     "A folder in memory where there is one: these tests wait for thousands of fsyncs otherwise."
     shm = Path("/dev/shm")
-    if not (shm.is_dir() and os.access(shm, os.W_OK)): yield tmp_path; return
+    if not (shm.is_dir() and os.access(shm, os.W_OK)):
+        yield tmp_path
+        return
     folder = Path(tempfile.mkdtemp(dir=shm))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -106,13 +108,21 @@ class DyingDisk(ck.Disk):
         self._count(lambda: next(p for p in Path(folder).iterdir() if p.is_file()).unlink())
         super().remove(folder)
 
-    def mkdir(self, path): self._count(); super().mkdir(path)
+    def mkdir(self, path):
+        self._count()
+        super().mkdir(path)
 
-    def rename(self, old, new): self._count(); super().rename(old, new)
+    def rename(self, old, new):
+        self._count()
+        super().rename(old, new)
 
-    def link(self, source, target): self._count(Path(target).write_bytes, b"half"); super().link(source, target)
+    def link(self, source, target):
+        self._count(Path(target).write_bytes, b"half")
+        super().link(source, target)
 
-    def sync(self, path): self._count(); super().sync(path)
+    def sync(self, path):
+        self._count()
+        super().sync(path)
 
 
 @needs_fork
@@ -202,7 +212,9 @@ def test_a_disk_that_keeps_less_than_it_was_given(run_dir, monkeypatch, operatio
         Short.calls += 1
         path = args[1] if operation == "link" else args[0]
         if Short.calls == at:
-            if operation == "link": shutil.copyfile(args[0], f"{path}.copy"); os.replace(f"{path}.copy", path)
+            if operation == "link":
+                shutil.copyfile(args[0], f"{path}.copy")
+                os.replace(f"{path}.copy", path)
             os.truncate(path, os.path.getsize(path)//2)
         return done
     setattr(Short, operation, short)
@@ -211,7 +223,9 @@ def test_a_disk_that_keeps_less_than_it_was_given(run_dir, monkeypatch, operatio
         monkeypatch.setattr(ck, "DISK", Short())
         Short.calls = 0
         try: new = save(run_dir, 2*at + 1, is_best=operation == "link", keep_last_n=0)
-        except ck.CheckpointError as e: assert "bytes were written" in str(e); new = None
+        except ck.CheckpointError as e:
+            assert "bytes were written" in str(e)
+            new = None
         monkeypatch.setattr(ck, "DISK", ck.Disk())
         for folder in visible(run_dir): assert ck.verify_checkpoint(folder) == []
         if Short.calls < at: break
@@ -244,11 +258,15 @@ def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path, monkeypatch):
 def test_a_failing_model_leaves_nothing(tmp_path):
     save(tmp_path, 1)
     class Broken(Weights):
-        def save_pretrained(self, folder): super().save_pretrained(folder); raise RuntimeError("CUDA out of memory")
+        def save_pretrained(self, folder):
+            super().save_pretrained(folder)
+            raise RuntimeError("CUDA out of memory")
     with pytest.raises(ck.CheckpointError, match="CUDA out of memory"):
         ck.save_checkpoint(Broken(), tmp_path, stage="stage1_text", step=2, epoch=0, loss=1.0, trainer_state={})
     class Interrupted(Weights):
-        def save_pretrained(self, folder): super().save_pretrained(folder); raise KeyboardInterrupt
+        def save_pretrained(self, folder):
+            super().save_pretrained(folder)
+            raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): ck.save_checkpoint(Interrupted(), tmp_path, stage="stage1_text", step=2, epoch=0, loss=1.0, trainer_state={})
     assert sorted(p.name for p in (tmp_path/"stage1_text").iterdir())[0] == "checkpoint-best" and len(visible(tmp_path)) == 2
 
@@ -286,7 +304,9 @@ def test_the_command_names_what_is_wrong_and_rewrites_what_is_old(tmp_path, caps
     good, flipped, cut, missing, extra, empty = (save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 7))
     assert command("--verify")[0] == 0
     name = "model.safetensors"
-    data = bytearray((flipped/name).read_bytes()); data[-1] ^= 1; (flipped/name).write_bytes(data)
+    data = bytearray((flipped/name).read_bytes())
+    data[-1] ^= 1
+    (flipped/name).write_bytes(data)
     os.truncate(cut/name, 100)
     (missing/name).unlink()
     (extra/"more.bin").write_bytes(b"x")
@@ -319,7 +339,9 @@ def test_a_proof_is_used_once_and_only_for_what_is_untouched(tmp_path, monkeypat
     assert ck.latest_checkpoint(tmp_path) == path and len(read) == len(set(read)) == 6
     ck.load_checkpoint(path, quiet=True)
     assert len(read) == 6
-    with open(path/"model.safetensors", "r+b") as f: f.seek(-2, 2); f.write(b"?")
+    with open(path/"model.safetensors", "r+b") as f:
+        f.seek(-2, 2)
+        f.write(b"?")
     os.utime(path/"model.safetensors", (0, 0))
     with pytest.raises(ck.CheckpointError, match="its content has changed"): ck.load_checkpoint(path, quiet=True)
     assert len(read) == 12
@@ -330,11 +352,14 @@ def test_what_training_does_while_a_snapshot_is_written_does_not_show(tmp_path):
     import threading
     model, moments, memory = Told(0), torch.zeros(200_000), ck.SnapshotMemory()
     for step in range(1, 6):
-        model.tensor.fill_(step); moments.fill_(step)
+        model.tensor.fill_(step)
+        moments.fill_(step)
         snapshot = ck.snapshot_checkpoint(model, tmp_path, stage="s", step=step, epoch=0, loss=1.0, trainer_state={"position": step, "moments": moments, "step": torch.tensor(float(step))}, memory=memory, keep_last_n=0)
         writer = threading.Thread(target=ck.write_snapshot, args=(snapshot,))
         writer.start()
-        while writer.is_alive(): model.tensor.add_(1); moments.add_(1)
+        while writer.is_alive():
+            model.tensor.add_(1)
+            moments.add_(1)
         writer.join()
     for record in ck.list_checkpoints(tmp_path/"s"):
         loaded = ck.load_checkpoint(record.path, other := Weights(), quiet=True)
@@ -356,7 +381,8 @@ def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
     reads, opened = [], ck.read_manifest
     monkeypatch.setattr(ck, "read_manifest", lambda folder: reads.append(Path(folder).name) or opened(folder))
     monkeypatch.setattr(ck, "SLOW_LISTING", 1e9)
-    ck.list_checkpoints(tmp_path); ck.list_checkpoints(tmp_path)
+    ck.list_checkpoints(tmp_path)
+    ck.list_checkpoints(tmp_path)
     assert len(reads) == 8             # a fast disk: nothing is remembered
     monkeypatch.setattr(ck, "SLOW_LISTING", -1.0)
     first = ck.list_checkpoints(tmp_path)
@@ -384,7 +410,9 @@ def test_removing_frees_space_before_the_trash(tmp_path, monkeypatch):
     "On a drive with a trash, what lands there is empty; a file with a second name is left whole."
     trash, unlink = {}, os.unlink
     def to_trash(path, *args, dir_fd=None, **kwargs):
-        if dir_fd is not None: trash[path] = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_size; return unlink(path, dir_fd=dir_fd)
+        if dir_fd is not None:
+            trash[path] = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_size
+            return unlink(path, dir_fd=dir_fd)
         trash[Path(path).name] = os.lstat(path).st_size
         return unlink(path)
     for mode, is_empty in (("ext4", False), ("fuse.drive", True)):
@@ -406,12 +434,16 @@ def test_removing_frees_space_before_the_trash(tmp_path, monkeypatch):
 
 def test_latest_says_what_it_passed_over(tmp_path, capsys):
     good, bad = save(tmp_path, 1, is_best=False), save(tmp_path, 2, is_best=False)
-    with open(bad/"model.safetensors", "r+b") as f: f.seek(-2, 2); f.write(b"?")
+    with open(bad/"model.safetensors", "r+b") as f:
+        f.seek(-2, 2)
+        f.write(b"?")
     assert ck.find_checkpoint("latest", tmp_path) == good
     said = capsys.readouterr().out
     assert said.splitlines() == [f"⚠️  {bad} is not complete: model.safetensors: its content has changed (SHA-256 differs). Using {good} instead"]
     assert ck.find_checkpoint("auto", tmp_path) == good
-    with open(good/"model.safetensors", "r+b") as f: f.seek(-2, 2); f.write(b"?")
+    with open(good/"model.safetensors", "r+b") as f:
+        f.seek(-2, 2)
+        f.write(b"?")
     capsys.readouterr()
     assert ck.latest_checkpoint(tmp_path) is None and capsys.readouterr().out.count("is not complete: model.safetensors") == 2
 
@@ -419,7 +451,8 @@ def test_latest_says_what_it_passed_over(tmp_path, capsys):
 def test_manifest_names_cannot_reach_outside(tmp_path):
     folder = save(tmp_path, 1, is_best=False)
     manifest = ck.read_manifest(folder)
-    secret = tmp_path/"secret"; secret.write_text("s")
+    secret = tmp_path/"secret"
+    secret.write_text("s")
     manifest["files"]["../../secret"] = {"size": 1, "sha256": ck.file_sha256(secret)}
     manifest["sha256"] = ck._self_hash(manifest)
     (folder/ck.MANIFEST).write_bytes(ck.to_json(manifest))
@@ -555,7 +588,9 @@ def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
         for _ in range(num):
             out = model(batch)
             (out["loss_sum"]/out["num_tokens"]).backward()
-            optimizer.step(); scheduler.step(); optimizer.zero_grad()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
             yield out["loss_sum"].item()
 
     run, rng, samples = start(0), np.random.default_rng(0), []
@@ -614,7 +649,9 @@ def optimizers(model):
 def stepped(model):
     optimizer, scheduler = optimizers(model)
     for p in model.parameters(): p.grad = torch.full_like(p, .5) if p.requires_grad else None
-    optimizer.step(); scheduler.step(); optimizer.zero_grad()
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
     return optimizer, scheduler
 
 
@@ -643,7 +680,9 @@ def test_every_older_form_loads_goes_on_and_can_be_upgraded(lora, tmp_path, caps
     folder, (kind, words) = tmp_path/form, STATES[state]
     lora.save_pretrained(folder)
     for name in ("cad_mllm_config.json", "tokenizer.json", "tokenizer_config.json"): (folder/name).unlink()
-    if weights != "adapter_model.safetensors": torch.save(load_file(folder/"adapter_model.safetensors"), folder/weights); (folder/"adapter_model.safetensors").unlink()
+    if weights != "adapter_model.safetensors":
+        torch.save(load_file(folder/"adapter_model.safetensors"), folder/weights)
+        (folder/"adapter_model.safetensors").unlink()
     pickled("CADMLLMConfig", lora.config.to_dict() | {"device": "cuda"}, folder/"config.pt")
     optimizer, scheduler = stepped(lora)
     told = {"epoch": 0, "step": 100}

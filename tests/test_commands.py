@@ -46,8 +46,10 @@ def light(*commands):
 @pytest.fixture(scope="module")
 def plate(tmp_path_factory):
     program = CADProgram()
-    program.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)]); program.extrude(.01)
-    program.sketch(circle(.055, .025, .012)); program.extrude(.02, "join")
+    program.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)])
+    program.extrude(.01)
+    program.sketch(circle(.055, .025, .012))
+    program.extrude(.02, "join")
     path = tmp_path_factory.mktemp("part")/"plate.json"
     program.save(path)
     return path

@@ -234,11 +234,15 @@ def test_one_warning_counts_names_and_points_to_the_list(tmp_path):
 def test_unreadable_files_and_folders_and_a_folder_that_cannot_be_written(tmp_path):
     root = write_data(tmp_path, 8)
     closed, folder = root/"json"/"0000"/"00000000_00000.json", root/"json_truncated"/"0001"
-    closed.chmod(0); folder.chmod(0); root.chmod(0o555)
+    closed.chmod(0)
+    folder.chmod(0)
+    root.chmod(0o555)
     try:
         with pytest.warns(DataWarning, match="kept in memory"): ds = make(root)
         assert ds.report["unreadable file"] == 1 and ds.report["unreadable folder"] == 1 and ds.report["report not written"] == 1 and len(ds) > 0
-    finally: root.chmod(0o755); folder.chmod(0o755)
+    finally:
+        root.chmod(0o755)
+        folder.chmod(0o755)
 
 
 # --- the index -------------------------------------------------------------------------------------------------------
@@ -261,7 +265,8 @@ def change(rng, root):
         for i, kept in enumerate(truncation_counts(len(whole)), 1): whole.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{i:02d}.json")
     elif how == 3: (root/"txt"/"0000.json").write_text(json.dumps([{"id": pick(wholes).relative_to(root/"json").with_suffix("").as_posix(), "text caption": "Another caption."}]))
     elif how == 4:                                                      # a download replaces a file
-        (root/"new").write_bytes(pick(wholes).read_bytes()); os.replace(root/"new", pick(wholes))
+        (root/"new").write_bytes(pick(wholes).read_bytes())
+        os.replace(root/"new", pick(wholes))
     elif how == 5: (root/"img"/"0000"/"00000000_00000.png").write_bytes(b"no picture, but a name")
     elif how == 6: pick(cuts).write_bytes(pick(cuts).read_bytes())      # overwritten in place, whole files: no folder gets another time
     else: pick(wholes).write_bytes(pick(wholes).read_bytes()[:-rng.integers(1, 50)])
@@ -273,7 +278,8 @@ def test_a_stale_index_never_gives_a_wrong_sample(tmp_path):
     original = write_data(tmp_path/"original", 6)
     for seed in range(8):
         rng, root = np.random.default_rng(seed), Path(tmp_path, str(seed))
-        os.system(f"cp -a {original} {root}"); age(root, 100)
+        os.system(f"cp -a {original} {root}")
+        age(root, 100)
         kw = dict(index_path=tmp_path/f"{seed}.npz", from_scratch_prob=0, report_path=os.devnull)
         logging.disable(logging.WARNING)
         with warnings.catch_warnings():

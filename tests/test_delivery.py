@@ -66,7 +66,9 @@ class Drive(dl.OutputFolder):
         "Whether a path, or a folder it lies in, was made so recently that it cannot be seen."
         return any(self.clock() - self.made.get(str(p), -1e9) < self.late for p in (Path(path), *Path(path).parents))
 
-    def check(self): self._call("check", self.root); super().check()
+    def check(self):
+        self._call("check", self.root)
+        super().check()
     def mkdir(self, path):
         self._call("mkdir", path)
         if not os.path.isdir(path): self.made.setdefault(str(path), self.clock())
@@ -85,7 +87,9 @@ class Drive(dl.OutputFolder):
         super().rename(old, new)
         if not str(new).endswith(tuple("0123456789")) or "tmp-" not in str(new): self.made[str(new)] = self.clock()
         self._call("renamed", new)
-    def link(self, source, target): self._call("link", target); raise OSError(errno.EPERM, "Operation not permitted")
+    def link(self, source, target):
+        self._call("link", target)
+        raise OSError(errno.EPERM, "Operation not permitted")
     def sync(self, path): self._call("sync", path)
     def put(self, path, data):
         self._call("write", path)
@@ -101,10 +105,18 @@ class Drive(dl.OutputFolder):
         self._call("read", path)
         if self._hidden_yet(path): raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
         return super().sha256(path)
-    def records(self): self._call("list", self.root); return super().records()
-    def problems(self, path): self._call("read", path); return super().problems(path)
-    def remove(self, folder): self._call("remove", folder); super().remove(folder)
-    def unlink(self, path): self._call("unlink", path); super().unlink(path)
+    def records(self):
+        self._call("list", self.root)
+        return super().records()
+    def problems(self, path):
+        self._call("read", path)
+        return super().problems(path)
+    def remove(self, folder):
+        self._call("remove", folder)
+        super().remove(folder)
+    def unlink(self, path):
+        self._call("unlink", path)
+        super().unlink(path)
 
 
 @pytest.fixture
@@ -209,7 +221,9 @@ def test_a_half_copied_and_a_wrongly_read_file_never_get_a_final_name(place):
             seen.append(path)
             data = bytearray(Path(path).read_bytes())
             if len(seen) % 2: Path(path).write_bytes(data[:len(data)//2])     # cut short, silently
-            else: data[-1] ^= 4; Path(path).write_bytes(data)                  # one bit, silently
+            else:
+                data[-1] ^= 4
+                Path(path).write_bytes(data)                  # one bit, silently
         assert not (place/"drive"/STAGE/"checkpoint-step1").exists() or len(seen) == 6
     drive.fault = fault
     delivery.submit(writer(1))
@@ -224,7 +238,8 @@ def test_a_local_checkpoint_that_has_changed_is_not_delivered_and_the_one_before
     drive.fault = fail_with(errno.ENOTCONN)
     for step in (1, 2): delivery.submit(writer(step))
     weights = delivery.local_dir/STAGE/"checkpoint-step2"/"model.safetensors"
-    data = bytearray(weights.read_bytes()); data[-1] ^= 1
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
     weights.write_bytes(data)
     drive.fault = nothing
     delivery.poll()
@@ -241,7 +256,8 @@ def test_a_rename_that_is_lost_is_made_again(place):
     delivery = open_delivery(place, drive)
     def fault(op, path):
         if op == "renamed" and "step1" in path.name and not lost and not path.name.startswith("."):
-            shutil.rmtree(path); lost.append(path)
+            shutil.rmtree(path)
+            lost.append(path)
     drive.fault = fault
     delivery.submit(writer(1))
     assert lost and named(place/"drive") == {}
@@ -270,7 +286,8 @@ def test_nothing_is_pruned_before_a_newer_one_is_proved_there(place):
     drive = Drive(place/"drive", Clock())
     for step in (1, 2, 3): writer(step)(place/"drive")
     newest = place/"drive"/STAGE/"checkpoint-step3"/"model.safetensors"
-    data = bytearray(newest.read_bytes()); data[-1] ^= 1
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
     newest.write_bytes(data)                                   # the size is right, the content is not
     delivery = open_delivery(place, drive, keep_last_n=1)
     run_dry(delivery)
@@ -442,7 +459,9 @@ def test_no_thread_outlives_a_run(place, monkeypatch):
     "One that comes back from the output folder while the interpreter ends would abort the process."
     step, inside, gate = dl.Delivery.step, threading.Event(), threading.Event()
     def slow(self, *args):
-        if threading.current_thread().name == "cad_mllm-copier": inside.set(); gate.wait(60)
+        if threading.current_thread().name == "cad_mllm-copier":
+            inside.set()
+            gate.wait(60)
         return step(self, *args)
     monkeypatch.setattr(dl.Delivery, "step", slow)
     delivery = dl.Delivery(place/"drive", place/"local", say=lambda text: None)
@@ -450,7 +469,8 @@ def test_no_thread_outlives_a_run(place, monkeypatch):
     threading.Timer(.3, gate.set).start()
     assert delivery.close(60) and not any(t.is_alive() for t in delivery.threads)
     monkeypatch.setattr(dl, "_LAST_OPERATION", .1)            # but a folder that never answers holds nobody up
-    inside.clear(); gate.clear()
+    inside.clear()
+    gate.clear()
     stuck = dl.Delivery(place/"other", place/"elsewhere", say=lambda text: None)
     assert inside.wait(60) and stuck.close(60) and stuck.threads[1].is_alive()
     gate.set()

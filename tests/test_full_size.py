@@ -45,7 +45,8 @@ def test_a_base_in_4_bits_trains_and_comes_back(base, data, tmp_path):
     trained = train(model_config, settings)
     assert trained.step == 4 and len(read_metrics(tmp_path/"o")) == 4
     one = CADMLLMModel.from_pretrained(trained.checkpoint).eval()
-    two = CADMLLMModel(model_config).eval(); assert two.load_weights(trained.checkpoint) == []
+    two = CADMLLMModel(model_config).eval()
+    assert two.load_weights(trained.checkpoint) == []
     batch = one.builder.collate(_samples(data, model_config))
     with torch.no_grad(): assert torch.equal(one.logits(batch), two.logits(batch)) and not torch.allclose(one.logits(batch), model.eval().logits(batch))
     with pytest.raises(ConfigError, match="load_in_4bit=False"): one.merge()
@@ -72,7 +73,8 @@ def test_siglip_sees_through_the_same_interface(data, tmp_path):
     shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     torch.manual_seed(0)
     siglip = SiglipModel(SiglipConfig(text_config=dict(vocab_size=64, **shape), vision_config=dict(image_size=32, patch_size=16, **shape)))
-    siglip.save_pretrained(tmp_path/"siglip"); SiglipImageProcessor(image_mean=[.5, .4, .3], image_std=[.5, .6, .7]).save_pretrained(tmp_path/"siglip")
+    siglip.save_pretrained(tmp_path/"siglip")
+    SiglipImageProcessor(image_mean=[.5, .4, .3], image_std=[.5, .6, .7]).save_pretrained(tmp_path/"siglip")
     encoder = build_image_encoder(CADMLLMConfig(image_encoder_name=str(tmp_path/"siglip"), image_size=32, dtype="float32"))
     assert (encoder.num_tokens, encoder.width, encoder.mean, encoder.std) == (4, 32, (.5, .4, .3), (.5, .6, .7)) and not any(p.requires_grad for p in encoder.parameters())
     pictures = torch.rand(2, 3, 32, 32)
@@ -91,7 +93,8 @@ def test_cached_features_change_nothing_but_the_work(data, tmp_path):
         model_config, settings = configs(data, tmp_path/name, *flags, *more)
         trainer = Trainer(model_config, settings)
         trainer.run()
-        losses.append([(r["step"], r["loss"]) for r in read_metrics(tmp_path/name)]); caches.append(trainer.model.features)
+        losses.append([(r["step"], r["loss"]) for r in read_metrics(tmp_path/name)])
+        caches.append(trainer.model.features)
     assert [s for s, _ in losses[0]] == [s for s, _ in losses[1]] and max(abs(a - b) for (_, a), (_, b) in zip(*losses[:2])) < 1e-5
     assert losses[1] == losses[2] and len(losses[0]) > 10
     assert caches[0] is None and caches[1].computed > 5 and caches[1].found > 0 and caches[2].computed == 0 and caches[2].found > caches[1].found

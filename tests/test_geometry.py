@@ -43,7 +43,9 @@ def mixed(what):
     if what == "grow": return len([bytearray(2**24) for _ in range(1000)])
     if what == "raise": raise KeyError("no such thing")
     if what == "unpicklable": return lambda: 0
-    if what == "chatter": os.write(1, b"C++ says something\n"); print("so does Python")
+    if what == "chatter":
+        os.write(1, b"C++ says something\n")
+        print("so does Python")
     return what
 
 
@@ -136,7 +138,8 @@ def test_workers_die_with_their_parent(death):
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())
     assert alive(worker)
-    parent.send_signal(death); parent.wait()
+    parent.send_signal(death)
+    parent.wait()
     for _ in range(300):
         if not alive(worker): break
         time.sleep(.1)
@@ -267,7 +270,9 @@ def test_two_packages_that_lay_the_same_folder_are_named_with_the_remedy(tmp_pat
     (tmp_path/"cadquery-2.8.dist-info").mkdir()
     (tmp_path/"cadquery-2.8.dist-info"/"METADATA").write_text("Metadata-Version: 2.1\nName: cadquery\nVersion: 2.8\n")
     assert "then 'pip install --no-deps cadquery-ocp'" in said("raise ImportError('undefined symbol: _ZN3vtk')")
-    for name in ("cadquery_ocp-8.0.1", "cadquery-2.8"): (tmp_path/f"{name}.dist-info"/"METADATA").unlink(); (tmp_path/f"{name}.dist-info").rmdir()
+    for name in ("cadquery_ocp-8.0.1", "cadquery-2.8"):
+        (tmp_path/f"{name}.dist-info"/"METADATA").unlink()
+        (tmp_path/f"{name}.dist-info").rmdir()
     assert "cadquery-ocp-novtk is listed as installed, but its files are gone" in said("")
 
 
@@ -278,12 +283,14 @@ def test_step_reads_back_in_millimetres(tmp_path):
     from OCP.BRepBndLib import BRepBndLib
     from OCP.STEPControl import STEPControl_Reader
     program = plate()
-    program.sketch(circle(.2, .2, .01)); program.extrude(.05)
+    program.sketch(circle(.2, .2, .01))
+    program.extrude(.05)
     solid = build_solid(program)
     assert solid.num_bodies == 2
     solid.export(tmp_path/"two.step")
     reader = STEPControl_Reader()
-    reader.ReadFile(str(tmp_path/"two.step")); reader.TransferRoots()
+    reader.ReadFile(str(tmp_path/"two.step"))
+    reader.TransferRoots()
     shape, box = reader.OneShape(), Bnd_Box()
     BRepBndLib.AddOptimal_s(shape, box, False, False)
     assert np.allclose([box.CornerMin().X(), box.CornerMax().X(), box.CornerMax().Y(), box.CornerMax().Z()], [0, 210, 210, 50], atol=1e-5)
@@ -296,7 +303,8 @@ def test_step_of_any_unit_is_read_in_metres(tmp_path, unit, name):
     "Another program's file in its own unit, as OpenCascade writes it."
     occ, solid, file = geometry.load_occ(), build_solid(plate()), tmp_path/"other.stp"
     geometry._write_step(solid._shape, solid.center, solid.scale, tmp_path/"ours.step", "ours") # names and units are set here, and set back below
-    grow = occ.gp_Trsf(); grow.SetScale(occ.gp_Pnt(0, 0, 0), 1000*solid.scale)
+    grow = occ.gp_Trsf()
+    grow.SetScale(occ.gp_Pnt(0, 0, 0), 1000*solid.scale)
     writer = occ.STEPControl_Writer()
     occ.Interface_Static.SetCVal_s("write.step.unit", unit)
     writer.Transfer(occ.BRepBuilderAPI_Transform(solid._shape, grow, True).Shape(), occ.STEPControl_StepModelType.STEPControl_AsIs)
@@ -361,8 +369,10 @@ def test_glb_is_well_formed(tmp_path):
 def test_the_quick_way_builds_what_the_careful_way_builds(monkeypatch):
     inner = CADProgram() # a tower of joins on one plane: side by side, one in another, equal, of another height; then a cut
     for loop, height in ((rectangle(0, 0, 4, 4), 1), (rectangle(4, 0, 2, 4), 1), (circle(2, 2, 1), 1), (rectangle(0, 0, 4, 4), 1), (circle(5, 2, .5), 3), (rectangle(1, 1, 2, 2), 3)):
-        inner.sketch(loop); inner.extrude(height, "join" if inner.operations() else "new")
-    inner.sketch(circle(2, 2, .5)); inner.extrude(5, "cut")
+        inner.sketch(loop)
+        inner.extrude(height, "join" if inner.operations() else "new")
+    inner.sketch(circle(2, 2, .5))
+    inner.extrude(5, "cut")
     calls = []
     monkeypatch.setattr(geometry, "_occ_step", lambda *a, step=geometry._occ_step: calls.append(1) or step(*a))
     quick = build_solid(inner)
@@ -378,7 +388,8 @@ def test_the_quick_way_builds_what_the_careful_way_builds(monkeypatch):
 def test_one_profile_pushed_once_is_checked_like_the_rest():
     "What OpenCascade cannot draw at once (a hole that crosses the outline) goes the long way and has the right volume."
     program = CADProgram()
-    program.sketch([rectangle(0, 0, 4, 4), circle(.5, 2, 1)]); program.extrude(1)
+    program.sketch([rectangle(0, 0, 4, 4), circle(.5, 2, 1)])
+    program.extrude(1)
     assert geometry.occ_single(geometry.make_plan(plate())) is not None and geometry.occ_single(geometry.make_plan(program)) is None
     solid = build_solid(program)
     assert solid.is_valid and np.isclose(solid.volume, 16 - (np.pi - np.arccos(.5) + .5*.75**.5), rtol=1e-4)
@@ -396,7 +407,8 @@ def _glb(data):
     "A sound GLB whose numbers are arbitrary bytes."
     head = dict(asset=dict(version="2.0"), scenes=[dict(nodes=[0])], nodes=[dict(mesh=0)], meshes=[dict(primitives=[dict(attributes=dict(POSITION=0))])], buffers=[dict(byteLength=len(data))],
                 bufferViews=[dict(buffer=0, byteLength=len(data))], accessors=[dict(bufferView=0, componentType=5126, count=len(data)//12, type="VEC3")])
-    text = json.dumps(head).encode(); text += b" "*(-len(text) % 4)
+    text = json.dumps(head).encode()
+    text += b" "*(-len(text) % 4)
     return struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(data), len(text), 0x4E4F534A) + text + struct.pack("<II", len(data), 0x004E4942) + data
 
 
@@ -470,30 +482,41 @@ def test_real_histories_build(real_root):
 @pytest.mark.skipif(bool(browser_util.missing()), reason=browser_util.missing() or "there is a browser")
 def test_the_view_draws_turns_and_asks_nobody(tmp_path):
     program = plate()
-    program.sketch(circle(.06, .025, .01), frame=Frame(origin=(0, 0, .01))); program.extrude(.02, "join")
+    program.sketch(circle(.06, .025, .01), frame=Frame(origin=(0, 0, .01)))
+    program.extrude(.02, "join")
     view3d({"one": plate(), "two": build_solid(program)}).save(tmp_path/"two.html")
     inside = f"<!doctype html><body>{history3d(program, num_given=2)._repr_html_()}{view3d(plate(), theme='dark')._repr_html_()}"
     (tmp_path/"page.html").write_text(inside)
     with browser_util.browser_page(800, 900) as page:
         asked = []
         page.on("request", lambda r: asked.append(r.url))
-        page.goto(f"file://{tmp_path}/two.html"); page.wait_for_selector("body[data-ready]")
+        page.goto(f"file://{tmp_path}/two.html")
+        page.wait_for_selector("body[data-ready]")
         def frames(): return int(page.evaluate("+document.querySelector('canvas').dataset.frames || 0"))
         def look():
             "The picture once nothing has been drawn for a while: painted share, and a number for what is painted."
             last = -1
-            while (now := frames()) != last: last = now; page.wait_for_timeout(300)
+            while (now := frames()) != last:
+                last = now
+                page.wait_for_timeout(300)
             return page.evaluate("(() => { const d = ctx.getImageData(0, 0, canvas.width, canvas.height).data; let n = 0, h = 7; for (let i = 0; i < d.length; i += 4) { n += d[i+3] > 0; h = (h*31 + d[i]) | 0 } return [n/d.length*4, h] })()")
         first = look()
         assert .05 < first[0] < .7
-        page.mouse.move(400, 400); page.mouse.down(); page.mouse.move(480, 360, steps=3); page.mouse.up()
+        page.mouse.move(400, 400)
+        page.mouse.down()
+        page.mouse.move(480, 360, steps=3)
+        page.mouse.up()
         turned, angles = look(), page.evaluate("[view.azimuth, view.elevation]")
         assert turned[1] != first[1] and np.allclose(angles, [-56 - 40, 32 - 20])
-        page.mouse.wheel(0, -400); assert look()[0] > 1.2*turned[0]     # clicked before, so the wheel zooms
-        page.keyboard.press("0"); assert look() == first                # home is where it began
-        page.keyboard.press("."); assert look() != first and page.inner_text("#name") == "two"
+        page.mouse.wheel(0, -400)
+        assert look()[0] > 1.2*turned[0]     # clicked before, so the wheel zooms
+        page.keyboard.press("0")
+        assert look() == first                # home is where it began
+        page.keyboard.press(".")
+        assert look() != first and page.inner_text("#name") == "two"
         assert page.inner_text("#size") == "80 x 50 x 30 mm"
-        page.keyboard.press("e"); assert page.evaluate("edges") is False
+        page.keyboard.press("e")
+        assert page.evaluate("edges") is False
         assert page.errors == [] and [u for u in asked if not u.startswith(("file:", "data:", "blob:"))] == []
         page.goto(f"file://{tmp_path}/page.html")
         page.wait_for_function("document.querySelectorAll('iframe').length == 2")

@@ -33,7 +33,8 @@ def test_killed_and_resumed_to_the_last_bit(name, data, tmp_path):
     Training(data, tmp_path/"whole", *flags).wait(0)
     at = len(rows(tmp_path/"whole"))//2
     killed_at(data, tmp_path/"killed", flags, after(tmp_path/"killed", at), at + 2)
-    again = Training(data, tmp_path/"killed", *flags, "--resume_from_ckpt", "auto"); again.wait(0)
+    again = Training(data, tmp_path/"killed", *flags, "--resume_from_ckpt", "auto")
+    again.wait(0)
     assert "✓ Resuming from step" in again.text
     assert_same(tmp_path/"whole", tmp_path/"killed")
     if "fp16" in name:

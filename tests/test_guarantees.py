@@ -17,9 +17,15 @@ class Events(list):
     "What happened to files, in order."
     def watch(self, monkeypatch):
         fsync, rename, rmtree = os.fsync, os.rename, shutil.rmtree
-        def seen_fsync(fd): self.append(("sync", os.path.realpath(f"/proc/self/fd/{fd}"))); return fsync(fd)
-        def seen_rename(old, new, **more): self.append(("rename", os.path.realpath(old), str(new))); return rename(old, new, **more)
-        def seen_rmtree(path, *args, **more): self.append(("remove", str(path))); return rmtree(path, *args, **more)
+        def seen_fsync(fd):
+            self.append(("sync", os.path.realpath(f"/proc/self/fd/{fd}")))
+            return fsync(fd)
+        def seen_rename(old, new, **more):
+            self.append(("rename", os.path.realpath(old), str(new)))
+            return rename(old, new, **more)
+        def seen_rmtree(path, *args, **more):
+            self.append(("remove", str(path)))
+            return rmtree(path, *args, **more)
         monkeypatch.setattr(os, "fsync", seen_fsync)
         monkeypatch.setattr(os, "rename", seen_rename)
         monkeypatch.setattr(shutil, "rmtree", seen_rmtree)
@@ -76,7 +82,9 @@ def test_a_file_cut_short_shows_in_a_list(tmp_path):
 def test_a_replaced_model_is_there_before_or_after(run_dir):
     "Killed at every operation of writing a stage's model again: the old one or the new one is there, whole, as soon as anybody looks after left-overs."
     def model(step): ck.save_checkpoint(Weights(step), run_dir, stage="stage1_text", step=step, epoch=0, loss=1.0, trainer_state={"position": step}, is_best=False, name="stage1_text_model")
-    def dying(step, at): ck.DISK = DyingDisk(at); model(step)
+    def dying(step, at):
+        ck.DISK = DyingDisk(at)
+        model(step)
     model(1)
     died, done = 0, 1
     for at in range(1, 200):

@@ -35,8 +35,10 @@ def autocomplete(model): return CADAutocomplete(model, kernel="manifold")
 @pytest.fixture()
 def plate():
     p = CADProgram()
-    p.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)]); p.extrude(.01)
-    p.sketch(circle(.055, .025, .012), frame=Frame(origin=(0, 0, .01))); p.extrude(.02, "join")
+    p.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)])
+    p.extrude(.01)
+    p.sketch(circle(.055, .025, .012), frame=Frame(origin=(0, 0, .01)))
+    p.extrude(.02, "join")
     return p
 
 
@@ -73,7 +75,8 @@ def test_a_thousand_samples_of_an_untrained_model_parse(model):
     for seed, temperature in enumerate((0., .3, .6, .8, 1., 1., 1.3, 2., 5., 50.)):
         budgets = [n + int(rng.choice([0, 1, 2, 7, 20, 50])) for n in least]
         for partial, tokens, budget in zip(partials, write(model, partials, budgets, temperature, seed), budgets):
-            check(partial, tokens, budget); done += 1
+            check(partial, tokens, budget)
+            done += 1
     assert done == 1000
 
 
@@ -119,8 +122,10 @@ def test_a_file_is_kept_to_the_byte(autocomplete, plate, tmp_path):
     source = plate.truncate(2).to_json()
     source["entities"]["S0"] = dict(reversed(list(source["entities"]["S0"].items())), note={"kept": [1, 2.50]})
     source["properties"] = {"bounding_box": {"of": "another part"}, "author": "me"}
-    source["sequence"][0]["index"] = 4; source["sequence"][1]["index"] = 7
-    path = tmp_path/"part.json"; path.write_text(json.dumps(source))
+    source["sequence"][0]["index"] = 4
+    source["sequence"][1]["index"] = 7
+    path = tmp_path/"part.json"
+    path.write_text(json.dumps(source))
     result = autocomplete.complete(path, "a plate", temperature=1., seed=1, max_new_tokens=40, out=tmp_path/"out.json", formats=("json", "stl"))
     stored = json.loads((tmp_path/"out.json").read_text())
     assert stored == result and "truncation_metadata" not in stored
@@ -199,7 +204,8 @@ def test_an_old_json_checkpoint_completes(plate, tmp_path):
     "No manifest, a config.pt, adapters on a base that the adapter names: generates through the same class, and what it writes is recovered."
     config = replace(TINY, sequence_format="json", max_seq_length=4000, image_encoder_name="", point_encoder_name="")
     base = CADMLLMModel(config)
-    base.llm.save_pretrained(tmp_path/"base"); base.tokenizer.save_pretrained(tmp_path/"base")
+    base.llm.save_pretrained(tmp_path/"base")
+    base.tokenizer.save_pretrained(tmp_path/"base")
     old = tmp_path/"out"/"checkpoint-epoch0-step100"
     settings = dict(llm_model_name=str(tmp_path/"base"), use_lora=True, lora_r=2)
     CADMLLMModel(replace(config, **settings)).save_pretrained(old)

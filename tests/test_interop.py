@@ -297,7 +297,9 @@ def test_real_build123d_scripts_are_read_without_running_them():
     files = sorted(Path(DATA, "fusion360").glob("t*/*.py"))[::30]
     for f in files:
         try: program = read_build123d(f.read_text(), file=f.name)
-        except CADFormatError as e: assert e.file == f.name and e.reason; continue
+        except CADFormatError as e:
+            assert e.file == f.name and e.reason
+            continue
         read += 1
         assert build_solid(program).volume*1e6 == pytest.approx(index[f.stem]["volume_cm3"], rel=2e-3)
     assert read >= .9*len(files)

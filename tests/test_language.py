@@ -18,12 +18,18 @@ CAD = Chapter("cad_mllm.cad")
 
 def old_parts():
     "A plate with a bore and a pocket, a slanted wedge, and a tilted slot."
-    plate = CADProgram(); plate.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)]); plate.extrude(.01)
-    plate.sketch(circle(.06, .02, .0041), frame=Frame(origin=(0, 0, .01))); plate.extrude(-.0033, "cut")
-    wedge = CADProgram(); wedge.sketch(polygon([(0, 0), (.0123, 0), (0, .0271)]), frame=FRAMES[1]); wedge.extrude(.02, extent="symmetric")
+    plate = CADProgram()
+    plate.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)])
+    plate.extrude(.01)
+    plate.sketch(circle(.06, .02, .0041), frame=Frame(origin=(0, 0, .01)))
+    plate.extrude(-.0033, "cut")
+    wedge = CADProgram()
+    wedge.sketch(polygon([(0, 0), (.0123, 0), (0, .0271)]), frame=FRAMES[1])
+    wedge.extrude(.02, extent="symmetric")
     slot, ends = CADProgram(), [None, np.array((.035, .005)), None, np.array((-.005, .005))]
     slot.sketch(contour_loop(Contour(np.array([(0, 0), (.03, 0), (.03, .01), (0, .01)]), ends)), frame=Frame((.001, .002, .003), (.6, .8, 0), (0, 0, 1), (.8, -.6, 0)))
-    slot.extrude(.004, extent="two", distance_two=.0021); slot.extrude(.00007, "join")
+    slot.extrude(.004, extent="two", distance_two=.0021)
+    slot.extrude(.00007, "join")
     return plate, wedge, slot
 
 
@@ -78,7 +84,9 @@ class CountedId(str):
     "An id that counts how often it is compared."
     compared = 0
 
-    def __eq__(self, other): CountedId.compared += 1; return str.__eq__(self, other)
+    def __eq__(self, other):
+        CountedId.compared += 1
+        return str.__eq__(self, other)
     __hash__ = str.__hash__
 
 
@@ -161,7 +169,9 @@ def hooks():
         length = top*1000
         corners = [at(0, 0), at(3.2, 0), at(3.2, length), at(8.2, length), at(8.2, 0), at(11.4, 0), at(11.4, length + 1), at(0, length + 1)]
         ends = [at(1.6, 1.6), None, at(5.7, length + 2.5), None, at(9.8, 1.6), None, at(5.7, length + 6.7), None]
-        part = CADProgram(); part.sketch(contour_loop(Contour(np.array(corners), ends))); part.extrude(.02)
+        part = CADProgram()
+        part.sketch(contour_loop(Contour(np.array(corners), ends)))
+        part.extrude(.02)
         yield part
 
 

@@ -152,7 +152,10 @@ def by_cgal(vertices, faces):
     P.self_intersections(mesh, pairs)
     def key(face):
         h, corners = face.halfedge(), []
-        for _ in range(3): p = h.vertex().point(); corners.append((p.x(), p.y(), p.z())); h = h.next()
+        for _ in range(3):
+            p = h.vertex().point()
+            corners.append((p.x(), p.y(), p.z()))
+            h = h.next()
         return tuple(sorted(corners))
     for pair in pairs: seen |= {key(f) for f in ((pair.first, pair.second) if hasattr(pair, "first") else pair)}
     return mesh.size_of_facets(), len(seen)

@@ -247,10 +247,14 @@ def test_random_damage_never_raises_and_never_gives_another_sample(shards, tmp_p
             elif how == 2: raw[len(raw)//3:len(raw)//2] = rng.integers(0, 256, len(raw)//2 - len(raw)//3, dtype=np.uint8).tobytes()
             f.unlink() if how == 3 else f.write_bytes(raw)
         try: ds = ds or open_data(copy, from_scratch_prob=0)
-        except DataError as e: assert "pack_index.npz" in str(e) or "no data" in str(e); continue
+        except DataError as e:
+            assert "pack_index.npz" in str(e) or "no data" in str(e)
+            continue
         for i in range(len(ds)):
             s = ds.sample(0, i)
-            if s is None: lost += 1; continue
+            if s is None:
+                lost += 1
+                continue
             one = by_name[s.id, s.kept]
             assert (s.caption, s.prefix, s.target) == (one.caption, one.prefix, one.target)
             if len(ds) == len(expected) and s.modalities == one.modalities: assert same(s, one)
@@ -266,7 +270,8 @@ def test_data_that_goes_away_while_training_stops_the_run(shards, tmp_path, buil
     (copy/"shard-000001.tar").unlink()
     assert sum(b.num_samples for b in batches(ds, builder, batch_size=1)) < len(ds)      # two shards of several: what is left is read
     shutil.rmtree(copy)
-    ds.files.pack.close(); ds._cache.clear()
+    ds.files.pack.close()
+    ds._cache.clear()
     with pytest.raises(DataError, match="the data went away while training.*resume"): list(batches(ds, builder, batch_size=2))
 
 
@@ -276,10 +281,12 @@ def test_a_shard_replaced_under_a_reader_keeps_giving_what_was_packed(shards, tm
     ds = open_data(copy)
     first = [ds[i] for i in range(len(ds))]
     for shard in copy.glob("*.tar"):
-        (tmp_path/"other").write_bytes(bytes(shard.stat().st_size)); os.replace(tmp_path/"other", shard)
+        (tmp_path/"other").write_bytes(bytes(shard.stat().st_size))
+        os.replace(tmp_path/"other", shard)
     ds._cache.clear()
     assert all(same(ds[i], first[i]) for i in range(len(ds)))
-    ds.files.pack.close(); ds._cache.clear()
+    ds.files.pack.close()
+    ds._cache.clear()
     assert [ds[i] for i in range(len(ds))] == [None]*len(ds) and set(ds.report) >= {"went bad while training"}
 
 

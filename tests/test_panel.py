@@ -71,7 +71,10 @@ def select(page, text):
     "Click the line that has these words, and see that it is selected."
     line(page, text).locator(".cadm-over").click()
     page.locator(".cadm-picked", has_text=text).first.wait_for()
-def ready(page): page.locator('.cadm-clock iframe').wait_for(); page.frame_locator('.live-plot iframe').locator('body[data-ready]').wait_for(); line(page, 'brackets').wait_for()
+def ready(page):
+    page.locator('.cadm-clock iframe').wait_for()
+    page.frame_locator('.live-plot iframe').locator('body[data-ready]').wait_for()
+    line(page, 'brackets').wait_for()
 def tab(page, title): page.locator(".cadm-tabs .lm-TabBar-tab, .cadm-tabs .p-TabBar-tab", has_text=title).first.click()
 def message(page, text): page.locator(".cadm-message", has_text=text).wait_for()
 def sees(page, name, text): page.locator(f".cadm-{name}", has_text=text).first.wait_for()
@@ -221,7 +224,9 @@ def test_after_a_reload_the_page_asks_again(tmp_path, folder, page):
             until(page, "first => document.querySelector('.cadm-strip-text')?.innerText != first", first)
             kill_kernel(page)
             clock.filter(has_text="no answer for").wait_for()
-    finally: process.kill(); process.wait()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_running_now_stops_and_is_taken_over(tmp_path, folder, page):
@@ -259,7 +264,9 @@ def test_running_now_stops_and_is_taken_over(tmp_path, folder, page):
             assert "--take_over" in (folder/"flanges"/"launch.json").read_text()
             page.locator(".cadm-stop:visible:not([disabled])").click()
             progress(page, "everything saved")
-    finally: process.kill(); process.wait()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_what_was_typed_for_one_run_is_not_taken_for_another(tmp_path, folder, page):

@@ -65,7 +65,8 @@ def test_killed_and_resumed(source, whole, tmp_path, jobs):
         process = start(source, tmp_path, jobs)
         wait_for(lambda: sum(p.is_file() for p in tmp_path.rglob("*")) >= num_files, process)
         if process.poll() is None: kills += 1
-        process.send_signal(signal.SIGKILL); process.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         found = {k: v for k, v in tree_of(tmp_path).items() if "/.tmp-" not in k and not k.startswith("txt/")}
         assert all(whole[k] == v for k, v in found.items())
     assert kills >= 1
@@ -88,7 +89,8 @@ def test_shards_together_are_the_whole(source, whole, tmp_path):
     "Three processes at once, one of them killed and started again: the tree of one run, captions in files of their own."
     processes = [start(source, tmp_path, 0, shard=f"{i}/3") for i in (1, 2, 3)]
     wait_for(lambda: len(list(tmp_path.rglob("*.png"))) > 12, processes[0])
-    processes[0].send_signal(signal.SIGKILL); processes[0].wait()
+    processes[0].send_signal(signal.SIGKILL)
+    processes[0].wait()
     processes[0] = start(source, tmp_path, 0, shard="1/3")
     assert [p.wait() for p in processes] == [0, 0, 0]
     temporary = list(tmp_path.rglob(".tmp-*"))   # of the killed one: younger than an hour, so that no other machine's are taken
@@ -125,14 +127,17 @@ def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch)
     started = []
     monkeypatch.setattr(module, "get_engine", lambda engine, jobs: Watched(jobs, hanging_kernel.hangs, started))
     root, out = tmp_path/"root", tmp_path/"out"
-    for path in sorted((source/"json/0000").glob("0000000[456]_0*.json")): (root/"json/0000").mkdir(parents=True, exist_ok=True); (root/"json/0000"/path.name).write_bytes(path.read_bytes())
+    for path in sorted((source/"json/0000").glob("0000000[456]_0*.json")):
+        (root/"json/0000").mkdir(parents=True, exist_ok=True)
+        (root/"json/0000"/path.name).write_bytes(path.read_bytes())
     settings = dict(jobs=1, images=False, num_points=64, timeout=8)
     first = prepare(root, out, **settings)
     assert first["reasons"] == {"worker: timeout": 1} and len(started[-1]) == 3
     again = prepare(root, out, **settings)
     assert len(started[-1]) == 2 and again["reasons"] == first["reasons"] and again["failures"][0]["known"]
     assert again["products"]["history"] == {"done": 2, "failed": 1}
-    prepare(root, out, **{**settings, "timeout": 6}); assert len(started[-1]) == 2
+    prepare(root, out, **{**settings, "timeout": 6})
+    assert len(started[-1]) == 2
     monkeypatch.setattr(module, "get_engine", lambda engine, jobs: Watched(0, module.prepare_one, started))
     assert prepare(root, out, **settings, retry=True)["products"]["history"] == {"done": 3} and len(started[-1]) == 3
     assert "known" not in json.dumps(prepare(root, out, **settings)["failures"]) and len(started[-1]) == 3

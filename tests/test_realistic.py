@@ -40,7 +40,8 @@ def test_what_a_caption_counts_and_measures_is_true():
             match = re.search(rf"(\w+) {noun}s?\b", part.caption)
             assert (words.index(match[1]) if match else 0) == ops.count(kind), part.caption
         if sizes := re.search(r"([\d.]+(?:e\+\d+)?) x ([\d.]+(?:e\+\d+)?) x ([\d.]+(?:e\+\d+)?) mm", part.caption):
-            assert np.allclose([float(v) for v in sizes.groups()], np.ptp(part.solid.bounding_box, axis=0)*1000, rtol=6e-3); said += 1
+            assert np.allclose([float(v) for v in sizes.groups()], np.ptp(part.solid.bounding_box, axis=0)*1000, rtol=6e-3)
+            said += 1
     assert said > 8
 
 

@@ -148,7 +148,8 @@ def test_a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_
     for change, waits in ((dict(born=1.0), 0), (dict(pid=2**22 + 3), 0), (dict(host="elsewhere"), PATIENCE)):      # a reused process id, a dead one, another machine
         (tmp_path/LOCK).write_text(json.dumps(dict(holder=asdict(replace(this_process(), **change)), beat=9)))
         now[0], mine = 0.0, lock()
-        take(mine); release(mine)
+        take(mine)
+        release(mine)
         assert now[0] == waits and "taken over from process" in said[-1]
 
 
@@ -156,7 +157,9 @@ def test_who_was_taken_over_ends_and_writes_nothing_more(data, tmp_path, monkeyp
     out = tmp_path/"o"
     asked = Trainer.asked_to_stop
     def seized(self, stopper):
-        if self.progress.step == 2: held_elsewhere(out); beat(self.lock)
+        if self.progress.step == 2:
+            held_elsewhere(out)
+            beat(self.lock)
         return asked(self, stopper)
     monkeypatch.setattr(Trainer, "asked_to_stop", seized)
     with pytest.raises(RunningError, match="process 7 on elsewhere .* has taken over"): train(*configs(data, out, "--max_steps", 9))

@@ -54,7 +54,8 @@ def test_every_form_of_file_measures_the_same_part(truth, tmp_path):
 def test_step_files(truth, tmp_path):
     pytest.importorskip("OCP")
     id, program, _ = make_part(4, 0)
-    (tmp_path/"pred"/id).parent.mkdir(parents=True); build_solid(program).export(tmp_path/"pred"/f"{id}.step")
+    (tmp_path/"pred"/id).parent.mkdir(parents=True)
+    build_solid(program).export(tmp_path/"pred"/f"{id}.step")
     values = module.score_parts(read_part(tmp_path/"pred"/f"{id}.step"), read_part(truth/f"{id}.json"), num_points=500)
     assert values["iou"] > .99 and values["closed"] and values["sege"] == 0
 
@@ -74,7 +75,8 @@ def test_hangs_crashes_and_their_culprits(truth, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     _close_workers()
     import bad_reader
-    monkeypatch.setattr(module, "_score_one", bad_reader.one); monkeypatch.setattr(module, "_read_truth", bad_reader.truth)
+    monkeypatch.setattr(module, "_score_one", bad_reader.one)
+    monkeypatch.setattr(module, "_read_truth", bad_reader.truth)
     for i in range(NUM): make_part(4, i)[1].save(tmp_path/"pred"/f"{make_part(4, i)[0]}.json")
     found = score(tmp_path/"pred", truth, tmp_path/"out", jobs=2, timeout=12, num_points=100, draw=False)
     assert {k[5:13]: "no answer within 12 s" in v or "died" in v for k, v in found.summary.failures.items()} == {"00000001": True, "00000002": True}
@@ -90,7 +92,8 @@ def test_killed_and_resumed(truth, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, stderr=subprocess.DEVNULL)
     log, end = tmp_path/"out/outcomes.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 2) and process.poll() is None and time.monotonic() < end: time.sleep(.005)
-    process.send_signal(signal.SIGKILL); process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     kept = [json.loads(line)["stamp"] for line in log.read_text().splitlines()[:2]]
     found = score(truth, truth, tmp_path/"out", jobs=0, num_points=400, draw=False)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}") and line]
@@ -100,7 +103,9 @@ def test_killed_and_resumed(truth, tmp_path):
 
 def test_doctor_in_workers(truth, tmp_path, monkeypatch):
     "The same diagnosis from processes as from none; a history that kills its worker costs itself; twins across a split are leaks."
-    for path in sorted(truth.rglob("*.json")): (tmp_path/"set/json/0000").mkdir(parents=True, exist_ok=True); (tmp_path/"set/json/0000"/path.name).write_bytes(path.read_bytes())
+    for path in sorted(truth.rglob("*.json")):
+        (tmp_path/"set/json/0000").mkdir(parents=True, exist_ok=True)
+        (tmp_path/"set/json/0000"/path.name).write_bytes(path.read_bytes())
     first = sorted((tmp_path/"set/json/0000").iterdir())[0]
     (tmp_path/"set/json/0000/99999999_00001.json").write_bytes(first.read_bytes())
     (tmp_path/"split.json").write_text(json.dumps({"train": [f"0000/{p.stem}" for p in sorted((tmp_path/"set/json/0000").iterdir())[:-1]], "test": ["0000/99999999_00001"]}))
@@ -115,7 +120,8 @@ def test_doctor_in_workers(truth, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     _close_workers()
     import bad_doctor
-    monkeypatch.setattr(doctor_module, "_examine_many", bad_doctor.many); monkeypatch.setattr(doctor_module, "_examine", bad_doctor.one)
+    monkeypatch.setattr(doctor_module, "_examine_many", bad_doctor.many)
+    monkeypatch.setattr(doctor_module, "_examine", bad_doctor.one)
     found = doctor(tmp_path/"set", tmp_path/"c", jobs=1, draw=False)
     assert found.lacks["histories"] == {"worker: crash": 1} and found.holds["histories"] == NUM
     _close_workers()
@@ -127,7 +133,8 @@ def test_real_histories(real_root, tmp_path):
     files = sorted(real_root.glob("json/*/*.json"))[::6]
     for f in files:
         id = f.relative_to(real_root/"json")
-        (tmp_path/"gt"/id).parent.mkdir(parents=True, exist_ok=True); (tmp_path/"gt"/id).write_bytes(f.read_bytes())
+        (tmp_path/"gt"/id).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/"gt"/id).write_bytes(f.read_bytes())
         decode(encode(CADProgram.from_json(f))).save(tmp_path/"pred"/id)
     found = score(tmp_path/"pred", tmp_path/"gt", tmp_path/"out", jobs=1, num_points=500, draw=False)
     rows = {r["metric"]: r for r in found.summary.table()}

@@ -42,7 +42,9 @@ def num_loops(program): return sum(len(p.loops) for op in program.operations() i
 def too_small_for_its_grid():
     "A slat, too thin for the grid that its length asks for, and a crumb beside it."
     program = CADProgram()
-    for size in ((5e-5, .06565), (1e-4, 5e-5)): program.sketch(rectangle(0, 0, *size)); program.extrude(5e-5)
+    for size in ((5e-5, .06565), (1e-4, 5e-5)):
+        program.sketch(rectangle(0, 0, *size))
+        program.extrude(5e-5)
     return program
 
 
@@ -79,8 +81,10 @@ def test_a_beginning_knows_nothing_of_the_rest(program, data):
 def test_a_whole_ten_times_larger_than_its_beginning():
     for factor in (.01, 1, 10, 300):
         part = CADProgram()
-        part.sketch(rectangle(0, 0, .01, .02)); part.extrude(.01)
-        part.sketch(rectangle(-.05*factor, 0, .1*factor, .2*factor), frame=Frame(origin=(0, 0, .3*factor))); part.extrude(.1*factor, "join")
+        part.sketch(rectangle(0, 0, .01, .02))
+        part.extrude(.01)
+        part.sketch(rectangle(-.05*factor, 0, .1*factor, .2*factor), frame=Frame(origin=(0, 0, .3*factor)))
+        part.extrude(.1*factor, "join")
         alone = part.truncate(2)
         given, rest = encode_split(part, 2)
         assert given == encode_partial(alone)
@@ -92,7 +96,8 @@ def test_a_whole_ten_times_larger_than_its_beginning():
 def test_size_and_place_survive():
     for size in (1e-6, 1e-3, 1.0, 500.0):
         part = CADProgram()
-        part.sketch(rectangle(2*size, 3*size, size, size/2), frame=Frame(origin=(0, 0, 5*size))); part.extrude(size/4)
+        part.sketch(rectangle(2*size, 3*size, size, size/2), frame=Frame(origin=(0, 0, 5*size)))
+        part.extrude(size/4)
         again = decode(encode(part)).operations()
         corner = again[0].frame.to_world(again[0].profiles["P0"].contours()[0].vertices).min(0)
         assert corner == pytest.approx([2*size, 3*size, 5*size], rel=1e-9) and again[1].extent_one == pytest.approx(size/4, rel=1e-9)
@@ -125,8 +130,10 @@ def test_no_text_breaks_the_readers(text):
 
 
 PART = CADProgram()
-PART.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)], circle(.2, .2, .01)); PART.extrude(.01, profiles=["P0"])
-PART.sketch(polygon([(0, 0), (.01, 0), (0, .02)]), frame=FRAMES[1]); PART.extrude(.02, "cut")
+PART.sketch([rectangle(0, 0, .08, .05), circle(.02, .025, .008)], circle(.2, .2, .01))
+PART.extrude(.01, profiles=["P0"])
+PART.sketch(polygon([(0, 0), (.01, 0), (0, .02)]), frame=FRAMES[1])
+PART.extrude(.02, "cut")
 TEXT = json.dumps(PART.to_json())
 
 
@@ -188,12 +195,16 @@ def test_broken_text_of_a_real_model_is_repaired():
 def test_allowed_and_advance_agree():
     "Every token is either allowed and accepted, or neither."
     part = CADProgram()
-    part.sketch([rectangle(0, 0, 1, 1), circle(.5, .5, .2)], circle(3, 3, .5)); part.extrude(1, profiles=["P0"]); part.extrude(-3, "cut", profiles=["P1"])
+    part.sketch([rectangle(0, 0, 1, 1), circle(.5, .5, .2)], circle(3, 3, .5))
+    part.extrude(1, profiles=["P0"])
+    part.extrude(-3, "cut", profiles=["P1"])
     state = State()
     for token in encode(part):
         mask = allowed(state)
         for i in [*range(45), *range(45, len(TOKENS), 7)]:
-            try: advance(state, i); accepted = True
+            try:
+                advance(state, i)
+                accepted = True
             except GrammarError: accepted = False
             assert accepted == mask[i]
         state = advance(state, TOKEN_IDS[token])
@@ -252,23 +263,35 @@ def test_an_arc_whose_angles_are_equal_is_a_point():
     part = CADProgram()
     loop = rectangle(0, 0, .02, .01)
     loop.curves.insert(1, Arc((.02, 0, 0), .001, (.021, 0, 0), (.021, 0, 0), (1, 0, 0), 0.5, 0.5))
-    part.sketch(loop); part.extrude(.01)
-    plain = CADProgram(); plain.sketch(rectangle(0, 0, .02, .01)); plain.extrude(.01)
+    part.sketch(loop)
+    part.extrude(.01)
+    plain = CADProgram()
+    plain.sketch(rectangle(0, 0, .02, .01))
+    plain.extrude(.01)
     assert encode(CADProgram.from_json(part.to_json())) == encode(plain)
 
 
 def test_a_history_that_pushes_nothing_is_refused_when_it_is_encoded():
-    part = CADProgram(); part.sketch(rectangle(0, 0, .02, .01)); part.extrude(0.0)
+    part = CADProgram()
+    part.sketch(rectangle(0, 0, .02, .01))
+    part.extrude(0.0)
     for version in (1, 2):
         with pytest.raises(CADFormatError, match="pushes"): encode(part, version=version)
 
 
 def thin_parts():
     "A sheet of a quarter of a level, a plate with a thin rib on it, a fillet of five levels, and a slanted slat."
-    sheet = CADProgram(); sheet.sketch(rectangle(0, 0, .043, .0425)); sheet.extrude(.0000254)
-    rib = CADProgram(); rib.sketch(rectangle(0, 0, .08, .05)); rib.extrude(.01003)
-    rib.sketch(rectangle(.0101, .00003, .00037, .04), frame=Frame(origin=(0, 0, .01003))); rib.extrude(.00033, "join")
-    slat = CADProgram(); slat.sketch(rectangle(0, 0, .1, .1), polygon([(.01, .01), (.06, .04), (.0597, .0405), (.0097, .0105)])); slat.extrude(.02)
+    sheet = CADProgram()
+    sheet.sketch(rectangle(0, 0, .043, .0425))
+    sheet.extrude(.0000254)
+    rib = CADProgram()
+    rib.sketch(rectangle(0, 0, .08, .05))
+    rib.extrude(.01003)
+    rib.sketch(rectangle(.0101, .00003, .00037, .04), frame=Frame(origin=(0, 0, .01003)))
+    rib.extrude(.00033, "join")
+    slat = CADProgram()
+    slat.sketch(rectangle(0, 0, .1, .1), polygon([(.01, .01), (.06, .04), (.0597, .0405), (.0097, .0105)]))
+    slat.extrude(.02)
     return sheet, rib, slat
 
 

@@ -66,7 +66,9 @@ def assert_same(whole, resumed, checkpoints=True):
     assert [k for k in first if not torch.equal(first[k], second[k])] == []
     one, two = state(whole/"final_model"), state(resumed/"final_model")
     if not checkpoints:
-        for s in (one, two): s.pop("loss"); [s["progress"].pop(k) for k in ("best", "val_loss", "val_step")]
+        for s in (one, two):
+            s.pop("loss")
+            [s["progress"].pop(k) for k in ("best", "val_loss", "val_step")]
     assert [k for k in one if not equal(one[k], two[k])] == []
     if checkpoints:
         assert saves(whole) == saves(resumed) and len(saves(whole)) > 2
@@ -116,7 +118,8 @@ def test_killed_in_an_epoch_at_its_end_and_between_stages(data, whole, tmp_path)
     assert "✓ Restored optimizer state" in said and "✓ Restored scheduler state" in said and "✓ Resuming from epoch 0, step 3" in said
     said = killed_at(data, out, [*flags, "--num_workers", "2"], (out/"stage1_text_model"/"manifest.json").exists, 14)
     assert "✓ Resuming from epoch 1, step 6" in said
-    done = Training(data, out, *flags, "--resume_from_ckpt", "auto"); done.wait(0)
+    done = Training(data, out, *flags, "--resume_from_ckpt", "auto")
+    done.wait(0)
     assert "was" not in re.findall(r"⚠️.*", done.text)
     assert_same(whole("full"), out)
 
@@ -126,7 +129,8 @@ def test_killed_and_resumed_is_as_if_never_stopped(name, data, whole, tmp_path):
     out, flags = tmp_path/"killed", [*COMMON, *VARIANTS[name]]
     at = len(rows(whole(name)))//2
     killed_at(data, out, flags, after(out, at), at + 2)
-    said = Training(data, out, *flags, "--resume_from_ckpt", "auto", "--num_workers", "1"); said.wait(0)
+    said = Training(data, out, *flags, "--resume_from_ckpt", "auto", "--num_workers", "1")
+    said.wait(0)
     assert "✓ Resuming from" in said.text
     assert_same(whole(name), out)
     if "best" in name: assert {save["is_best"] for save in saves(out).values()} == {True, False}       # so that a best that was forgotten would show
@@ -173,11 +177,14 @@ def test_auto_names_what_it_passes_over(data, tmp_path, capsys):
     Training(data, out, *flags, "--max_steps", "6").wait(0)
     old, middle, new = sorted((r for r in list_checkpoints(out) if re.match(r"checkpoint-step\d", r.path.name)), key=lambda r: r.step)
     flipped = next(new.path.glob("*.safetensors"))
-    content = bytearray(flipped.read_bytes()); content[len(content)//2] ^= 1; flipped.write_bytes(content)
+    content = bytearray(flipped.read_bytes())
+    content[len(content)//2] ^= 1
+    flipped.write_bytes(content)
     (middle.path/"trainer_state.pt").unlink()
     for r in list_checkpoints(out):
         if r.path.name == BEST and r.step > old.step: (r.path/"manifest.json").write_text("{}")
-    done = Training(data, out, *flags, "--resume_from_ckpt", "auto", "--max_steps", "7"); done.wait(0)
+    done = Training(data, out, *flags, "--resume_from_ckpt", "auto", "--max_steps", "7")
+    done.wait(0)
     assert f"{new.path} is not complete: {flipped.name}: its content has changed" in done.text
     assert f"{middle.path} is not complete: trainer_state.pt: is missing" in done.text
     assert "✓ Resuming from step 2" in done.text and re.search(r"Using .* instead", done.text)
@@ -193,5 +200,6 @@ def test_killed_before_the_first_save_it_begins_again_as_it_was(data, tmp_path):
     out = tmp_path/"o"
     Training(data, out, "--save_steps", "0", "--seed", "5", fence=4).until(after(out, 1)).kill()
     first = rows(out)[1]
-    process = Training(data, out, only=["--output_dir", str(out), "--resume_from_ckpt", "auto", "--max_steps", "3"]); process.wait(0)
+    process = Training(data, out, only=["--output_dir", str(out), "--resume_from_ckpt", "auto", "--max_steps", "3"])
+    process.wait(0)
     assert "No complete checkpoint" in process.text and max(rows(out)) >= 3 and rows(out)[1] == first

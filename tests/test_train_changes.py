@@ -109,20 +109,23 @@ def test_refused_before_anything_happens(run, data, tmp_path):
     other = shutil.copytree(data, tmp_path/"data")
     next((other/"json/0000").glob("*5_00001.json")).unlink()
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in ("status.json", "data_index.npz", "data_index_val.npz", "data_report.json", "data_report_val.json")}
-    refused = Training(other, run, *FLAGS, "--batch_size", "16", "--max_seq_length", "900", "--seed", "3", "--resume_from_ckpt", "auto"); refused.wait(1)
+    refused = Training(other, run, *FLAGS, "--batch_size", "16", "--max_seq_length", "900", "--seed", "3", "--resume_from_ckpt", "auto")
+    refused.wait(1)
     assert "Traceback" not in refused.text
     for line in ("batch_size was 4 samples a step (4 at once x 1 x 1 process), is 16", "max_seq_length was 1024, is 900: other samples fit", "seed was 0, is 3: samples come in another order",
                  "data was ", "--accept_changes data,batch_size,max_seq_length,seed"): assert line in refused.text
     assert json.loads((run/"status.json").read_text())["state"] == "failed"
     assert before == {p: p.read_bytes() for p in before} and len(read_metrics(run)) == 8
-    half = Training(other, run, *FLAGS, "--batch_size", "16", "--seed", "3", "--resume_from_ckpt", "auto", "--accept_changes", "batch_size"); half.wait(1)
+    half = Training(other, run, *FLAGS, "--batch_size", "16", "--seed", "3", "--resume_from_ckpt", "auto", "--accept_changes", "batch_size")
+    half.wait(1)
     assert "--accept_changes data,seed" in half.text and len(read_metrics(run)) == 8
 
 
 def test_accepted_it_goes_on_and_says_so(run, data):
     "With a batch four times as large the learning rate goes on from where it was, down to the end of the stage; the acceptance holds for this once."
     before = read_metrics(run)
-    done = Training(data, run, *FLAGS, "--batch_size", "16", "--resume_from_ckpt", "auto", "--accept_changes", "batch_size", "--stage2_epochs", "0"); done.wait(0)
+    done = Training(data, run, *FLAGS, "--batch_size", "16", "--resume_from_ckpt", "auto", "--accept_changes", "batch_size", "--stage2_epochs", "0")
+    done.wait(0)
     assert "is 16 samples a step (16 at once x 1 x 1 process)" in done.text and "(accepted)" in done.text
     after = read_metrics(run)[8:]
     lrs = [r["lr"] for r in after]
@@ -135,7 +138,8 @@ def test_accepted_it_goes_on_and_says_so(run, data):
 
 
 def test_a_chosen_learning_rate_takes_effect(run, data):
-    done = Training(data, run, *FLAGS, "--stage1_lr", "1e-5", "--weight_decay", "0.3", "--resume_from_ckpt", "auto", "--max_steps", "10"); done.wait(0)
+    done = Training(data, run, *FLAGS, "--stage1_lr", "1e-5", "--weight_decay", "0.3", "--resume_from_ckpt", "auto", "--max_steps", "10")
+    done.wait(0)
     assert "stage1_text.lr was 0.002, is 1e-05: takes effect from here" in done.text
     rows = read_metrics(run)
     assert rows[7]["lr"] > 1e-3 and 0 < rows[9]["lr"] < rows[8]["lr"] <= 1e-5
@@ -145,7 +149,8 @@ def test_a_chosen_learning_rate_takes_effect(run, data):
 
 def test_changed_data_go_on_from_the_same_share_of_the_epoch(run, data):
     "Half the samples: from 8 of 24 steps to the same third of a shorter stage."
-    done = Training(data, run, *FLAGS, "--max_train_samples", "11", "--resume_from_ckpt", "auto", "--accept_changes", "data", "--stage2_epochs", "0"); done.wait(0)
+    done = Training(data, run, *FLAGS, "--max_train_samples", "11", "--resume_from_ckpt", "auto", "--accept_changes", "data", "--stage2_epochs", "0")
+    done.wait(0)
     assert "other samples follow, from the same share of the epoch on" in done.text
     assert [r["epoch"] for r in read_metrics(run)[8:]] == [1]*2 + [2]*3 + [3]*3      # the second epoch was a third done
 
@@ -162,7 +167,9 @@ def test_an_older_release_did_not_record_the_batch(trainer):
     state = {k: v for k, v in loaded.trainer_state.items() if k not in ("batch", "val_fingerprint", "device", "threads", "torch")} | {"world_size": 2}
     made.take_progress(loaded, state, 0)
     kept = made.train_config
-    try: found = made.find_changes(state); now = made.train_config
+    try:
+        found = made.find_changes(state)
+        now = made.train_config
     finally: made.train_config = kept
     assert [(c.name, c.was, c.now) for c in found] == [("number of processes", Split(4, 1, 2), Split(4, 2, 1))] and now.gradient_accumulation_steps == 2
 
@@ -172,7 +179,8 @@ def test_base_weights_replaced_under_the_same_name(data, tmp_path):
     base, out = tmp_path/"base", tmp_path/"o"
     config, settings = configs(data, out, *FLAGS, "--max_steps", "2", "--use_lora", "--lora_r", "4")
     llm = CADMLLMModel(replace(config, use_lora=False))
-    llm.llm.save_pretrained(base); llm.tokenizer.save_pretrained(base)
+    llm.llm.save_pretrained(base)
+    llm.tokenizer.save_pretrained(base)
     config = replace(config, llm_model_name=str(base), llm_config={})
     train(config, settings)
     again = replace(settings, resume_from_ckpt="auto", max_steps=3)

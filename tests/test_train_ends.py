@@ -38,7 +38,8 @@ def test_the_users_commands(data, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out/"final_model"/"manifest.json").exists()
     name = next(r for r in list_checkpoints(out) if r.stage == "stage3_all" and r.path.name.startswith("checkpoint-step")).path
-    again = Training(data, out, only=[*base, "--resume_from_ckpt", f"stage3_all/{name.name}", "--start_from_stage", "3"]); again.wait(0)
+    again = Training(data, out, only=[*base, "--resume_from_ckpt", f"stage3_all/{name.name}", "--start_from_stage", "3"])
+    again.wait(0)
     lines = [l.rstrip() for l in again.text.splitlines()]
     step, loss = int(name.name.split("step")[1].split("-")[0]), name.name.split("loss")[1].split("-")[0]
     at = lines.index(f"Loading checkpoint from: {name}")
@@ -74,14 +75,16 @@ cli.main()
 
 
 def test_missing_data_is_one_sentence(tmp_path):
-    done = Training(tmp_path/"nowhere", tmp_path/"o"); done.wait(1)
+    done = Training(tmp_path/"nowhere", tmp_path/"o")
+    done.wait(1)
     assert "Traceback" not in done.text and str(tmp_path/"nowhere") in done.text and "cad-mllm synth" in done.text
 
 
 def test_two_trainings_on_one_folder_are_refused(data, tmp_path):
     out = tmp_path/"o"
     first = Training(data, out, "--stage1_epochs", "500").until(after(out, 1))
-    second = Training(data, out); second.wait(1)
+    second = Training(data, out)
+    second.wait(1)
     first.kill()
     assert f"process {first.pid}" in second.text and json.loads((out/"status.json").read_text())["pid"] == first.pid
 
@@ -98,10 +101,14 @@ def spoil(root):
         id = f"{900 + number:08d}_00001"
         shutil.copy(good[number], json_dir/f"{id}.json")
         shutil.copy(sorted(cut_dir.glob(f"{good[number].stem}_tr_*.json"))[0], cut_dir/f"{id}_tr_01.json")
-        change(json_dir/f"{id}.json"); named.append(id)
+        change(json_dir/f"{id}.json")
+        named.append(id)
 
     def edit(change):
-        def do(path): d = json.loads(path.read_text()); change(d); path.write_text(json.dumps(d))
+        def do(path):
+            d = json.loads(path.read_text())
+            change(d)
+            path.write_text(json.dumps(d))
         return do
 
     sketch = lambda d: next(e for e in d["entities"].values() if e["type"] == "Sketch")
@@ -124,7 +131,8 @@ def spoil(root):
 def test_broken_files_are_skipped_and_named(tmp_path):
     root, out = make(tmp_path/"data", 14), tmp_path/"o"
     named = spoil(root)
-    done = Training(root, out, "--max_steps", "3"); done.wait(0)
+    done = Training(root, out, "--max_steps", "3")
+    done.wait(0)
     assert "Traceback" not in done.text and "data_report" in done.text
     reports = "".join(p.read_text() for p in out.glob("data_report*.json"))
     assert [id for id in named if id not in reports] == []
@@ -142,12 +150,14 @@ def test_a_file_that_goes_bad_while_training_is_counted(tmp_path):
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(data, tmp_path):
     (tmp_path/"file").write_text("in the way")
-    done = Training(data, tmp_path/"file"/"o", log=tmp_path/"log"); done.wait(1)
+    done = Training(data, tmp_path/"file"/"o", log=tmp_path/"log")
+    done.wait(1)
     assert "Traceback" not in done.text and str(tmp_path/"file") in done.text
 
 
 def test_samples_that_all_are_too_long_are_an_error(data, tmp_path):
-    done = Training(data, tmp_path/"o", "--max_seq_length", "24"); done.wait(1)
+    done = Training(data, tmp_path/"o", "--max_seq_length", "24")
+    done.wait(1)
     assert "Traceback" not in done.text and "max_seq_length=24" in done.text and "too long" in done.text
 
 
@@ -175,14 +185,16 @@ def test_training_goes_on_while_the_output_folder_is_away(data, tmp_path):
     drive, out, local = tmp_path/"drive", tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
     flags = [*RUN, *local, "--stage1_epochs", "5000", "--save_steps", "2"]
     process = Training(data, out, *flags, log=tmp_path/"log").until(lambda: any(r.complete for r in list_checkpoints(out)))
-    drive.rename(tmp_path/"away"); drive.write_text("not mounted")
+    drive.rename(tmp_path/"away")
+    drive.write_text("not mounted")
     known = len(read_metrics(tmp_path/"away"/"o"))
     mine = next((tmp_path/"local").iterdir())
     process.until(lambda: len(read_metrics(mine)) > known + 8 and json.loads((mine/"status.json").read_text())["delivery"]["pending"] > 1
                   and "cannot be written" in process.text)
     status = json.loads((mine/"status.json").read_text())
     assert status["state"] == "running" and status["delivery"]["failing_since"]
-    drive.unlink(); (tmp_path/"away").rename(drive)
+    drive.unlink()
+    (tmp_path/"away").rename(drive)
     (out/"stop").touch()
     process.wait(EXIT_STOPPED)
     assert json.loads((out/"status.json").read_text())["state"] == "stopped" and "answers again" in process.text
@@ -195,7 +207,8 @@ def test_trained_to_the_end_without_the_output_folder_has_a_code_of_its_own(data
     trainer = Trainer(model, settings)
     rest = trainer.deliver_rest
     def later(stopper):
-        shutil.rmtree(drive); drive.write_text("not mounted")
+        shutil.rmtree(drive)
+        drive.write_text("not mounted")
         return rest(stopper, patience=2.0)
     trainer.deliver_rest = later
     result = trainer.run()
@@ -207,7 +220,9 @@ def keeps_nothing(monkeypatch, folder, number=errno.ENOSPC):
     def refuse(path):
         if Path(path).is_relative_to(folder): raise OSError(number, os.strerror(number), str(path))
     for place, name in ((delivery, "append_bytes"), (os, "replace"), (os, "makedirs")):
-        def outer(path, *args, inner=getattr(place, name), **kwargs): refuse(path); return inner(path, *args, **kwargs)
+        def outer(path, *args, inner=getattr(place, name), **kwargs):
+            refuse(path)
+            return inner(path, *args, **kwargs)
         monkeypatch.setattr(place, name, outer)
 
 
@@ -280,7 +295,8 @@ def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, c
     save = trainer.save
     def in_turn(name=None):
         monkeypatch.setattr(ck, "DISK", Full() if trainer.progress.step in (3, 6) else ck.Disk())
-        save(name); trainer.delivery.wait_written()
+        save(name)
+        trainer.delivery.wait_written()
     trainer.save = in_turn
     result = trainer.run()
     assert result.exit_code == 0 and result.step == 18
@@ -302,7 +318,8 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
     save, step = trainer.save, trainer.train_step
     def limited(name=None):
         if trainer.progress.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, ((out/"metrics.jsonl").stat().st_size + 100, old[1]))
-        save(name); trainer.delivery.wait_written()
+        save(name)
+        trainer.delivery.wait_written()
     def stepped(*args):
         if trainer.progress.step == 6: resource.setrlimit(resource.RLIMIT_FSIZE, old)
         return step(*args)

@@ -67,7 +67,8 @@ def full_state(base):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-5)
         for p in optimizer.param_groups[0]["params"]: p.grad = torch.full_like(p, .5)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1/(s + 1))
-        optimizer.step(); scheduler.step()
+        optimizer.step()
+        scheduler.step()
         config = {"stages": [CurriculumStage("stage2_text_pc", {"text": 1.0})], "output": pathlib.PurePosixPath("/content/drive"), "batch_size": 2}
         known = {"epoch": 0, "step": 552, "loss": 0.0385, "timestamp": "2025-11-30T01:45:18"}
         torch.save({**known, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "config": config}, folder/"trainer_state.pt")
@@ -120,7 +121,8 @@ def test_its_weights_are_the_ones_that_train_on(base, data, tmp_path):
     out = tmp_path/"o"
     def mark(folder):
         weights = {k: torch.full_like(v, .25) for k, v in load_file(folder/"adapter_model.safetensors").items()}
-        torch.save(weights, folder/"adapter_model.bin"); (folder/"adapter_model.safetensors").unlink()
+        torch.save(weights, folder/"adapter_model.bin")
+        (folder/"adapter_model.safetensors").unlink()
     form(base, out/"stage1_text/checkpoint-epoch0-step3", mark)
     flags = ["--data_root", str(data), "--output_dir", str(out), "--device", "cpu", "--batch_size", "2", "--num_val_samples", "0", "--max_steps", "4",
              "--gradient_accumulation_steps", "1", "--resume_from_ckpt", "stage1_text/checkpoint-epoch0-step3"]

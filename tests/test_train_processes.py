@@ -88,7 +88,8 @@ def test_stopped_by_one_killed_all_and_still_as_if_never_stopped(data, whole, tm
     "A SIGTERM to one process ends both, saved; a SIGKILL to both leaves the last save; the third pair ends as the unbroken pair did."
     out = tmp_path/"o"
     pair = several(data, out, *TWO, fence=6)
-    pair[0].until(after(out, 4)); pair[1].send(signal.SIGTERM)
+    pair[0].until(after(out, 4))
+    pair[1].send(signal.SIGTERM)
     for p in pair: p.wait(EXIT_STOPPED)
     assert "another process" in json.loads((out/"status.json").read_text())["message"]
     pair = several(data, out, *TWO, "--resume_from_ckpt", "auto", fence=12)
@@ -135,7 +136,8 @@ def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
                 stream = batches(trainer.data, trainer.model.builder, epoch, start, split.batch_size, 0, rank, split.world)
                 for _ in range(-(-(end - position)//plan.micro)): next(stream)
                 stream.close()
-            found.append(sorted(taken)); position = end
+            found.append(sorted(taken))
+            position = end
         return found
     whole = steps_of(Split(6, 1, 1), 0)
     assert sum(whole, []) != sorted(sum(whole, [])) and len(sum(whole, [])) == 2*22
@@ -159,7 +161,9 @@ def test_one_dies_and_the_other_does_not_wait(victim, data, tmp_path):
 def test_a_signal_while_they_agree_counts_at_the_next_step(data, tmp_path):
     "It strikes after the process has told the others that it goes on: then it goes on with them."
     class Struck(World):
-        def sum(self, tensor): os.kill(os.getpid(), signal.SIGTERM); return tensor
+        def sum(self, tensor):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return tensor
     trainer = Trainer.__new__(Trainer)
     trainer.train_config, trainer.progress, trainer.world = TrainConfig(data_root=str(data)), Progress(), Struck(1, 2)
     trainer.lock = None

@@ -43,7 +43,8 @@ def last_saves(out):
 def struck_and_resumed(data, out, flags, where):
     "Stop it there by a signal to itself, and go on; how often that was begun and finished."
     told = out.with_suffix(".json")
-    process = Training(data, out, *flags, env={"STRIKE": f"{where}@{told}"}); process.wait(EXIT_STOPPED)
+    process = Training(data, out, *flags, env={"STRIKE": f"{where}@{told}"})
+    process.wait(EXIT_STOPPED)
     assert json.loads((out/"status.json").read_text())["message"] == "stopped by SIGTERM" and "Traceback" not in process.text
     assert max(r.step for r in list_checkpoints(out)) == json.loads((out/"status.json").read_text())["step"] > 0
     Training(data, out, *flags, "--resume_from_ckpt", "auto").wait(0)

@@ -77,7 +77,8 @@ def _fork(main, argv, log, env):
         import traceback
         traceback.print_exc()
     finally:
-        sys.stdout.flush(); sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -92,11 +93,16 @@ class Server:
             env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", limits.SECONDS: "0"}   # it serves many tests
             self.process = subprocess.Popen([sys.executable, str(here)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
             assert self.process.stdout.readline() == "ready\n"
-        self.process.stdin.write(json.dumps(request) + "\n"); self.process.stdin.flush()
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
     def close(self):
-        if self.process is not None: self.process.stdin.close(); self.process.stdout.close(); self.process.wait(); self.process = None
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.stdout.close()
+            self.process.wait()
+            self.process = None
 
 
 SERVER = Server()
@@ -123,7 +129,9 @@ class Training:
         "The exit code, which has to be `code` if one is given."
         until = time.monotonic() + timeout
         while self.poll() is None:
-            if time.monotonic() > until: self.kill(); raise AssertionError(f"no end after {timeout} s: {self.text[-3000:]}")
+            if time.monotonic() > until:
+                self.kill()
+                raise AssertionError(f"no end after {timeout} s: {self.text[-3000:]}")
             time.sleep(.01)
         assert code is None or self.code == code, f"exit code {self.code}\n{self.text[-4000:]}"
         return self.code
@@ -153,7 +161,8 @@ def configs(data, out, *flags):
 def peers(size):
     "The environment that a launcher gives to each of `size` processes."
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     return [dict(WORLD_SIZE=str(size), RANK=str(r), LOCAL_RANK=str(r), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for r in range(size)]
 
 

@@ -147,7 +147,7 @@ MUTATIONS = [
     Mutation(7, "an old checkpoint's step is forgotten", TRAIN, 'p.step = int(state.get("step") or loaded.metadata.get("step") or 0)', "p.step = 0", T_OLD + "an_old_checkpoint_goes_on"),
     # 8 safe
     Mutation(8, "kernels from a hub pass", SAFE, "if kernel := kernel_demands(value): raise", "if False: raise", T_SAFE + "only_kernels_and_quantizations_that_the_kit_knows"),
-    Mutation(8, "values of any kind pass in a configuration", "cad_mllm/config.py", "def __post_init__(self): check_kinds(self); self.validate()", "def __post_init__(self): self.validate()", T_SAFE + "damaged_but_sealed_files_are_a_checkpoint_error_with_their_name"),
+    Mutation(8, "values of any kind pass in a configuration", "cad_mllm/config.py", "def __post_init__(self):\n        check_kinds(self)\n        self.validate()", "def __post_init__(self):\n        self.validate()", T_SAFE + "damaged_but_sealed_files_are_a_checkpoint_error_with_their_name"),
     Mutation(3, "the newest good one may be one that is refused", CK, "and not _would_load(found, trust): skip", "and False: skip", T_SAFE + "the_newest_good_one_is_never_one_that_would_be_refused"),
     Mutation(8, "numbers of a pack's index may lead nowhere", "cad_mllm/data", "if header.get(\"format\") == 1: check_references(self, _MEMBER)", "pass", "tests/test_pack.py::test_references_of_a_pack_index_are_checked_when_it_is_opened"),
     Mutation(8, "numbers of a data index may lead nowhere", "cad_mllm/data", "    _check_table(table)\n    return table", "    return table", "tests/test_pack.py::test_a_data_index_whose_references_lead_nowhere_is_made_again"),
@@ -324,7 +324,9 @@ def main():
             rows.append(f"| {m.guarantee} {GUARANTEES[m.guarantee]} | {m.what} | {problem or '`' + m.test.removeprefix('tests/') + '`'} | {f'`{noticed}`' if noticed else ''} |")
     text = "\n".join(rows) + f"\n\n{len(chosen) - bad} of {len(chosen)} noticed.\n"
     print(text)
-    if args.out: args.out.parent.mkdir(parents=True, exist_ok=True); args.out.write_text(text, encoding="utf-8")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text, encoding="utf-8")
     sys.exit(bool(bad))
 
 

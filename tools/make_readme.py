@@ -39,7 +39,9 @@ def readme(notebook):
         source = "".join(cell["source"])
         marks = directives(source)
         if marks & {"hide", "export"} or any(m.startswith("default_exp") for m in marks): continue
-        if cell["cell_type"] == "markdown": parts.append(relink(source)); continue
+        if cell["cell_type"] == "markdown":
+            parts.append(relink(source))
+            continue
         code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
         if code and "echo: false" not in marks: parts.append(f"```python\n{code}\n```")
         parts += list(outputs(cell))

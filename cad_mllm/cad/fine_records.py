@@ -63,9 +63,13 @@ def _sketch(self: _FineEncoder, sketch, profile_ids):
     def turn(points): return points @ plane + shift
     contours, notes = contours_of_profile(sketch, profile_ids)
     self.notes += notes
-    if self.grid is None: self.grid = fit_grid(contours, turn, self.num_levels); fitted = False
+    if self.grid is None:
+        self.grid = fit_grid(contours, turn, self.num_levels)
+        fitted = False
     else: fitted = True
-    if self.grid is None: self.notes.append(f"{sketch.id}: left out, no profile of it closes or has a size"); return
+    if self.grid is None:
+        self.notes.append(f"{sketch.id}: left out, no profile of it closes or has a size")
+        return
     for _ in range(6):
         measured = {id: tuple(measured_edge(c, turn, self.grid.fine()) for c in some) for id, some in contours.items()}
         drawn = self._drawn(sketch, measured, directions)
@@ -86,7 +90,8 @@ def _refit(self: _FineEncoder, drawn):
     def metres(points): return np.array([[fine.metres(v) for v in p] for p in points.tolist()])
     contours = {i: [fine_contour(l) for l in p] for i, p in enumerate(dict.fromkeys(drawn.values()))}
     for c in itertools.chain(*contours.values()):
-        c.vertices = metres(c.vertices); c.mids = [m if m is None else metres(m[None])[0] for m in c.mids]
+        c.vertices = metres(c.vertices)
+        c.mids = [m if m is None else metres(m[None])[0] for m in c.mids]
         c.radius = c.radius and fine.metres(c.radius)
     return fit_grid(contours, lambda points: points, self.num_levels)
 

@@ -80,8 +80,12 @@ def measured_edge(contour, turn, grid):
     for a, b, arc in zip(points, points[1:] + points[:1], arcs):
         if arc and a == b:                        # nearly a full circle: two half circles
             far = tuple(np.rint(arc[2]).astype(int).tolist())
-            if far != a: corners += [a, far]; kinds += [(f"half-{arc[0].split('-')[-1]}", 0)]*2
-        elif a != b: corners.append(a); kinds.append(arc and arc[:2])
+            if far != a:
+                corners += [a, far]
+                kinds += [(f"half-{arc[0].split('-')[-1]}", 0)]*2
+        elif a != b:
+            corners.append(a)
+            kinds.append(arc and arc[:2])
     return GridLoop(tuple(corners), tuple(kinds))
 
 def _measured_arc(a, m, b):
@@ -126,7 +130,8 @@ class _Rounding:
         self.became[axis] = self._together(axis)
         if (self.became[axis] == before).all():
             at = np.unique(at)
-            self.became[axis] = before.copy(); self.became[axis][at] = self._own(axis)[at]
+            self.became[axis] = before.copy()
+            self.became[axis][at] = self._own(axis)[at]
         return bool((self.became[axis] != before).any())
 
     def _together(self, axis):

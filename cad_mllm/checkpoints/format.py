@@ -80,7 +80,9 @@ class _Hashing:
 
     def write(self, data):
         view = memoryview(data).cast("B")
-        if view.nbytes < 1 << 20: self.file.write(view); self.digest.update(view)
+        if view.nbytes < 1 << 20:
+            self.file.write(view)
+            self.digest.update(view)
         else:
             hashed = self.pool.submit(self.digest.update, view)
             try: self.file.write(view)
@@ -263,7 +265,9 @@ def _shape_problem(path):
     if size == 0: return f"{path.name}: is empty"
     with open(path, "rb") as f:
         if path.suffix == ".safetensors":
-            try: check_safetensors(path); return None
+            try:
+                check_safetensors(path)
+                return None
             except UnsafeFile as e: return str(e)
         if f.read(4) == b"PK\3\4" and path.suffix in (".pt", ".bin"):
             f.seek(max(0, size - 66_000))

@@ -39,7 +39,8 @@ def _would_load(path, trust):
     "Whether a checkpoint that is whole would also be accepted: its settings and what it asks for."
     try:
         config = read_config(path)[0]
-        check_sizes(config); check_trust(path, config, trust)
+        check_sizes(config)
+        check_trust(path, config, trust)
         for file in path.glob("*.safetensors"): check_safetensors(file)
         for file in () if is_old_format(path) else path.glob("*.pt"): check_pt(file)
     except (CheckpointError, UnsafeFile, OSError): return False
@@ -89,7 +90,9 @@ def load_checkpoint(
     record = read_record(path)
     if bad := not_finite_problems(record.metadata): _refuse(path, bad, trust)
     config, train_config, notes = read_config(path)
-    try: check_sizes(config); check_trust(path, config, trust)
+    try:
+        check_sizes(config)
+        check_trust(path, config, trust)
     except UnsafeFile as e: raise CheckpointError(f"{path}: not loaded: {e}") from e
     metadata = record.metadata | {k: v for k, v in (state or {}).items() if k in ("epoch", "step", "loss", "stage", "timestamp") and v is not None}
     metadata = {"epoch": record.epoch, "step": record.step, "stage": record.stage, **metadata}
@@ -156,7 +159,9 @@ def upgrade_checkpoint(
     metadata = make_metadata(stage=record.stage, step=record.step, epoch=record.epoch, loss=record.loss, val_loss=record.val_loss, is_best=record.is_best or path.name == BEST, serial=0, when=when.astimezone(),
                              config=loaded.config, extra={k: v for k, v in record.metadata.items() if k != "format"} | {"upgraded": datetime.now().astimezone().isoformat()})
     def fill(folder):
-        for name in copied: DISK.mkdir((folder/name).parent); DISK.link(inside(path, name), folder/name)
+        for name in copied:
+            DISK.mkdir((folder/name).parent)
+            DISK.link(inside(path, name), folder/name)
         files = {**weights, **({} if state is None else {STATE: state}), CONFIG: to_json({"model": as_dict(loaded.config), "train": None}), METADATA: to_json(metadata)}
         return {n: write_one(folder, n, c) for n, c in files.items()}
     aside = free_name(path.with_name(f"{path.name}-old"))

@@ -139,6 +139,8 @@ def _restore_scheduler(scheduler, optimizer, saved) -> list:
     before, num = dict(scheduler.__dict__), len(getattr(scheduler, "base_lrs", []))
     if num != (there := len(saved.get("base_lrs", [0]*num))): raise ValueError(f"it has {there} parameter groups, there are {num} here")
     try: scheduler.load_state_dict(saved)
-    except Exception: scheduler.__dict__.update(before); raise
+    except Exception:
+        scheduler.__dict__.update(before)
+        raise
     for group, lr in zip(optimizer.param_groups, getattr(scheduler, "_last_lr", [])): group["lr"] = lr
     return []

@@ -277,7 +277,9 @@ def _try_to_unlink(self: RunFiles, name):
     try: self._unlink(name)
     except OSError as e:
         self.last_error = reason_of(e)
-        if _is_folder(e): self.unwanted.discard(name); self.refused.add(name)
+        if _is_folder(e):
+            self.unwanted.discard(name)
+            self.refused.add(name)
 
 @patch
 def _unlink(self: RunFiles, name):

@@ -269,7 +269,9 @@ def read_tensors(
     if path.suffix != ".safetensors": found = load_pt(path, mmap=True)
     else:
         from safetensors.torch import load_file
-        try: check_safetensors(path); found = load_file(path)
+        try:
+            check_safetensors(path)
+            found = load_file(path)
         except UnsafeFile as e: raise UnsafeFile(f"{path.parent/path.name}{str(e).removeprefix(path.name)}") from e
         except Exception as e: raise UnsafeFile(f"{path}: cannot be read: {str(e)[:150]}") from e
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()):

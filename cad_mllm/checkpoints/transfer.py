@@ -20,7 +20,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..utils.files import MOST_LINES, read_plain
-from ..utils.system import mount_point_of
+from ..utils.system import mount_point_of, sync_file
 from .format import (
     active_temporaries, CheckpointError, clean_temporaries, DISK, file_sha256, free_name, MANIFEST, read_manifest,
     temporary_path, verify_checkpoint)
@@ -90,7 +90,9 @@ class OutputFolder:
 @patch
 def put(self: OutputFolder, path, data: bytes):
     "A small file, written where it lies."
-    with open(path, "wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
+    with open(path, "wb") as f:
+        f.write(data)
+        sync_file(f)
 
 @patch
 def write(self: OutputFolder, path, data: bytes):
@@ -135,7 +137,9 @@ def links_work(self: OutputFolder) -> bool:
     if self._links is None:
         a, b = self.root/".link-test", self.root/".link-test-2"
         if not a.exists(): a.write_bytes(b"")
-        try: self.link(a, b); self._links = True
+        try:
+            self.link(a, b)
+            self._links = True
         except FileExistsError: self._links = True
         except OSError as e:
             if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL): raise
@@ -243,7 +247,9 @@ def _seal(t, out, clock, settle):
 def _take_name(t, out, clock):
     "Give the finished copy its final name; another whole checkpoint of that name keeps it, and a number is added to ours."
     if size_of(out, t.final) is not None:
-        if _arrived(t, out): t.aside = t.temporary; return       # somebody else brought it meanwhile
+        if _arrived(t, out):
+            t.aside = t.temporary
+            return       # somebody else brought it meanwhile
         if not t.replace and not out.problems(t.final): t.final = free_name(t.final)
         else:
             aside = temporary_path(t.final, "old")

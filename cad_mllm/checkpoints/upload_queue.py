@@ -322,7 +322,9 @@ def _failed(self: Delivery, e, room=False):
     self.last_error, first = reason_of(e), self.failing_since is None
     if first: self.failing_since = _now()
     if first: self.failing_from = self.clock()
-    if room: self.next_try = -math.inf; return
+    if room:
+        self.next_try = -math.inf
+        return
     self.counts["failed"] += 1
     self.next_try = self.clock() + min(self.backoff[1], self.backoff[0]*2**self.tries)
     self.tries = min(self.tries + 1, 30)
@@ -344,7 +346,9 @@ def _damaged(self: Delivery, rel, e):
         self.last_error = str(e)
         if t := self.transfers.pop(rel, None): t.close()
         if (record := self.pending.pop(rel, None)) is None: return
-        if not (self.local_dir/rel).exists(): self.untidy.add(record.stage); return    # another process delivered it
+        if not (self.local_dir/rel).exists():
+            self.untidy.add(record.stage)
+            return    # another process delivered it
         self.kept[rel] = record
         self.counts["dropped"] += 1
         self._tell("damaged", f"⚠️  {self.local_dir/rel} is damaged and was not delivered: {e}", path=rel)
@@ -375,7 +379,9 @@ def _renew_best(self: Delivery, folder, records):
     except SourceError as e:
         t.close()
         if t.source == best.path: self._tell("damaged", f"⚠️  {best.path}: cannot become {BEST}: {e}")
-        else: self.transfers[key] = Transfer(best.path, target, replace=True); raise OSError(errno.EAGAIN, str(e)) from e
+        else:
+            self.transfers[key] = Transfer(best.path, target, replace=True)
+            raise OSError(errno.EAGAIN, str(e)) from e
     del self.transfers[key]
 
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #cb6a2077

@@ -84,7 +84,8 @@ def inspect(
     if unit and suffix != ".py": raise ConfigError(f"unit={unit!r}: {path} says its own unit; leave it out")
     if Path(path).is_dir():
         from cad_mllm.checkpoints.save import describe_checkpoint
-        print(describe_checkpoint(path)); return
+        print(describe_checkpoint(path))
+        return
     from cad_mllm.geometry.mesh import GeometryError
     from cad_mllm.geometry.solid import build_solid
     from cad_mllm.interop.histories import read_history
@@ -93,7 +94,9 @@ def inspect(
     print(f"{len(program)} operations, {len(encode(program))} tokens\n{to_text(program)}")
     for problem in program.problems(): print(f"note: {problem}")
     try: solid = build_solid(program)
-    except GeometryError as e: print(f"no solid: {e}"); return
+    except GeometryError as e:
+        print(f"no solid: {e}")
+        return
     low, high = solid.bounding_box
     size = " x ".join(f"{(b - a)*1000:.4g}" for a, b in zip(low, high))
     print(f"solid: {'valid' if solid.is_valid else 'NOT valid'}, {size} mm, {solid.volume*1e9:.4g} mm³")

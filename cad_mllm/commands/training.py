@@ -118,7 +118,9 @@ def _known(path, args, out):
     from cad_mllm.training.run_files import read_run_config
     run = read_run_config(out)["model"]
     own = [args.llm_model_name, args.image_encoder_name, run.get("llm_model_name"), run.get("image_encoder_name")]
-    try: check_sizes(model); check_trust(path, model, tuple(n for n in own if n))
+    try:
+        check_sizes(model)
+        check_trust(path, model, tuple(n for n in own if n))
     except UnsafeFile as e: raise CheckpointError(f"{path}: {e} (on the command line: --trust NAME)") from e
     return model, train
 

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from .. import __version__
 from ..utils.files import read_journal, write_text
+from ..utils.system import sync_file
 from ..geometry.engines import get_engine
 from .products import prepare_one, Products
 from .preparation import list_histories, PrepareError, PrepareReport
@@ -83,7 +84,9 @@ class _Shards:
     def enter(self, row, places):
         "One part of the current shard: (id, endings, verdict, caption) and where its files are."
         id, endings, verdict, caption = row
-        self.ids.append(id); self.first.append(len(self.members)); self.shard.append(len(self.shards))
+        self.ids.append(id)
+        self.first.append(len(self.members))
+        self.shard.append(len(self.shards))
         self.members += [(*place, self.endings.setdefault(e, len(self.endings))) for e, place in zip(endings, places)]
         self.verdicts[id], self.captions[id] = verdict, caption
 
@@ -100,7 +103,7 @@ def _lines(self: _Shards):
 def _append(self: _Shards, *lines, mode="a"):
     with open(self.out/_JOURNAL, mode, encoding="utf-8") as f:
         f.writelines(json.dumps(line) + "\n" for line in lines)
-        f.flush(); os.fsync(f.fileno())
+        sync_file(f)
 
 @patch
 def _is_whole(self: _Shards, line, path):
@@ -149,7 +152,9 @@ def _finish(self: _Shards, line, known=False):
 # %% ../../nbs/5_data/25b_direct.ipynb #60ae59f7
 def _account(report, file, result):
     "Enter what became of a history; returns its parts for a shard, or None."
-    if isinstance(result, Exception): report.fail(file, "history", result); return None
+    if isinstance(result, Exception):
+        report.fail(file, "history", result)
+        return None
     made, verdict, contents, caption = result
     report.count("history", "done")
     for name, status in made.items():

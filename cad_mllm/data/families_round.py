@@ -20,7 +20,8 @@ def _plate(rng):
     w, t = pick(rng, 40, 240, 5), pick(rng, 3, 16)
     d = pick(rng, 30, min(w, 160), 5)
     hole = pick(rng, 3, min(d/6, 14), .5)
-    columns = int(rng.integers(2, 5)); num = 2*columns
+    columns = int(rng.integers(2, 5))
+    num = 2*columns
     part = Part(rng)
     part.add([rect(w, d, rounding=pick(rng, 0, hole, .5)), *[disc(hole, *p) for p in grid_of(columns, 2, w - 2*hole, d - 2*hole)]], height=t)
     free = d - 3*hole - 4

@@ -152,11 +152,16 @@ def _judge(self: MultimodalAutocompleteDataset, groups, jobs):
         with tqdm(total=len(ids), desc="checking histories", unit="", disable=len(ids) < 500) as bar:
             for at in range(0, len(ids), step):
                 for id, verdict in self.files.verdicts({id: groups[id] for id in ids[at:at + step]}, known, jobs):
-                    judged[id] = verdict; num += self._usable(verdict); bar.update()
-                    if time.monotonic() - saved > 60: self._save_index(VerdictTable.of(known | judged)); saved = time.monotonic()
+                    judged[id] = verdict
+                    num += self._usable(verdict)
+                    bar.update()
+                    if time.monotonic() - saved > 60:
+                        self._save_index(VerdictTable.of(known | judged))
+                        saved = time.monotonic()
                 if limit and num >= limit: break
     except BaseException:
-        self._save_index(VerdictTable.of(known | judged)); raise
+        self._save_index(VerdictTable.of(known | judged))
+        raise
     return VerdictTable.of(judged)
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #62ea848e
@@ -329,7 +334,9 @@ def _split(self: MultimodalAutocompleteDataset, index, kept, grid=None, origin=N
     split = self.files.split(id, kept) if self._reads_tokens and grid is None else None
     if split is None: split = self.codec.split(self._whole(index) if origin is None else self._whole(index).moved(-origin), kept, grid)
     size = len(split[0]) + len(split[1])
-    if size <= self._cache_room and key not in self._cache and not (grid and self.scan): self._cache[key] = split; self._cache_room -= size
+    if size <= self._cache_room and key not in self._cache and not (grid and self.scan):
+        self._cache[key] = split
+        self._cache_room -= size
     return split
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #8a90ed56
@@ -396,7 +403,9 @@ def _media(self: MultimodalAutocompleteDataset, epoch, index, *known):
     while True:
         drawn = self._draw(epoch, index, available)
         loaded = {name: self._load_media(name, epoch, index, *known) for name in drawn[1:]}
-        if bad := {name for name, found in loaded.items() if found is None}: available -= bad; continue
+        if bad := {name for name, found in loaded.items() if found is None}:
+            available -= bad
+            continue
         return drawn, {k: v for found in loaded.values() for k, v in found.items()}
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #7f4d2ff3

@@ -64,8 +64,12 @@ def _groups(self: MultimodalAutocompleteDataset, encode):
 @contextmanager
 def _processes(func, jobs):
     "`func` by `jobs` processes or by an engine, callable from several threads; 1 means none but this one. Where a process dies, the rest is done here."
-    if not isinstance(jobs, int): yield lambda *args: jobs.call(func, *args); return
-    if jobs < 2: yield func; return
+    if not isinstance(jobs, int):
+        yield lambda *args: jobs.call(func, *args)
+        return
+    if jobs < 2:
+        yield func
+        return
     with ProcessPoolExecutor(jobs) as pool:
         pool.submit(int).result()                 # processes are started before there are threads
         def call(*args):

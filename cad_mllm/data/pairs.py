@@ -104,7 +104,9 @@ def _check_beginnings(whole, content, paths):
 def _num_tokens(whole, notes):
     "CAD tokens of a whole history, end marker included; -1 and a note for the formats that write tokens where it has none."
     try: return sum(map(len, encode_split(whole, 0)))
-    except Exception as e: notes.append(("", f"cannot be encoded: {type(e).__name__}: {e}", "tokens text")); return -1
+    except Exception as e:
+        notes.append(("", f"cannot be encoded: {type(e).__name__}: {e}", "tokens text"))
+        return -1
 
 def check_design(job):
     "Check one whole with all its beginnings. Returns the verdict ((operations, signature, bytes, tokens), rows, notes); 0 operations where the whole is of no use."
@@ -132,7 +134,9 @@ def _map_by_engine(func, items, engine, size=16, timeout=600):
 
 def map_processes(func, items, jobs):
     "`func` of each item, in order, by `jobs` processes (1 means none but this one), or by the engine that `jobs` is."
-    if not isinstance(jobs, int): yield from _map_by_engine(func, items, jobs); return
+    if not isinstance(jobs, int):
+        yield from _map_by_engine(func, items, jobs)
+        return
     done = 0
     if jobs > 1:
         try:
@@ -167,6 +171,8 @@ def hold_out(
     room, held = min(num_val_samples, sum(sizes.values())//10), set()
     for design in hash_order(designs):
         needs = sum(sizes[id] for id in designs[design])
-        if needs <= room: held.update(designs[design]); room -= needs
+        if needs <= room:
+            held.update(designs[design])
+            room -= needs
         if not room: break
     return held

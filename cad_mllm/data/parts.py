@@ -55,11 +55,17 @@ def outline(
     "A closed loop of lines and arcs."
     vertices, mids, xy = [], [], [np.array(p[:2], float) for p in points]
     for i, p in enumerate(points):
-        if isinstance(p, via): mids[-1] = xy[i]; continue
+        if isinstance(p, via):
+            mids[-1] = xy[i]
+            continue
         radius = rounding.get(i, 0) if isinstance(rounding, dict) else rounding
-        if not radius: vertices.append(xy[i]); mids.append(None); continue
+        if not radius:
+            vertices.append(xy[i])
+            mids.append(None)
+            continue
         start, mid, end = _rounded_corner(xy[i - 1], xy[i], xy[(i + 1) % len(xy)], radius)
-        vertices += [start, end]; mids += [mid, None]
+        vertices += [start, end]
+        mids += [mid, None]
     return contour_loop(Contour(_metres(vertices), [None if m is None else np.asarray(m)/1000 for m in mids]))
 
 # %% ../../nbs/5_data/01_parts.ipynb #1abc28d2

@@ -46,7 +46,9 @@ def prepare_points(
     "Draw `num_points` points, scaled to the unit box [-0.5, 0.5], or so that 1 is `NUM_LEVELS` units of the grid; raises ValueError for what is not a cloud."
     points, low, high = finite_points(points)
     center, scale = (low + high)/2, float((high - low).max())
-    if grid is not None: scale = NUM_LEVELS*grid.unit; center = np.rint(center/scale)*scale if origin is None else np.asarray(origin, float)
+    if grid is not None:
+        scale = NUM_LEVELS*grid.unit
+        center = np.rint(center/scale)*scale if origin is None else np.asarray(origin, float)
     rng = np.random.default_rng(rng)
     chosen = rng.permutation(len(points))[:num_points]
     chosen = np.concatenate([chosen, rng.integers(0, len(points), num_points - len(chosen))])

@@ -268,8 +268,11 @@ def _open_out(out, ending, shared):
 def _record(report, captions, failures, task, result):
     "Enter what became of one history."
     file, _, id = task[:3]
-    if isinstance(result, Exception): failures.add(id, file, "history", result); return report.fail(file, "history", result)
-    report.count("history", "done"); failures.clear(id, "history")
+    if isinstance(result, Exception):
+        failures.add(id, file, "history", result)
+        return report.fail(file, "history", result)
+    report.count("history", "done")
+    failures.clear(id, "history")
     for name, status in result.items():
         if name in PRODUCTS and isinstance(status, Exception): failures.add(id, file, name, status)
         elif name in PRODUCTS: failures.clear(id, name)

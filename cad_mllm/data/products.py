@@ -149,7 +149,9 @@ PRODUCTS = {"truncations": (_truncation_files, _write_truncations),
 # %% ../../nbs/5_data/07_products.ipynb #7f12020d
 class KnownFailure(GeometryError):
     "What failed in an earlier run and is not tried again; `row` is that run's record."
-    def __init__(self, row): self.row = row; super().__init__(row["message"])
+    def __init__(self, row):
+        self.row = row
+        super().__init__(row["message"])
     def __reduce__(self): return KnownFailure, (self.row,)
 
 def _complete(paths):
@@ -236,7 +238,9 @@ def _drop_overruled(self: CaptionWriter):
     given = {e["id"] for some in self.entries.values() for e in some or () if _says(e, automatic=False)}
     for name, some in self.entries.items():
         kept = [e for e in some or () if not (_says(e, automatic=True) and e["id"] in given)]
-        if some and len(kept) < len(some) and (not self.ending or name.endswith(f"{self.ending}.json")): self.entries[name] = kept; self._write(name)
+        if some and len(kept) < len(some) and (not self.ending or name.endswith(f"{self.ending}.json")):
+            self.entries[name] = kept
+            self._write(name)
 
 @patch
 def _write(self: CaptionWriter, name):

@@ -51,12 +51,16 @@ def pack_rows(
     order, rows, room = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)), [], []
     for i in order:
         row = next((r for r, free in enumerate(room) if free >= lengths[i]), len(rows))
-        if row == len(rows): rows.append([]); room.append(capacity)
-        rows[row].append(i); room[row] -= lengths[i]
+        if row == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[row].append(i)
+        room[row] -= lengths[i]
     even, filled = [[] for _ in rows], [0]*len(rows)
     for i in order:
         row = filled.index(min(filled))
-        even[row].append(i); filled[row] += lengths[i]
+        even[row].append(i)
+        filled[row] += lengths[i]
     return even if max(filled, default=0) < capacity - min(room, default=0) else rows
 
 # %% ../../nbs/5_data/21_prompts.ipynb #c778ccb7
@@ -146,7 +150,8 @@ def _fill(self: PromptBuilder, rows, left=False):
         starts = np.cumsum([width - sum(lengths[r]) if left else 0, *lengths[r]])
         for n, item in enumerate(row):
             images, clouds = self._place(arrays, r, int(starts[n]), n, *item)
-            image_slots += images; point_slots += clouds
+            image_slots += images
+            point_slots += clouds
     samples = [item[0] for row in rows for item in row]
     return Batch(**self._tensors(arrays, samples, image_slots, point_slots), num_samples=len(samples), num_tokens=int((arrays["labels"] != -100).sum()),
                  sample_ids=[[item[0].id for item in row] for row in rows])
@@ -186,8 +191,11 @@ def draw(
     ax = fig.subplots()
     ax.imshow(np.array([to_rgb(c) for c in colours.values()])[kind], aspect="auto", interpolation="nearest")
     for r, t in np.argwhere(np.diff(batch.segment_ids.numpy(), axis=1)): ax.plot([t + .5]*2, [r - .5, r + .5], color="white", lw=2)
-    ax.set_yticks(range(len(kind))); ax.hlines(np.arange(1, len(kind)) - .5, -.5, kind.shape[1] - .5, color="white", lw=4)
-    ax.set_xlabel("token"); ax.set_ylabel("row"); ax.spines[:].set_visible(False)
+    ax.set_yticks(range(len(kind)))
+    ax.hlines(np.arange(1, len(kind)) - .5, -.5, kind.shape[1] - .5, color="white", lw=4)
+    ax.set_xlabel("token")
+    ax.set_ylabel("row")
+    ax.spines[:].set_visible(False)
     fig.legend(handles=[Patch(color=c, label=k) for k, c in colours.items()], loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     return fig
 

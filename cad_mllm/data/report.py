@@ -359,21 +359,28 @@ def _repr_markdown_(self: Diagnosis): return repr(self)
 # %% ../../nbs/5_data/26_report.ipynb #246761ce
 def _draw_holdings(ax, d):
     kinds, num = list(d.holds)[::-1], max(len(d.rows), 1)
-    ax.barh(kinds, [d.holds[k]/num for k in kinds], color="C0"); left = np.array([d.holds[k]/num for k in kinds])
+    ax.barh(kinds, [d.holds[k]/num for k in kinds], color="C0")
+    left = np.array([d.holds[k]/num for k in kinds])
     reasons = list(dict.fromkeys(r for k in kinds for r in d.lacks.get(k, {})))[:6]
     for reason, color in zip(reasons, ("C3", "C1", "C5", "C6", "C7", "C8")):
         share = np.array([d.lacks.get(k, {}).get(reason, 0)/num for k in kinds])
-        ax.barh(kinds, share, left=left, color=color, label=reason[:40]); left = left + share
-    ax.set_xlim(0, 1.02); ax.set_title("holds (blue) and lacks", fontsize=9)
+        ax.barh(kinds, share, left=left, color=color, label=reason[:40])
+        left = left + share
+    ax.set_xlim(0, 1.02)
+    ax.set_title("holds (blue) and lacks", fontsize=9)
     if reasons: ax.legend(fontsize=6, loc="lower right")
 
 def _draw_lengths(ax, d):
     for kind, color in (("cad", "C0"), ("sequence", ".6")):
         v = np.array(list(d.lengths.get(kind, {}).values()))
         if len(v): ax.hist(v, bins=np.geomspace(max(v.min(), 1), max(v.max(), 2) + 1, 40), color=color, alpha=.8, label=kind, histtype="stepfilled" if kind == "cad" else "step")
-    for p, n in d.percentiles("cad").items(): ax.axvline(n, color="k", lw=.6); ax.text(n, ax.get_ylim()[1], f"p{p}" if p < 100 else "max", fontsize=6, rotation=90, va="top", ha="right")
+    for p, n in d.percentiles("cad").items():
+        ax.axvline(n, color="k", lw=.6)
+        ax.text(n, ax.get_ylim()[1], f"p{p}" if p < 100 else "max", fontsize=6, rotation=90, va="top", ha="right")
     if best := d.max_seq_length(): ax.axvline(best, color="C3", lw=1, ls="--", label=f"max_seq_length {best}")
-    ax.set_xscale("log"); ax.set_title("tokens a part", fontsize=9); ax.legend(fontsize=6)
+    ax.set_xscale("log")
+    ax.set_title("tokens a part", fontsize=9)
+    ax.legend(fontsize=6)
 
 def _draw_twins(ax, d):
     sizes = Counter(min(len(g), 10) for g in d.twins)
@@ -382,14 +389,17 @@ def _draw_twins(ax, d):
 
 def _draw_operations(ax, d):
     counts = Counter(min(r["operations"], 20) for r in d.rows if r["code"])
-    ax.bar(list(counts), list(counts.values()), color="C0"); ax.set_title("operations a part (20: or more)", fontsize=9)
+    ax.bar(list(counts), list(counts.values()), color="C0")
+    ax.set_title("operations a part (20: or more)", fontsize=9)
 
 @patch
 def draw(self: Diagnosis):
     "A matplotlib figure: holdings, lengths, twins, operations."
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(9, 5), layout="constrained")
-    for ax, paint in zip(fig.subplots(2, 2).ravel(), (_draw_holdings, _draw_lengths, _draw_twins, _draw_operations)): paint(ax, self); ax.tick_params(labelsize=7)
+    for ax, paint in zip(fig.subplots(2, 2).ravel(), (_draw_holdings, _draw_lengths, _draw_twins, _draw_operations)):
+        paint(ax, self)
+        ax.tick_params(labelsize=7)
     return fig
 
 # %% ../../nbs/5_data/26_report.ipynb #3f5e8428

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .. import __version__
-from ..utils.system import sync_path
+from ..utils.system import sync_file, sync_path
 from ..utils.files import open_plain, parse_json, read_journal
 from .references import check_references
 
@@ -61,13 +61,16 @@ class ShardWriter:
         self.size, self._sha = 0, hashlib.sha256()
 
     def _put(self, data):
-        self.file.write(data); self._sha.update(data); self.size += len(data)
+        self.file.write(data)
+        self._sha.update(data)
+        self.size += len(data)
 
     def add(self, name: str, data: bytes) -> tuple: # (offset of the data, its length, its CRC-32)
         "Append a member."
         self._put(_header(name, len(data)))
         offset = self.size
-        self._put(data); self._put(bytes(-len(data) % _BLOCK))
+        self._put(data)
+        self._put(bytes(-len(data) % _BLOCK))
         return offset, len(data), zlib.crc32(data)
 
     @property
@@ -86,7 +89,7 @@ def __exit__(self: ShardWriter, kind, *_):
         with self.file:
             if kind is not None: return
             self._put(bytes(2*_BLOCK))
-            self.file.flush(); os.fsync(self.file.fileno())
+            sync_file(self.file)
         os.replace(self.temporary, self.path)
         _sync_folder(self.path.parent)
     finally: self.temporary.unlink(missing_ok=True)
@@ -136,7 +139,7 @@ def save_arrays(path, arrays: dict):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as f:
             np.savez(f, **arrays)
-            f.flush(); os.fsync(f.fileno())
+            sync_file(f)
         os.replace(part, path)
         _sync_folder(path.parent)
     finally: part.unlink(missing_ok=True)
@@ -199,7 +202,8 @@ class _Packing:
 
     def note(self, rows):
         "Enter one group: [(ending, offset, length, CRC)]."
-        self.first.append(len(self.members)); self.shard.append(len(self.shards))
+        self.first.append(len(self.members))
+        self.shard.append(len(self.shards))
         for ending, *where in rows: self.members.append((*where, self.endings.setdefault(ending, len(self.endings))))
 
     def finish(self, num, size, sha): self.shards.append(dict(name=self.path(len(self.shards)).name, bytes=size, sha256=sha, groups=num))
@@ -218,7 +222,8 @@ def resume(self: _Packing):
         if sha != line["sha256"] or [m[0] for m in found] != [member_name(id, e) for id, files in groups for e, _ in files]: break
         rest = iter(found)
         for _, files in groups: self.note([(e, *next(rest)[1:]) for e, _ in files])
-        self.finish(len(groups), path.stat().st_size, sha); at += len(groups)
+        self.finish(len(groups), path.stat().st_size, sha)
+        at += len(groups)
     self.kept = len(self.shards)
     return at
 
@@ -236,7 +241,7 @@ def _read_journal(self: _Packing):
 def _write_journal(self: _Packing, lines, mode="w"):
     with open(self.journal, mode, encoding="utf-8") as f:
         f.writelines(json.dumps(line) + "\n" for line in lines)
-        f.flush(); os.fsync(f.fileno())
+        sync_file(f)
 
 @patch
 def write_shard(self: _Packing, contents, bar):
@@ -341,7 +346,9 @@ class Pack:
 
     def __getstate__(self): return {**self.__dict__, "_handles": {}, "_lock": None}
 
-    def __setstate__(self, state): self.__dict__.update(state); self._lock = threading.Lock()
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     @property
     def usable(self) -> np.ndarray: # (len(pack),) bool
@@ -375,7 +382,9 @@ def _pread(self: Pack, shard, size, offset):
     with self._lock:
         if shard not in self._handles: self._handles[shard] = open(self.paths[shard], "rb", buffering=0)
         file = self._handles[shard]
-        if not hasattr(os, "pread"): file.seek(offset); return file.read(size)
+        if not hasattr(os, "pread"):
+            file.seek(offset)
+            return file.read(size)
     return os.pread(file.fileno(), size, offset)
 
 @patch
@@ -443,7 +452,9 @@ def _copy_hashed(source, target, sha256):
     try:
         sha = hashlib.sha256()
         with open(source, "rb") as src, open(part, "wb") as dst:
-            for chunk in iter(lambda: src.read(2**22), b""): sha.update(chunk); dst.write(chunk)
+            for chunk in iter(lambda: src.read(2**22), b""):
+                sha.update(chunk)
+                dst.write(chunk)
         if sha.hexdigest() == sha256: os.replace(part, target)
         return sha.hexdigest() == sha256
     finally: part.unlink(missing_ok=True)
@@ -462,7 +473,8 @@ def copy_to(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if _shard_problem(target, entry, False) and not _copy_hashed(self.paths[i], target, entry["sha256"]):
-                self.problems[i] = "damaged shard: its SHA-256 is not that of the index"; continue
+                self.problems[i] = "damaged shard: its SHA-256 is not that of the index"
+                continue
             self.paths[i] = target
         except OSError as e:
             _log.warning("%s cannot be copied to %s (%s); it and what follows is read where it is", self.paths[i], folder, e.strerror)

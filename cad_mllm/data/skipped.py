@@ -102,7 +102,9 @@ class SkipReport:
         entry, kind = (str(file), str(reason)), str(reason).split(":")[0]
         key = (entry[0], kind) if kind == "too long" else entry
         if key in self._seen: return
-        self._seen.add(key); self.entries.append(entry); self.pending.append(entry)
+        self._seen.add(key)
+        self.entries.append(entry)
+        self.pending.append(entry)
         if log and not _in_data_worker(): self._tell(kind, entry)
 
     def _tell(self, kind, entry, limit=10):

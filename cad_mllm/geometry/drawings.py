@@ -57,11 +57,17 @@ def _chains(
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     where, at = np.empty((len(ends), 3)), [[] for _ in ends]
     where[number.reshape(-1)] = segments.reshape(-1, 3)
-    for i, (a, b) in enumerate(pairs.tolist()): at[a].append((i, b)); at[b].append((i, a))
+    for i, (a, b) in enumerate(pairs.tolist()):
+        at[a].append((i, b))
+        at[b].append((i, a))
     used, lines = set(), []
     def walk(node, edge, to):
-        line = [node, to]; used.add(edge)
-        while len(at[to]) == 2 and (step := next((s for s in at[to] if s[0] not in used), None)): used.add(step[0]); to = step[1]; line.append(to)
+        line = [node, to]
+        used.add(edge)
+        while len(at[to]) == 2 and (step := next((s for s in at[to] if s[0] not in used), None)):
+            used.add(step[0])
+            to = step[1]
+            line.append(to)
         lines.append(where[line])
     for only_ends in (True, False): # what is left after all lines with ends are closed loops
         for node, steps in enumerate(at):

@@ -33,7 +33,9 @@ class LocalEngine:
         max_memory: float = 4*2**30, # bytes for each worker
     ): # yields (item, result or exception), in the order of the items
         "Run a function over items; what goes wrong costs one item."
-        if self.jobs: yield from map_isolated(func, items, self.jobs, timeout, desc, max_memory); return
+        if self.jobs:
+            yield from map_isolated(func, items, self.jobs, timeout, desc, max_memory)
+            return
         for item in items:
             try: result = func(item)
             except Exception as e: result = e
@@ -94,7 +96,8 @@ class _Tasks:
     def __init__(self, engine): self.engine, self.waiting, self.running = engine, deque(), set()
 
     def add(self, item, ref):
-        self.waiting.append((item, ref)); self.running.add(ref)
+        self.waiting.append((item, ref))
+        self.running.add(ref)
 
     def settle(self, room):
         "Wait until fewer than `room` are under way."

@@ -81,7 +81,8 @@ def _sample(self: Mesh, num, seed, normals=None):
     face = np.repeat(np.arange(len(total)), np.diff(first, prepend=0, append=num))[rng.permutation(num)] # in no order, so that the first half is a cloud too
     u, v = rng.random((2, num))
     fold = u + v > 1
-    np.subtract(1, u, out=u, where=fold); np.subtract(1, v, out=v, where=fold)
+    np.subtract(1, u, out=u, where=fold)
+    np.subtract(1, v, out=v, where=fold)
     a, b, c = self.vertices[self.faces].transpose(1, 2, 0)
     return face, np.stack([a[k].take(face) + u*(b[k] - a[k]).take(face) + v*(c[k] - a[k]).take(face) for k in range(3)]) # column by column: twice as fast as rows
 

@@ -73,7 +73,9 @@ def _glb_bytes(mesh):
     primitives = [dict(attributes=dict(POSITION=0, NORMAL=1), indices=2, material=0)] + [dict(attributes=dict(POSITION=3), mode=1, material=1)]*(len(arrays) > 3)
     head = dict(asset=dict(version="2.0", generator="cad_mllm"), scene=0, scenes=[dict(nodes=[0])], nodes=[dict(mesh=0, rotation=[-.5**.5, 0, 0, .5**.5])], meshes=[dict(primitives=primitives)],
                 materials=[paint((.43, .57, .74), .6), paint((.02, .03, .05), 1.)], buffers=[dict(byteLength=len(blob))], bufferViews=views, accessors=accessors)
-    text = json.dumps(head).encode(); text += b" "*(-len(text) % 4); blob += bytes(-len(blob) % 4)
+    text = json.dumps(head).encode()
+    text += b" "*(-len(text) % 4)
+    blob += bytes(-len(blob) % 4)
     return struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(blob), len(text), 0x4E4F534A) + text + struct.pack("<II", len(blob), 0x004E4942) + blob
 
 # %% ../../nbs/2_geometry/06_mesh_files.ipynb #1e3dbb50

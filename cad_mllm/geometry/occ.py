@@ -104,10 +104,12 @@ def _occ_boolean(operation, bodies, tools, fuzzy=0., keep=True):
     occ = load_occ()
     kind = {"cut": occ.BRepAlgoAPI_Cut, "intersect": occ.BRepAlgoAPI_Common}.get(operation, occ.BRepAlgoAPI_Fuse)
     algorithm = kind()
-    algorithm.SetArguments(_occ_list(bodies)); algorithm.SetTools(_occ_list(tools))
+    algorithm.SetArguments(_occ_list(bodies))
+    algorithm.SetTools(_occ_list(tools))
     if fuzzy: algorithm.SetFuzzyValue(fuzzy)
     algorithm.SetNonDestructive(keep)
-    algorithm.SetToFillHistory(False); algorithm.SetCheckInverted(False) # nobody asks which face came from where; prisms are never inside out
+    algorithm.SetToFillHistory(False)
+    algorithm.SetCheckInverted(False) # nobody asks which face came from where; prisms are never inside out
     algorithm.Build()
     return algorithm.Shape() if algorithm.IsDone() else None
 
@@ -172,7 +174,8 @@ def _runs(history):
     run = []
     for item in history:
         if item[0].extrude.operation in ("cut", "intersect"):
-            yield from filter(None, (run, [item])); run = []
+            yield from filter(None, (run, [item]))
+            run = []
         else: run.append(item)
     if run: yield run
 
@@ -286,7 +289,8 @@ def occ_mesh(shape):
     nodes, triangles, segments, offset = [], [], [], 0
     for face in occ_children(shape, "Face"):
         n, t, chains = _occ_triangles(face)
-        nodes.append(n); triangles.append(t.reshape(-1, 3) + offset)
+        nodes.append(n)
+        triangles.append(t.reshape(-1, 3) + offset)
         segments += [np.column_stack([c[:-1], c[1:]]) + offset for c in chains]
         offset += len(n)
     vertices, faces, number = _weld(np.concatenate(nodes), np.concatenate(triangles), 1e-8)
@@ -308,7 +312,8 @@ def occ_drawing(shape, axes, center, scale):
     algorithm = occ.HLRBRep_Algo()
     algorithm.Add(shape)
     algorithm.Projector(occ.HLRAlgo_Projector(occ.gp_Ax2(occ.gp_Pnt(0, 0, 0), occ.gp_Dir(*(-c for c in away)), occ.gp_Dir(*right))))
-    algorithm.Update(); algorithm.Hide()
+    algorithm.Update()
+    algorithm.Hide()
     result, lines = occ.HLRBRep_HLRToShape(algorithm), []
     for names in (("VCompound", "OutLineVCompound"), ("HCompound", "OutLineHCompound")):
         shapes = [s for s in (getattr(result, n)() for n in names) if s is not None and not s.IsNull()]

@@ -63,11 +63,14 @@ def _stand_in_bytes(soname, names, machine):
     "A shared library of that name whose functions all return zero."
     number, code = _RETURN_ZERO[machine]
     strings, places = b"\0" + soname.encode() + b"\0", []
-    for n in names: places.append(len(strings)); strings += n.encode() + b"\0"
+    for n in names:
+        places.append(len(strings))
+        strings += n.encode() + b"\0"
     count, page = len(names) + 1, 0x10000
     at_symbols = 64 + 4*56
     at_hash = at_symbols + 24*count
-    at_code = at_hash + 4*(3 + count); at_code += -at_code % 16
+    at_code = at_hash + 4*(3 + count)
+    at_code += -at_code % 16
     at_strings = at_code + 16
     end = at_strings + len(strings)
     at_dynamic = end + -end % page

@@ -22,12 +22,15 @@ def _tidy(vertices, mids):
     v, m, i = [np.array(p) for p in vertices], list(mids), 0
     def near(p, q): return np.abs(p - q).max() < TINY
     while len(v) > 1 and i < len(v):
-        n = len(v); j, k = (i + 1) % n, (i + 2) % n
+        n = len(v)
+        j, k = (i + 1) % n, (i + 2) % n
         flat = m[i] is None or near(m[i], v[i])
         back = n > 2 and near(v[i], v[k]) and ((m[i] is None and m[j] is None) or (m[i] is not None and m[j] is not None and near(m[i], m[j])))
         if near(v[i], v[j]) and flat: gone = [(i, j)]
         elif back: gone = [(i, j), (j, k)]
-        else: i += 1; continue
+        else:
+            i += 1
+            continue
         edges, points = {e for e, _ in gone}, {p for _, p in gone}
         v, m, i = [p for e, p in enumerate(v) if e not in points], [p for e, p in enumerate(m) if e not in edges], 0
     return np.array(v), m

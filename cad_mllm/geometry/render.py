@@ -34,7 +34,8 @@ def camera_frame(
     "Axes of an orthographic camera."
     away = view_direction(view)
     up = np.array([0, 0, 1.]) if abs(away[2]) < .999 else np.array([0, 1., 0])
-    right = np.cross(away, up); right /= np.linalg.norm(right)
+    right = np.cross(away, up)
+    right /= np.linalg.norm(right)
     return np.stack([right, np.cross(right, away), away])
 
 # %% ../../nbs/2_geometry/04_render.ipynb #3cafbdb0

@@ -86,7 +86,8 @@ def read_shape(
 def _check_file(path):
     "For tests and reports: how the two kernels do on one file."
     program, start = CADProgram.from_json(path), time.perf_counter()
-    solid = build_solid(program); seconds = time.perf_counter() - start
+    solid = build_solid(program)
+    seconds = time.perf_counter() - start
     light = build_solid(program, kernel="manifold")
     given = program.extra.get("properties", {}).get("bounding_box")
     row = dict(seconds=seconds, valid=solid.is_valid and light.is_valid, closed=solid.mesh().is_watertight, error=abs(light.volume/solid.volume - 1))

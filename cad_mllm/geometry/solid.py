@@ -50,7 +50,9 @@ class Solid:
     def __setstate__(self, state):
         import io
         self.__dict__.update(state)
-        if self._shape: shape = load_occ().TopoDS_Shape(); importlib.import_module("OCP.BinTools").BinTools.Read_s(shape, io.BytesIO(self._shape))
+        if self._shape:
+            shape = load_occ().TopoDS_Shape()
+            importlib.import_module("OCP.BinTools").BinTools.Read_s(shape, io.BytesIO(self._shape))
         self._shape = shape if self._shape else None
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #46624f29

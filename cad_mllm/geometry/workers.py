@@ -80,7 +80,8 @@ class _Worker:
         self._exchange(pickle.dumps(sys.path), 120, 2**62)
 
     def close(self):
-        self.process.kill(); self.process.wait()
+        self.process.kill()
+        self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             try: stream.close()
             except OSError: pass
@@ -102,7 +103,9 @@ def _exchange(self: _Worker, data, timeout, max_memory):
         try: _send(self.process.stdin, data)
         except OSError: pass
         answer = _receive(self.process.stdout)
-    finally: done.set(); watcher.join()
+    finally:
+        done.set()
+        watcher.join()
     if answer is None: raise verdict[0] if verdict else WorkerError(f"the worker process died (exit code {self.process.wait()})", "crash")
     return pickle.loads(answer)
 
@@ -136,7 +139,9 @@ def isolated(
     try:
         worker.calls += 1
         kind, value = worker._exchange(message, timeout, max_memory)
-    except BaseException: worker.close(); raise
+    except BaseException:
+        worker.close()
+        raise
     _give_back(worker)
     if kind == "error": raise value
     return value

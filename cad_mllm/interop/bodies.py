@@ -92,7 +92,9 @@ def features_of(
     features, notes = [], []
     for number, e in enumerate(program.operations(), 1):
         if not isinstance(e, Extrude): continue
-        if not e.profiles or e.span()[0] == e.span()[1]: notes.append(f"operation {number} ({e.name or e.id}) pushes nothing"); continue
+        if not e.profiles or e.span()[0] == e.span()[1]:
+            notes.append(f"operation {number} ({e.name or e.id}) pushes nothing")
+            continue
         for id in e.references():
             sketch = program.entities[id]
             for group in sketch_groups(sketch, [p for s, p in e.profiles if s == id]): features.append(Feature(e, sketch, group, number))
@@ -197,7 +199,9 @@ class _Dealer:
         near = [b for b in self.bodies if not _apart(box, _box([f for f in b if f.operation != "cut"]))]
         hit = [b for b in near if _volume(b + [feature]) < _volume(b)*(1 - 1e-9)]
         for body in hit or self.bodies[:1]:
-            if _num_pieces(body + [feature]) != 1: self.reason = f"operation {feature.number} splits or removes a body"; return
+            if _num_pieces(body + [feature]) != 1:
+                self.reason = f"operation {feature.number} splits or removes a body"
+                return
             body.append(feature)
 
 MANY_FEATURES = 200 # beyond these the question which body each touches takes too long

@@ -105,11 +105,15 @@ class Independence:
         before = self.count
         for row in rows:
             norm = np.linalg.norm(row)
-            if norm == 0 or self.is_full: self.count = before; return False
+            if norm == 0 or self.is_full:
+                self.count = before
+                return False
             left = row/norm
             for _ in range(2): left = left - self.basis[:self.count].T@(self.basis[:self.count]@left)
             norm = np.linalg.norm(left)
-            if norm < self.least: self.count = before; return False
+            if norm < self.least:
+                self.count = before
+                return False
             self.basis[self.count] = left/norm
             self.count += 1
         return True
@@ -197,7 +201,9 @@ def add_directions(
         else:
             for j, other, row in slanted:
                 kind = "Parallel" if abs(math.sin(angle - other)) < NEAR else "Perpendicular" if abs(math.cos(angle - other)) < NEAR else ""
-                if kind: sketch.add(sketch._row(i, gradient) - row, Constraint(kind, i, EDGE, j)); break
+                if kind:
+                    sketch.add(sketch._row(i, gradient) - row, Constraint(kind, i, EDGE, j))
+                    break
             else: slanted.append((i, angle, sketch._row(i, gradient)))
 
 # %% ../../nbs/3_interop/04_constraints.ipynb #995b1036

@@ -129,7 +129,9 @@ def convert_data_set(
         for id in ids:
             reason = _convert_one(data.files[id], folder/"json"/f"{id}.json", skip_unsupported) if id in data.files else "is in the split, but not in the folder"
             counts[folder] += not reason
-            if reason: reasons[reason] += 1; lines.append(json.dumps(dict(id=id, split=folder.name, reason=reason)))
+            if reason:
+                reasons[reason] += 1
+                lines.append(json.dumps(dict(id=id, split=folder.name, reason=reason)))
             if on_file is not None: on_file(id)
         texts = [{"id": id, "text caption": data.captions[id]} for id in ids if id in data.captions]
         if texts: write_text(folder/"txt/captions.json", json.dumps(texts))

@@ -337,7 +337,9 @@ class DocumentReader:
 
     def _feature(self, feature, body):
         if self.dresses(feature): return
-        if feature.kind in PATTERNS: self.pushes += self._repeated(feature, body); return
+        if feature.kind in PATTERNS:
+            self.pushes += self._repeated(feature, body)
+            return
         if feature.kind not in THROUGH_ALL: raise CADFormatError(f"{feature.kind} cannot be said in a history of sketches and extrudes; {KNOWN}", feature.name)
         low, high, symmetric = feature_span(feature, self.far())
         operation = "cut" if feature.kind == "PartDesign::Pocket" else "join"

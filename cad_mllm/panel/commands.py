@@ -221,7 +221,8 @@ def start_training(
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     if (output/LOG).exists() and not (output/LOG).is_file(): raise PanelError(f"{output/LOG}: is no file; move it away, or choose another output folder")
     with open(output/LOG, "ab") as log:
-        log.write(os.fsencode(f"\n$ {shlex.join(without_address(command))}\n")); log.flush()
+        log.write(os.fsencode(f"\n$ {shlex.join(without_address(command))}\n"))
+        log.flush()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
     child_processes[process.pid] = process
     write_json(output/LAUNCH, dict(pid=process.pid, host=socket.gethostname(), command=without_address(command), started=datetime.now().isoformat(timespec="seconds")))

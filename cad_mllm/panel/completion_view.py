@@ -105,7 +105,8 @@ class OwnView(View):
             self.uploads[kind] = widgets.FileUpload(description=label.split()[-1], tooltip=f"Upload: {label}", accept=accept, multiple=False, layout=widgets.Layout(width="115px"))
             self.uploads[kind].observe(guarded(self.panel, lambda kind=kind: self.take(kind)), "value")
             self.paths[kind].observe(guarded(self.panel, lambda: self.changed()), "value")
-            self.paths[kind].add_class(f"cadm-part-{kind}"); self.uploads[kind].add_class(f"cadm-upload-{kind}")
+            self.paths[kind].add_class(f"cadm-part-{kind}")
+            self.uploads[kind].add_class(f"cadm-upload-{kind}")
             lines.append(make_row(self.paths[kind], self.uploads[kind]))
         self.caption.add_class("cadm-part-caption")
         return [self.caption, *lines]

@@ -32,9 +32,12 @@ class RunLines(View):
         for key, head in self.heads.items():
             head.add_class(f"cadm-c-{key.replace('_', '-')}")
             if key not in ("name", "state", "progress", "saved", "tags"): head.add_class("cadm-number")
-        head = widgets.Box(list(self.heads.values())); head.add_class("cadm-head")
-        gap = widgets.HTML(); gap.add_class("cadm-gap")
-        headline = widgets.Box([gap, head]); headline.add_class("cadm-headline")
+        head = widgets.Box(list(self.heads.values()))
+        head.add_class("cadm-head")
+        gap = widgets.HTML()
+        gap.add_class("cadm-gap")
+        headline = widgets.Box([gap, head])
+        headline.add_class("cadm-headline")
         self.slots = [Slot(self, i) for i in range(self.panel.num_rows)]
         self.back, self.on = make_button(self.panel, "Previous", lambda: self.turn(-1)), make_button(self.panel, "Next", lambda: self.turn(1))
         self.count, self.widths, self.selected = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -42,7 +45,8 @@ class RunLines(View):
         for box in self.columns.values(): box.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
         self.choice = widgets.Box(list(self.columns.values()), layout=widgets.Layout(display="none", flex_flow="row wrap"))
         show = make_button(self.panel, "Columns", self.unfold, tooltip="Choose the columns of the list")
-        self.grid = grid = widgets.VBox([widgets.VBox([headline, *(s.box for s in self.slots)])]); grid.add_class("cadm-table")
+        self.grid = grid = widgets.VBox([widgets.VBox([headline, *(s.box for s in self.slots)])])
+        grid.add_class("cadm-table")
         self.every = widgets.Checkbox(value=False, description="All columns", indent=False, layout=widgets.Layout(width="115px"))
         self.every.observe(guarded(self.panel, self.spread), "value")
         self.every.add_class("cadm-every")
@@ -79,8 +83,10 @@ class Slot:
         self.text, self.over = widgets.HTML(), make_button(panel, "", lambda: view.click(self.item), width="100%")
         self.act = make_button(panel, "Stop", lambda: view.act(self.item), width="76px")
         for w, name in ((self.tick, "tick"), (self.over, "over"), (self.act, "act")): w.add_class(f"cadm-{name}")
-        middle = widgets.Box([self.text, self.over]); middle.add_class("cadm-middle")
-        self.box = widgets.Box([self.tick, middle, self.act]); self.box.add_class("cadm-line")
+        middle = widgets.Box([self.text, self.over])
+        middle.add_class("cadm-middle")
+        self.box = widgets.Box([self.tick, middle, self.act])
+        self.box.add_class("cadm-line")
         self.color = None
 
     def ticked(self):
@@ -105,7 +111,9 @@ def fill(self: Slot, item, styles, picked, columns):
     is_run = kind == "run"
     self.tick.layout.visibility, self.act.layout.visibility = ("visible", "visible") if is_run else ("hidden", "hidden")
     self.over.layout.display = "none" if kind == "head" else ""
-    if kind == "head": self.text.value = checkpoint_head_html(); return
+    if kind == "head":
+        self.text.value = checkpoint_head_html()
+        return
     if not is_run:
         self.text.value = checkpoint_html(thing, picked is not None and (thing.path == picked or picked in thing.also))
         self.over.description, self.over.tooltip = f"Select {thing.name} of {thing.run}", f"{thing.path}{chr(10) + thing.problem if thing.problem else ''}"
@@ -139,7 +147,8 @@ def update(self: RunLines):
 def show_page(self: RunLines, columns, styles):
     "Fill the lines of the page."
     size, picked = len(self.slots), self.panel.picked
-    pages = max(1, -(-len(self.items)//size)); self.page = min(self.page, pages - 1)
+    pages = max(1, -(-len(self.items)//size))
+    self.page = min(self.page, pages - 1)
     shown = self.items[self.page*size:(self.page + 1)*size]
     for slot, item in zip(self.slots, shown + [None]*size): slot.fill(item, styles, picked, columns)
     for key, title, _ in RUN_COLUMNS:
@@ -177,10 +186,14 @@ def sort(self: RunLines, key):
     self.panel.fill(self)
 
 @patch
-def first_page(self: RunLines): self.page = 0; self.panel.fill(self)
+def first_page(self: RunLines):
+    self.page = 0
+    self.panel.fill(self)
 
 @patch
-def turn(self: RunLines, by): self.page = max(0, self.page + by); self.panel.fill(self)
+def turn(self: RunLines, by):
+    self.page = max(0, self.page + by)
+    self.panel.fill(self)
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #a7019b60
 class RunningStrip(View):
@@ -191,7 +204,8 @@ class RunningStrip(View):
             text, stop = widgets.HTML(), make_button(self.panel, "Stop", lambda i=i: self.panel.stop(self.shown[i]), "warning", "Save and stop", width="70px")
             log = make_button(self.panel, "Log", lambda i=i: self.panel.train.go_on_with(self.shown[i]), tooltip="Form and log of this run", width="60px")
             stop.add_class("cadm-strip-stop")
-            box = make_row(text, stop, log); box.add_class("cadm-strip")
+            box = make_row(text, stop, log)
+            box.add_class("cadm-strip")
             self.lines.append((box, text, stop))
         self.more = widgets.HTML()
         return [*(box for box, _, _ in self.lines), self.more]

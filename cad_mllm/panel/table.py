@@ -136,7 +136,9 @@ class Curve:
         "Take in one more line."
         step = line.get("step")
         if step is None: return
-        if self.rows and self.rows[-1]["step"] == step: self.rows[-1] = self.rows[-1] | line; return
+        if self.rows and self.rows[-1]["step"] == step:
+            self.rows[-1] = self.rows[-1] | line
+            return
         if self.rows and self.rows[-1]["step"] > step:
             self.lost.append([r for r in self.rows if r["step"] >= step])
             self.rows = [r for r in self.rows if r["step"] < step]

@@ -178,7 +178,11 @@ def update(self: DetailsView):
     others = [r for r in self.panel.rows if r.record is not None and (row is None or r.path != row.path)]
     set_options(self.other, [("nothing", "")] + [(f"{r.run} / {r.stage} / {r.name}", str(r.path)) for r in others])
     self.panel.workers.allow(self.check, row is not None and row.record is not None)
-    if row is None: self.text.value = '<span class="cadm-dim">Select a checkpoint in the list.</span>'; return
-    if row.record is None: self.text.value = f'<div class="cadm-note">{html.escape(str(row.path))}: {html.escape(row.problem)}</div>'; return
+    if row is None:
+        self.text.value = '<span class="cadm-dim">Select a checkpoint in the list.</span>'
+        return
+    if row.record is None:
+        self.text.value = f'<div class="cadm-note">{html.escape(str(row.path))}: {html.escape(row.problem)}</div>'
+        return
     other = next((r.record for r in others if str(r.path) == self.other.value), None)
     self.text.value = f'<h4>{html.escape(str(row.path))}</h4>' + (details_html(row.record) if other is None else differences_html(row.record, other))

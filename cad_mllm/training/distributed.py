@@ -78,7 +78,9 @@ def describe_failure(self: World, error: BaseException, patience: float = 5.0) -
     try:
         self.store.set(f"here/{self.rank}", "")
         for rank in range(self.size):
-            if self.store.check([f"end/{rank}"]): gone[rank] = f"process {rank} ended with {self.store.get(f'end/{rank}').decode(errors='replace')}"; continue
+            if self.store.check([f"end/{rank}"]):
+                gone[rank] = f"process {rank} ended with {self.store.get(f'end/{rank}').decode(errors='replace')}"
+                continue
             try: self.store.wait([f"here/{rank}"], timedelta(seconds=max(.1, until - time.monotonic())))
             except RuntimeError: gone[rank] = f"process {rank} died or does not answer"
     except RuntimeError: gone.setdefault(0, "process 0 died or does not answer")
@@ -128,7 +130,9 @@ def pick_device(
 
 def seed_all(seed: int):
     "Begin every global random generator at the same place."
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 def use_deterministic_algorithms():
     "On a GPU: the same bits every time; an operation that has no such algorithm says so."

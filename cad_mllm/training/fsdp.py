@@ -73,7 +73,9 @@ class Sharded(nn.Module):
         for layer in model.layers: fully_shard(layer, reshard_after_forward=reshard, **how)
         fully_shard(self, reshard_after_forward=False, **how)
         self.units = (self, *model.layers)
-        for unit in self.units: unit.set_gradient_divide_factor(1.); unit.set_force_sum_reduction_for_comms(True)
+        for unit in self.units:
+            unit.set_gradient_divide_factor(1.)
+            unit.set_force_sum_reduction_for_comms(True)
 
     def _modules_around(self): return [m for name in MODULES if (m := getattr(self.model, name)) is not None]
 
@@ -95,7 +97,9 @@ def rest(self: Sharded):
 def gathered(self: Sharded):
     "Whole weights on every process for a while; all of them have to enter."
     hooks = [(unit, unit._forward_pre_hooks, unit._forward_hooks) for unit in self.units]
-    for unit in self.units: unit.unshard(); unit._forward_pre_hooks, unit._forward_hooks = OrderedDict(), OrderedDict()
+    for unit in self.units:
+        unit.unshard()
+        unit._forward_pre_hooks, unit._forward_hooks = OrderedDict(), OrderedDict()
     try: yield self.model
     finally:
         for unit, before, after in hooks: unit._forward_pre_hooks, unit._forward_hooks = before, after

@@ -52,7 +52,8 @@ def train_stage(self: Trainer, stopper: Stopper):
             catch_up(self, plan)
             while not self.is_over(plan) and not self.asked_to_stop(stopper):
                 row = whole_step(self)
-                bar.update(); bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+                bar.update()
+                bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
                 after_step(self, row, plan, bar)
         except Interrupted: pass
     if p.val_due or not self.is_over(plan): save_and_leave(self)
@@ -68,7 +69,9 @@ def after_step(
     t, step = trainer.train_config, trainer.progress.step
     try:
         if t.eval_steps and step % t.eval_steps == 0: row["val_loss"] = trainer.validate()
-    except Interrupted: trainer.report(row, bar); raise
+    except Interrupted:
+        trainer.report(row, bar)
+        raise
     trainer.hear()
     if step % t.logging_steps == 0 or "val_loss" in row: trainer.report(row, bar)
     if not trainer.is_over(plan) and trainer.save_is_due(): trainer.save()
@@ -204,8 +207,12 @@ def run_stages(self: Trainer, stopper: Stopper):
                 if self.progress.val_due or not self.is_over(self.plan()): return
                 self.save(f"{self.stage.name}_model")
             elif self.pending: self.begin_stage()      # resumed from the stage's end: the next one goes on with its random state
-            if self.progress.stage_index + 1 == len(t.stages): self.save("final_model"); return
-        except NotFiniteError as e: go_back(self, e); continue
+            if self.progress.stage_index + 1 == len(t.stages):
+                self.save("final_model")
+                return
+        except NotFiniteError as e:
+            go_back(self, e)
+            continue
         except Interrupted: return save_and_leave(self)       # in the validation of a stage's end
         except FaultError as e: return leave_at_fault(self, e)
         self.next_stage(self.progress.stage_index + 1)

@@ -202,7 +202,9 @@ def advise(
     for four, checkpointing, shares in _ways(config, num_gpus):
         chosen = replace(config, load_in_4bit=four)
         fits, parts = _fitting(shape, chosen, card, checkpointing, predicted/tokens, shares)
-        if fits >= max(config.max_seq_length, 4096) or checkpointing and fits >= config.max_seq_length: config = chosen; break
+        if fits >= max(config.max_seq_length, 4096) or checkpointing and fits >= config.max_seq_length:
+            config = chosen
+            break
     else: raise ConfigError(f"--gpu {card.name}: {config.llm_model_name} with max_seq_length={config.max_seq_length} needs {sum(memory(shape, config, config.max_seq_length, config.max_seq_length//2, True, shares=num_gpus).values())/1e9:.0f} GB"
                             f"{f' on each of {num_gpus}' if num_gpus > 1 else ''}, and a {card.name} has {card.memory/1e9:.0f}: take a smaller model, LoRA, more cards (--num_gpus), or a shorter max_seq_length")
     work = flops(shape, config, num_samples*tokens, num_samples*predicted, 2*tokens)*(4/3 if checkpointing else 1)

@@ -64,7 +64,9 @@ def resume(self: Trainer, path: Path):
     if stage_index is None and "progress" in state and self.world.is_main:
         print(f"  ⚠️  {state.get('stage')!r} is not a stage of this curriculum: {self.train_config.stages[first].name} begins with the checkpoint's weights")
     if self.progress.stage_index < first or stage_index is None and "progress" in state: self.next_stage(first)
-    else: self.check_changes(state); self.pending = state
+    else:
+        self.check_changes(state)
+        self.pending = state
     self.saved_step = self.progress.step
     self.log(event="resume", step=self.progress.step, stage=self.stage.name, path=str(loaded.path), changes=[str(c) for c in self.changes])
 

@@ -149,8 +149,12 @@ class Stopper:
 
     def check(self) -> str:
         "The reason to stop, or an empty string; only here does a signal become one."
-        if self.caught: self._because(self.caught); self.caught = ""
-        if self.files and self.files.seen(STOP): self._because("the stop file"); self.files.forget(STOP)
+        if self.caught:
+            self._because(self.caught)
+            self.caught = ""
+        if self.files and self.files.seen(STOP):
+            self._because("the stop file")
+            self.files.forget(STOP)
         if time.monotonic() >= self.deadline: self._because("max_minutes")
         return self.reason
 

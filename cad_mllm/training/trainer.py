@@ -100,7 +100,9 @@ class Trainer:
         if train_config.deterministic and self.device.type == "cuda": use_deterministic_algorithms()
         self.sharding = sharding_asked(config, train_config.fsdp)
         self.world = join_world(self.device, train_config.peer_minutes)
-        if self.sharding and self.world.size == 1: print("⚠️  fsdp=True: one process alone keeps all weights; start several (torchrun, accelerate launch) to share them out"); self.sharding = None
+        if self.sharding and self.world.size == 1:
+            print("⚠️  fsdp=True: one process alone keeps all weights; start several (torchrun, accelerate launch) to share them out")
+            self.sharding = None
         self.train_config = replace(train_config, fsdp=bool(self.sharding))
         self.progress, self.optimizer, self.scheduler, self.val_data, self.idle_steps = Progress(), None, None, None, 0
         self.pending, self.changes, self.asked = {}, [], [train_config.batch_size, train_config.gradient_accumulation_steps]   # about the resume
@@ -257,7 +259,9 @@ def share_gradients(self: Trainer):
 @patch
 def update(self: Trainer, num_tokens: int) -> float: # gradient norm before clipping
     "Clip and apply the gradients, unless one of them is not finite or no sample of the step could be used."
-    if not num_tokens: self.scheduler.step(); return 0.0
+    if not num_tokens:
+        self.scheduler.step()
+        return 0.0
     self.share_gradients()
     self.scaler.unscale_(self.optimizer)
     norm = whole_copy(torch.nn.utils.clip_grad_norm_(self.trainable(), self.train_config.max_grad_norm)).item()
@@ -284,8 +288,14 @@ def train_step(self: Trainer, stream, plan: Plan) -> dict: # the step's line for
     p.skipped_samples += end - p.position - int(used)
     p.samples += end - p.position
     epoch, p.position = plan.epoch(p.position), end
-    p.step += 1; p.stage_step += 1; p.tokens += num_tokens; p.seconds += seconds; p.last_loss = loss
-    if math.isfinite(loss): p.loss_sum += loss; p.loss_steps += 1
+    p.step += 1
+    p.stage_step += 1
+    p.tokens += num_tokens
+    p.seconds += seconds
+    p.last_loss = loss
+    if math.isfinite(loss):
+        p.loss_sum += loss
+        p.loss_steps += 1
     self.check_progress(num_tokens, plan, parts)
     self.watch_numbers(num_tokens, loss, norm)
     return dict(stage=self.stage.name, step=p.step, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, tokens=p.tokens, samples=p.samples, seconds=p.seconds,

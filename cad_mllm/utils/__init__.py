@@ -14,5 +14,5 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "cpus": ("SCHEDULER_VARIABLES allotted_cpus"),
     "progress": ("Pace Progress duration_words in_notebook shows_bars"),
     "hub": ("why_missing"),
-    "system": ("birth_of bytes_read is_running memory_of mount_point_of mounts sync_path sys_is_linux"),
+    "system": ("birth_of bytes_read is_running memory_of mount_point_of mounts sync_file sync_path sys_is_linux"),
 })

@@ -80,7 +80,9 @@ def clean_strays(
     done = []
     for path in sorted(Path(folder).glob("*.tmp")):
         try:
-            if path.is_file() and _is_stray(path): path.unlink(); done.append(path.name)
+            if path.is_file() and _is_stray(path):
+                path.unlink()
+                done.append(path.name)
         except OSError: continue
     return done
 
