@@ -36,6 +36,7 @@ check: $(VENV)/.dev
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/make_faces.py --check
 	$(BIN)/python tools/make_readme.py --check
+	$(BIN)/ruff check
 
 test-nbs: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/test_notebooks.py --jobs $(JOBS)

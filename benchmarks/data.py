@@ -258,8 +258,8 @@ def measure_forms(work, seconds):
     num = sum(f.is_file() for f in folder.rglob("*"))
     out = [f"{made['histories']} parts, {made['samples']} samples: folder {num:,} files, {sizes[0]:.0f} MB; packed {made['shards']} shards, {sizes[1]:.0f} MB, in {pack_time:.1f} s. Decode only: {ceiling[0]:.0f} samples/s (text alone {ceiling[1]:.0f}).", "",
            "| all modalities, one process | folder, samples/s | shards, samples/s | shards / folder | text alone: folder | shards | shards / folder |", "|---|---|---|---|---|---|---|"]
-    for name, (prepare, delay) in cases.items():
-        (a, b), (c, d) = both(ALL, prepare, **delay), both({"text": 1.0}, prepare, **delay)
+    for name, (begin, delay) in cases.items():
+        (a, b), (c, d) = both(ALL, begin, **delay), both({"text": 1.0}, begin, **delay)
         out.append(f"| {name} | {a:.1f} | {b:.1f} | **{b/a:.1f}** | {c:.1f} | {d:.1f} | **{d/c:.1f}** |")
     return out
 

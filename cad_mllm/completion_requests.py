@@ -9,7 +9,6 @@ __all__ = ['POINT_FILES', 'SHAPES', 'EDITABLE', 'FORMATS', 'CHECKS', 'BEST', 'In
 
 # %% ../nbs/9_completion/00_requests.ipynb #b8faf5eb
 import copy
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path

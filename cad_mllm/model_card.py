@@ -7,15 +7,14 @@ __all__ = ['card_folder', 'model_card', 'write_card', 'model_folder', 'push_to_h
 
 # %% ../nbs/9_completion/08_model_card.ipynb #a2caf521
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from .config import TrainConfig
-from .checkpoints.format import CheckpointError, MANIFEST, publish, STATE, verify_checkpoint
+from .checkpoints.format import MANIFEST, publish, STATE, verify_checkpoint
 from .checkpoints.load import load_checkpoint
-from .models.given_weights import download, read_manifest_names
+from .models.given_weights import download
 from .training.run_files import read_metrics
 from .evaluation_tables import (
     escape_cell, evaluation_folder, find_evaluation, format_table, REFERENCE_ROWS)

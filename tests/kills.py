@@ -74,7 +74,7 @@ def strike(where: str, told: Path):
         inside.append(True)
         try: return inner(trainer)
         finally: inside.clear()
-    def draw_held_out(self, inner=Trainer.draw_held_out, real={}):
+    def draw_held_out(self, inner=Trainer.draw_held_out, real={}):  # noqa: B006
         def draw(*args):
             begun()
             picture = real["draw"](*args)

@@ -9,7 +9,7 @@ from cad_mllm.config import CADMLLMConfig, ConfigError
 from cad_mllm.models import CADMLLMModel
 from cad_mllm.training import Trainer, read_metrics, train
 from small_data import make
-from train_runs import Training, configs, peers
+from train_runs import Training, configs
 
 
 @pytest.fixture(scope="module")

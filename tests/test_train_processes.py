@@ -118,7 +118,6 @@ def test_other_processes_same_data(first, then, data, tmp_path):
 def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
     "Not by counts but by name: the samples of each step on one, two and three processes, over an epoch's end, begun in the middle."
     from cad_mllm.data import batches
-    from cad_mllm.models import CADMLLMModel
     from cad_mllm.training import Plan, Trainer
     model, settings = configs(data, tmp_path, *RUN)
     trainer = Trainer(model, settings)

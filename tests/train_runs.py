@@ -26,7 +26,7 @@ FLAGS = ["--recipe", "tiny", "--llm_config", json.dumps(LLM), "--projector_hidde
 def _serve():
     from cad_mllm import cli  # noqa: F401
     from chapters import Chapter
-    train = Chapter("cad_mllm.training")
+    Chapter("cad_mllm.training")
     from cad_mllm.config import tiny
     from cad_mllm.models import CADMLLMModel
     for lora in (False, True):         # whatever building a model imports

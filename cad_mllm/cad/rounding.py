@@ -219,7 +219,7 @@ def _second_meeting(corner, one, two):
             along = (end - corner)/np.hypot(*(end - corner))
             far = corner + 2*(along @ (other[0] - corner))*along
             return far, _sagitta(other, far - corner)
-    (c, r), (d, s) = one[1], two[1]
+    (c, r), (d, _) = one[1], two[1]
     if np.hypot(*(d - c)) < 1e-6*r: return None
     axis = (d - c)/np.hypot(*(d - c))
     far = 2*c + 2*(axis @ (corner - c))*axis - corner

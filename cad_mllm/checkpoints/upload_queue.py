@@ -301,9 +301,9 @@ def _bring_one(self: Delivery, rel):
     record = self.pending[rel]
     t = self.transfers.setdefault(rel, Transfer(self.local_dir/rel, self.output_dir/rel, replace=rel.endswith("_model")))
     try: final = self._rel(advance(t, self.out, self.clock, self.settle))
-    except OSError:
+    except OSError as e:
         t.failures += 1
-        if t.failures % 3 == 0 and (problems := verify_checkpoint(t.source)): raise SourceError(problems[0])
+        if t.failures % 3 == 0 and (problems := verify_checkpoint(t.source)): raise SourceError(problems[0]) from e
         raise
     with self.cond:
         self.transfers.pop(rel, None)

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/5_data/03_families_blocks.ipynb #6f92f69f
 import math
 
-import cad_mllm.data.families_round  # FAMILIES keeps this order: a part's number names its family
+import cad_mllm.data.families_round # FAMILIES keeps this order: a part's number names its family  # noqa: F401
 from .parts import (
     count, disc, family, grid_of, mm, outline, Part, pick, rect, ring_of, row_of, slot, via)
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..utils.files import FileError, read_json, read_object, read_plain_text, write_text
 from ..cad.program import CADProgram, MAX_BYTES
 from ..geometry.engines import get_engine
-import cad_mllm.data.families_blocks  # fills FAMILIES
+import cad_mllm.data.families_blocks # fills FAMILIES  # noqa: F401
 from .parts import box_json, FAMILIES, history_box
 
 # %% ../../nbs/5_data/06_synthetic.ipynb #91a7fc7d

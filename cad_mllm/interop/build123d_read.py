@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..cad.curves import CADFormatError, Circle, Contour, Frame, Loop
+from ..cad.curves import CADFormatError, Contour, Frame, Loop
 from ..cad.program import CADProgram, circle, contour_loop, polygon
 from .drawing import (CURVE_TOLERANCE, PLANES, center_arc, closed_loops, ellipse_arcs, frame_of, line_curve, named_plane,
                                       profiles_of_faces, spline_arcs, three_point_arc)

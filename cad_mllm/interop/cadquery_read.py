@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..cad.curves import CADFormatError, Circle, Contour, Frame
+from ..cad.curves import CADFormatError, Contour, Frame
 from ..cad.program import CADProgram, circle, contour_loop, polygon
 from .build123d_read import METRES_IN, Arguments, placed
 from .drawing import closed_loops, frame_of, line_curve, named_plane, nested_profiles, three_point_arc

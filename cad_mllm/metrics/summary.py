@@ -105,7 +105,7 @@ def draw(
     metrics: tuple = (), # which; all if left out
     width: float = 2.6, # inches a picture
     columns: int = 5, # pictures in a row
-    names: dict = {}, # metric -> title
+    names: dict | None = None, # metric -> title
 ):
     "A matplotlib figure: a histogram of each metric with its median, failures and undefined ones in red at its right."
     from cad_mllm.utils.figures import Figure
@@ -124,7 +124,7 @@ def draw(
             ax.bar(low + 22.5*step, lacking, width=2*step, color="C3", label=f"{lacking} failed or undefined")
             ax.legend(fontsize=6, frameon=False)
         if len(v): ax.axvline(np.median(v), color="k", lw=.8)
-        ax.set_title(names.get(metric, metric), fontsize=9)
+        ax.set_title((names or {}).get(metric, metric), fontsize=9)
         ax.tick_params(labelsize=7)
         ax.ticklabel_format(useOffset=False)
     return fig

@@ -272,7 +272,7 @@ class FeatureCache:
         self.db = None
         warnings.warn(
             f"{self.path}: cannot be used ({error}); features are computed again each time. "
-            "A folder on a local disk with free space helps.")
+            "A folder on a local disk with free space helps.", stacklevel=2)
 
     def _key(self, encoder):
         "A hash of an encoder's weights, taken once."

@@ -116,7 +116,7 @@ def progress_html(
     training: Training,
 ) -> str:
     "A bar and the figures of a training."
-    s, rate = training.status, training.status.get("tokens_per_second")
+    s = training.status
     number = lambda key, form: format(s[key], form) if isinstance(s.get(key), (int, float)) else None
     share = min(1, (s.get("step") or 0)/s["total_steps"]) if s.get("total_steps") else 0
     facts = [("Stage", f"{s['stage']} ({s.get('stage_index', 0) + 1} of {s.get('num_stages', '?')})" if s.get("stage") else None),

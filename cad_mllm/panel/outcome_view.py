@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from .runs import PanelError
 from .completion import link_html, verdict_html
 from .outcome import DOWNLOADS, numbers_html, operations_html, Outcome, save_as, shown_html
-from .widgets import guarded, make_button, View
+from .widgets import make_button, View
 
 # %% ../../nbs/10_panel/10b_outcome_view.ipynb #456990b2
 _EMPTY = '<div class="cadm-empty">Press Generate: the part appears here, to turn and to step through its operations.</div>'

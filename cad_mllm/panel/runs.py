@@ -71,7 +71,7 @@ def _toy_row(rng, step, stage, steps, before):
 # %% ../../nbs/10_panel/01_runs.ipynb #14c7ba7c
 def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=None):
     "Three stages of made-up training; `crash_at` loses what came after the last save, once, and ends the run a little later."
-    rng, step, crashed, stages = random.Random(seed), 0, False, train_config.stages
+    rng, step, crashed, saved, stages = random.Random(seed), 0, False, None, train_config.stages
     output.mkdir(parents=True, exist_ok=True)
     write_json(output/RUN_CONFIG, dict(model=_ToyModel.config.to_dict(), train=train_config.to_dict(), command=["cli.py", "train", "--recipe", "tiny", "--output_dir", str(output)]))
     while step < len(stages)*steps:

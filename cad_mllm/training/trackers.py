@@ -81,7 +81,7 @@ def open_trackers(
     run_name: str, # what the run is called
     run_id: str, # what tells it from all others
     step: int = 0, # that it goes on from
-    config: dict = {}, # settings, for the dashboard
+    config: dict | None = None, # settings, for the dashboard
 ) -> list: # of `Guarded`
     "The trackers of that name; raises `ConfigError` where a package is missing."
-    return [Guarded(TRACKERS[name](Path(root), run_name, run_id, step, config)) for name in sorted(names)]
+    return [Guarded(TRACKERS[name](Path(root), run_name, run_id, step, config or {})) for name in sorted(names)]
