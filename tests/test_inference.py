@@ -331,6 +331,10 @@ def test_one_body_ranks_first_where_the_beginning_or_the_cloud_is_one_body(autoc
     assert autocomplete.choose(autocomplete.request(box(0)), [two, one]) is one
     assert autocomplete.choose(autocomplete.request(caption="two boxes"), [two, one]) is two
 
+    twin = as_candidate(autocomplete, two_boxes(.06))       # three candidates are chosen by agreement: the twins agree
+    assert autocomplete.choose(autocomplete.request(box(0)), [two, twin, one]) is one
+    assert autocomplete.choose(autocomplete.request(caption="two boxes"), [two, one, twin]) is two
+
     request = autocomplete.request(point_cloud=one.solid.points(600, 1))
     assert not is_connected(request.sample.points)       # 64 points are too few to tell
     request.sample.points = prepare_points(one.solid.points(600, 1), 600)[0]

@@ -102,6 +102,7 @@ class Installation:
         if not checkpoints: raise Failed("the training left no checkpoint")
         partial = next((self.folder/"work/data/json_truncated").rglob("*.json"))
         self.step("cad-mllm complete", self.command, "complete", partial, "--checkpoint", checkpoints[-1].parent, "--num", "1", "--max_new_tokens", "40", "--format", "json", "-o", "part.json")
+        self.step("cad-mllm complete, with the small model of the package", self.command, "complete", partial, "--num", "1", "--max_new_tokens", "80", "--format", "json", "-o", "small.json")
         self.step("cad-mllm checkpoints --verify", self.command, "checkpoints", "output", "--verify")
         self.step("the panel", self.python, "-c", PANEL, "output")
 
