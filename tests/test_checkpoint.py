@@ -399,8 +399,14 @@ def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
 
 def test_a_list_reads_one_file_each(tmp_path, monkeypatch):
     for step in range(1, 4): save(tmp_path, step, keep_last_n=0, is_best=False)
-    opened, real = [], open
-    monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(Path(path).name) or real(path, *a, **k))
+    opened = []
+    def seen(real):
+        def opening(path, *args, **options):
+            if not isinstance(path, int): opened.append(Path(path).name)
+            return real(path, *args, **options)
+        return opening
+    monkeypatch.setattr("builtins.open", seen(open))
+    monkeypatch.setattr(os, "open", seen(os.open))
     records = ck.list_checkpoints(tmp_path)
     monkeypatch.undo()
     assert opened == [ck.MANIFEST]*3 and [(r.step, r.loss, r.complete) for r in records] == [(1, 1.0, True), (2, .5, True), (3, 1/3, True)]
