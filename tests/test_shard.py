@@ -79,7 +79,7 @@ def test_killed_and_stopped_and_still_as_if_never(data, whole, tmp_path):
     "SIGKILL to both, then SIGTERM to one: the third pair ends as the unbroken pair did, every loss and every weight to the last bit."
     out, flags = tmp_path/"o", [*SHORT, *LORA, *SHARED, "--lora_dropout", "0.1"]
     pair = several(data, out, *flags, fence=5)
-    pair[0].until(after(out, 4))
+    pair[0].until(after(out, 4, saved=3))
     for p in pair: p.kill()
     pair = several(data, out, *flags, "--resume_from_ckpt", "auto", fence=8)
     pair[0].until(after(out, 7))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cad_mllm.checkpoints import BEST, latest_checkpoint, list_checkpoints, read_record, safe_load
 from cad_mllm.training import EXIT_STOPPED, STOP, read_events, read_metrics, train
 from small_data import make
-from train_runs import Training, configs
+from train_runs import Training, after, configs
 
 TIMES = {"time", "seconds", "tokens_per_second"}
 
@@ -107,13 +107,10 @@ def killed_at(data, out, flags, reached, fence):
     return process.text
 
 
-def after(out, n): return lambda: len(read_metrics(out)) >= n
-
-
 def test_killed_in_an_epoch_at_its_end_and_between_stages(data, whole, tmp_path):
     "Four lives with 0, 1, 2 and 0 data workers: killed in the middle of an epoch, right after a save at its end, right after a stage's model."
     out, flags = tmp_path/"killed", [*COMMON, *VARIANTS["full"]]
-    killed_at(data, out, flags, after(out, 5), 8)
+    killed_at(data, out, flags, after(out, 5, saved=3), 8)
     said = killed_at(data, out, [*flags, "--num_workers", "1"], lambda: any(r.step == 6 and r.complete for r in list_checkpoints(out)), 8)
     assert "✓ Restored optimizer state" in said and "✓ Restored scheduler state" in said and "✓ Resuming from epoch 0, step 3" in said
     said = killed_at(data, out, [*flags, "--num_workers", "2"], (out/"stage1_text_model"/"manifest.json").exists, 14)
@@ -128,7 +125,7 @@ def test_killed_in_an_epoch_at_its_end_and_between_stages(data, whole, tmp_path)
 def test_killed_and_resumed_is_as_if_never_stopped(name, data, whole, tmp_path):
     out, flags = tmp_path/"killed", [*COMMON, *VARIANTS[name]]
     at = len(rows(whole(name)))//2
-    killed_at(data, out, flags, after(out, at), at + 2)
+    killed_at(data, out, flags, after(out, at, saved=1), at + 2)
     said = Training(data, out, *flags, "--resume_from_ckpt", "auto", "--num_workers", "1")
     said.wait(0)
     assert "✓ Resuming from" in said.text

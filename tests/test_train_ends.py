@@ -18,14 +18,11 @@ from cad_mllm.training import (
     EXIT_STOPPED, EXIT_UNDELIVERED, find_to_resume, read_events, read_metrics, train, Trainer)
 from small_data import make
 from test_train import assert_same
-from train_runs import FLAGS, Training, configs
+from train_runs import FLAGS, Training, after, configs
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory): return make(tmp_path_factory.mktemp("data"), 14)
-
-
-def after(out, n): return lambda: len(read_metrics(out)) >= n
 
 
 def test_the_users_commands(data, tmp_path):

@@ -16,7 +16,7 @@ from cad_mllm.training import (
     EXIT_FAILED, EXIT_STOPPED, Progress, read_events, read_metrics, Split, split_for, Stopper, Trainer, World)
 from small_data import make
 from test_train import assert_same, rows
-from train_runs import FLAGS, Training, configs, peers
+from train_runs import FLAGS, Training, after, configs, peers
 
 RUN = ["--max_train_samples", "22", "--stage1_epochs", "2", "--stage2_epochs", "1", "--stage3_epochs", "0", "--save_steps", "3", "--keep_last_n_checkpoints", "0"]
 TWO = [*RUN, "--batch_size", "2", "--use_lora", "--lora_r", "4", "--lora_dropout", "0.1"]
@@ -30,9 +30,6 @@ def data(tmp_path_factory):
 
 def several(data, out, *flags, size=2, each=None, fence=None):
     return [Training(data, out, *flags, *((each or {}).get(r, [])), env=env, fence=fence if r == 1 else None) for r, env in enumerate(peers(size))]
-
-
-def after(out, n): return lambda: len(read_metrics(out)) >= n
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def test_accelerate_launch_one_dies_the_other_says_so_and_two_go_on_bit_for_bit(
     out = tmp_path/"o"
     log = out.with_suffix(".log")
     process = launch(data, out, *TWO, fence=6)
-    until(process, log, after(out, 5))
+    until(process, log, after(out, 5, saved=3))
     victim = next(pid for pid in children(process.pid) if pid != json.loads((out/"status.json").read_text())["pid"])
     os.kill(victim, signal.SIGKILL)
     assert process.wait(120) != 0

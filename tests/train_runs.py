@@ -23,6 +23,16 @@ FLAGS = ["--recipe", "tiny", "--llm_config", json.dumps(LLM), "--projector_hidde
          "--stage1_epochs", "1", "--stage2_epochs", "1", "--stage3_epochs", "1"]
 
 
+def after(out, num, saved=0):
+    "A condition: `num` steps are logged, and with `saved` a checkpoint of that step or a later one is complete; saving goes on in the background."
+    def reached():
+        from cad_mllm.checkpoints import list_checkpoints
+        from cad_mllm.training import read_metrics
+        if len(read_metrics(out)) < num: return False
+        return not saved or any(r.complete and r.step >= saved for r in list_checkpoints(out))
+    return reached
+
+
 def _serve():
     from cad_mllm import cli  # noqa: F401
     from chapters import Chapter
