@@ -5,6 +5,7 @@ usage: python benchmarks/panel.py [--checkpoints 1000] [--rounds 5] [--out FILE.
 The baseline is the way a table is usually made of widgets: a row of nine labels and a button for each checkpoint, in the same process, from the same rows.
 """
 import argparse
+import json
 import shutil
 import statistics
 import sys
@@ -24,7 +25,12 @@ def make_folder(folder, num):
     "Ten runs that hold `num` checkpoints together, beside the example ones."
     example_folder(folder)
     source = next((folder/"brackets"/"stage1_text").glob("checkpoint-step20-*"))
-    for i in range(num): shutil.copytree(source, folder/f"run{i % 10}"/f"stage{i // 10 % 3 + 1}_text"/f"checkpoint-step{i // 10}-loss1.0-20260101_000000")
+    manifest = json.loads((source/"manifest.json").read_text())
+    for i in range(num):
+        target = folder/f"run{i % 10}"/f"stage{i // 10 % 3 + 1}_text"/f"checkpoint-step{i // 10}-loss1.0-20260101_000000"
+        shutil.copytree(source, target)
+        for file in manifest["files"].values(): file["sha256"] = f"{i:064x}"       # equal weights would share a row
+        (target/"manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
