@@ -151,9 +151,11 @@ def clean(self: RunFiles) -> bool:
 @patch
 def _bring_file(self: RunFiles, name):
     "Mirror one file; at the first contact after what the output folder holds already."
-    target, path, lines = self.output_dir/name, self.local_dir/name, self.changed[name]
+    target, path, lines = self.output_dir/name, self.local_dir/name, self.changed.get(name)
+    if lines is None: return             # a round of the other thread has taken it
     older = self.out.read(target) if lines and name not in self.merged and size_of(self.out, target) is not None else b""
     with self.lock:
+        if name not in self.changed: return
         data, waiting = read_plain(path, MOST_LINES), self.waiting.pop(name, 0)
         if lines and name not in self.merged: waiting = _num_missing(data, older)
         if older and (merged := merge_lines(older, data)) != data:
@@ -296,7 +298,7 @@ def close(self: RunFiles,
     "Bring what is left; later calls are mirrored at once."
     end, self.closing = self.clock() + timeout, True
     self.wake.set()
-    if self.thread: self.thread.join(timeout)
+    if self.thread: self.thread.join(max(timeout, 1.0))  # a round that is under way comes to its end
     self.thread = None
     while not self.step() and self.clock() < end: time.sleep(.2)
     return self.clean()
