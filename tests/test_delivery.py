@@ -12,6 +12,7 @@ from chapters import Chapter
 ck = Chapter("cad_mllm.checkpoints")
 from chapters import Chapter
 dl = Chapter("cad_mllm.checkpoints")
+from cad_mllm.checkpoints.run_files import RunFiles
 from cad_mllm.config import recipe
 
 torch.set_num_threads(1)
@@ -528,6 +529,25 @@ def test_small_files_survive_an_outage_and_the_stop_file_is_seen(place):
     assert not delivery.seen("stop") and (place/"drive"/"stop").exists()
     drive.fault = nothing
     assert delivery.close() and not (place/"drive"/"stop").exists()
+
+
+def test_two_threads_are_never_in_a_round_of_small_files_at_once(place):
+    "The thread that mirrors and the one that closes: the second finds the first at work, and neither fails nor brings a line twice."
+    files = RunFiles(place/"drive", place/"local", background=False, interval=1000)
+    files.append("metrics.jsonl", {"step": 1})
+    files.append("metrics.jsonl", {"step": 2})                 # waits for its round
+    began, may_end, write = threading.Event(), threading.Event(), files.out.write
+    def slow(*args):
+        began.set()
+        assert may_end.wait(60)
+        return write(*args)
+    files.out.write, files.closing = slow, True
+    first = threading.Thread(target=files.step)
+    first.start()
+    assert began.wait(60) and files.step() is False
+    may_end.set()
+    first.join()
+    assert files.step() and [json.loads(l)["step"] for l in (place/"drive/metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_deliver_brings_what_is_left(place):

@@ -69,6 +69,7 @@ class RunFiles:
         self.waiting, self.brought, self.troubled = {}, 0, set()   # name -> lines that are not in the output folder yet; lines that came there from elsewhere
         self.late, self.changed, self.merged, self.watched, self.found, self.unwanted, self.refused = {}, {}, set(), set(), set(), set(), set()
         self.lock, self.wake, self.closing, self.last_error, self.next_round = threading.Lock(), threading.Event(), False, "", -math.inf
+        self.round = threading.RLock()     # held by the thread that mirrors: its own and that of `close` would meet otherwise
         self.untidy = True                 # what kills left in the output folder is not looked for yet
         self._find_kept()
         self.thread = threading.Thread(target=self._mirror, name="cad_mllm-files", daemon=True) if background and self.local_dir else None
@@ -125,22 +126,28 @@ def _put(self: RunFiles, name, data, lines):
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #c9912e16
 @patch
 def step(self: RunFiles) -> bool: # whether everything is where it should be
-    "One round of mirroring, if it is time."
+    "One round of mirroring, if it is time and no other thread is in one."
     if not self.closing and self.clock() < self.next_round: return self.clean()
-    self.next_round = self.clock() + self.interval
-    if self.untidy: _tidy(self)
+    if not self.round.acquire(blocking=False): return False
+    try: return _mirror_once(self)
+    finally: self.round.release()
+
+def _mirror_once(files):
+    "Bring what waits to the output folder, as far as it takes it; whether nothing is left."
+    files.next_round = files.clock() + files.interval
+    if files.untidy: _tidy(files)
     try:
-        with self.lock:
-            for name, (data, lines) in list(self.late.items()): self._put(name, data, lines)
-        if self.spare: self._merge_kept()
-        if self.local_dir:
-            self.out.check()
-            self.found = {name for name in self.watched - self.unwanted - self.refused if size_of(self.out, self.output_dir/name) is not None}
-            for name in list(self.unwanted): self._try_to_unlink(name)
-            for name in list(self.changed): _try_to_bring(self, name)
-    except OSError as e: self.last_error = reason_of(e)
-    else: self.last_error = "" if self.clean() else self.last_error
-    return self.clean()
+        with files.lock:
+            for name, (data, lines) in list(files.late.items()): files._put(name, data, lines)
+        if files.spare: files._merge_kept()
+        if files.local_dir:
+            files.out.check()
+            files.found = {name for name in files.watched - files.unwanted - files.refused if size_of(files.out, files.output_dir/name) is not None}
+            for name in list(files.unwanted): files._try_to_unlink(name)
+            for name in list(files.changed): _try_to_bring(files, name)
+    except OSError as e: files.last_error = reason_of(e)
+    else: files.last_error = "" if files.clean() else files.last_error
+    return files.clean()
 
 @patch
 def clean(self: RunFiles) -> bool:
@@ -151,11 +158,9 @@ def clean(self: RunFiles) -> bool:
 @patch
 def _bring_file(self: RunFiles, name):
     "Mirror one file; at the first contact after what the output folder holds already."
-    target, path, lines = self.output_dir/name, self.local_dir/name, self.changed.get(name)
-    if lines is None: return             # a round of the other thread has taken it
+    target, path, lines = self.output_dir/name, self.local_dir/name, self.changed[name]
     older = self.out.read(target) if lines and name not in self.merged and size_of(self.out, target) is not None else b""
     with self.lock:
-        if name not in self.changed: return
         data, waiting = read_plain(path, MOST_LINES), self.waiting.pop(name, 0)
         if lines and name not in self.merged: waiting = _num_missing(data, older)
         if older and (merged := merge_lines(older, data)) != data:
@@ -300,5 +305,5 @@ def close(self: RunFiles,
     self.wake.set()
     if self.thread: self.thread.join(max(timeout, 1.0))  # a round that is under way comes to its end
     self.thread = None
-    while not self.step() and self.clock() < end: time.sleep(.2)
-    return self.clean()
+    while not (done := self.step()) and self.clock() < end: time.sleep(.2)
+    return done
