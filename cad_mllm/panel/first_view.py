@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import ipywidgets as widgets
+from fastcore.basics import patch
 
 from .runs import example_folder, PanelError
 from .commands import absolute, check_data, start_training, TrainForm
@@ -32,46 +33,57 @@ class FirstView(View):
         lines = [make_row(b, widgets.HTML(f'<span class="cadm-dim">{text}</span>')) for b, text in zip((self.data, self.run, self.look), said[1:])]
         return [widgets.HTML(said[0]), lines[0], make_row(self.root, self.num), *lines[1:]]
 
-    @property
-    def folder(self) -> Path:
-        if not self.root.value.strip(): raise PanelError("Data folder: is empty; write where the data shall go")
-        return Path(absolute(self.root.value.strip()))
+# %% ../../nbs/10_panel/12b_first_view.ipynb #59d7c8ac
+@patch(as_prop=True)
+def folder(self: FirstView) -> Path:
+    "Where the data goes; raises `PanelError` where nothing is typed."
+    if not self.root.value.strip(): raise PanelError("Data folder: is empty; write where the data shall go")
+    return Path(absolute(self.root.value.strip()))
 
-    def make_data(self):
-        "Procedural parts, behind the page."
-        folder, num = self.folder, self.num.value
-        if (folder/"json").exists(): raise PanelError(f"Data folder: {folder} holds data already; press 2 to train on it, or write another folder")
-        from cad_mllm.data.synthetic import synthesize
-        self.panel.work(f"Making {num} parts", lambda job: synthesize(folder, num=num), lambda _: self.made(folder, num))
+@patch
+def make_data(self: FirstView):
+    "Procedural parts, behind the page."
+    folder, num = self.folder, self.num.value
+    if (folder/"json").exists(): raise PanelError(f"Data folder: {folder} holds data already; press 2 to train on it, or write another folder")
+    from cad_mllm.data.synthetic import synthesize
+    self.panel.work(f"Making {num} parts", lambda job: synthesize(folder, num=num), lambda _: self.made(folder, num))
 
-    def made(self, folder, num):
-        "Say where the data is."
-        self.panel.data_root = str(folder)
-        self.panel.train.data.value = str(folder)
-        self.panel.say(f"{num} parts are in {folder}. Press 2 to train on them.", "good")
+# %% ../../nbs/10_panel/12b_first_view.ipynb #0cc99c99
+@patch
+def made(self: FirstView, folder, num):
+    "Say where the data is."
+    self.panel.data_root = str(folder)
+    self.panel.train.data.value = str(folder)
+    self.panel.say(f"{num} parts are in {folder}. Press 2 to train on them.", "good")
 
-    def start_run(self):
-        "A minute of training."
-        form = TrainForm(str(self.panel.folder/"first-run"), recipe="tiny", data_root=str(self.folder), changes=dict(max_steps=60, save_steps=20))
-        check_data(form)
-        start_training(self.panel.command(form), form.output_dir)
-        self.panel.train.follow(form.output_dir)
-        self.panel.say("Started. The line above shows how it goes; the curve is in the Plot tab.", "good", about=Path(form.output_dir))
+@patch
+def start_run(self: FirstView):
+    "A minute of training."
+    form = TrainForm(str(self.panel.folder/"first-run"), recipe="tiny", data_root=str(self.folder), changes=dict(max_steps=60, save_steps=20))
+    check_data(form)
+    start_training(self.panel.command(form), form.output_dir)
+    self.panel.train.follow(form.output_dir)
+    self.panel.say("Started. The line above shows how it goes; the curve is in the Plot tab.", "good", about=Path(form.output_dir))
 
-    def show_example(self):
-        "The panel on a folder of made-up runs."
-        self.example, self.home = tempfile.TemporaryDirectory(prefix="cad-mllm-example-"), self.panel.folder
-        self.show_folder(example_folder(Path(self.example.name)/"example"))
-        self.panel.say("This is an example; press Back to return to your folder.", "good")
+# %% ../../nbs/10_panel/12b_first_view.ipynb #68611e41
+@patch
+def show_example(self: FirstView):
+    "The panel on a folder of made-up runs."
+    self.example, self.home = tempfile.TemporaryDirectory(prefix="cad-mllm-example-"), self.panel.folder
+    self.show_folder(example_folder(Path(self.example.name)/"example"))
+    self.panel.say("This is an example; press Back to return to your folder.", "good")
 
-    def show_folder(self, folder: Path):
-        "Look at another folder."
-        self.panel.folder, self.panel.picked = Path(folder), None
-        self.panel.table.opened, self.panel.table.hidden = set(), set()
-        self.panel.refresh()
+@patch
+def show_folder(self: FirstView, folder: Path):
+    "Look at another folder."
+    self.panel.folder, self.panel.picked = Path(folder), None
+    self.panel.table.opened, self.panel.table.hidden = set(), set()
+    self.panel.refresh()
 
-    def leave(self):
-        "Back from the example to the user's folder."
-        home, self.home = self.home, None
-        self.show_folder(home)
-        self.example.cleanup()
+# %% ../../nbs/10_panel/12b_first_view.ipynb #b3435333
+@patch
+def leave(self: FirstView):
+    "Back from the example to the user's folder."
+    home, self.home = self.home, None
+    self.show_folder(home)
+    self.example.cleanup()

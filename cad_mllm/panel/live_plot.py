@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import ipywidgets as widgets
+from fastcore.basics import patch
 
 from .plots import Plotted, x_rows
 
@@ -139,46 +140,55 @@ class LivePlot(widgets.VBox):
         self.add_class("live-plot")
         self.children = [self.page, self.base, self.tail, self.heard]
 
-    def hear(self, text: str):
-        "A click of the page; one that was heard already, or is none of ours, is left alone."
-        try: number, key = (json.loads(text)[k] for k in ("n", "pick"))
-        except (ValueError, TypeError, KeyError): return
-        if number == self.ack or key not in self.paths: return
-        self.ack = number
-        self.pick(self.paths[key])
-        self.tell()
+# %% ../../nbs/10_panel/03b_live_plot.ipynb #0db5dfe1
+@patch
+def hear(self: LivePlot, text: str):
+    "A click of the page; one that was heard already, or is none of ours, is left alone."
+    try: number, key = (json.loads(text)[k] for k in ("n", "pick"))
+    except (ValueError, TypeError, KeyError): return
+    if number == self.ack or key not in self.paths: return
+    self.ack = number
+    self.pick(self.paths[key])
+    self.tell()
 
-    def tell(self):
-        "Send what came since the base, and that the last click was heard."
-        rows = {run.name: {"from": since, "columns": to_columns(run.curve.rows[since:])} for run, since in self.since if len(run.curve.rows) > since}
-        self.tail.value = node_html(dict(base=f"{self.name}-{self.count}", rows=rows, picked=self.picked, ack=self.ack))
+@patch
+def tell(self: LivePlot):
+    "Send what came since the base, and that the last click was heard."
+    rows = {run.name: {"from": since, "columns": to_columns(run.curve.rows[since:])} for run, since in self.since if len(run.curve.rows) > since}
+    self.tail.value = node_html(dict(base=f"{self.name}-{self.count}", rows=rows, picked=self.picked, ack=self.ack))
 
-    def show(self,
-        runs: list, # of `Plotted`
-        picked: Path | None = None, # the selected checkpoint
-    ):
-        "Draw these runs; only what is new goes to the page."
-        self.picked = None if picked is None else str(picked)
-        if not self.goes_on(runs): self.begin(runs)
-        self.since = [(run, self.sent[run.name][0]) for run in runs]
-        self.tell()
+# %% ../../nbs/10_panel/03b_live_plot.ipynb #6b71b28e
+@patch
+def show(self: LivePlot,
+    runs: list, # of `Plotted`
+    picked: Path | None = None, # the selected checkpoint
+):
+    "Draw these runs; only what is new goes to the page."
+    self.picked = None if picked is None else str(picked)
+    if not self.goes_on(runs): self.begin(runs)
+    self.since = [(run, self.sent[run.name][0]) for run in runs]
+    self.tell()
 
-    def goes_on(self, runs) -> bool:
-        "Whether the page knows all about these runs but their last rows."
-        if self.seen != [self.shape(run) for run in runs]: return False
-        known = [(run.curve.rows, *self.sent[run.name]) for run in runs]
-        return all(len(rows) - num < 2000 and (rows[num - 1] if 0 < num <= len(rows) else None) == last for rows, num, last in known)
+@patch
+def goes_on(self: LivePlot, runs) -> bool:
+    "Whether the page knows all about these runs but their last rows."
+    if self.seen != [self.shape(run) for run in runs]: return False
+    known = [(run.curve.rows, *self.sent[run.name]) for run in runs]
+    return all(len(rows) - num < 2000 and (rows[num - 1] if 0 < num <= len(rows) else None) == last for rows, num, last in known)
 
-    def shape(self, run) -> tuple:
-        "What a base holds beside rows."
-        marks = tuple((r.path, r.complete, r.path in run.bests, r.loss, r.val_loss) for r in run.records)
-        starts = stage_starts(run.curve.rows)
-        return run.name, run.color, run.crashed, marks, len(run.curve.lost), len(run.curve.events), starts, run.val_points(), run.measured
+# %% ../../nbs/10_panel/03b_live_plot.ipynb #b94f5c54
+@patch
+def shape(self: LivePlot, run) -> tuple:
+    "What a base holds beside rows."
+    marks = tuple((r.path, r.complete, r.path in run.bests, r.loss, r.val_loss) for r in run.records)
+    starts = stage_starts(run.curve.rows)
+    return run.name, run.color, run.crashed, marks, len(run.curve.lost), len(run.curve.events), starts, run.val_points(), run.measured
 
-    def begin(self, runs):
-        "Send everything."
-        self.count += 1
-        self.seen = [self.shape(run) for run in runs]
-        self.sent = {run.name: (len(run.curve.rows), run.curve.rows[-1] if run.curve.rows else None) for run in runs}
-        self.paths = {str(r.path): r.path for run in runs for r in run.records}
-        self.base.value = node_html(plot_data(runs, f"{self.name}-{self.count}", self.callback))
+@patch
+def begin(self: LivePlot, runs):
+    "Send everything."
+    self.count += 1
+    self.seen = [self.shape(run) for run in runs]
+    self.sent = {run.name: (len(run.curve.rows), run.curve.rows[-1] if run.curve.rows else None) for run in runs}
+    self.paths = {str(r.path): r.path for run in runs for r in run.records}
+    self.base.value = node_html(plot_data(runs, f"{self.name}-{self.count}", self.callback))

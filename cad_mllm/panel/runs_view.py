@@ -28,50 +28,77 @@ class RunLines(View):
         self.opened, self.hidden, self.asked = set(), set(), set(USUAL_COLUMNS)
         self.text = style_control(widgets.Text, "Find", label_width="40px", width="300px", placeholder="words, such as: flanges best")
         self.text.observe(guarded(self.panel, self.first_page), "value")
-        self.heads = {key: make_button(self.panel, title, lambda key=key: self.sort(key), tooltip=COLUMN_HELP.get(key, f"sort by {title.lower()}")) for key, title, _ in RUN_COLUMNS}
-        for key, head in self.heads.items():
-            head.add_class(f"cadm-c-{key.replace('_', '-')}")
-            if key not in ("name", "state", "progress", "saved", "tags"): head.add_class("cadm-number")
-        head = widgets.Box(list(self.heads.values()))
-        head.add_class("cadm-head")
-        gap = widgets.HTML()
-        gap.add_class("cadm-gap")
-        headline = widgets.Box([gap, head])
-        headline.add_class("cadm-headline")
         self.slots = [Slot(self, i) for i in range(self.panel.num_rows)]
         self.back, self.on = make_button(self.panel, "Previous", lambda: self.turn(-1)), make_button(self.panel, "Next", lambda: self.turn(1))
         self.count, self.widths, self.selected = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.columns = {key: widgets.Checkbox(value=key in self.asked, description=title, indent=False, layout=widgets.Layout(width="105px")) for key, title, _ in RUN_COLUMNS if key != "name"}
-        for box in self.columns.values(): box.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
-        self.choice = widgets.Box(list(self.columns.values()), layout=widgets.Layout(display="none", flex_flow="row wrap"))
-        show = make_button(self.panel, "Columns", self.unfold, tooltip="Choose the columns of the list")
-        self.grid = grid = widgets.VBox([widgets.VBox([headline, *(s.box for s in self.slots)])])
-        grid.add_class("cadm-table")
-        self.every = widgets.Checkbox(value=False, description="All columns", indent=False, layout=widgets.Layout(width="115px"))
-        self.every.observe(guarded(self.panel, self.spread), "value")
-        self.every.add_class("cadm-every")
-        for w, name in ((self.text, "find"), (self.heads["loss"], "sort-loss"), (grid, "grid"), (show, "columns-button"), (self.choice, "columns-choice"), (self.selected, "selected")): w.add_class(f"cadm-{name}")
-        return [self.widths, make_row(self.text, show, self.every, self.count), self.choice, grid, make_row(self.back, self.on, self.selected)]
+        self.grid = widgets.VBox([widgets.VBox([self.make_heads(), *(s.box for s in self.slots)])])
+        self.grid.add_class("cadm-table")
+        show = self.make_choice()
+        for w, name in ((self.text, "find"), (self.grid, "grid"), (self.selected, "selected")): w.add_class(f"cadm-{name}")
+        return [self.widths, make_row(self.text, show, self.every, self.count), self.choice, self.grid, make_row(self.back, self.on, self.selected)]
 
-    @property
-    def shown_columns(self) -> tuple: return tuple(k for k, _, _ in RUN_COLUMNS if k == "name" or self.columns[k].value)
+# %% ../../nbs/10_panel/09b_runs_view.ipynb #331fd1fc
+@patch
+def make_heads(self: RunLines):
+    "A button for each column, to sort by it, in one line."
+    def head_of(key, title):
+        return make_button(self.panel, title, lambda: self.sort(key), tooltip=COLUMN_HELP.get(key, f"sort by {title.lower()}"))
+    self.heads = {key: head_of(key, title) for key, title, _ in RUN_COLUMNS}
+    for key, head in self.heads.items():
+        head.add_class(f"cadm-c-{key.replace('_', '-')}")
+        if key not in ("name", "state", "progress", "saved", "tags"): head.add_class("cadm-number")
+    self.heads["loss"].add_class("cadm-sort-loss")
+    head, gap = widgets.Box(list(self.heads.values())), widgets.HTML()
+    headline = widgets.Box([gap, head])
+    for w, name in ((head, "head"), (gap, "gap"), (headline, "headline")): w.add_class(f"cadm-{name}")
+    return headline
 
-    def shown_runs(self) -> list: # of `Run`
-        "The runs that are ticked."
-        return [r for r in self.panel.runs if r.name and r.name not in self.hidden]
+# %% ../../nbs/10_panel/09b_runs_view.ipynb #5970dae4
+def _tick_box(title, is_on, width):
+    "A tick box of a fixed width."
+    return widgets.Checkbox(value=is_on, description=title, indent=False, layout=widgets.Layout(width=width))
 
-    def reveal(self, path):
-        "Open the run of a checkpoint, and turn to the page that holds it."
-        if (run := self.panel.run_of(path)) is not None: self.opened.add(run.name)
-        self.panel.fill(self)
-        at = next((i for i, (kind, thing) in enumerate(self.items) if kind == "row" and (thing.path == path or path in thing.also)), None)
-        if at is not None: self.page = at//len(self.slots)
+@patch
+def make_choice(self: RunLines):
+    "Which columns there are: a folded row of tick boxes, the button that opens it, and one for all of them in a narrow window."
+    self.columns = {key: _tick_box(title, key in self.asked, "105px") for key, title, _ in RUN_COLUMNS if key != "name"}
+    for box in self.columns.values(): box.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
+    self.choice = widgets.Box(list(self.columns.values()), layout=widgets.Layout(display="none", flex_flow="row wrap"))
+    self.every = _tick_box("All columns", False, "115px")
+    self.every.observe(guarded(self.panel, self.spread), "value")
+    show = make_button(self.panel, "Columns", self.unfold, tooltip="Choose the columns of the list")
+    for w, name in ((show, "columns-button"), (self.choice, "columns-choice"), (self.every, "every")): w.add_class(f"cadm-{name}")
+    return show
 
-    def spread(self):
-        "In a narrow window: all columns, for scrolling sideways within the list, or the important ones in two lines."
-        (self.grid.add_class if self.every.value else self.grid.remove_class)("cadm-spread")
+# %% ../../nbs/10_panel/09b_runs_view.ipynb #3a5f8827
+@patch(as_prop=True)
+def shown_columns(self: RunLines) -> tuple: # of str
+    "The keys of the columns that are ticked; the name always is."
+    return tuple(k for k, _, _ in RUN_COLUMNS if k == "name" or self.columns[k].value)
 
-    def unfold(self): self.choice.layout.display = "" if self.choice.layout.display == "none" else "none"
+@patch
+def shown_runs(self: RunLines) -> list: # of `Run`
+    "The runs that are ticked."
+    return [r for r in self.panel.runs if r.name and r.name not in self.hidden]
+
+@patch
+def reveal(self: RunLines, path):
+    "Open the run of a checkpoint, and turn to the page that holds it."
+    if (run := self.panel.run_of(path)) is not None: self.opened.add(run.name)
+    self.panel.fill(self)
+    at = next((i for i, (kind, thing) in enumerate(self.items) if kind == "row" and (thing.path == path or path in thing.also)), None)
+    if at is not None: self.page = at//len(self.slots)
+
+# %% ../../nbs/10_panel/09b_runs_view.ipynb #7b45dc88
+@patch
+def spread(self: RunLines):
+    "In a narrow window: all columns, for scrolling sideways within the list, or the important ones in two lines."
+    (self.grid.add_class if self.every.value else self.grid.remove_class)("cadm-spread")
+
+@patch
+def unfold(self: RunLines):
+    "Show the choice of columns, or fold it away."
+    self.choice.layout.display = "" if self.choice.layout.display == "none" else "none"
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #565b10af
 class Slot:

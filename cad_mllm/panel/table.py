@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..utils.files import FileError, keep_kinds, MOST_LINES, NotPlainError, open_plain, parse_json
 from ..checkpoints.format import BEST
 from ..checkpoints.records import CheckpointRecord, human_size, newness
@@ -149,41 +151,53 @@ class _Reader:
     "A growing file of lines: each look reads what came since the last one, and all of it where the file is another one."
     def __init__(self, path): self.path, self.curve, self.begin, self.place, self.events, self.events_stamp = path, Curve(), None, 0, [], None
 
-    def look(self) -> Curve:
-        with open_plain(self.path) as f:
-            stat = os.fstat(f.fileno())
-            if self.begin != stat.st_ino or stat.st_size < self.place: self.curve, self.begin, self.place = Curve(), stat.st_ino, 0
-            if stat.st_size > self.place + MOST_LINES: raise NotPlainError(f"has {stat.st_size:,} bytes", self.path)
-            if stat.st_size > self.place:
-                f.seek(self.place)
-                self.take(f.read(MOST_LINES))
-        self.curve.events = self.read_events()
-        return self.curve
+# %% ../../nbs/10_panel/02_table.ipynb #a4d412b5
+@patch
+def look(self: _Reader) -> Curve:
+    "Read what came since the last look; raises `OSError` where the file cannot be read."
+    with open_plain(self.path) as f:
+        stat = os.fstat(f.fileno())
+        if self.begin != stat.st_ino or stat.st_size < self.place: self.curve, self.begin, self.place = Curve(), stat.st_ino, 0
+        if stat.st_size > self.place + MOST_LINES: raise NotPlainError(f"has {stat.st_size:,} bytes", self.path)
+        if stat.st_size > self.place:
+            f.seek(self.place)
+            self.take(f.read(MOST_LINES))
+    self.curve.events = self.look_at_events()
+    return self.curve
 
-    def take(self, data):
-        "Whole lines; the beginning of one that is still being written waits for its end, unless it can be read already."
-        whole, end, rest = data.rpartition(b"\n")
-        self.place += len(whole) + len(end)
-        for line in filter(None, map(bytes.strip, whole.split(b"\n"))): self.add(line)
-        if rest and self.is_object(rest):
-            self.place += len(rest)
-            self.add(rest)
+# %% ../../nbs/10_panel/02_table.ipynb #1554ac69
+@patch
+def take(self: _Reader, data):
+    "Whole lines; the beginning of one that is still being written waits for its end, unless it can be read already."
+    whole, end, rest = data.rpartition(b"\n")
+    self.place += len(whole) + len(end)
+    for line in filter(None, map(bytes.strip, whole.split(b"\n"))): self.add(line)
+    if rest and self.is_object(rest):
+        self.place += len(rest)
+        self.add(rest)
 
-    def is_object(self, line):
-        try: return isinstance(parse_json(line), dict)
-        except FileError: return False
+@patch
+def is_object(self: _Reader, line):
+    "Whether a line is a JSON object."
+    try: return isinstance(parse_json(line), dict)
+    except FileError: return False
 
-    def add(self, line):
-        if self.is_object(line): self.curve.add(keep_kinds(parse_json(line), METRIC_KINDS))
-        else: self.curve.num_broken += 1
+# %% ../../nbs/10_panel/02_table.ipynb #098276db
+@patch
+def add(self: _Reader, line):
+    "Take a line into the curve, or count it as broken."
+    if self.is_object(line): self.curve.add(keep_kinds(parse_json(line), METRIC_KINDS))
+    else: self.curve.num_broken += 1
 
-    def read_events(self):
-        file = self.path.with_name(EVENTS)
-        stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None
-        if stamp != self.events_stamp: self.events, self.events_stamp = read_events(self.path.parent), stamp
-        return self.events
+@patch
+def look_at_events(self: _Reader):
+    "The events beside the file, read again only where they changed."
+    file = self.path.with_name(EVENTS)
+    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None
+    if stamp != self.events_stamp: self.events, self.events_stamp = read_events(self.path.parent), stamp
+    return self.events
 
-
+# %% ../../nbs/10_panel/02_table.ipynb #4e139035
 _readers = {}                          # metrics file -> `_Reader`
 
 def read_curve(

@@ -124,6 +124,7 @@ def _reader(annotation, may_be_empty):
     if kind in (int, float): return partial(_read_number, kind=kind, least=least)
     return partial(_read_text, may_be_empty=may_be_empty) if kind is str else kind
 
+# %% ../../nbs/0_utils/02_arguments.ipynb #17185546
 def _add_parameter(parser, parameter, help, default):
     "One argument for a parameter of a function."
     name, kind = parameter.name, _value_type(parameter.annotation)
@@ -141,6 +142,7 @@ def _add_parameter(parser, parameter, help, default):
         shown = f" (default: {default})".replace("%", "%%") if default not in ("", None) else ""
         parser.add_argument(*flags, type=read, help=note + shown)
 
+# %% ../../nbs/0_utils/02_arguments.ipynb #62c013b4
 def make_parser(
     function, # whose parameters are the arguments
     prog: str = "", # as the command is called
