@@ -18,6 +18,7 @@ import numpy as np
 from cad_mllm.cad import CADProgram, Extrude
 from cad_mllm.data.realistic import realistic_part
 from cad_mllm.data.stream import HELD_OUT
+from cad_mllm.demo import first_half
 from cad_mllm.geometry import build_solid, GeometryError
 from cad_mllm.inference import CADAutocomplete
 from cad_mllm.interop import read_history
@@ -32,12 +33,6 @@ def ends(program):
     return [i for i, e in enumerate(program.operations(), 1) if isinstance(e, Extrude)]
 
 
-def begun(program):
-    "The beginning with half of the extrudes; None for a history of one."
-    at = ends(program)
-    return program.truncate(at[(len(at) - 1)//2]) if len(at) > 1 else None
-
-
 def cases(name, num):
     "(beginning, whole, caption) of parts that build."
     found = []
@@ -47,7 +42,7 @@ def cases(name, num):
         if len(found) == num: break
         try:
             whole = history if isinstance(history, CADProgram) else read_history(history)
-            partial = begun(whole)
+            partial = first_half(whole)
             if partial is None: continue
             for program in (partial, whole): build_solid(program, KERNEL)
         except ValueError: continue
@@ -80,7 +75,7 @@ def complete_all(model, asked, candidates, **settings):
     "The histories that a model makes of the requests, as (program, valid)."
     sampling = dict(num=candidates, temperature=.7 if candidates > 1 else 0.)
     results = model.complete_many(asked, batch_size=max(8, candidates), **sampling, **settings)
-    return [(CADProgram.from_json({k: v for k, v in r.items() if k != "metadata"}), bool(r["metadata"]["valid"])) for r in results]
+    return [(CADProgram.from_json(r), bool(r["metadata"]["valid"])) for r in results]
 
 
 def judge(written, parts):

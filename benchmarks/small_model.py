@@ -73,7 +73,7 @@ def judge(model, meshes, noise, num):
     seconds = (time.perf_counter() - start)/len(meshes)
     overlaps = []
     for result, truth in zip(results, meshes):
-        try: mesh = built(CADProgram.from_json({k: v for k, v in result.items() if k != "metadata"}))
+        try: mesh = built(CADProgram.from_json(result))
         except ValueError: mesh = None
         overlaps.append(iou(mesh, truth) if mesh is not None else 0.)
     return np.array(overlaps), seconds

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STEPS_BETWEEN_SAVES', 'train_command', 'start', 'DemoError', 'require', 'status', 'ready_to_kill', 'watch',
            'train_twice', 'compare_runs', 'draw_losses', 'make_data', 'held_out', 'complete_parts', 'misfit',
-           'draw_completions', 'read_scan', 'scan_words', 'begun_parts', 'complete_with_small', 'small_words',
-           'run_demo', 'summary']
+           'draw_completions', 'read_scan', 'scan_words', 'first_half', 'begun_parts', 'volume_shared',
+           'complete_with_small', 'small_words', 'run_demo', 'summary']
 
 # %% ../nbs/11_commands/01_demo.ipynb #4697dd84
+import itertools
 import json
 import math
 import os
@@ -245,20 +246,30 @@ def scan_words(told: dict) -> str:
             f"{1000*told['deviation_mean']:.2g} mm off on the mean; {told['iou']:.1%} of the volume shared with the part")
 
 # %% ../nbs/11_commands/01_demo.ipynb #704a1743
+def first_half(
+    whole: CADProgram,
+) -> CADProgram | None: # None for a history of fewer than two extrudes
+    "The beginning of a history that holds half of its extrudes."
+    ends = [i for i, e in enumerate(whole.operations(), 1) if isinstance(e, Extrude)]
+    return whole.truncate(ends[(len(ends) - 1)//2]) if len(ends) > 1 else None
+
 def begun_parts(
     num: int, # how many
 ) -> list: # of (beginning, whole), each a `CADProgram`
-    "The first held-out procedural parts with two extrudes or more, and the half of their operations."
+    "The first held-out procedural parts that have a first half."
     from cad_mllm.data.realistic import realistic_part
     from cad_mllm.data.stream import HELD_OUT
-    found, index = [], 5000
-    while len(found) < num:
-        whole, index = realistic_part(HELD_OUT, index).program, index + 1
-        ends = [i for i, e in enumerate(whole.operations(), 1) if isinstance(e, Extrude)]
-        if len(ends) > 1: found.append((whole.truncate(ends[(len(ends) - 1)//2]), whole))
-    return found
+    wholes = (realistic_part(HELD_OUT, i).program for i in itertools.count(5000))
+    begun = ((first_half(whole), whole) for whole in wholes)
+    return list(itertools.islice((pair for pair in begun if pair[0] is not None), num))
 
-# %% ../nbs/11_commands/01_demo.ipynb #98404865
+# %% ../nbs/11_commands/01_demo.ipynb #06379d13
+def volume_shared(program: CADProgram, whole: CADProgram) -> float: # from 0 to 1
+    "IoU of two histories; 0 where one of them is no solid."
+    from cad_mllm.metrics.volumes import overlap
+    try: return overlap(build_solid(program, "manifold").mesh(), build_solid(whole, "manifold").mesh())
+    except GeometryError: return 0.
+
 def complete_with_small(
     out: Path, # folder of the demo
     num: int = 3, # parts
@@ -266,22 +277,17 @@ def complete_with_small(
     "Complete begun parts with the model of the package; leaves small.json, small.FCStd, small.step and small.png."
     from cad_mllm.inference import CADAutocomplete
     from cad_mllm.interop.histories import write_history
-    from cad_mllm.metrics.volumes import iou
-    model, rows, figures = CADAutocomplete("small", device="cpu", kernel="manifold"), [], []
+    model, rows, valid = CADAutocomplete("small", device="cpu", kernel="manifold"), [], 0
     for partial, whole in begun_parts(num):
-        truth = build_solid(whole, "manifold")
-        result = model.complete(partial, point_cloud=truth.points(2048), num=8, temperature=.7)
-        program = CADProgram.from_json({k: v for k, v in result.items() if k != "metadata"})
-        shared = [iou(build_solid(p, "manifold").mesh(), truth.mesh()) if ok else 0. for p, ok in ((program, result["metadata"]["valid"]), (partial, True))]
-        rows.append((partial, program, whole))
-        figures.append((*shared, bool(result["metadata"]["valid"])))
-    best = rows[max(range(num), key=lambda i: figures[i][0])][1]
-    best.save(out/"small.json")
-    write_history(best, out/"small.FCStd")
+        result = model.complete(partial, point_cloud=build_solid(whole, "manifold").points(2048), num=8, temperature=.7)
+        rows.append((partial, CADProgram.from_json(result), whole))
+        valid += bool(result["metadata"]["valid"])
+    shared, before = ([volume_shared(row[i], row[2]) for row in rows] for i in (1, 0))
+    best = rows[int(np.argmax(shared))][1]
+    for name in ("small.json", "small.FCStd"): write_history(best, out/name)
     build_solid(best).export(out/"small.step")
     draw_completions(rows, out/"small.png")
-    shared, before, valid = zip(*figures)
-    return dict(parts=num, valid=sum(valid), shared=round(float(np.mean(shared)), 4), before=round(float(np.mean(before)), 4))
+    return dict(parts=num, valid=valid, shared=round(float(np.mean(shared)), 4), before=round(float(np.mean(before)), 4))
 
 def small_words(told: dict) -> str:
     "What the small model did, in a sentence."

@@ -28,7 +28,7 @@ from .geometry.shapes import read_shape
 from .geometry.slabs import slab_programs
 from .geometry.solid import build_solid
 from .geometry.surface_clouds import SurfaceCloud, read_surface_cloud
-from .metrics.volumes import iou
+from .metrics.volumes import iou, overlap
 from .utils.files import write_text
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #ff217e24
@@ -218,7 +218,7 @@ def _confidence(unexplained, distance, agreement):
 def _agreement(best, others):
     "The overlap of the best candidate with another one that is most like it; 1/2 where none is."
     shapes = [c for c in others if c is not best and c.source != "box"]
-    return max((iou(best.mesh, c.mesh) for c in shapes), default=.5)
+    return max((overlap(best.mesh, c.mesh) for c in shapes), default=.5)
 
 def confidence_words(
     confidence: float, # from 0 to 1
