@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
+from .utils.files import write_bytes_atomic
 from .utils.progress import Progress
 from .cad.curves import CADFormatError
 from .cad.program import CADProgram
@@ -30,9 +31,7 @@ from .completion_drawing import draw_completion
 def write_picture(picture, path):
     "A PNG, written whole."
     from PIL import Image
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    Image.fromarray(picture).save(temporary, format="png")
-    os.replace(temporary, path)
+    write_bytes_atomic(path, lambda p: Image.fromarray(picture).save(p, format="png"))
 
 # %% ../nbs/9_completion/03_inference.ipynb #56378eb7
 def _save_editable(chosen, path, meta, source):

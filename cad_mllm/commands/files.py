@@ -119,7 +119,7 @@ def export(
     print(f"wrote {out}")
 
 def freecad_macro(
-    checkpoint: str, # of the model that completes: a checkpoint folder, small, user/model
+    checkpoint: Positional = "small", # of the model that completes: small, a checkpoint folder, user/model
     folder: str = "", # where to put the macro; where FreeCAD looks if left out
     num: int = 4, # candidates to choose from
     caption: str = "", # what the parts are, if it is always the same

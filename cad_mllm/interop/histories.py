@@ -114,7 +114,7 @@ def is_continued(
     if source is None: return False
     source, name = Path(source), Path(path).name.lower()
     if source.suffix.lower() != ".py": return source.suffix.lower() == ".fcstd" and name.endswith(".fcstd")
-    return name.endswith("_b3d.py" if is_build123d(source.read_text(encoding="utf-8")) else "_cq.py")
+    return name.endswith("_b3d.py" if is_build123d(read_plain_text(source, MAX_BYTES)) else "_cq.py")
 
 def write_history(
     program: CADProgram, # metres
