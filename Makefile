@@ -38,13 +38,13 @@ check: $(VENV)/.dev
 	$(BIN)/python tools/make_readme.py --check
 	$(BIN)/ruff check
 
+# What failed beside other work is run once more, alone, before it counts. Its first failure stays in the output: a test that passes only alone is unsteady, and a fault to look at.
 test-nbs: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python tools/test_notebooks.py --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/test_notebooks.py --jobs $(JOBS) --again
 
 test-py: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not browser" || OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not browser" --last-failed --last-failed-no-failures none
 
-# A browser, a server and a kernel answer each other in their own time: what failed is run once more, alone, before it counts.
 test-browser: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser || OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser --last-failed --last-failed-no-failures none
 

@@ -95,11 +95,15 @@ def main():
     parser.add_argument("--minutes", type=float, default=10, help="that one notebook may take")
     parser.add_argument("--jobs", type=int, default=allotted_cpus(), help="notebooks at a time")
     parser.add_argument("--flags", default="", help="flags of cells that are left out otherwise, such as slow")
+    parser.add_argument("--again", action="store_true", help="run what failed once more, alone, before it counts")
     args = parser.parse_args()
     os.chdir(ROOT)
     paths = notebooks(args.notebooks)
     for name in SHARED_IMPORTS if len(paths) > 1 else (): import_module(name)
     failed = run(paths, args.jobs, args.minutes, args.flags)
+    if failed and args.again:
+        print(f"once more, alone: {len(failed)} that failed beside others; what passes now is unsteady, and a fault to look at")
+        failed = run(failed, 1, args.minutes, args.flags)
     print(f"{len(paths) - len(failed)} passed, {len(failed)} failed")
     sys.exit(bool(failed))
 

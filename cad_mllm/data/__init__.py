@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "tokenizer": ("load_tokenizer tiny_tokenizer"),
     "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
     "stream": ("HELD_OUT SCHEME StreamDataset StreamName maker_files makers open_dataset"),
-    "batching": ("DataWorkerError GRACE batches num_batches"),
+    "batching": ("DYING DataWorkerError GRACE batches num_batches"),
     "packing": ("MultimodalAutocompleteDataset pack"),
     "direct": ("prepare_group prepare_shards"),
     "report": ("Diagnosis DoctorError FOLDERS MOST_SPLIT PERCENTILES doctor fingerprint"),
