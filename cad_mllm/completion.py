@@ -99,7 +99,7 @@ def _points(self: CADAutocomplete, point_cloud, seed, prefix, from_nothing, unit
     num, codec = self.model.config.num_points, self.codec if self.model.config.points_on_grid else None
     cloud = read_given_points(point_cloud, num, seed, unit)
     notes += [f"points: {n}" for n in cloud.notes]
-    try: return see_points(cloud.points, num, seed, codec, prefix, from_nothing)
+    try: return see_points(cloud.points, num, seed, codec, prefix, from_nothing, self.model.config.measure_version)
     except (ValueError, TypeError) as e: raise InputError(f"point_cloud: {e}; give at least two different points as an array (N, 3), or (N, 6) with normals") from e
 
 # %% ../nbs/9_completion/01_completion.ipynb #0aee4ae7

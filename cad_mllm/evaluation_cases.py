@@ -52,7 +52,8 @@ def held_out(
     "The held-out samples; raises `DataError` where there are none."
     config, num = autocomplete.model.config, num_val_samples or trained_with(autocomplete).num_val_samples
     data = open_dataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format,
-                        token_version=config.token_version, num_points=config.num_points,
+                        token_version=config.token_version, measure_version=config.measure_version,
+                        num_points=config.num_points,
                         points_on_grid=config.points_on_grid,
                                          image_size=config.image_size, from_scratch_prob=float(from_scratch))
     if len(data): return data

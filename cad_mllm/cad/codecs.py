@@ -64,6 +64,14 @@ class TokenCodec:
         return [t for axis, (low, *faces) in zip("xyz", levels)
                 for t in (f"<+{axis}>", *tokens_of_number([low, *(f - low for f in faces)]))]
 
+    def measures_with_lengths(self, levels: list, lengths: list, walls: list) -> list:
+        """The same with all levels counted from the origin, then the lengths between faces, then round walls along the
+        axis: "circle" or "arc", radius, center, and for circles their lowest corner."""
+        groups = zip("xyz", levels, lengths, walls)
+        return [t for axis, faces, between, round in groups
+                for word, numbers in ((f"+{axis}", faces), ("one", between), *round) if numbers
+                for t in (f"<{word}>", *tokens_of_number(numbers))]
+
     def split(self, whole: CADProgram, kept: int, grid: Grid | None = None) -> tuple:
         "(given, to be written); see `encode_split`."
         return encode_split(whole, kept, grid, self.version)
@@ -100,6 +108,11 @@ class TextCodec(TokenCodec):
     def measures(self, levels):
         return "".join(f"{axis} {low} {' '.join(str(f - low) for f in faces)}\n"
                        for axis, (low, *faces) in zip("xyz", levels))
+
+    def measures_with_lengths(self, levels, lengths, walls):
+        return "".join(f"{word} {' '.join(map(str, numbers))}\n"
+                       for axis, faces, between, round in zip("xyz", levels, lengths, walls)
+                       for word, numbers in ((axis, faces), ("lengths", between), *round) if numbers)
 
     def head(self, grid): return render_text(header_tokens(grid))
 

@@ -38,7 +38,7 @@ _GROUPS = {
     "the machine": "device compile use_gradient_checkpointing deterministic fsdp peer_minutes",
     "language model": "llm_model_name llm_config use_lora load_in_4bit lora_r lora_alpha lora_dropout lora_target_modules dtype",
     "how parts are written": "sequence_format token_version max_seq_length",
-    "pictures and points": "image_encoder_name freeze_image_encoder image_size point_encoder_name point_encoder_hidden_dim freeze_point_encoder num_points num_point_tokens points_frame "
+    "pictures and points": "image_encoder_name freeze_image_encoder image_size point_encoder_name point_encoder_hidden_dim freeze_point_encoder num_points num_point_tokens points_frame measure_version "
                            "projector_hidden_dim projector_num_layers projector_dropout"}
 _KINDS = {int: "N", float: "X", str: "TEXT", tuple: "NAME", dict: "JSON"}
 
@@ -143,7 +143,7 @@ def _without_settings(reason):
     return None, None, False
 
 # %% ../../nbs/11_commands/01c_training.ipynb #feb76303
-_MAY_CHANGE = ("max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "points_frame", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")
+_MAY_CHANGE = ("max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "points_frame", "measure_version", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")
 
 def configs(
     args: argparse.Namespace, # of `train_parser`

@@ -22,8 +22,9 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "pairs": ("check_beginning check_design dates_folders design_of file_stamp find_candidates hash_order hold_out "
               "list_partials map_processes num_jobs walk_files"),
     "images": ("MAX_PIXELS prepare_image"),
-    "points": ("MAX_FACES Scan check_belongs corner_of estimate_normals finite_points grid_around measure_points "
-              "outline_box prepare_points read_points see_points"),
+    "circles": ("ALONG MAX_VOTERS MIN_SINE NUM_PAIRS find_circles"),
+    "points": ("FLAT MAX_FACES MAX_LENGTHS Scan WALL check_belongs corner_of estimate_normals finite_points grid_around "
+              "lengths_between measure_points measure_walls outline_box prepare_points read_points see_points"),
     "captions": ("MAX_CAPTION_BYTES join_captions read_captions"),
     "media": ("Media POINT_SUFFIXES VIEW_SUFFIXES find_attachments find_media"),
     "draws": ("draw_modalities seeded_rng"),

@@ -56,6 +56,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         num_points: int = 2048,          # points of a cloud, P
         image_size: int = 224,           # pixels a side, S
         points_on_grid: bool = False,    # clouds in the units that the part is written in, else in their own unit box
+        measure_version: int = 2,        # of what is told of clouds on the grid in numbers
         max_views: int = 1,              # a sample draws from 1 to so many of its pictures
         caption_drop: float = 0.0,       # share of draws with a picture or points that lose their caption
         scan: Scan = Scan(),             # how bad its cloud may be
@@ -68,7 +69,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
     ):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
         self.from_scratch_prob, self.num_points, self.image_size, self.points_on_grid, self.epoch = from_scratch_prob, num_points, image_size, points_on_grid, 0
-        self.max_views, self.caption_drop, self.scan = max_views, caption_drop, scan
+        self.measure_version, self.max_views, self.caption_drop, self.scan = measure_version, max_views, caption_drop, scan
         self.codec, self._report, self._cache, self._cache_room = get_codec(sequence_format, token_version), SkipReport(), {}, CACHE_SIZE
         self.files = open_files(data_root, dict(truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root,
                                                  img=omnicad_img_root, points=omnicad_pc_root), cache_dir, verify)
@@ -358,7 +359,8 @@ def _cloud(self: MultimodalAutocompleteDataset, cloud, epoch, index, kept, prefi
     "A cloud as `Sample` fields; `own` is the grid that the part would choose by itself."
     if own and not .3 < float(np.ptp(cloud[:, :3], axis=0).max())/(NUM_LEVELS*own.unit) < 2: check_belongs(cloud, self._whole(index))
     if self.scan: cloud = self.scan(cloud, seeded_rng("scan", self.seed, epoch, index))
-    return see_points(cloud, self.num_points, seeded_rng("points", self.seed, epoch, index), self.codec if self.points_on_grid else None, prefix, not kept)
+    return see_points(cloud, self.num_points, seeded_rng("points", self.seed, epoch, index), self.codec if self.points_on_grid else None, prefix, not kept,
+                      self.measure_version)
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #d597a7e4
 @patch

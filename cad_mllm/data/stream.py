@@ -96,6 +96,7 @@ class StreamDataset(MultimodalAutocompleteDataset):
         from_scratch_prob: float = 0.0,  # share of draws in which nothing is given
         num_points: int = 2048,          # points of a cloud, P
         points_on_grid: bool = False,    # clouds in the units that the part is written in
+        measure_version: int = 2,        # of what is told of clouds on the grid in numbers
         caption_drop: float = 0.0,       # share of draws with points that lose their caption
         scan: Scan = Scan(),             # how bad a cloud may be
         seed: int = 0,                   # of every draw but the parts themselves
@@ -105,7 +106,7 @@ class StreamDataset(MultimodalAutocompleteDataset):
         if unusable := [k for k, v in other.items() if k.endswith("_root") and v]: raise ConfigError(f"{unusable[0]}={other[unusable[0]]!r}: a stream has no files; leave it out")
         self.name, self.data_root, self.split, self.seed, self.epoch = StreamName.read(data_root), Path(data_root), split, seed, 0
         self.from_scratch_prob, self.num_points, self.points_on_grid = from_scratch_prob, num_points, points_on_grid
-        self.caption_drop, self.scan = caption_drop, scan
+        self.measure_version, self.caption_drop, self.scan = measure_version, caption_drop, scan
         self.sequence_format, self.codec, self._report, self.report_path = sequence_format, get_codec(sequence_format, token_version), SkipReport(), report_path
         held = split == "val"
         self.part_seed, size = self.name.seed + HELD_OUT*held, num_val_samples if held else self.name.num
@@ -141,7 +142,8 @@ def _seen(self: StreamDataset, part, kept, chance):
     given = self.codec.split(part.program, kept)[0] if kept else ()
     cloud = part.solid.points(2*self.num_points, int(chance("surface").integers(2**31)))
     if self.scan: cloud = self.scan(cloud, chance("scan"))
-    seen = see_points(cloud, self.num_points, chance("points"), self.codec if self.points_on_grid else None, given, not kept)
+    seen = see_points(cloud, self.num_points, chance("points"), self.codec if self.points_on_grid else None, given,
+                      not kept, self.measure_version)
     if seen["origin"] is None: prefix, target = self.codec.split(part.program, kept)
     else: prefix, target = self.codec.split(part.program.moved(-seen["origin"]), kept, seen["grid"])
     return {**seen, "prefix": prefix, "target": target}

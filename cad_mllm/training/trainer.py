@@ -142,7 +142,7 @@ def open_data(self: Trainer):
     "Index the training and validation data; says what was left out."
     t, c = self.train_config, self.config
     roots = {k: getattr(t, k) for k in ("truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root", "omnicad_pc_root")}
-    common = dict(sequence_format=c.sequence_format, token_version=c.token_version, num_points=c.num_points, image_size=c.image_size, points_on_grid=c.points_on_grid, caption_drop=t.caption_drop, num_val_samples=t.num_val_samples,
+    common = dict(sequence_format=c.sequence_format, token_version=c.token_version, measure_version=c.measure_version, num_points=c.num_points, image_size=c.image_size, points_on_grid=c.points_on_grid, caption_drop=t.caption_drop, num_val_samples=t.num_val_samples,
                   cache_dir=t.cache_dir, **roots)
     report = self.root/DATA_REPORTS[0] if self.world.is_main else None
     scan = Scan(t.point_noise, t.point_drop, t.point_crop, t.point_holes, t.point_noisy, t.point_bare, t.point_estimated)
