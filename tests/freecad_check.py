@@ -13,6 +13,13 @@ def volume(document):
     return sum(0.0 if o.Shape.isNull() else o.Shape.Volume for o in results)
 
 
+def stored_volume(document):
+    "Of the shapes that a document brings of its tips and visible solids, before anything is computed."
+    shown = [o.Tip for o in document.Objects if o.TypeId == "PartDesign::Body" and o.Tip]
+    shown += [o for o in document.Objects if o.Visibility and o.TypeId.startswith("Part::")]
+    return sum(o.Shape.Volume for o in shown if not o.Shape.isNull())
+
+
 def errors(document): return [f"{o.Name}: {o.getStatusString()}" for o in document.Objects if not o.isValid()]
 
 
@@ -27,9 +34,10 @@ def lengthen(document, by=1.1):
 
 def check(path):
     start, document = time.time(), FreeCAD.openDocument(path)
+    stored = stored_volume(document)
     document.recompute()
     sketches = [o for o in document.Objects if o.TypeId == "Sketcher::SketchObject"]
-    found = {"path": path, "volume": volume(document), "errors": errors(document), "sketches": len(sketches),
+    found = {"path": path, "stored_volume": stored, "volume": volume(document), "errors": errors(document), "sketches": len(sketches),
              "unsolved": [o.Name for o in sketches if o.solve()], "fully_constrained": sum(o.FullyConstrained for o in sketches)}
     found["opened"] = time.time() - start
     lengthen(document)

@@ -73,7 +73,8 @@ def test_freecad_opens_recomputes_solves_and_edits(tmp_path):
     said = check_in_freecad([path], tmp_path)[str(path)]
     assert said["errors"] == said["edited_errors"] == said["unsolved"] == []
     assert said["fully_constrained"] == said["sketches"] == 4
-    assert said["volume"] == pytest.approx(build_solid(bracket()).volume*1e9, rel=1e-6)
+    true = pytest.approx(build_solid(bracket()).volume*1e9, rel=1e-6)
+    assert said["stored_volume"] == true and said["volume"] == true
     assert said["edited_volume"] == pytest.approx(build_solid(lengthened(bracket())).volume*1e9, rel=1e-6)
 
 
@@ -86,7 +87,21 @@ def test_freecad_gets_solids_where_no_body_can_be(tmp_path):
     assert write_freecad(program, path).is_part
     said = check_in_freecad([path], tmp_path)[str(path)]
     assert said["errors"] == []
-    assert said["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-6)
+    true = pytest.approx(build_solid(program).volume*1e9, rel=1e-6)
+    assert said["stored_volume"] == true and said["volume"] == true
+
+
+def test_a_document_tells_what_is_seen(tmp_path):
+    "The body and its tip are shown, with a shape each, the sketches are not; the camera looks at the part."
+    import re
+    import zipfile
+    write_freecad(bracket(), tmp_path/"bracket.FCStd")
+    with zipfile.ZipFile(tmp_path/"bracket.FCStd") as archive:
+        assert archive.namelist() == ["Document.xml", "Body.Shape.brp", "Pad002.Shape.brp", "GuiDocument.xml"]
+        view = archive.read("GuiDocument.xml").decode()
+    shown = dict(re.findall(r'<ViewProvider name="(\w+)".*?<Bool value="(\w+)"', view))
+    assert [n for n, v in shown.items() if v == "true"] == ["Body", "Pad002"] and 'name="Body" expanded="1"' in view
+    assert float(re.search(r"height ([\d.]+)", view)[1]) == pytest.approx((40**2 + 22**2 + 8**2)**.5, rel=1e-3)
 
 
 GUI = """<Document><ViewProviderData Count="1"><ViewProvider name="Fillet"><Properties Count="2">
@@ -125,11 +140,15 @@ def test_a_persons_document_is_completed_without_a_byte_of_theirs_changed(tmp_pa
     changed = [a[16:21] for a, b in zip(parts.findall(theirs["Body"]), parts.findall(ours["Body"])) if a != b]
     assert changed == [b"Group", b'Tip" ']
     with zipfile.ZipFile(half) as a, zipfile.ZipFile(whole) as b:
-        assert a.namelist() == b.namelist()
+        assert [n for n in b.namelist() if n.endswith(".Shape.brp")] == ["Pocket001.Shape.brp", "Body001.Shape.brp", "Pad002.Shape.brp"]
+        assert b.namelist()[-1] == "GuiDocument.xml" and set(a.namelist()) <= set(b.namelist())
         assert all(a.read(n) == b.read(n) for n in a.namelist() if n.endswith(".brp"))
-        assert b.read("GuiDocument.xml").decode() == GUI.replace('Bool value="true"', 'Bool value="false"')
+        view, (before_view, after_view) = b.read("GuiDocument.xml").decode(), GUI.split("</ViewProviderData>")
+        hidden = before_view.replace('Bool value="true"', 'Bool value="false"').replace('Count="1"', 'Count="{}"', 1)
+        assert view.startswith(hidden.format(view.count("<ViewProvider "))) and view.endswith(after_view)
     said = check_in_freecad([half, whole], tmp_path)
     assert said[str(whole)]["errors"] == said[str(whole)]["unsolved"] == []
+    assert said[str(whole)]["stored_volume"] == pytest.approx(said[str(whole)]["volume"], rel=1e-6), "with the fillet"
     added = said[str(whole)]["volume"] - said[str(half)]["volume"]
     assert added == pytest.approx((build_solid(program).volume - before)*1e9, rel=1e-6)
     assert build_solid(read_history(whole, skip_dressings=True)).volume == pytest.approx(build_solid(program).volume, rel=1e-6)

@@ -186,16 +186,26 @@ def _fill_header(model, name, caption):
     header.SetOrganizationValue(1, string(""))
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #c008c16b
-def _write_step(shape, center, scale, path, name, caption=""):
-    "STEP AP214 in millimetres: the kernel's body (size 1) is moved to its place and scaled."
-    occ, place = load_occ(), load_occ().gp_Trsf()
+def _placed(shape, center, scale):
+    "The kernel's body (size 1), moved to its place and scaled to millimetres."
+    place = load_occ().gp_Trsf()
     factor, (x, y, z) = float(1000*scale), (float(c) for c in 1000*np.asarray(center))
     place.SetValues(factor, 0, 0, x, 0, factor, 0, y, 0, 0, factor, z)
+    return load_occ().BRepBuilderAPI_Transform(shape, place, True).Shape()
+
+@patch
+def exact_shape(self: Solid):
+    "OpenCascade's own shape, in millimetres; None where the part is made of triangles."
+    return None if self._shape is None else _placed(self._shape, self.center, self.scale)
+
+def _write_step(shape, center, scale, path, name, caption=""):
+    "STEP AP214 in millimetres."
+    occ = load_occ()
     writer = occ.STEPControl_Writer()
     settings = {"xstep.cascade.unit": "MM", "write.step.unit": "MM", "write.step.product.name": _step_text(name)}
     for key, value in settings.items(): occ.Interface_Static.SetCVal_s(key, value)
     occ.Interface_Static.SetIVal_s("write.surfacecurve.mode", 0)
-    writer.Transfer(occ.BRepBuilderAPI_Transform(shape, place, True).Shape(), occ.STEPControl_StepModelType.STEPControl_AsIs)
+    writer.Transfer(_placed(shape, center, scale), occ.STEPControl_StepModelType.STEPControl_AsIs)
     _fill_header(writer.Model(), name, caption)
     if writer.Write(str(path)) != occ.IFSelect_ReturnStatus.IFSelect_RetDone: raise GeometryError(f"{path}: OpenCascade could not write the file")
 

@@ -15,10 +15,12 @@ import numpy as np
 
 from ..cad.curves import CADFormatError, Frame
 from ..cad.program import CADProgram
+from ..geometry.brep import MOST_BREP
 from .bodies import BodyPlan, features_of, plan_more
 from .constraints import MILLIMETRES
 from .freecad_read import DocumentReader, document_bytes, document_xml, program_of, read_items, results_of
-from .freecad_write import Document, PartWriter, add_body, add_features
+from .freecad_view import gui_xml, view_provider
+from .freecad_write import Document, PartWriter, add_body, add_features, add_shape
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #f2669ff4
 @dataclass
@@ -116,11 +118,12 @@ def _body_planes(items, body):
     if set(planes) != {"XY", "XZ", "YZ"}: raise CADFormatError("has no origin planes to draw on; open and save it in FreeCAD 0.17 or later", body.name)
     return planes
 
-def _continue_body(editor, document, items, body, features, num_given):
-    "Append features to a body of the document."
+def _continue_body(editor, document, items, body, features, num_given, stored):
+    "Append features to a body of the document; `stored` gives the text of an object's shape."
     tip = (body.links("Tip") or [""])[0]
     features = [_local(f, body.placement()) for f in features]
     members = add_features(document, body.name, _body_planes(items, body), features, num_given, tip)
+    if tip in items and (base := stored(items[tip])): add_shape(document, members[-1:], features, base)
     whole = editor.need("Document/ObjectData/Object", body.name)
     path = "Document/ObjectData/Object/Properties/Property"
     group, moved = editor.need(path, "Group", whole), editor.need(path, "Tip", whole)
@@ -138,19 +141,28 @@ def _bodies_as_features(items, bodies):
         reader.body(body)
         yield features_of(program_of(reader.pushes))[0] if reader.pushes else []
 
-def _append_solids(document, results, features, num_given):
-    "Solids and booleans on top of what the document has."
+def _append_solids(document, results, features, num_given, stored):
+    "Solids and booleans on top of what the document has; the names of what they build on."
     writer = PartWriter(document, num_given)
     names = [r.name for r in results]
     whole = writer.boolean("MultiFuse", names, features[0]) if len(names) > 1 else names[0]
-    writer.write(features, whole)
+    result = writer.write(features, whole)
+    base = stored(results[0]) if len(results) == 1 and _is_at_rest(results[0]) else b""
+    if base: add_shape(document, [result], features, base)
+    return names
+
+def _is_at_rest(item):
+    "Whether an object was not moved."
+    position, rotation = item.placement()
+    return not position.any() and np.array_equal(rotation, np.eye(3))
 
 def append_features(
     data: bytes, # Document.xml
     items: dict, # its objects, name -> `Item`
     features: list, # of `Feature`, which follow what the document does
     num_given: int, # operations that the document does
-) -> tuple: # (Document.xml with further objects, names of the former tips, `BodyPlan`)
+    stored=lambda item: b"", # gives the text of the shape that the document holds of an object
+) -> tuple: # (Document.xml with further objects, names of what they replace in the view, `BodyPlan`, the further objects as a `Document`)
     "Add features to the text of a document."
     results = results_of(items)
     alone = all(r.kind == "PartDesign::Body" for r in results)
@@ -159,13 +171,13 @@ def append_features(
     plan = plan_more([fs for _, fs in bodies], features)
     editor, tips = TextEditor(data), []
     document = Document(taken={s.name for s in editor.spans})
-    if plan.is_part: _append_solids(document, results, features, num_given)
+    if plan.is_part: tips = _append_solids(document, results, features, num_given, stored)
     else:
         for (body, before), after in zip(bodies, plan.bodies):
-            if more := after[len(before):]: tips.append(_continue_body(editor, document, items, body, more, num_given))
+            if more := after[len(before):]: tips.append(_continue_body(editor, document, items, body, more, num_given, stored))
         for further in plan.bodies[len(bodies):]: add_body(document, further, num_given)
     _list_objects(editor, document)
-    return editor.result(), tips, plan
+    return editor.result(), tips, plan, document
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #f0ccd673
 def _list_objects(editor, document):
@@ -196,14 +208,46 @@ def _hide(gui: bytes, names) -> bytes:
         if found and b"</ViewProvider>" not in found[0]: gui = re.sub(pattern, rb'\1"false"', gui, count=1)
     return gui
 
-def _copy_archive(source, path, changed):
-    "Copy an archive with some members changed."
+def _shown(gui: bytes, document: Document, hidden: list) -> bytes:
+    "The view of a document with what was added to it, and without what that replaces."
+    try:
+        editor = TextEditor(_hide(gui, hidden))
+        providers = editor.need("Document/ViewProviderData")
+        editor.count(providers, len(document.visible))
+        editor.append(providers, "".join(view_provider(n, v) for n, v in document.visible.items()))
+        return editor.result()
+    except CADFormatError: return gui
+
+def _view_of(items: dict, document: Document, hidden: list) -> str:
+    "A view for a document that has none: its bodies and what was added."
+    bodies = {n: True for n, item in items.items() if item.kind == "PartDesign::Body"}
+    others = {n: item.flag("Visibility") and n not in hidden for n, item in items.items() if n not in bodies}
+    return gui_xml({**others, **bodies, **document.visible}, set(bodies), document.box())
+
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #d25b1442
+def _shape_reader(archive: zipfile.ZipFile):
+    "A function that gives the text of an object's shape, as far as an archive holds one."
+    def stored(item):
+        part = item.properties["Shape"].find("Part") if "Shape" in item.properties else None
+        name = part.get("file", "") if part is not None else ""
+        if not name.endswith(".brp") or name not in archive.namelist(): return b""
+        return archive.read(name) if archive.getinfo(name).file_size <= MOST_BREP else b""
+    return stored
+
+def _copy_archive(source, path, changed, shapes=(), view=""):
+    "Copy an archive with some members changed, further shapes before the view, and a view if it has none."
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         if sum(i.file_size for i in old.infolist()) > MAX_ARCHIVE: raise CADFormatError(f"unpacks to more than {MAX_ARCHIVE >> 30} GB", file=source)
+        def add_shapes():
+            for name, text in dict(shapes).items(): new.writestr(name, text)
         for info in old.infolist():
+            if info.filename == "GuiDocument.xml": add_shapes()
             with old.open(info) as f, new.open(zipfile.ZipInfo(info.filename, info.date_time), "w") as g:
                 if info.filename in changed: g.write(changed[info.filename](f.read()))
                 else: shutil.copyfileobj(f, g)
+        if "GuiDocument.xml" in old.namelist(): return
+        add_shapes()
+        if view: new.writestr("GuiDocument.xml", view)
 
 def continue_freecad(
     source: str | Path, # .FCStd that a person drew
@@ -214,7 +258,12 @@ def continue_freecad(
     "Write a copy of a document with the further operations of a history appended and marked; what is there stays as it is."
     data, items = document_bytes(source), read_items(document_xml(source))
     features = [f for f in features_of(program)[0] if f.number > num_given]
-    try: changed, tips, plan = append_features(data, items, features, num_given) if features else (data, [], BodyPlan())
+    if not features:
+        _copy_archive(source, path, {})
+        return BodyPlan()
+    try:
+        with zipfile.ZipFile(source) as archive: changed, tips, plan, more = append_features(data, items, features, num_given, _shape_reader(archive))
     except CADFormatError as e: raise CADFormatError(e.reason, e.field, source) from None
-    _copy_archive(source, path, {"Document.xml": lambda _: changed, "GuiDocument.xml": lambda gui: _hide(gui, tips)})
+    changes = {"Document.xml": lambda _: changed, "GuiDocument.xml": lambda gui: _shown(gui, more, tips)}
+    _copy_archive(source, path, changes, more.shapes, _view_of(items, more, tips))
     return plan

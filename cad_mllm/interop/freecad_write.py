@@ -6,8 +6,8 @@
 __all__ = ['ORIGIN_PLANES', 'ORIGIN_AXES', 'CONSTRAINT_CODES', 'NOTHING', 'EXTENSION', 'EXTENSIONS', 'TWO_LENGTHS', 'MARK',
            'BOOLEANS', 'BOOLEAN_NAMES', 'attributes', 'element', 'string', 'boolean', 'number', 'choice', 'link',
            'links', 'quaternion', 'placement', 'attachment', 'sketch_properties', 'Document', 'span_properties',
-           'feature_loops', 'add_origin', 'add_sketch', 'add_features', 'add_body', 'PartWriter', 'add_part',
-           'freecad_document', 'write_freecad']
+           'feature_loops', 'add_origin', 'add_sketch', 'add_features', 'add_shape', 'add_body', 'PartWriter',
+           'add_part', 'freecad_document', 'write_freecad']
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #b23640d9
 import math, re, zipfile
@@ -20,6 +20,7 @@ import numpy as np
 from ..cad.program import CADProgram
 from ..cad.curves import Frame
 from .bodies import BodyPlan, Feature, plan_bodies
+from .freecad_view import gui_xml, shape_text
 from .constraints import MILLIMETRES, Curve, constrain, curves_of
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #b9076721
@@ -144,10 +145,13 @@ EXTENSIONS = {"PartDesign::Body": "App::OriginGroupExtension", "App::Part": "App
 
 @dataclass
 class Document:
-    "The objects of a FreeCAD document in order: (type, name, properties); `taken` are names that it must not use."
+    "The objects of a FreeCAD document in order: (type, name, properties), what is shown of them, and their shapes; `taken` are names that it must not use."
     objects: list = field(default_factory=list)
     label: str = "part"
     taken: set = field(default_factory=set)
+    visible: dict = field(default_factory=dict) # name -> bool
+    shapes: dict = field(default_factory=dict) # name of the file in the archive -> text, in the order of the objects
+    boxes: list = field(default_factory=list) # of the shapes, (2, 3) mm each
 
     def new_name(self, base: str) -> str:
         "A name that no object has: Sketch, Sketch001, ..."
@@ -158,8 +162,8 @@ class Document:
     def add(self, kind: str, name: str, *properties, label: str = "", visible: bool = True) -> str:
         "Add an object under a free name, which is returned."
         name = self.new_name(name)
-        labels = [string("Label", label or name), boolean("Visibility", visible)]
-        self.objects.append((kind, name, [*properties, *labels]))
+        self.objects.append((kind, name, [*properties, string("Label", label or name)]))
+        self.visible[name] = visible
         return name
 
     def set(self, name: str, *properties):
@@ -185,13 +189,22 @@ class Document:
     def _data(self, kind, name, properties):
         extension = EXTENSIONS.get(kind, "")
         short = extension.split("::")[-1]
+        properties = [*properties, boolean("Visibility", self.visible[name])]
         extra = f'<Extensions Count="1"><Extension{attributes(type=extension, name=short)}></Extension></Extensions>' if extension else ""
         return (f'<Object{attributes(name=name)}{" Extensions=" + chr(34) + "True" + chr(34) if extension else ""}>{extra}'
                 f'<Properties Count="{len(properties)}" TransientCount="0">{"".join(properties)}</Properties></Object>\n')
 
+    def box(self):
+        "The corners (2, 3) in mm of everything that has a shape, or None."
+        return np.stack([np.min(self.boxes, axis=0)[0], np.max(self.boxes, axis=0)[1]]) if self.boxes else None
+
     def save(self, path):
-        "Write the archive."
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("Document.xml", self.xml())
+        "Write the archive; FreeCAD wants the shapes in the order of the objects, and the view after them."
+        holders = {name for kind, name, _ in self.objects if kind in ("PartDesign::Body", "App::Part")}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("Document.xml", self.xml())
+            for name, text in self.shapes.items(): archive.writestr(name, text)
+            archive.writestr("GuiDocument.xml", gui_xml(self.visible, holders, self.box()))
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #aba930aa
 TWO_LENGTHS = 4 # of a pad's or pocket's Type
@@ -218,8 +231,10 @@ def add_origin(
     document: Document,
 ) -> tuple: # (its name, {plane: name})
     "Add an origin with its axes and planes."
-    axes = [document.add("App::Line", f"{k}_Axis", string("Role", f"{k}_Axis"), placement("Placement", rotation=m)) for k, m in ORIGIN_AXES.items()]
-    planes = {k: document.add("App::Plane", f"{k}_Plane", string("Role", f"{k}_Plane"), placement("Placement", rotation=m)) for k, m in ORIGIN_PLANES.items()}
+    axes = [document.add("App::Line", f"{k}_Axis", string("Role", f"{k}_Axis"), placement("Placement", rotation=m), visible=False)
+            for k, m in ORIGIN_AXES.items()]
+    planes = {k: document.add("App::Plane", f"{k}_Plane", string("Role", f"{k}_Plane"), placement("Placement", rotation=m), visible=False)
+              for k, m in ORIGIN_PLANES.items()}
     return document.add("App::Origin", "Origin", links("OriginFeatures", [*axes, *planes.values()]), label="Origin", visible=False), planes
 
 def add_sketch(
@@ -261,9 +276,24 @@ def add_features(
         kind = "Pocket" if f.operation == "cut" else "Pad"
         label, description = _mark(f, num_given)
         chained = [link("Profile", sketches[key], "LinkSub"), link("BaseFeature", previous), link("_Body", body, "LinkHidden")]
-        previous = document.add(f"PartDesign::{kind}", kind, *chained, *span_properties(f), description, **label, visible=f is features[-1])
+        previous = document.add(f"PartDesign::{kind}", kind, *chained, *span_properties(f), description, **label, visible=False)
         members.append(previous)
+    document.visible[previous] = True
     return members
+
+def add_shape(
+    document: Document,
+    names: list, # of the objects that have it
+    features: list, # of `Feature`
+    base: bytes | None = None, # text of a shape in mm that they follow
+):
+    "Store the shape that features make, so that it is seen before FreeCAD computes it."
+    text, box = shape_text(features, base)
+    if not text: return
+    document.boxes.append(box)
+    for name in names:
+        document.shapes[f"{name}.Shape.brp"] = text
+        document.set(name, element("Shape", "Part::PropertyPartShape", f'<Part{attributes(file=f"{name}.Shape.brp")}/>'))
 
 def add_body(
     document: Document,
@@ -274,6 +304,7 @@ def add_body(
     body = document.add("PartDesign::Body", "Body")
     origin, planes = add_origin(document)
     members = add_features(document, body, planes, features, num_given)
+    add_shape(document, [body, members[-1]], features)
     document.set(body, links("Group", members), link("Tip", members[-1]), link("Origin", origin))
     return body
 
@@ -306,7 +337,7 @@ class PartWriter:
         "Objects joined, cut or intersected; the name of the result."
         label, description = _mark(feature, self.num_given)
         parts = [link("Base", operands[0]), link("Tool", operands[1])] if kind == "Cut" else [links("Shapes", operands)]
-        return self.add(f"Part::{kind}", BOOLEAN_NAMES[kind], *parts, description, **label)
+        return self.add(f"Part::{kind}", BOOLEAN_NAMES[kind], *parts, description, visible=False, **label)
 
     def write(self, features: list, result: str = "") -> str:
         "All features in order, on top of the object `result` if one is named; the name of the result."
@@ -318,6 +349,7 @@ class PartWriter:
             if len(tools) > 1: tools = [self.boolean("MultiFuse", tools, group[0])]
             result = self.boolean(kind, [result, *tools], group[0]) if result else tools[0]
         self.document.set(self.part, links("Group", self.members), link("Origin", self.origin))
+        if result in self.members: self.document.visible[result] = True
         return result
 
 def add_part(
@@ -326,7 +358,9 @@ def add_part(
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str: # the name of the result
     "Solids and booleans."
-    return PartWriter(document, num_given).write(features)
+    result = PartWriter(document, num_given).write(features)
+    if result: add_shape(document, [result], features)
+    return result
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #1ebe2580
 def freecad_document(
@@ -345,7 +379,7 @@ def write_freecad(
     path: str | Path, # file to write, .FCStd
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> BodyPlan: # how the history was dealt out to bodies
-    "Write a history as a FreeCAD document (0.20 and later); FreeCAD computes the shapes when it is recomputed."
+    "Write a history as a FreeCAD document (0.20 and later), with the shapes as far as OpenCascade gives them; FreeCAD computes them when it is recomputed."
     plan = plan_bodies(program)
     freecad_document(program, num_given, plan).save(path)
     return plan
