@@ -71,6 +71,7 @@ def find_circles(
 ) -> list: # of (u, v, radius, whether it is whole), the one with the most votes first
     "Find circles and arcs among points of walls."
     if len(points) < least: return []
+    span = np.ptp(points, axis=0).max()
     rng = np.random.default_rng(0)
     guesses = _guesses(points, normals, tolerance, rng)
     if not len(guesses): return []
@@ -83,6 +84,7 @@ def find_circles(
         if near.sum() < least: break
         circle = _fit_circle(points[near])
         on = free & _votes(circle[None], points, normals, tolerance)[0]
-        if on.sum() >= least: found.append((*map(float, circle), bool(_is_round(circle, points[on]))))
+        if on.sum() >= least and circle[2] < span:
+            found.append((*map(float, circle), bool(_is_round(circle, points[on]))))
         free &= ~(near | on)
     return found
