@@ -1,14 +1,21 @@
-"""What saving costs: how long training stands still, how fast a save, a proof and a restore are, how long a thousand checkpoints take to list, and what is left after hundreds of kills.
+"""What saving costs: how long training stands still, how fast a save, a proof and a restore are, how long a thousand
+checkpoints take to list, and what is left after hundreds of kills.
 
-usage: python benchmarks/checkpoint.py [stall] [rates] [listing] [kills] [others] [--quick] [--megabytes 350] [--rounds 5] [--threads N] [--checkpoints 1000] [--kills 200] [--dir FOLDER] [--out FILE.md]
+usage: python benchmarks/checkpoint.py [stall] [rates] [listing] [kills] [others] [--quick] [--megabytes 350] [--rounds
+5] [--threads N] [--checkpoints 1000] [--kills 200] [--dir FOLDER] [--out FILE.md]
 
-  stall     a training loop on the CPU saves in the background; against torch.save + fsync of the same state in the same loop
-  rates     save, verify and restore against the disk's sequential rate and the rate of SHA-256, measured in the same run, one after the other, round by round
-  listing   a folder of many checkpoints is listed and described; files opened are counted; then again with 5 ms added to every file operation
-  kills     SIGKILL at random moments of saving, replacing checkpoint-best, pruning and delivering; after each the newest checkpoint is loaded and everything verified
+  stall     a training loop on the CPU saves in the background; against torch.save + fsync of the same state in the same
+  loop
+  rates     save, verify and restore against the disk's sequential rate and the rate of SHA-256, measured in the same
+  run, one after the other, round by round
+  listing   a folder of many checkpoints is listed and described; files opened are counted; then again with 5 ms added
+  to every file operation
+  kills     SIGKILL at random moments of saving, replacing checkpoint-best, pruning and delivering; after each the
+  newest checkpoint is loaded and everything verified
   others    transformers.Trainer and accelerate under the same tests (benchmarks/guarantees.py)
 
-Without names all are run. --dir chooses the disk. Seconds depend on the machine; the ratios are between things measured side by side.
+Without names all are run. --dir chooses the disk. Seconds depend on the machine; the ratios are between things measured
+side by side.
 """
 import argparse
 import builtins
@@ -52,10 +59,13 @@ def timed(func, *args, **more):
 
 
 def table(head, rows):
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|"*len(head)] + [f"| {' | '.join(map(str, r))} |" for r in rows]) + "\n"
+    return "\n".join(
+        [f"| {' | '.join(head)} |", "|" + "---|"*len(head)] + [f"| {' | '.join(map(str, r))} |" for r in rows]
+    ) + "\n"
 
 
-# -- a state of a given size --------------------------------------------------------------------------------------------------------
+# -- a state of a given size
+# --------------------------------------------------------------------------------------------------------
 
 def big_model(megabytes):
     "A language model of the real class, fully trained, whose weights and two moments take so many megabytes."
@@ -64,8 +74,15 @@ def big_model(megabytes):
     config = recipe("tiny")[0]
     width, layers = 512, 6
     target = megabytes*1e6/12
-    make = lambda ffn: CADMLLMModel(replace(config, image_encoder_name="", point_encoder_name="", max_seq_length=256, llm_config=dict(
-        hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=8, head_dim=64)))
+    make = lambda ffn: CADMLLMModel(
+        replace(
+            config, image_encoder_name="", point_encoder_name="", max_seq_length=256,
+            llm_config=dict(
+                hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=8,
+                num_key_value_heads=8, head_dim=64
+            )
+        )
+    )
     small = sum(p.numel() for p in make(256).parameters())
     return make(max(64, 256 + int((target - small)/(layers*3*width))))
 
@@ -111,7 +128,8 @@ def plain_save(value, path):
 def remove(path): shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink(missing_ok=True)
 
 
-# -- stall ---------------------------------------------------------------------------------------------------------------------------
+# -- stall
+# ----------------------------------------------------------------------------------------------------------------------
 
 def reset_peak():
     "Forget the highest memory use so far; False where the system cannot."
@@ -122,12 +140,16 @@ def reset_peak():
 
 def memory(field):
     "A field of /proc/self/status in bytes."
-    return next(int(l.split()[1])*1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field + ":"))
+    return next(
+        int(l.split()[1])*1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field + ":")
+    )
 
 
 def stall(folder, args):
     from cad_mllm.checkpoints import Delivery
-    work, rows, size = Work(args.megabytes), {k: [] for k in ("sync", "ours", "plain call", "call", "lost", "memory")}, 0
+    work = Work(args.megabytes)
+    rows = {k: [] for k in ("sync", "ours", "plain call", "call", "lost", "memory")}
+    size = 0
     size, rounds = work.size(), args.rounds
     for _ in range(3): work.step()
     step = statistics.median(timed(work.step)[0] for _ in range(8))
@@ -142,7 +164,9 @@ def stall(folder, args):
             sync, _ = timed(plain_save, work.everything(), folder/"plain.pt")
             for _ in range(2): work.step()
             has_peak = reset_peak()
-            call, _ = timed(delivery.save, work.model, stage="s", step=i + 1, epoch=0, loss=1/(i + 1), trainer_state=work.state())
+            call, _ = timed(
+                delivery.save, work.model, stage="s", step=i + 1, epoch=0, loss=1/(i + 1), trainer_state=work.state()
+            )
             loop = sum(timed(work.step)[0] for _ in range(after))
             written, _ = timed(delivery.wait_written)
             used = memory("VmHWM") - level if has_peak else float("nan")
@@ -155,19 +179,42 @@ def stall(folder, args):
             rows["lost"].append(call + max(0.0, loop - alone) + extra)
             rows["memory"].append(used)
             delivery.flush()
-    ours = [timed(ck.save_checkpoint, work.model, folder/"direct", stage="s", step=i + 1, epoch=0, loss=1.0, trainer_state=work.state(), keep_last_n=1)[0] for i in range(min(3, rounds))]
+    ours = [
+        timed(
+            ck.save_checkpoint, work.model, folder/"direct", stage="s", step=i + 1, epoch=0, loss=1.0,
+            trainer_state=work.state(), keep_last_n=1
+        )[0]
+        for i in range(min(3, rounds))
+    ]
     def row(name, values, key=None):
-        times = statistics.median(a/b for a, b in zip(values, rows["sync"])) if key else statistics.median(values)/statistics.median(rows["sync"])
-        return name, f"{statistics.median(values):.3f}", f"{times:.2f}", f"{min(values):.3f}", f"{min(values)/min(rows['sync']):.2f}"
-    made = [row("torch.save + fsync, training waits", rows["sync"], "sync"), row("`Delivery.save`: training waits", rows["call"], "call"),
-            row("`Delivery.save`: waits, and what the steps lose while it is written", rows["lost"], "lost"), row("`save_checkpoint` without a background, training waits", ours)]
-    text = (f"Training stall for a save of {size/1e6:.0f} MB (weights and two moments), {rounds} rounds after a first one; a step takes {step:.3f} s on {torch.get_num_threads()} of {allotted_cpus()} processors; the copy to an output folder is in none:\n\n"
-            + table(("", "seconds, median", "times torch.save + fsync", "seconds, fastest", "times its fastest"), made)
-            + f"\nThe first save of a process waits {first:.2f} times as long as torch.save + fsync. Highest memory use while one is written, above the level before the first: {statistics.median(rows['memory'])/size:.2f} times the state.\n")
+        times = (
+            statistics.median(a/b for a, b in zip(values, rows["sync"])) if key
+            else statistics.median(values)/statistics.median(rows["sync"])
+        )
+        return (
+            name, f"{statistics.median(values):.3f}", f"{times:.2f}", f"{min(values):.3f}",
+            f"{min(values)/min(rows['sync']):.2f}"
+        )
+    made = [
+        row("torch.save + fsync, training waits", rows["sync"], "sync"),
+        row("`Delivery.save`: training waits", rows["call"], "call"),
+        row("`Delivery.save`: waits, and what the steps lose while it is written", rows["lost"], "lost"),
+        row("`save_checkpoint` without a background, training waits", ours)
+    ]
+    text = (
+        f"Training stall for a save of {size/1e6:.0f} MB (weights and two moments), {rounds} rounds after a first one; "
+        f"a step takes {step:.3f} s on {torch.get_num_threads()} of {allotted_cpus()} processors; the copy to an "
+        "output folder is in none:\n\n"
+        + table(("", "seconds, median", "times torch.save + fsync", "seconds, fastest", "times its fastest"), made)
+        + f"\nThe first save of a process waits {first:.2f} times as long as torch.save + fsync. Highest memory use "
+        f"while one is written, above the level before the first: {statistics.median(rows['memory'])/size:.2f} times "
+        "the state.\n"
+    )
     return text
 
 
-# -- rates ---------------------------------------------------------------------------------------------------------------------------
+# -- rates
+# ----------------------------------------------------------------------------------------------------------------------
 
 def evict(path):
     "Ask the kernel to forget what it remembers of a file, or of every file in a folder."
@@ -213,13 +260,19 @@ def rates(folder, args):
         found["SHA-256, one thread"] = len(data)/timed(lambda: hashlib.sha256(data).digest())[0]
         remove(raw)
         work.step()
-        seconds, path = timed(ck.save_checkpoint, work.model, folder/"run", stage="s", step=i + 1, epoch=0, loss=1.0, trainer_state=work.state())
+        seconds, path = timed(
+            ck.save_checkpoint, work.model, folder/"run", stage="s", step=i + 1, epoch=0, loss=1.0,
+            trainer_state=work.state()
+        )
         size = folder_size(path)
         found["save"] = size/seconds
         evict(path)
         checked, problems = timed(ck.verify_checkpoint, path)
         assert problems == []
-        found |= {"verify": size/checked, "save, then verify": size/(seconds + checked), "restore (verify, load, put back)": size/restore(path)}
+        found |= {
+            "verify": size/checked, "save, then verify": size/(seconds + checked),
+            "restore (verify, load, put back)": size/restore(path)
+        }
         if i:                                             # the first round warms up
             for k, v in found.items(): rows.setdefault(k, []).append(v)
     middle = {k: statistics.median(v) for k, v in rows.items()}
@@ -228,13 +281,29 @@ def rates(folder, args):
     share = lambda key, limit: f"{100*statistics.median(a/b for a, b in zip(rows[key], limit)):.0f}%"
     write = lambda key: wlimit if key.startswith("save") else rlimit
     best = lambda key: f"{100*max(rows[key])/max(write(key)):.0f}%"
-    made = [(k, f"{middle[k]/1e6:,.0f}", f"{min(rows[k])/1e6:,.0f} to {max(rows[k])/1e6:,.0f}", "", "") for k in list(middle)[:3]]
-    made += [(k, f"{middle[k]/1e6:,.0f}", f"{min(rows[k])/1e6:,.0f} to {max(rows[k])/1e6:,.0f}", share(k, write(k)), best(k)) for k in list(middle)[3:]]
-    return (f"Rates for {size/1e6:.0f} MB, {args.rounds} rounds after a first one; what is read was asked out of the page cache before:\n\n"
-            + table(("", "MB/s, median", "range", "share of the smaller of disk and SHA-256, median of rounds", "fastest of each"), made))
+    made = [
+        (k, f"{middle[k]/1e6:,.0f}", f"{min(rows[k])/1e6:,.0f} to {max(rows[k])/1e6:,.0f}", "", "")
+        for k in list(middle)[:3]
+    ]
+    made += [
+        (k, f"{middle[k]/1e6:,.0f}", f"{min(rows[k])/1e6:,.0f} to {max(rows[k])/1e6:,.0f}", share(k, write(k)), best(k))
+        for k in list(middle)[3:]
+    ]
+    return (
+        f"Rates for {size/1e6:.0f} MB, {args.rounds} rounds after a first one; what is read was asked out of the page "
+        "cache before:\n\n"
+        + table(
+            (
+                "", "MB/s, median", "range", "share of the smaller of disk and SHA-256, median of rounds",
+                "fastest of each"
+            ),
+            made
+        )
+    )
 
 
-# -- listing -------------------------------------------------------------------------------------------------------------------------
+# -- listing
+# ----------------------------------------------------------------------------------------------------------------------
 
 class Tiny:
     "A model of a few bytes."
@@ -266,8 +335,12 @@ class Opened:
 
 
 class Slow:
-    "Adds seconds to every operation on files: os.stat, lstat, open, scandir, listdir, access, read, write, rename, replace, remove, mkdir, link, fsync, DirEntry.stat, and open() twice, for opening and for reading."
-    names = ("stat", "lstat", "open", "scandir", "listdir", "access", "read", "write", "rename", "replace", "unlink", "remove", "mkdir", "rmdir", "link", "fsync")
+    """Adds seconds to every operation on files: os.stat, lstat, open, scandir, listdir, access, read, write, rename,
+    replace, remove, mkdir, link, fsync, DirEntry.stat, and open() twice, for opening and for reading."""
+    names = (
+        "stat", "lstat", "open", "scandir", "listdir", "access", "read", "write", "rename", "replace", "unlink",
+        "remove", "mkdir", "rmdir", "link", "fsync"
+    )
 
     def __init__(self, seconds): self.seconds, self.calls, self.lock = seconds, Counter(), threading.Lock()
 
@@ -317,7 +390,10 @@ def make_many(folder, num):
     "A run with so many checkpoints, in three stages, as `save_checkpoint` leaves them."
     kept, ck.DISK = ck.DISK, Quick()
     try:
-        template = ck.save_checkpoint(Tiny(), folder/"template", stage="s", step=1, epoch=0, loss=1.0, trainer_state={"position": 1}, is_best=False)
+        template = ck.save_checkpoint(
+            Tiny(), folder/"template", stage="s", step=1, epoch=0, loss=1.0, trainer_state={"position": 1},
+            is_best=False
+        )
         metadata = ck.read_record(template).metadata
         for i in range(num):
             stage, step = f"stage{1 + 3*i//num}_text", 100*(i + 1)
@@ -363,15 +439,34 @@ def list_twice(folder, seconds):
 def listing(folder, args):
     rows, notes, run = [], [], make_many(folder, args.checkpoints)
     for delay in (0, .005):
-        for which, (seconds, num, opened, names, calls) in zip(("first", "second"), in_fresh_process(list_twice, run, delay)):
-            rows.append((f"{which} listing" + (f", {1000*delay:.0f} ms a call" if delay else ""), f"{seconds:.2f}", f"{opened/num:.2f}", f"{sum(calls.values())/num:.1f}" if delay else ""))
-            if which == "first" and not delay: notes.append(f"{num:,} checkpoints in three stages; opened: " + ", ".join(f"{k} {v:,}" for k, v in sorted(names.items(), key=lambda x: -x[1])[:4]))
-            if which == "first" and delay: notes.append("delayed calls of the first listing: " + ", ".join(f"{k} {v:,}" for k, v in sorted(calls.items(), key=lambda x: -x[1])))
-    return ("Listing and describing (`list_checkpoints` and `format_checkpoints`), each row pair in a fresh process:\n\n" + table(("", "seconds", "files opened a checkpoint", "delayed calls a checkpoint"), rows)
-            + "\n" + "\n".join(f"- {n}" for n in notes) + f"\n- the delay is added to {Slow.__doc__.split(': ', 1)[1]}\n")
+        for which, (seconds, num, opened, names, calls) in zip(
+            ("first", "second"), in_fresh_process(list_twice, run, delay)
+        ):
+            rows.append(
+                (
+                    f"{which} listing" + (f", {1000*delay:.0f} ms a call" if delay else ""), f"{seconds:.2f}",
+                    f"{opened/num:.2f}", f"{sum(calls.values())/num:.1f}" if delay else ""
+                )
+            )
+            if which == "first" and not delay:
+                notes.append(
+                    f"{num:,} checkpoints in three stages; opened: "
+                    + ", ".join(f"{k} {v:,}" for k, v in sorted(names.items(), key=lambda x: -x[1])[:4])
+                )
+            if which == "first" and delay:
+                notes.append(
+                    "delayed calls of the first listing: "
+                    + ", ".join(f"{k} {v:,}" for k, v in sorted(calls.items(), key=lambda x: -x[1]))
+                )
+    return (
+        "Listing and describing (`list_checkpoints` and `format_checkpoints`), each row pair in a fresh process:\n\n"
+        + table(("", "seconds", "files opened a checkpoint", "delayed calls a checkpoint"), rows) + "\n"
+        + "\n".join(f"- {n}" for n in notes) + f"\n- the delay is added to {Slow.__doc__.split(': ', 1)[1]}\n"
+    )
 
 
-# -- kills ---------------------------------------------------------------------------------------------------------------------------
+# -- kills
+# ----------------------------------------------------------------------------------------------------------------------
 
 SLOT, SLOTS = 48, 8
 
@@ -410,8 +505,11 @@ class Phases:
 
     def watch(self):
         "Wrap what saving is made of; called in the child."
-        for attribute, name in (("list_checkpoints", "listing"), ("publish", "writing"), ("seal", "sealing (fsync, hashes, manifest)"), ("_take_name", "giving the final name"),
-                                ("update_best", "replacing checkpoint-best"), ("prune_checkpoints", "pruning"), ("clean_temporaries", "cleaning")):
+        for attribute, name in (
+            ("list_checkpoints", "listing"), ("publish", "writing"), ("seal", "sealing (fsync, hashes, manifest)"),
+            ("_take_name", "giving the final name"), ("update_best", "replacing checkpoint-best"),
+            ("prune_checkpoints", "pruning"), ("clean_temporaries", "cleaning")
+        ):
             self.wrap(ck, attribute, name)
         kept = ck.update_best
         def update_best(*args, **more):                   # what happens inside is part of replacing the best
@@ -423,8 +521,11 @@ class Phases:
                 for n, f in saved.items(): setattr(ck, n, f)
         ck.update_best = update_best
         delivery = ck
-        for attribute, name in (("copy", "delivering: copying"), ("sha256", "delivering: reading back"), ("rename", "delivering: renaming"), ("write", "delivering: manifest"),
-                                ("remove", "delivering: removing old ones"), ("link", "delivering: checkpoint-best")):
+        for attribute, name in (
+            ("copy", "delivering: copying"), ("sha256", "delivering: reading back"), ("rename", "delivering: renaming"),
+            ("write", "delivering: manifest"), ("remove", "delivering: removing old ones"),
+            ("link", "delivering: checkpoint-best")
+        ):
             self.wrap(delivery.OutputFolder, attribute, name)
 
     plain = {n: getattr(ck, n) for n in ("publish", "seal", "_take_name", "clean_temporaries")}
@@ -441,7 +542,10 @@ def check(places, finished, best_of):
     wrong, newest, bests = [], None, []
     for place in places:
         for folder in visible(place):
-            if problems := ck.verify_checkpoint(folder): wrong.append(f"half-written under a final name: {folder.relative_to(Path(place).parent)}: {problems[0]}")
+            if problems := ck.verify_checkpoint(folder):
+                wrong.append(
+                    f"half-written under a final name: {folder.relative_to(Path(place).parent)}: {problems[0]}"
+                )
         records = ck.list_checkpoints(place) if Path(place).exists() else []
         bests += [b for b in [ck.best_checkpoint(records)] if b]
         path = ck.latest_checkpoint(place, quiet=True) if records else None
@@ -451,7 +555,8 @@ def check(places, finished, best_of):
     model = Tiny()
     try: loaded = ck.load_checkpoint(path, model, quiet=True)
     except ck.CheckpointError as e: return wrong + [f"the newest does not load: {e}"], step
-    if model.tensor.unique().tolist() != [step] or loaded.trainer_state["moments"].unique().tolist() != [step]: wrong.append("the newest mixes two saves")
+    if model.tensor.unique().tolist() != [step] or loaded.trainer_state["moments"].unique().tolist() != [step]:
+        wrong.append("the newest mixes two saves")
     if step < finished: wrong.append(f"a finished save is gone: step {finished} was saved, {step} is the newest")
     if not bests: wrong.append("the best is gone")
     elif max(b.step for b in bests) < best_of: wrong.append(f"the best of step {best_of} is gone")
@@ -465,7 +570,10 @@ def save_one(output, step, size, delivery=None):
     "Step `step`, every third one the best so far."
     state = {"position": step, "moments": torch.full((size,), float(step))}
     more = dict(stage="stage1_text", step=step, epoch=0, loss=1/step, trainer_state=state, is_best=is_best(step))
-    return delivery.save(Tiny(step, size), **more) if delivery else ck.save_checkpoint(Tiny(step, size), output, keep_last_n=2, **more)
+    return (
+        delivery.save(Tiny(step, size), **more) if delivery
+        else ck.save_checkpoint(Tiny(step, size), output, keep_last_n=2, **more)
+    )
 
 
 def saver(output, local, step, size, phases, pipe):
@@ -494,7 +602,10 @@ def clean_after(output, local, step, size):
             save_one(output, step, size, delivery)
             if not delivery.flush(60): return ["not delivered within a minute"]
     left = [p.name for place in (output, local) if place for p in Path(place).rglob(".*") if ck._HIDDEN.match(p.name)]
-    found = [] if (output/"stage1_text"/ck.BEST).exists() and ck.verify_checkpoint(output/"stage1_text"/ck.BEST) == [] else ["checkpoint-best is missing or broken after the next save"]
+    found = (
+        [] if (output/"stage1_text"/ck.BEST).exists() and ck.verify_checkpoint(output/"stage1_text"/ck.BEST) == []
+        else ["checkpoint-best is missing or broken after the next save"]
+    )
     return found + ([f"left behind: {left[0]}"] if left else [])
 
 
@@ -514,7 +625,8 @@ def kill_loop(folder, num, size, local, seed):
         os.close(write)
         os.read(read, 1)                                  # the first save has begun
         time.sleep(draw.uniform(0, longest))
-        if done % 2 and counts:                           # every other kill waits for a phase, so that short ones are struck too
+        # every other kill waits for a phase, so that short ones are struck too
+        if done % 2 and counts:
             phases.wait_for(draw.choice(sorted(counts)), 1.0)
             time.sleep(draw.uniform(0, .001))
         os.kill(pid, signal.SIGKILL)
@@ -528,7 +640,9 @@ def kill_loop(folder, num, size, local, seed):
         if len(finished) < 2: longest = min(longest*1.1, 3)   # so that one to three saves are usual
         elif len(finished) > 3: longest *= .9
         saved.update(finished)
-        found, newest = in_fresh_process(check, [p for p in (output, local) if p], max(saved), max(s for s in saved if is_best(s)))
+        found, newest = in_fresh_process(
+            check, [p for p in (output, local) if p], max(saved), max(s for s in saved if is_best(s))
+        )
         wrong += found
         if where:
             done += 1
@@ -539,28 +653,41 @@ def kill_loop(folder, num, size, local, seed):
             step += 1
             wrong += (left := in_fresh_process(clean_after, output, local, step, size))
             if not left: saved.add(step)
-        if (found or done % 25 == 0) and where: say(f"  {done} kills, {len(wrong)} faults{': ' + found[0] if found else ''}")
+        if (found or done % 25 == 0) and where:
+            say(f"  {done} kills, {len(wrong)} faults{': ' + found[0] if found else ''}")
     wrong += in_fresh_process(clean_after, output, local, step + 1, size)
     return counts, wrong, done, idle
 
 
 def kills(folder, args):
     rows, faults, total = [], [], 0
-    plans = [("save_checkpoint", args.kills - args.kills//3, None), ("Delivery, in the background", args.kills//3, "local")]
+    plans = [
+        ("save_checkpoint", args.kills - args.kills//3, None), ("Delivery, in the background", args.kills//3, "local")
+    ]
     for name, num, local in plans:
         (folder/name.split(",")[0]).mkdir()
         place = folder/name.split(",")[0]
-        counts, wrong, done, idle = kill_loop(place, num, 200_000 if not args.quick else 20_000, place/local if local else None, seed=len(rows))
+        counts, wrong, done, idle = kill_loop(
+            place, num, 200_000 if not args.quick else 20_000, place/local if local else None, seed=len(rows)
+        )
         total += done
         faults += wrong
-        rows += [(name, phase, n) for phase, n in counts.most_common()] + ([(name, "(between two saves: not counted as a kill)", idle)] if idle else [])
-    text = (f"{total} processes killed by SIGKILL while they saved (2 MB each time, two kept, every third one the best). After each kill every folder with a final name was verified and the newest loaded; every fifth time another save "
-            "followed and left-overs were looked for. A kill can strike several threads:\n\n" + table(("saving by", "what a thread was doing when it died", "times"), rows)
-            + f"\n{len(faults)} faults" + (":\n\n" + "\n".join(f"- {f}" for f, _ in Counter(faults).most_common(10)) if faults else ".") + "\n")
+        rows += [(name, phase, n) for phase, n in counts.most_common()] + (
+            [(name, "(between two saves: not counted as a kill)", idle)] if idle else []
+        )
+    text = (
+        f"{total} processes killed by SIGKILL while they saved (2 MB each time, two kept, every third one the best). "
+        "After each kill every folder with a final name was verified and the newest loaded; every fifth time another "
+        "save "
+        "followed and left-overs were looked for. A kill can strike several threads:\n\n"
+        + table(("saving by", "what a thread was doing when it died", "times"), rows) + f"\n{len(faults)} faults"
+        + (":\n\n" + "\n".join(f"- {f}" for f, _ in Counter(faults).most_common(10)) if faults else ".") + "\n"
+    )
     return text
 
 
-# -- all -----------------------------------------------------------------------------------------------------------------------------
+# -- all
+# ----------------------------------------------------------------------------------------------------------------------
 
 def others(folder, args):
     import guarantees
@@ -582,14 +709,17 @@ def main():
     parser.add_argument("--dir", type=Path, help="work in a temporary folder below this one; default: the system's")
     parser.add_argument("--out", type=Path, help="append nothing, replace this file with the tables")
     args = parser.parse_args()
-    if unknown := set(args.sections) - set(SECTIONS): parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
-    if args.quick: args.megabytes, args.rounds, args.checkpoints = min(args.megabytes, 30), 2, min(args.checkpoints, 100)
+    if unknown := set(args.sections) - set(SECTIONS):
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
+    if args.quick:
+        args.megabytes, args.rounds, args.checkpoints = min(args.megabytes, 30), 2, min(args.checkpoints, 100)
     args.kills = args.kills or (24 if args.quick else 210)
     if args.threads: torch.set_num_threads(args.threads)
     made = []
     for name in args.sections or SECTIONS:
         say(f"{name} ...")
-        with tempfile.TemporaryDirectory(dir=args.dir) as folder: seconds, text = timed(SECTIONS[name], Path(folder), args)
+        with tempfile.TemporaryDirectory(dir=args.dir) as folder:
+            seconds, text = timed(SECTIONS[name], Path(folder), args)
         made.append(f"## {name}\n\n{text}")
         print(f"\n{made[-1]}", flush=True)
         say(f"  {seconds:.0f} s")

@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""The Colab notebook, cell by cell, as a fresh runtime meets it: `colab.py` writes benchmarks/results/colab.md; `--store` also stores the outputs in the notebook.
+"""The Colab notebook, cell by cell, as a fresh runtime meets it: `colab.py` writes benchmarks/results/colab.md;
+`--store` also stores the outputs in the notebook.
 
-A pretended `google.colab` mounts an ordinary folder as the Drive. The runtime is a fresh virtual environment that sees the packages of this one, as Colab's has torch and its kin, but not cad_mllm:
-the notebook installs it from a wheel in the Drive. What Colab does not have (OpenCascade, Manifold) is installed first, and counted.
+A pretended `google.colab` mounts an ordinary folder as the Drive. The runtime is a fresh virtual environment that sees
+the packages of this one, as Colab's has torch and its kin, but not cad_mllm:
+the notebook installs it from a wheel in the Drive. What Colab does not have (OpenCascade, Manifold) is installed first,
+and counted.
 """
 import argparse
 import base64
@@ -33,11 +36,24 @@ def fresh_runtime(home):
     "A virtual environment and a Drive with a wheel in it; its python, and the seconds that the missing packages took."
     drive = home/"content"/"drive"/"MyDrive"/"CAD-MLLM"
     drive.mkdir(parents=True)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(drive), str(ROOT)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(drive), str(ROOT)],
+        check=True
+    )
     subprocess.run([sys.executable, "-m", "venv", str(home/"venv")], check=True)
     python = home/"venv"/"bin"/"python"
-    site = Path(subprocess.run([str(python), "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True).stdout.strip())
-    (site/"colab.pth").write_text(subprocess.run([sys.executable, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True).stdout)
+    site = Path(
+        subprocess.run(
+            [str(python), "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True,
+            check=True
+        ).stdout.strip()
+    )
+    (site/"colab.pth").write_text(
+        subprocess.run(
+            [sys.executable, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True,
+            check=True
+        ).stdout
+    )
     package = site/"google"/"colab"
     package.mkdir(parents=True)
     (package/"__init__.py").touch()
@@ -45,7 +61,10 @@ def fresh_runtime(home):
     (package/"output.py").write_text("def register_callback(name, func): pass\n")
     began = time.monotonic()
     wanted = [f"{name}=={version(name)}" for name in MISSING]
-    subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", "--no-cache-dir", *wanted], check=True)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", "--no-cache-dir", *wanted],
+        check=True
+    )
     return python, time.monotonic() - began
 
 
@@ -53,12 +72,24 @@ def run(home, python):
     "Execute the notebook there; the notebook with outputs and times."
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
-        cell.source = cell.source.replace('"/content', f'"{home}/content').replace("\nMAX_STEPS = 0 ", f"\nMAX_STEPS = {MAX_STEPS} ")
+        cell.source = cell.source.replace('"/content', f'"{home}/content').replace(
+            "\nMAX_STEPS = 0 ", f"\nMAX_STEPS = {MAX_STEPS} "
+        )
     kernel = home/"data"/"kernels"/"runtime"
     kernel.mkdir(parents=True)
-    (kernel/"kernel.json").write_text(json.dumps(dict(argv=[str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="runtime", language="python")))
+    (kernel/"kernel.json").write_text(
+        json.dumps(
+            dict(
+                argv=[str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="runtime",
+                language="python"
+            )
+        )
+    )
     os.environ.update(JUPYTER_DATA_DIR=str(home/"data"), PYTHONPATH="", IPYTHONDIR=str(home/"ipython"))
-    NotebookClient(notebook, timeout=3000, kernel_name="runtime", store_widget_state=False, resources={"metadata": {"path": str(home)}}).execute()
+    NotebookClient(
+        notebook, timeout=3000, kernel_name="runtime", store_widget_state=False,
+        resources={"metadata": {"path": str(home)}}
+    ).execute()
     return notebook
 
 
@@ -70,28 +101,41 @@ def table(notebook, home, install):
     lines, begins = [], None
     for cell in notebook.cells:
         if cell.cell_type != "code" or "execution" not in cell.metadata: continue
-        began, ended = moment(cell.metadata["execution"]["iopub.execute_input"]), moment(cell.metadata["execution"]["shell.execute_reply"])
+        began = moment(cell.metadata["execution"]["iopub.execute_input"])
+        ended = moment(cell.metadata["execution"]["shell.execute_reply"])
         begins = begins or began
-        title = next((line.removeprefix("#@title ") for line in cell.source.splitlines() if line.startswith("#@title")), "")
+        title = next(
+            (line.removeprefix("#@title ") for line in cell.source.splitlines() if line.startswith("#@title")), ""
+        )
         lines.append(f"| {title} | {(ended - began).total_seconds():.1f} |")
     first = json.loads(next(home.rglob("metrics.jsonl")).read_text().splitlines()[0])
     until = datetime.fromisoformat(first["time"]).timestamp() - begins.timestamp() + install
-    return "\n".join(["| cell | seconds |", "|---|---|", f"| {' and '.join(MISSING)}, which Colab lacks | {install:.1f} |", *lines, "",
-                      f"From a fresh runtime to the first step of the training: {until:.0f} s, on {allotted_cpus()} CPU cores without a GPU, {datetime.now():%Y-%m-%d}, tiny recipe, 400 synthetic parts, {MAX_STEPS} steps."]) + "\n"
+    return "\n".join(
+        [
+            "| cell | seconds |", "|---|---|", f"| {' and '.join(MISSING)}, which Colab lacks | {install:.1f} |",
+            *lines, "",
+            f"From a fresh runtime to the first step of the training: {until:.0f} s, on {allotted_cpus()} CPU cores "
+            f"without a GPU, {datetime.now():%Y-%m-%d}, tiny recipe, 400 synthetic parts, {MAX_STEPS} steps."
+        ]
+    ) + "\n"
 
 
 def compact(outputs):
     "What a reader sees in the end: printed text in one piece, of a progress bar its last state, of pip its last line."
     text = "".join("".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stdout")
     lines = [line.rstrip("\r ").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
-    if any(line.startswith("Successfully installed") for line in lines): lines = ["Successfully installed cad-mllm", lines[-2]]
+    if any(line.startswith("Successfully installed") for line in lines):
+        lines = ["Successfully installed cad-mllm", lines[-2]]
     told = "".join(f"{line}\n" for line in lines if line)
-    return ([dict(output_type="stream", name="stdout", text=told)] if told else []) + [o for o in outputs if o["output_type"] != "stream"]
+    return (
+        [dict(output_type="stream", name="stdout", text=told)] if told else []
+    ) + [o for o in outputs if o["output_type"] != "stream"]
 
 
 def store(notebook, home):
     "Keep the outputs in the notebook of the repository, under Colab's paths; the panel's are pictures of it."
-    kept, picture = nbformat.read(NOTEBOOK, as_version=4), base64.b64encode((ROOT/"nbs"/"images"/"panel.png").read_bytes()).decode()
+    kept = nbformat.read(NOTEBOOK, as_version=4)
+    picture = base64.b64encode((ROOT/"nbs"/"images"/"panel.png").read_bytes()).decode()
     for cell, ran in zip(kept.cells, notebook.cells):
         if cell.cell_type != "code": continue
         text = json.dumps(ran.outputs).replace(str(home/"content"), "/content").replace(str(home), "/content")

@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
-"""Begun parts that nobody trained on, completed by a model: what the whole shares with the designer's, beside copying the beginning.
+"""Begun parts that nobody trained on, completed by a model: what the whole shares with the designer's, beside copying
+the beginning.
 
-    python benchmarks/completion.py [CHECKPOINT] [--num 20] [--candidates 8] [--sets procedural,omni,deepcad,cadprompt] [--out benchmarks/results/completion.md]
+    python benchmarks/completion.py [CHECKPOINT] [--num 20] [--candidates 8] [--sets procedural,omni,deepcad,cadprompt]
+    [--out benchmarks/results/completion.md]
 
-CHECKPOINT is `small`, a folder, or user/model. Of each history the first half of its extrudes is given; histories of one extrude are not drawn. Procedural parts are held-out ones of the stream; real ones are
-read where OMNI_CAD_ROOT and CAD_DATA_ROOT say. Rows: the beginning alone; beginning and caption (procedural parts only, real ones have none here); beginning and points of the whole.
+CHECKPOINT is `small`, a folder, or user/model. Of each history the first half of its extrudes is given; histories of
+one extrude are not drawn. Procedural parts are held-out ones of the stream; real ones are
+read where OMNI_CAD_ROOT and CAD_DATA_ROOT say. Rows: the beginning alone; beginning and caption (procedural parts only,
+real ones have none here); beginning and points of the whole.
 
-  next right    share of parts whose first new extrude is of the designer's kind (join, cut, new), with as many loops, and shares half of its volume or more with what the designer's next one adds or takes away
+  next right    share of parts whose first new extrude is of the designer's kind (join, cut, new), with as many loops,
+  and shares half of its volume or more with what the designer's next one adds or takes away
   IoU           of the whole with the designer's whole; a part that is not built counts as its beginning does
-  agreement     the candidate that agrees most with the others is kept; likelihood: the likeliest; points: the one that fits the points best
+  agreement     the candidate that agrees most with the others is kept; likelihood: the likeliest; points: the one that
+  fits the points best
 """
 import argparse
 from pathlib import Path
@@ -36,7 +42,8 @@ def ends(program):
 def cases(name, num):
     "(beginning, whole, caption) of parts that build."
     found = []
-    if name == "procedural": source = ((p.program, p.caption) for p in (realistic_part(HELD_OUT, 9000 + i) for i in range(100*num)))
+    if name == "procedural":
+        source = ((p.program, p.caption) for p in (realistic_part(HELD_OUT, 9000 + i) for i in range(100*num)))
     else: source = ((path, "") for path in files_of(name))
     for history, caption in source:
         if len(found) == num: break
@@ -95,14 +102,20 @@ def rows_of(model, name, parts, candidates):
     yield f"| {name} | {len(parts)} | copy the beginning | - | {copied.mean():.3f} | {np.median(copied):.3f} | - |"
     bare = [dict(partial_json=partial) for partial, _, _ in parts]
     told = [dict(partial_json=partial, caption=caption) for partial, _, caption in parts]
-    seen = [dict(partial_json=partial, point_cloud=build_solid(whole, KERNEL).points(2048)) for partial, whole, _ in parts]
+    seen = [
+        dict(partial_json=partial, point_cloud=build_solid(whole, KERNEL).points(2048)) for partial, whole, _ in parts
+    ]
     ways = [("beginning", bare, "likelihood"), ("beginning", bare, "agreement")]
-    if all(caption for _, _, caption in parts): ways += [("beginning, caption", told, "likelihood"), ("beginning, caption", told, "agreement")]
+    if all(caption for _, _, caption in parts):
+        ways += [("beginning, caption", told, "likelihood"), ("beginning, caption", told, "agreement")]
     ways += [("beginning, points", seen, "agreement"), ("beginning, points", seen, "input")]
     for given, asked, best in ways:
         shared, right = judge(complete_all(model, asked, candidates, best=best), parts)
         chosen = "points" if best == "input" else best
-        yield f"| {name} | {len(parts)} | {given} | {chosen} | {shared.mean():.3f} | {np.median(shared):.3f} | {100*right.mean():.0f}% |"
+        yield (
+            f"| {name} | {len(parts)} | {given} | {chosen} | {shared.mean():.3f} | {np.median(shared):.3f} | "
+            f"{100*right.mean():.0f}% |"
+        )
 
 
 def main():
@@ -121,7 +134,10 @@ def main():
         for line in rows_of(model, name, parts, args.candidates) if parts else ():
             lines.append(line)
             print(line, flush=True)
-    head = f"{args.candidates} candidates, half of the extrudes given; what the columns mean stands in `benchmarks/completion.py`.\n\n"
+    head = (
+        f"{args.candidates} candidates, half of the extrudes given; what the columns mean stands in "
+        "`benchmarks/completion.py`.\n\n"
+    )
     if args.out: Path(args.out).write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,25 +1,37 @@
 """What reading data costs: indexing and opening again, folder against shards, and the rate at which batches can be fed.
 
-usage: python benchmarks/data.py [--only index,read,feed] [--sizes 1000,10000,100000] [--jobs 0] [--designs 300] [--work DIR] [--seconds 6] [--quick] [--out FILE.md]
+usage: python benchmarks/data.py [--only index,read,feed] [--sizes 1000,10000,100000] [--jobs 0] [--designs 300] [--work
+DIR] [--seconds 6] [--quick] [--out FILE.md]
 
-A run of one part (--only) or of one size replaces these sections and rows of --out and leaves the others; every row has its own baseline, measured just before.
+A run of one part (--only) or of one size replaces these sections and rows of --out and leaves the others; every row has
+its own baseline, measured just before.
 
-Index. N pairs (a beginning and its whole) are laid out as files: the histories of the synthetic families with five beginnings each, every file written on its own under its own id.
-  json baseline   every file is opened and parsed by the standard json module, in this process, one by one; nothing is checked
-  index           MultimodalAutocompleteDataset(ROOT, index_path=...) for the first time: every pair read, checked and encoded, by --jobs processes
-  reopen          the same call again, which reads the index file; `files asked` counts calls of os.stat, os.scandir and open on the data meanwhile
+Index. N pairs (a beginning and its whole) are laid out as files: the histories of the synthetic families with five
+beginnings each, every file written on its own under its own id.
+  json baseline   every file is opened and parsed by the standard json module, in this process, one by one; nothing is
+  checked
+  index           MultimodalAutocompleteDataset(ROOT, index_path=...) for the first time: every pair read, checked and
+  encoded, by --jobs processes
+  reopen          the same call again, which reads the index file; `files asked` counts calls of os.stat, os.scandir and
+  open on the data meanwhile
   changed         again after one file was added: signatures of all files are compared, and what is new is read
   open packed     MultimodalAutocompleteDataset(SHARDS): what `cad-mllm pack` wrote, with no index kept by the reader
 Every column beside the baseline also says how many times the baseline's time it takes (below 1 is faster).
 
-Folder against shards. --designs parts with eight pictures and a cloud, all modalities drawn, samples visited in the order of an epoch, by one process without a cache of encoded histories, so that every sample reads its files. Samples a second:
+Folder against shards. --designs parts with eight pictures and a cloud, all modalities drawn, samples visited in the
+order of an epoch, by one process without a cache of encoded histories, so that every sample reads its files. Samples a
+second:
   warm            after one pass
-  cold            the kernel's cache of the files dropped before the pass (all caches where the system permits it, else file by file with posix_fadvise)
-  5 ms            each call that opens a file or asks for its status sleeps 5 ms first (open, os.open, os.stat), as on a far disk; reading costs nothing extra
+  cold            the kernel's cache of the files dropped before the pass (all caches where the system permits it, else
+  file by file with posix_fadvise)
+  5 ms            each call that opens a file or asks for its status sleeps 5 ms first (open, os.open, os.stat), as on a
+  far disk; reading costs nothing extra
   5 ms, reads     and each read of file content too, of which shards need one a sample
-"decode only" is the rate with the bytes already in memory: no form can be faster, and where both come near it, the disk is not what takes the time. The same in brackets for histories alone (text only), where there is little to decode.
+"decode only" is the rate with the bytes already in memory: no form can be faster, and where both come near it, the disk
+is not what takes the time. The same in brackets for histories alone (text only), where there is little to decode.
 
-Feed. Packed batches of 16 samples from shards (warm), with 0, 1 and 2 reader processes, with all modalities and with text only, encoded histories cached as in training.
+Feed. Packed batches of 16 samples from shards (warm), with 0, 1 and 2 reader processes, with all modalities and with
+text only, encoded histories cached as in training.
 """
 import sys
 import argparse
@@ -56,7 +68,13 @@ def histories(num):
     while len(out) < num:
         program, _ = FAMILIES[names[i % len(names)]](np.random.default_rng([11, i]))
         i += 1
-        if len(program) > 1: out.append((json.dumps(program.to_json()), [json.dumps(program.truncate(k).to_json()) for k in truncation_counts(len(program))]))
+        if len(program) > 1:
+            out.append(
+                (
+                    json.dumps(program.to_json()),
+                    [json.dumps(program.truncate(k).to_json()) for k in truncation_counts(len(program))]
+                )
+            )
     return out
 
 
@@ -73,20 +91,27 @@ def write_pairs(root, num_pairs, kinds):
         pairs += len(cuts)
         design += 1
     Path(root, "txt").mkdir()
-    Path(root, "txt", "0000.json").write_text(json.dumps([{"id": f"{d//1000:04d}/{d:08d}_00001", "text caption": f"A part, number {d}."} for d in range(design)]))
+    Path(root, "txt", "0000.json").write_text(
+        json.dumps(
+            [{"id": f"{d//1000:04d}/{d:08d}_00001", "text caption": f"A part, number {d}."} for d in range(design)]
+        )
+    )
     return pairs
 
 
 def age(root):
     "As if it had been written a minute ago: a folder changed within two seconds is looked at again."
     for folder, _, names in os.walk(root):
-        for f in [folder, *(os.path.join(folder, n) for n in names if "/txt" in folder)]: os.utime(f, (time.time() - 60,)*2)
+        for f in [folder, *(os.path.join(folder, n) for n in names if "/txt" in folder)]:
+            os.utime(f, (time.time() - 60,)*2)
 
 
 @contextlib.contextmanager
 def calls(root, delay=0.0, reads=0.0):
-    "Count and delay file calls below `root`: open, os.open, os.stat, os.scandir; with `reads` also os.pread and read()."
-    count, real = {"calls": 0, "reads": 0}, dict(open=builtins.open, os_open=os.open, stat=os.stat, scandir=os.scandir, pread=os.pread)
+    """Count and delay file calls below `root`: open, os.open, os.stat, os.scandir; with `reads` also os.pread and
+    read()."""
+    count = {"calls": 0, "reads": 0}
+    real = dict(open=builtins.open, os_open=os.open, stat=os.stat, scandir=os.scandir, pread=os.pread)
     root = str(root)
 
     def wrap(call):
@@ -95,7 +120,10 @@ def calls(root, delay=0.0, reads=0.0):
                 count["calls"] += 1
                 time.sleep(delay)
             file = call(path, *args, **kw)
-            return Slow(file, count, reads) if reads and call is real["open"] and isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(root) else file
+            return (
+                Slow(file, count, reads) if reads and call is real["open"] and isinstance(path, (str, os.PathLike))
+                and os.fspath(path).startswith(root) else file
+            )
         return inner
 
     def pread(*args):
@@ -161,7 +189,9 @@ def measure_index(num_pairs, kinds, work, jobs):
     packed, sealed = timed(lambda: MultimodalAutocompleteDataset(shards))
     assert sealed.fingerprint == ds.fingerprint
     id = f"{len(ds._ids)//1000:04d}/{len(ds._ids):08d}_00001"
-    for folder, name, text in (("json", f"{id}.json", kinds[0][0]), ("json_truncated", f"{id}_tr_01.json", kinds[0][1][0])):
+    for folder, name, text in (
+        ("json", f"{id}.json", kinds[0][0]), ("json_truncated", f"{id}_tr_01.json", kinds[0][1][0])
+    ):
         Path(root, folder, name).parent.mkdir(exist_ok=True)
         Path(root, folder, name).write_text(text)
     changed, more = timed(make)
@@ -169,11 +199,15 @@ def measure_index(num_pairs, kinds, work, jobs):
     size = index.stat().st_size/1e6
     for old in (root, shards): shutil.rmtree(old)
     def ratio(t): return f"{t:.2f} s ({t/base:.3f})" if t < base/20 else f"{t:.2f} s ({t/base:.2f})"
-    return (f"| {pairs:,} | {pairs + len(ds._ids):,} | {base:.2f} s (1) | {ratio(first)} | **{ratio(reopen)}** | {asked['calls']} | {ratio(changed)} | {ratio(packed)} | {ratio(pack_time)} | {size:.1f} MB |")
+    return (
+        f"| {pairs:,} | {pairs + len(ds._ids):,} | {base:.2f} s (1) | {ratio(first)} | **{ratio(reopen)}** | "
+        f"{asked['calls']} | {ratio(changed)} | {ratio(packed)} | {ratio(pack_time)} | {size:.1f} MB |"
+    )
 
 
 def write_parts(root, num, seeds=24):
-    "`num` parts with pictures (224 pixels), points (4,096) and beginnings as `cad-mllm synth` and `cad-mllm prepare` make them; `seeds` are made, the rest are copies of them."
+    """`num` parts with pictures (224 pixels), points (4,096) and beginnings as `cad-mllm synth` and `cad-mllm
+    prepare` make them; `seeds` are made, the rest are copies of them."""
     made = root.with_name("seeds")
     synthesize(made, num=seeds, seed=3, jobs=allotted_cpus())
     prepare(made, jobs=allotted_cpus())
@@ -186,7 +220,9 @@ def write_parts(root, num, seeds=24):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(f, target)
     Path(root, "txt").mkdir()
-    Path(root, "txt", "0000.json").write_text(json.dumps([{"id": f"0000/{d:08d}_00001", "text caption": f"A part, number {d}."} for d in range(num)]))
+    Path(root, "txt", "0000.json").write_text(
+        json.dumps([{"id": f"0000/{d:08d}_00001", "text caption": f"A part, number {d}."} for d in range(num)])
+    )
 
 
 def drop_caches(root):
@@ -251,13 +287,23 @@ def measure_forms(work, seconds):
             with calls(root, **delay): out.append(rate(ds, seconds))
         return out
     how = drop_caches(folder)
-    cases = {"warm": (lambda root, ds: rate(ds, seconds), {}), f"cold ({how})": (lambda root, ds: drop_caches(root), {}),
-             "5 ms a call that opens or asks for status": (lambda root, ds: None, dict(delay=.005)), "5 ms for each read too": (lambda root, ds: None, dict(delay=.005, reads=.005))}
+    cases = {
+        "warm": (lambda root, ds: rate(ds, seconds), {}), f"cold ({how})": (lambda root, ds: drop_caches(root), {}),
+        "5 ms a call that opens or asks for status": (lambda root, ds: None, dict(delay=.005)),
+        "5 ms for each read too": (lambda root, ds: None, dict(delay=.005, reads=.005))
+    }
     ceiling = [rate(in_memory(open_data(shards, p)), seconds) for p in (ALL, {"text": 1.0})]
     sizes = [sum(f.stat().st_size for f in r.rglob("*") if f.is_file())/1e6 for r in (folder, shards)]
     num = sum(f.is_file() for f in folder.rglob("*"))
-    out = [f"{made['histories']} parts, {made['samples']} samples: folder {num:,} files, {sizes[0]:.0f} MB; packed {made['shards']} shards, {sizes[1]:.0f} MB, in {pack_time:.1f} s. Decode only: {ceiling[0]:.0f} samples/s (text alone {ceiling[1]:.0f}).", "",
-           "| all modalities, one process | folder, samples/s | shards, samples/s | shards / folder | text alone: folder | shards | shards / folder |", "|---|---|---|---|---|---|---|"]
+    out = [
+        f"{made['histories']} parts, {made['samples']} samples: folder {num:,} files, {sizes[0]:.0f} MB; packed "
+        f"{made['shards']} shards, {sizes[1]:.0f} MB, in {pack_time:.1f} s. Decode only: {ceiling[0]:.0f} samples/s "
+        f"(text alone {ceiling[1]:.0f}).",
+        "",
+        "| all modalities, one process | folder, samples/s | shards, samples/s | shards / folder | text alone: folder "
+        "| shards | shards / folder |",
+        "|---|---|---|---|---|---|---|"
+    ]
     for name, (begin, delay) in cases.items():
         (a, b), (c, d) = both(ALL, begin, **delay), both({"text": 1.0}, begin, **delay)
         out.append(f"| {name} | {a:.1f} | {b:.1f} | **{b/a:.1f}** | {c:.1f} | {d:.1f} | **{d/c:.1f}** |")
@@ -268,7 +314,10 @@ def measure_feed(shards, seconds):
     "Samples a second of ready batches."
     codec = get_codec("tokens")
     builder = PromptBuilder(load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec), codec, 64, 32, 2048)
-    out = ["| reader processes | all modalities, samples/s | against 0 | text alone, samples/s | against 0 |", "|---|---|---|---|---|"]
+    out = [
+        "| reader processes | all modalities, samples/s | against 0 | text alone, samples/s | against 0 |",
+        "|---|---|---|---|---|"
+    ]
     base = None
     for workers in (0, 1, 2):
         rates = []
@@ -299,17 +348,28 @@ def merged(old, made):
             sections[name] = []
         elif name: sections[name].append(line)
     if "Index" in made and "Index" in sections:
-        def size(row): return int(row.split("|")[1].replace(",", "")) if row.startswith("| ") and row.split("|")[1].strip()[:1].isdigit() else None
+        def size(row):
+            return (
+                int(row.split("|")[1].replace(",", "")) if row.startswith("| ")
+                and row.split("|")[1].strip()[:1].isdigit() else None
+            )
         measured = [size(r) for r in made["Index"]]
         kept = [r for r in sections["Index"] if size(r) and not any(m and abs(m - size(r)) < 10 for m in measured)]
-        made["Index"] = [r for r in made["Index"] if not size(r)] + sorted([r for r in made["Index"] if size(r)] + kept, key=size)
+        made["Index"] = [r for r in made["Index"] if not size(r)] + sorted(
+            [r for r in made["Index"] if size(r)] + kept, key=size
+        )
     sections |= made
-    return "\n\n".join(f"## {name}\n\n" + "\n".join(sections[name]).strip() for name in ("Index", "Folder against shards", "Feed") if name in sections) + "\n"
+    return "\n\n".join(
+        f"## {name}\n\n" + "\n".join(sections[name]).strip() for name in ("Index", "Folder against shards", "Feed")
+        if name in sections
+    ) + "\n"
 
 
 def write(out, made):
     "Write what is known so far, beside what another run wrote."
-    text = merged(out.read_text(encoding="utf-8") if out and out.exists() else "", {k: list(v) for k, v in made.items()})
+    text = merged(
+        out.read_text(encoding="utf-8") if out and out.exists() else "", {k: list(v) for k, v in made.items()}
+    )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
@@ -333,8 +393,14 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         work, kinds = Path(work), histories(200)
         if "index" in args.only:
-            made["Index"] = [f"{cores}; checked by {D.num_jobs(args.jobs, 10**6)} processes above 2,000 designs, by one below. In brackets: times the baseline.", "",
-                             "| pairs | files | json, one process | index | reopen | files asked | changed | open packed | pack, index known, no tokens | index file |", "|---|---|---|---|---|---|---|---|---|---|"]
+            made["Index"] = [
+                f"{cores}; checked by {D.num_jobs(args.jobs, 10**6)} processes above 2,000 designs, by one below. In "
+                "brackets: times the baseline.",
+                "",
+                "| pairs | files | json, one process | index | reopen | files asked | changed | open packed | pack, "
+                "index known, no tokens | index file |",
+                "|---|---|---|---|---|---|---|---|---|---|"
+            ]
             for n in map(int, args.sizes.split(",")):
                 made["Index"].append(measure_index(n, kinds, work, args.jobs))
                 text = write(args.out, made)

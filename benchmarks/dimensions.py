@@ -1,13 +1,16 @@
-"""What the token language changes of real histories: dimensions, crossings, and whether encoding again gives the same tokens.
+"""What the token language changes of real histories: dimensions, crossings, and whether encoding again gives the same
+tokens.
 
 usage: python benchmarks/dimensions.py FOLDER... [--limit N] [--jobs N] [--out FILE.md]
 
-Every history below each folder (JSON, build123d scripts) is encoded and decoded. Compared are the history as it was read and as it was decoded:
+Every history below each folder (JSON, build123d scripts) is encoded and decoded. Compared are the history as it was
+read and as it was decoded:
   depth     the length of each extrude
   radius    of each circle and arc
   distance  of each two parallel straight edges of a loop
 Only lengths above 1/5,000 of the part's longest side count. One that changes by more than 2% is a change.
-  gone      a loop, or an edge or arc that nothing lies near any more (an arc flatter than half a thousandth of a level becomes a line)
+  gone      a loop, or an edge or arc that nothing lies near any more (an arc flatter than half a thousandth of a level
+  becomes a line)
   crossed   a loop whose edges cross each other after decoding and did not before
   unstable  encode(decode(t)) differs from t
 """
@@ -62,7 +65,8 @@ def apart(one, two):
 
 
 def beside(edge, others):
-    "The edge that an edge became; None where none lies nearer than its own length. Of arcs that lie as near, the one of its radius."
+    """The edge that an edge became; None where none lies nearer than its own length. Of arcs that lie as near, the
+    one of its radius."""
     same = [o for o in others if bool(o[3]) == bool(edge[3])]
     if not same: return None
     off = np.array([apart(edge, o) for o in same])
@@ -94,7 +98,8 @@ def compare_edges(old, new, size):
         other = beside(edge, new)
         chord = np.linalg.norm(edge[2] - edge[0])
         if chord > SMALLEST*size and other is None: yield "arc gone", chord, 0.
-        elif other is not None and edge[3] < 100*size and changed(edge[3], other[3], size): yield "radius", edge[3], other[3]
+        elif other is not None and edge[3] < 100*size and changed(edge[3], other[3], size):
+            yield "radius", edge[3], other[3]
     lines = [e for e in old if not e[3] and np.linalg.norm(e[2] - e[0]) > SMALLEST*size]
     matched = [beside(e, new) for e in lines]
     kept = [i for i, m in enumerate(matched) if m is not None]
@@ -116,7 +121,8 @@ def crosses(contour, most=600):
     points = polyline(contour)
     if len(points) > most: return None
     a, b = points, np.roll(points, -1, axis=0)
-    def side(p, q, r): return (q[..., 0] - p[..., 0])*(r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1])*(r[..., 0] - p[..., 0])
+    def side(p, q, r):
+        return (q[..., 0] - p[..., 0])*(r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1])*(r[..., 0] - p[..., 0])
     one, two = a[:, None], b[:, None]
     eps = 1e-9*np.ptp(points, axis=0).max()**2
     s1, s2 = side(one, two, a[None]), side(one, two, b[None])
@@ -137,7 +143,9 @@ def look(file):
     except CADFormatError as e: row["unstable"] = str(e)
     box = outline_box(program)
     size = float((box[1] - box[0]).max())
-    old = [e for e in program.operations() if isinstance(e, Extrude) and e.span()[1] > e.span()[0] and loops_of(program, e)]
+    old = [
+        e for e in program.operations() if isinstance(e, Extrude) and e.span()[1] > e.span()[0] and loops_of(program, e)
+    ]
     new = [e for e in again.operations() if isinstance(e, Extrude)]
     row["extrudes"] = len(old)
     if len(old) != len(new): return {**row, "unmatched": f"{len(old)} extrudes became {len(new)}"}
@@ -173,16 +181,24 @@ def histories(root):
     return sorted(p for p in root.rglob("*") if p.suffix in (".py", ".json") and p.name != "index.json")
 
 
-KINDS = {"depth": "depth", "radius": "radius", "distance": "distance", "loop gone": "loop gone", "edge gone": "short edge gone", "arc gone": "short arc gone"}
+KINDS = {
+    "depth": "depth", "radius": "radius", "distance": "distance", "loop gone": "loop gone",
+    "edge gone": "short edge gone", "arc gone": "short arc gone"
+}
 
 
 def table(rows_of):
     "The counts of each set as Markdown, and the histories that are not right."
-    lines = ["| set | histories | read | unstable | crossed | " + " | ".join(KINDS.values()) + " |", "|---"*(5 + len(KINDS)) + "|"]
+    lines = [
+        "| set | histories | read | unstable | crossed | " + " | ".join(KINDS.values()) + " |",
+        "|---"*(5 + len(KINDS)) + "|"
+    ]
     for name, rows in rows_of.items():
         read = [r for r in rows if "refused" not in r and "error" not in r]
         counts = [sum(any(k == kind for k, _, _ in r["changes"]) for r in read) for kind in KINDS]
-        cells = [len(rows), len(read), sum(bool(r["unstable"]) for r in read), sum(bool(r["crossed"]) for r in read), *counts]
+        cells = [
+            len(rows), len(read), sum(bool(r["unstable"]) for r in read), sum(bool(r["crossed"]) for r in read), *counts
+        ]
         lines.append(f"| {name} | " + " | ".join(f"{c:,}" for c in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -194,7 +210,9 @@ def worst(rows_of):
         elif row.get("unstable") or row.get("crossed") or row.get("changes") or "unmatched" in row:
             shown = [f"{kind} {before:.5f} -> {after:.5f}" for kind, before, after in row["changes"][:3]]
             flags = [name for name in ("unstable", "crossed") if row[name]]
-            yield f"{Path(row['file']).name}: " + ", ".join([*flags, *shown, *([row["unmatched"]] if "unmatched" in row else [])])
+            yield f"{Path(row['file']).name}: " + ", ".join(
+                [*flags, *shown, *([row["unmatched"]] if "unmatched" in row else [])]
+            )
 
 
 def main():

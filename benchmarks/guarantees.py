@@ -1,13 +1,19 @@
 """The same tests applied to three ways of saving and resuming: cad_mllm, transformers.Trainer and accelerate.
 
-usage: python benchmarks/guarantees.py [--quick] [--kills 20] [--only NAME;...] [--tests NAME,...] [--dir FOLDER] [--out FILE.md]
+usage: python benchmarks/guarantees.py [--quick] [--kills 20] [--only NAME;...] [--tests NAME,...] [--dir FOLDER] [--out
+FILE.md]
 
-All train the same tiny language model (Qwen3 classes, LoRA with dropout 0.1, trained rows for the CAD tokens) on the same synthetic parts, one part a row, on the CPU. Each is used as its documentation says, with the
-options that serve resuming best; `TrainerRunner` and `AccelerateRunner` below are short and meant to be read by those who know better. Every run is a child process forked from one that has everything imported.
-With torchdata installed, `--only 'accelerate, all options, stateful loader'` runs accelerate with the StatefulDataLoader too.
+All train the same tiny language model (Qwen3 classes, LoRA with dropout 0.1, trained rows for the CAD tokens) on the
+same synthetic parts, one part a row, on the CPU. Each is used as its documentation says, with the
+options that serve resuming best; `TrainerRunner` and `AccelerateRunner` below are short and meant to be read by those
+who know better. Every run is a child process forked from one that has everything imported.
+With torchdata installed, `--only 'accelerate, all options, stateful loader'` runs accelerate with the
+StatefulDataLoader too.
 
-What is recorded is the same for all: before each step the ids of its samples, the state of the random generators and, at the first one, a hash of all trainable weights and of the optimizer's state; after it the loss, to
-the last bit. Killing is SIGKILL. "resume latest" is each one's own way to find the newest checkpoint: `--resume_from_ckpt latest`, `train(resume_from_checkpoint=True)`, `load_state()` with automatic naming.
+What is recorded is the same for all: before each step the ids of its samples, the state of the random generators and,
+at the first one, a hash of all trainable weights and of the optimizer's state; after it the loss, to
+the last bit. Killing is SIGKILL. "resume latest" is each one's own way to find the newest checkpoint:
+`--resume_from_ckpt latest`, `train(resume_from_checkpoint=True)`, `load_state()` with automatic naming.
 """
 import argparse
 import contextlib
@@ -45,11 +51,16 @@ from cad_mllm.data import synthesize
 
 torch.set_num_threads(1)
 BATCH, SAVE_EVERY, LR, SEED = 4, 4, 1e-3, 0
-LLM = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
-WEIGHTS, MOMENTS = ("adapter_model.safetensors", "model.safetensors"), ("trainer_state.pt", "optimizer.pt", "optimizer.bin")
+LLM = dict(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    head_dim=32
+)
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+MOMENTS = ("trainer_state.pt", "optimizer.pt", "optimizer.bin")
 
 
-# -- what is recorded ------------------------------------------------------------------------------------------------------------
+# -- what is recorded
+# ------------------------------------------------------------------------------------------------------------
 
 def digest(*tensors):
     found = hashlib.sha256()
@@ -59,19 +70,26 @@ def digest(*tensors):
 
 def state_hash(model, optimizer):
     "One hash of every trainable weight and of the optimizer's moments and step counts."
-    params = sorted(((re.sub(r"^(module\.|llm\.)+", "", n), p) for n, p in model.named_parameters() if p.requires_grad), key=lambda x: x[0])
+    params = sorted(
+        ((re.sub(r"^(module\.|llm\.)+", "", n), p) for n, p in model.named_parameters() if p.requires_grad),
+        key=lambda x: x[0]
+    )
     optimizer = getattr(optimizer, "optimizer", optimizer)
     moments = [torch.as_tensor(optimizer.state[p][k]) for _, p in params for k in sorted(optimizer.state.get(p, {}))]
     return digest(*[p for _, p in params], *moments)
 
 
 def random_hash():
-    return digest(torch.get_rng_state(), torch.tensor(random.getstate()[1]), torch.from_numpy(np.random.get_state()[1].astype(np.int64)))
+    return digest(
+        torch.get_rng_state(), torch.tensor(random.getstate()[1]),
+        torch.from_numpy(np.random.get_state()[1].astype(np.int64))
+    )
 
 
 class Recorder:
     "Writes a JSON line for each step and save of a child; kills the child in the middle of step `kill_at`."
-    def __init__(self, path, kill_at=0): self.file, self.kill_at, self.first, self.spoil_from = open(path, "a", buffering=1), kill_at, True, 0
+    def __init__(self, path, kill_at=0):
+        self.file, self.kill_at, self.first, self.spoil_from = open(path, "a", buffering=1), kill_at, True, 0
 
     @property
     def spoils(self): return self.spoil_from and self.row["step"] >= self.spoil_from      # this step is to give NaN
@@ -95,24 +113,40 @@ class Recorder:
         self.line(saved=step)
 
 
-def lines(path): return [json.loads(l) for l in Path(path).read_text().splitlines() if l.endswith("}")] if Path(path).exists() else []
+def lines(path):
+    return (
+        [json.loads(l) for l in Path(path).read_text().splitlines() if l.endswith("}")] if Path(path).exists() else []
+    )
 
 
-# -- the model and the data --------------------------------------------------------------------------------------------------------
+# -- the model and the data
+# --------------------------------------------------------------------------------------------------------
 
 class Task:
     "The model's and the data's description; built once, before forking."
     def __init__(self, folder, num_parts):
         with contextlib.redirect_stderr(open(os.devnull, "w")): synthesize(f"{folder}/data", num=num_parts)
-        for file in sorted(Path(folder, "data/json").rglob("*.json")):       # truncations as `cad-mllm prepare` names them
+        # truncations as `cad-mllm prepare` names them
+        for file in sorted(Path(folder, "data/json").rglob("*.json")):
             program = CADProgram.from_json(file)
             for n, kept in enumerate(truncation_counts(len(program), 5), 1):
-                program.truncate(kept).save(Path(folder, "data/json_truncated", file.parent.name, f"{file.stem}_tr_{n:02d}.json"))
+                program.truncate(kept).save(
+                    Path(folder, "data/json_truncated", file.parent.name, f"{file.stem}_tr_{n:02d}.json")
+                )
         config, training = recipe("tiny")
-        self.config = replace(config, llm_config=LLM, use_lora=True, lora_r=8, lora_alpha=16, lora_dropout=.1, image_encoder_name="", point_encoder_name="")
-        self.training = replace(training, data_root=f"{folder}/data", stages=[CurriculumStage("stage1_text", {"text": 1.0}, 1000, LR)], batch_size=BATCH, save_steps=SAVE_EVERY, pack=False,
-                                max_tokens_per_batch=0, from_scratch_prob=0.0, num_val_samples=0, warmup_steps=2, seed=SEED, max_train_samples=40, keep_last_n_checkpoints=3, device="cpu")
-        data = MultimodalAutocompleteDataset(f"{folder}/data", split="train", max_samples=40, from_scratch_prob=0.0, seed=SEED, sequence_format=self.config.sequence_format, num_val_samples=0)
+        self.config = replace(
+            config, llm_config=LLM, use_lora=True, lora_r=8, lora_alpha=16, lora_dropout=.1, image_encoder_name="",
+            point_encoder_name=""
+        )
+        self.training = replace(
+            training, data_root=f"{folder}/data", stages=[CurriculumStage("stage1_text", {"text": 1.0}, 1000, LR)],
+            batch_size=BATCH, save_steps=SAVE_EVERY, pack=False, max_tokens_per_batch=0, from_scratch_prob=0.0,
+            num_val_samples=0, warmup_steps=2, seed=SEED, max_train_samples=40, keep_last_n_checkpoints=3, device="cpu"
+        )
+        data = MultimodalAutocompleteDataset(
+            f"{folder}/data", split="train", max_samples=40, from_scratch_prob=0.0, seed=SEED,
+            sequence_format=self.config.sequence_format, num_val_samples=0
+        )
         data.set_modalities({"text": 1.0})
         builder = self.model().builder
         rows = [builder.collate([data.sample(0, i)], pack=False) for i in range(len(data))]
@@ -132,16 +166,24 @@ class Task:
 
     @staticmethod
     def pad(rows):
-        fill = lambda key, value: torch.nn.utils.rnn.pad_sequence([r[key] for r in rows], batch_first=True, padding_value=value)
-        return dict(input_ids=fill("input_ids", 0), labels=fill("labels", -100),
-                    attention_mask=torch.nn.utils.rnn.pad_sequence([torch.ones_like(r["input_ids"]) for r in rows], batch_first=True))
+        fill = lambda key, value: torch.nn.utils.rnn.pad_sequence(
+            [r[key] for r in rows], batch_first=True, padding_value=value
+        )
+        return dict(
+            input_ids=fill("input_ids", 0), labels=fill("labels", -100),
+            attention_mask=torch.nn.utils.rnn.pad_sequence(
+                [torch.ones_like(r["input_ids"]) for r in rows], batch_first=True
+            )
+        )
 
 
-# -- the three ---------------------------------------------------------------------------------------------------------------------
+# -- the three
+# ---------------------------------------------------------------------------------------------------------------------
 
 class OurRunner:
     "`cad_mllm.training.train`, as `cad-mllm train --resume_from_ckpt latest` runs it."
-    name, writes_for = "cad_mllm", .2                     # it writes while training goes on: kills are spread over so many seconds
+    # it writes while training goes on: kills are spread over so many seconds
+    name, writes_for = "cad_mllm", .2
 
     def __init__(self, task): self.task = task
 
@@ -160,7 +202,13 @@ class OurRunner:
 
             def save(self, *args, **more):
                 with recorder.saving(self.progress.step, self.model, self.optimizer): return super().save(*args, **more)
-        Recorded(task.config, replace(task.training, output_dir=str(out), max_steps=steps, batch_size=batch, resume_from_ckpt="latest" if resume else "")).run()
+        Recorded(
+            task.config,
+            replace(
+                task.training, output_dir=str(out), max_steps=steps, batch_size=batch,
+                resume_from_ckpt="latest" if resume else ""
+            )
+        ).run()
 
     @staticmethod
     def figures(out):
@@ -168,7 +216,10 @@ class OurRunner:
         return {r["step"] for r in read_metrics(out)}
 
     @staticmethod
-    def checkpoints(out): return sorted((p for p in out.glob("*/checkpoint-step*")), key=lambda p: int(p.name.split("step")[1].split("-")[0]))
+    def checkpoints(out):
+        return sorted(
+            (p for p in out.glob("*/checkpoint-step*")), key=lambda p: int(p.name.split("step")[1].split("-")[0])
+        )
 
 
 class TrainerRunner:
@@ -182,16 +233,24 @@ class TrainerRunner:
         task = self.task
         class Recorded(Trainer):
             def compute_loss(self, model, inputs, **more):
-                recorder.before(self.state.global_step + 1, task.ids(inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool()), model, self.optimizer)
+                recorder.before(
+                    self.state.global_step + 1,
+                    task.ids(inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool()), model,
+                    self.optimizer
+                )
                 loss = super().compute_loss(model, inputs, **more)
                 recorder.after(loss.detach())
                 return loss*math.nan if recorder.spoils else loss
 
             def _save_checkpoint(self, model, trial):
-                with recorder.saving(self.state.global_step, model, self.optimizer): return super()._save_checkpoint(model, trial)
-        args = TrainingArguments(output_dir=str(out), max_steps=steps, per_device_train_batch_size=batch, learning_rate=LR, lr_scheduler_type="cosine", warmup_steps=2, seed=SEED, data_seed=SEED,
-                                 save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=3, save_only_model=False, ignore_data_skip=False, logging_steps=1, report_to=[], use_cpu=True,
-                                 disable_tqdm=True, remove_unused_columns=False)
+                with recorder.saving(self.state.global_step, model, self.optimizer):
+                    return super()._save_checkpoint(model, trial)
+        args = TrainingArguments(
+            output_dir=str(out), max_steps=steps, per_device_train_batch_size=batch, learning_rate=LR,
+            lr_scheduler_type="cosine", warmup_steps=2, seed=SEED, data_seed=SEED, save_strategy="steps",
+            save_steps=SAVE_EVERY, save_total_limit=3, save_only_model=False, ignore_data_skip=False, logging_steps=1,
+            report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False
+        )
         trainer = Recorded(task.model().llm, args, train_dataset=task.rows, data_collator=task.pad)
         trainer.train(resume_from_checkpoint=True if resume else None)
 
@@ -205,7 +264,8 @@ class TrainerRunner:
 
 
 class AccelerateRunner:
-    "`accelerate` as its checkpointing guide has it: save_state with automatic naming, load_state, skip_first_batches; the step count is a registered object."
+    """`accelerate` as its checkpointing guide has it: save_state with automatic naming, load_state,
+    skip_first_batches; the step count is a registered object."""
     name, seedable, stateful, generator = "accelerate, as its guide", False, False, None
 
     def __init__(self, task): self.task = task
@@ -214,13 +274,21 @@ class AccelerateRunner:
         from accelerate import Accelerator
         from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
         task, progress = self.task, Count()
-        accelerator = Accelerator(cpu=True, project_config=ProjectConfiguration(project_dir=str(out), automatic_checkpoint_naming=True, total_limit=3),
-                                  dataloader_config=DataLoaderConfiguration(use_seedable_sampler=self.seedable, use_stateful_dataloader=self.stateful))
+        accelerator = Accelerator(
+            cpu=True,
+            project_config=ProjectConfiguration(project_dir=str(out), automatic_checkpoint_naming=True, total_limit=3),
+            dataloader_config=DataLoaderConfiguration(
+                use_seedable_sampler=self.seedable, use_stateful_dataloader=self.stateful
+            )
+        )
         set_seed(SEED)
         model = task.model().llm
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1)/2))
-        loader = torch.utils.data.DataLoader(task.rows, batch_size=batch, shuffle=True, collate_fn=task.pad, generator=self.generator and self.generator())
+        loader = torch.utils.data.DataLoader(
+            task.rows, batch_size=batch, shuffle=True, collate_fn=task.pad,
+            generator=self.generator and self.generator()
+        )
         model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
         accelerator.register_for_checkpointing(progress)
         if resume:
@@ -230,9 +298,15 @@ class AccelerateRunner:
         model.train()
         for epoch in range(first_epoch, 1000):
             loader.set_epoch(epoch)
-            part = accelerator.skip_first_batches(loader, done) if epoch == first_epoch and done and not self.stateful else loader
+            part = (
+                accelerator.skip_first_batches(loader, done) if epoch == first_epoch and done and not self.stateful
+                else loader
+            )
             for batch in part:
-                recorder.before(progress.step + 1, task.ids(batch["input_ids"], batch["labels"], batch["attention_mask"].bool()), model, optimizer)
+                recorder.before(
+                    progress.step + 1, task.ids(batch["input_ids"], batch["labels"], batch["attention_mask"].bool()),
+                    model, optimizer
+                )
                 loss = model(**batch).loss
                 recorder.after(loss.detach())
                 accelerator.backward(loss*math.nan if recorder.spoils else loss)
@@ -247,12 +321,16 @@ class AccelerateRunner:
     figures = None                                        # it keeps none by itself
 
     @staticmethod
-    def checkpoints(out): return sorted((out/"checkpoints").glob("checkpoint_*"), key=lambda p: int(p.name.split("_")[1]))
+    def checkpoints(out):
+        return sorted((out/"checkpoints").glob("checkpoint_*"), key=lambda p: int(p.name.split("_")[1]))
 
 
 class BestAccelerateRunner(AccelerateRunner):
-    "The same with what makes it exact: the seedable sampler, and a generator of its own for the DataLoader, so that making an iterator draws nothing from the one that dropout uses."
-    name, seedable, generator = "accelerate, all options", True, staticmethod(lambda: torch.Generator().manual_seed(SEED))
+    """The same with what makes it exact: the seedable sampler, and a generator of its own for the DataLoader, so
+    that making an iterator draws nothing from the one that dropout uses."""
+    name = "accelerate, all options"
+    seedable = True
+    generator = staticmethod(lambda: torch.Generator().manual_seed(SEED))
 
 
 class StatefulRunner(BestAccelerateRunner):
@@ -267,9 +345,13 @@ class Count:
     def load_state_dict(self, state): self.step = state["step"]
 
 
-# -- children ----------------------------------------------------------------------------------------------------------------------
+# -- children
+# ----------------------------------------------------------------------------------------------------------------------
 
-def child(runner, out, steps, resume=False, kill_at=0, wait=True, record="record.jsonl", prepare=None, rank=None, port=0, **more):
+def child(
+    runner, out, steps, resume=False, kill_at=0, wait=True, record="record.jsonl", prepare=None, rank=None, port=0,
+    **more
+):
     "Fork, run, and return (pid or (wait status, what it said, seconds until its first step))."
     out.mkdir(parents=True, exist_ok=True)
     log, record, began = out.parent/f"{out.name}.{record}.log", out.parent/f"{out.name}.{record}", time.perf_counter()
@@ -284,7 +366,11 @@ def child(runner, out, steps, resume=False, kill_at=0, wait=True, record="record
             if prepare: prepare(recorder)
             random.seed(SEED)
             np.random.seed(SEED)
-            if rank is not None: os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            if rank is not None:
+                os.environ.update(
+                    WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=str(port)
+                )
             runner.run(out, steps, recorder, resume, **more)
             code = 0
         except BaseException: traceback.print_exc()
@@ -333,7 +419,8 @@ def resumed(runner, out, steps):
     return f"failed: {reason(said)}" if status else "nothing", None, None, said
 
 
-# -- the tests ---------------------------------------------------------------------------------------------------------------------
+# -- the tests
+# ---------------------------------------------------------------------------------------------------------------------
 
 YES, NO = "yes", "**no**"
 
@@ -343,8 +430,12 @@ def exact(runner, folder, kills=((7, "first epoch"), (17, "second epoch"))):
     whole, steps, per_epoch = folder/"whole", 24, runner.task.per_epoch
     status, said, _ = child(runner, whole, steps)
     assert status == 0, said[-3000:]
-    want, rows = steps_of(folder/"whole.record.jsonl"), {k: [] for k in ("losses", "samples", "repeats", "random", "weights")}
-    saves = [(a, b) for a, b in zip(lines(folder/"whole.record.jsonl"), lines(folder/"whole.record.jsonl")[1:]) if "saving" in a and "saved" in b]
+    want = steps_of(folder/"whole.record.jsonl")
+    rows = {k: [] for k in ("losses", "samples", "repeats", "random", "weights")}
+    saves = [
+        (a, b) for a, b in zip(lines(folder/"whole.record.jsonl"), lines(folder/"whole.record.jsonl")[1:])
+        if "saving" in a and "saved" in b
+    ]
     for at, where in kills:
         out = folder/f"killed{at}"
         child(runner, out, steps, kill_at=at)
@@ -355,20 +446,29 @@ def exact(runner, folder, kills=((7, "first epoch"), (17, "second epoch"))):
             for row in rows.values(): row.append(f"{reason(said)} ({where})")
             continue
         begin, end = min(after), (at//per_epoch + 1)*per_epoch
-        used = [i for s in range((at//per_epoch)*per_epoch + 1, end + 1) for i in (after if s >= begin else before)[s]["ids"]]
-        finals = [next(r["state"] for r in reversed(lines(f)) if r.get("saving") == steps) for f in (folder/"whole.record.jsonl", folder/f"killed{at}.after.jsonl")]
+        used = [
+            i for s in range((at//per_epoch)*per_epoch + 1, end + 1)
+            for i in (after if s >= begin else before)[s]["ids"]
+        ]
+        finals = [
+            next(r["state"] for r in reversed(lines(f)) if r.get("saving") == steps)
+            for f in (folder/"whole.record.jsonl", folder/f"killed{at}.after.jsonl")
+        ]
         for row, key in (("losses", "loss"), ("samples", "ids"), ("random", "random")):
             different = sum(after[s][key] != want[s][key] for s in after)
             rows[row].append(YES if not different else f"{different} of {len(after)} steps differ")
         missing = len(runner.task.rows) - len(set(used))
-        rows["repeats"].append(YES if not missing else f"{missing} of {len(runner.task.rows)} samples left out, as many seen twice")
+        rows["repeats"].append(
+            YES if not missing else f"{missing} of {len(runner.task.rows)} samples left out, as many seen twice"
+        )
         rows["weights"].append(YES if finals[0] == finals[1] else "they differ")
     size = newest_size(runner.checkpoints(whole)[-1])
     timing = dict(bytes=size, save=statistics.median(b["time"] - a["time"] for a, b in saves[1:]), resume=first)
     return {k: YES if set(v) == {YES} else f"{NO}: " + ", ".join(dict.fromkeys(v)) for k, v in rows.items()}, timing
 
 
-def newest_size(folder): return sum({(s.st_dev, s.st_ino): s.st_size for p in folder.rglob("*") if p.is_file() for s in [p.stat()]}.values())
+def newest_size(folder):
+    return sum({(s.st_dev, s.st_ino): s.st_size for p in folder.rglob("*") if p.is_file() for s in [p.stat()]}.values())
 
 
 def killed_while_saving(runner, folder, num, seconds):
@@ -381,7 +481,8 @@ def killed_while_saving(runner, folder, num, seconds):
         out = folder/f"k{i}"
         copy(prepared, out)
         read, write = os.pipe()
-        def prepare(recorder, write=write): recorder.on_save = lambda step: os.write(write, b"s") if step == 3*SAVE_EVERY else None
+        def prepare(recorder, write=write):
+            recorder.on_save = lambda step: os.write(write, b"s") if step == 3*SAVE_EVERY else None
         pid = child(runner, out, 3*SAVE_EVERY + 1, resume=True, wait=False, prepare=prepare)
         os.close(write)
         if os.read(read, 1): time.sleep(max(seconds*1.1, getattr(runner, "writes_for", 0))*(i + .5)/num)
@@ -397,7 +498,12 @@ def killed_while_saving(runner, folder, num, seconds):
         outcomes[kind] = outcomes.get(kind, 0) + 1
         shutil.rmtree(out)
     good = outcomes.pop(YES, 0)
-    return YES + f" ({good} of {num})" if good == num else f"{NO} ({good} of {num}; " + "; ".join(f"{n} times {k}" for k, n in sorted(outcomes.items(), key=lambda x: -x[1])) + ")"
+    return (
+        YES + f" ({good} of {num})" if good == num
+        else f"{NO} ({good} of {num}; " + "; ".join(
+            f"{n} times {k}" for k, n in sorted(outcomes.items(), key=lambda x: -x[1])
+        ) + ")"
+    )
 
 
 def pair(runner, out, steps, record, **more):
@@ -405,13 +511,17 @@ def pair(runner, out, steps, record, **more):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    pids = [child(runner, out, steps, wait=False, record=f"{record}{r}", rank=r, port=port, batch=BATCH//2, **more) for r in (0, 1)]
+    pids = [
+        child(runner, out, steps, wait=False, record=f"{record}{r}", rank=r, port=port, batch=BATCH//2, **more)
+        for r in (0, 1)
+    ]
     end, status = time.perf_counter() + 240, {}
     while len(status) < 2 and time.perf_counter() < end:
         for pid in set(pids) - set(status):
             got, code = os.waitpid(pid, os.WNOHANG)
             if got: status[pid] = code
-            if got and code and not more.get("kill_at"): end = min(end, time.perf_counter() + 20)   # the other one may wait for ever
+            # the other one may wait for ever
+            if got and code and not more.get("kill_at"): end = min(end, time.perf_counter() + 20)
         time.sleep(.02)
     for pid in set(pids) - set(status):
         os.kill(pid, signal.SIGKILL)
@@ -423,7 +533,10 @@ def pair(runner, out, steps, record, **more):
 def both(folder, name, ranks=(0, 1)):
     "step -> the samples and losses of all processes."
     rows = [steps_of(folder/f"{name}{r}") for r in ranks]
-    return {s: dict(ids=sorted(i for r in rows for i in r[s]["ids"]), loss=[r[s]["loss"] for r in rows]) for s in sorted(set.intersection(*map(set, rows)))}
+    return {
+        s: dict(ids=sorted(i for r in rows for i in r[s]["ids"]), loss=[r[s]["loss"] for r in rows])
+        for s in sorted(set.intersection(*map(set, rows)))
+    }
 
 
 def processes(runner, folder):
@@ -438,17 +551,29 @@ def processes(runner, folder):
     after = both(folder, "killed.r") if good else {}
     same = lambda key: sum(after[s][key] != whole[s][key] for s in after)
     if not after: found["two"] = f"{NO}: {reason(said)}"
-    else: found["two"] = YES if not same("ids") + same("loss") else f"{NO}: samples of {same('ids')} and losses of {same('loss')} of {len(after)} steps differ"
+    else:
+        found["two"] = (
+            YES if not same("ids") + same("loss")
+            else f"{NO}: samples of {same('ids')} and losses of {same('loss')} of {len(after)} steps differ"
+        )
     status, said, _ = child(runner, folder/"alone", steps, resume=True, record="r", batch=BATCH//2)
     after = steps_of(folder/"alone.r")
     per_step = {}
     for row in lines(folder/"alone.r"):                   # with accumulation a step has several micro-batches
         if "ids" in row: per_step.setdefault(row["step"], []).extend(row["ids"])
-    told = next((l.strip() for l in said.splitlines() if re.search(r"(?i)process(es)?\b|world.?size", l) and re.search(r"\b2\b|two", l)), "")
+    told = next(
+        (
+            l.strip() for l in said.splitlines() if re.search(r"(?i)process(es)?\b|world.?size", l)
+            and re.search(r"\b2\b|two", l)
+        ),
+        ""
+    )
     if not after: found["one"] = f"stops: {reason(said)}"
     else:
         kept = all(sorted(per_step[s]) == whole[s]["ids"] for s in per_step if s in whole)
-        found["one"] = ("same samples a step" if kept else "other samples a step") + (", says so" if told else ", says nothing")
+        found["one"] = ("same samples a step" if kept else "other samples a step") + (
+            ", says so" if told else ", says nothing"
+        )
         if kept and told: found["one"] = f"{YES}: {found['one']}"
         elif not told: found["one"] = f"{NO}: {found['one']}"
     return found
@@ -468,7 +593,9 @@ def flip(path):
             if isinstance(value, torch.Tensor): tensors.append(value)
             elif isinstance(value, dict): todo += value.values()
             elif isinstance(value, (list, tuple)): todo += value
-        largest = max((t for t in tensors if t.is_floating_point()), key=torch.Tensor.numel).contiguous().numpy().tobytes()
+        largest = max(
+            (t for t in tensors if t.is_floating_point()), key=torch.Tensor.numel
+        ).contiguous().numpy().tobytes()
         at = data.index(largest) + len(largest)//2
     data[at] ^= 1
     path.write_bytes(bytes(data))
@@ -500,7 +627,10 @@ def damaged(runner, folder):
         damage(find(runner.checkpoints(out)[-1], names))
         what, step, state, said = resumed(runner, out, 2*SAVE_EVERY + 1)
         if what != "resumed": found[name] = f"noticed, stops: {what.removeprefix('failed: ')}"
-        elif state == known.get(step): found[name] = YES + (", and goes on with the one before" if step == SAVE_EVERY else ", and goes on with a copy that is whole")
+        elif state == known.get(step):
+            found[name] = YES + (
+                ", and goes on with the one before" if step == SAVE_EVERY else ", and goes on with a copy that is whole"
+            )
         else: found[name] = f"{NO}, trains on"
         shutil.rmtree(out)
     return found | {"code": code_runs(runner, folder, prepared)}
@@ -509,7 +639,9 @@ def damaged(runner, folder):
 def code_runs(runner, folder, prepared):
     "Replace each pickle of the newest checkpoint by one that runs code."
     ran, tried = [], []
-    for file in sorted(p.name for p in runner.checkpoints(prepared)[-1].iterdir() if p.suffix in (".pt", ".pth", ".bin", ".pkl")):
+    for file in sorted(
+        p.name for p in runner.checkpoints(prepared)[-1].iterdir() if p.suffix in (".pt", ".pth", ".bin", ".pkl")
+    ):
         out, mark = folder/"attacked", folder/"mark"
         copy(prepared, out)
         target = runner.checkpoints(out)[-1]/file
@@ -525,13 +657,22 @@ def code_runs(runner, folder, prepared):
 
 def changes_files(event, args, out):
     "Whether an audited operation writes, renames or removes something below a folder."
-    if event == "open": return args[0] is not None and str(args[0]).startswith(out) and bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    if event == "open":
+        return (
+            args[0] is not None and str(args[0]).startswith(out)
+            and bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        )
     if event not in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"): return False
-    return str(args[0]).startswith(out) or event != "os.truncate" and args[-1] not in (-1, None) and not os.path.isabs(str(args[0]))     # by the descriptor of its folder
+    # by the descriptor of its folder
+    return (
+        str(args[0]).startswith(out) or event != "os.truncate" and args[-1] not in (-1, None)
+        and not os.path.isabs(str(args[0]))
+    )
 
 
 def killed_at_operations(runner, folder, num):
-    "SIGKILL right before the first, the last and other file operations of the third save, `num` in all; then resume latest."
+    """SIGKILL right before the first, the last and other file operations of the third save, `num` in all; then
+    resume latest."""
     prepared, outcomes = folder/"prepared", {}
     child(runner, prepared, 2*SAVE_EVERY)
     known = {r["saving"]: r["state"] for r in lines(folder/"prepared.record.jsonl") if "saving" in r}
@@ -562,14 +703,21 @@ def killed_at_operations(runner, folder, num):
         shutil.rmtree(folder/name)
     good, tried = outcomes.pop("resumed", 0), sum(outcomes.values())
     tried += good
-    return YES + f" ({good} of {tried}, of {total} operations)" if good == tried else f"{NO} ({good} of {tried}; " + "; ".join(f"{n} times {k}" for k, n in sorted(outcomes.items(), key=lambda x: -x[1])) + ")"
+    return (
+        YES + f" ({good} of {tried}, of {total} operations)" if good == tried
+        else f"{NO} ({good} of {tried}; " + "; ".join(
+            f"{n} times {k}" for k, n in sorted(outcomes.items(), key=lambda x: -x[1])
+        ) + ")"
+    )
 
 
-def weights_of(runner, out): return {p: (f.stat().st_ino, f.stat().st_mtime_ns) for p in runner.checkpoints(out) for f in [find(p, WEIGHTS)]}
+def weights_of(runner, out):
+    return {p: (f.stat().st_ino, f.stat().st_mtime_ns) for p in runner.checkpoints(out) for f in [find(p, WEIGHTS)]}
 
 
 def occupied(runner, folder):
-    "The same command again, without resuming, in the folder of an earlier run: what becomes of the earlier run's checkpoints?"
+    """The same command again, without resuming, in the folder of an earlier run: what becomes of the earlier run's
+    checkpoints?"""
     out = folder/"run"
     child(runner, out, 2*SAVE_EVERY)
     before = weights_of(runner, out)
@@ -577,7 +725,10 @@ def occupied(runner, folder):
     after = weights_of(runner, out)
     lost = sum(after.get(p) != known for p, known in before.items())
     if lost: return f"{NO}: {lost} of {len(before)} checkpoints replaced or removed, nothing is said"
-    return f"{YES}: refused before its first step" if not steps_of(folder/"run.again.jsonl") else f"noticed, stops: {reason(said)}" if status else YES
+    return (
+        f"{YES}: refused before its first step" if not steps_of(folder/"run.again.jsonl")
+        else f"noticed, stops: {reason(said)}" if status else YES
+    )
 
 
 def becomes_nan(runner, folder):
@@ -589,7 +740,9 @@ def becomes_nan(runner, folder):
     what, step, state, _ = resumed(runner, out, 5*SAVE_EVERY + 1)
     ended = f"stops: {reason(said)}" if status else "trains to the end"
     if what == "resumed" and step < begins and good: return f"{YES}: {ended}; resumes from step {step}"
-    return f"{NO}: {ended}; {len(good)} of {len(runner.checkpoints(out))} checkpoints are finite; " + (f"resumes from step {step}" if what == "resumed" else what)
+    return f"{NO}: {ended}; {len(good)} of {len(runner.checkpoints(out))} checkpoints are finite; " + (
+        f"resumes from step {step}" if what == "resumed" else what
+    )
 
 
 def second_machine():
@@ -605,7 +758,9 @@ def two_machines(runner, folder):
     first = child(runner, out, 10_000, wait=False)
     while not steps_of(folder/"run.record.jsonl"): time.sleep(.05)
     record = folder/"run.second.jsonl"
-    second, code, until = child(runner, out, 10_000, wait=False, record="second.jsonl", prepare=lambda recorder: second_machine()), 0, time.perf_counter() + 300
+    second = child(runner, out, 10_000, wait=False, record="second.jsonl", prepare=lambda recorder: second_machine())
+    code = 0
+    until = time.perf_counter() + 300
     while not code and time.perf_counter() < until and not any("saved" in r for r in lines(record)):
         time.sleep(.05)
         code, status = os.waitpid(second, os.WNOHANG)
@@ -613,7 +768,10 @@ def two_machines(runner, folder):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     if not steps_of(record): return f"{YES}: the second is refused" if code and status else "no answer in 300 s"
-    return f"noticed, stops: {reason((folder/'run.second.jsonl.log').read_text(errors='replace'))}" if code and status else f"{NO}: both train and save"
+    return (
+        f"noticed, stops: {reason((folder/'run.second.jsonl.log').read_text(errors='replace'))}" if code and status
+        else f"{NO}: both train and save"
+    )
 
 
 def small_disk(folder, size):
@@ -631,7 +789,8 @@ def small_disk(folder, size):
 
 
 def disk_full(runner, folder, size):
-    "The disk fills up before the second save: does training go on, and is the first save still resumed from? Runs in a forked child with a disk of its own."
+    """The disk fills up before the second save: does training go on, and is the first save still resumed from? Runs
+    in a forked child with a disk of its own."""
     mount, report = folder/"small", folder/"full.json"
     mount.mkdir(parents=True)
     if not (pid := os.fork()):
@@ -646,27 +805,52 @@ def disk_full(runner, folder, size):
                 record.touch()
                 (mount/"out.record.jsonl").symlink_to(record)
                 last = lambda: max((r["step"] for r in lines(record) if "step" in r), default=0)
-                pid, began, code = child(runner, out, 2*SAVE_EVERY + 3, wait=False, prepare=lambda recorder: setattr(recorder, "on_save", fill)), time.perf_counter(), 0
+                pid = child(
+                    runner, out, 2*SAVE_EVERY + 3, wait=False,
+                    prepare=lambda recorder: setattr(recorder, "on_save", fill)
+                )
+                began = time.perf_counter()
+                code = 0
                 while not code and last() < 2*SAVE_EVERY + 3 and time.perf_counter() < began + 120:
                     time.sleep(.1)
                     code = os.waitpid(pid, os.WNOHANG)[0]
                 goes_on, said = last() >= 2*SAVE_EVERY + 3, (mount/"out.record.jsonl.log").read_text(errors="replace")
-                (mount/"ballast").unlink()                    # there is room again, for a run that waits for it at its end
+                # there is room again, for a run that waits for it at its end
+                (mount/"ballast").unlink()
                 if not code: os.waitpid(pid, 0)
-                done, kept = {r["step"] for r in lines(record) if "step" in r}, runner.figures(out) if runner.figures else None
-                figures = "keeps none by itself" if kept is None else YES if done <= kept else f"{NO}: of {len(done)} steps those of {len(done & kept)}"
+                done = {r["step"] for r in lines(record) if "step" in r}
+                kept = runner.figures(out) if runner.figures else None
+                figures = (
+                    "keeps none by itself" if kept is None else YES if done <= kept
+                    else f"{NO}: of {len(done)} steps those of {len(done & kept)}"
+                )
                 known = {r["saving"]: r["state"] for r in lines(record) if "saving" in r}
                 what, step, state, later = resumed(runner, out, 2*SAVE_EVERY + 4)
-                good = what == "resumed" and step in known and state == known[step] or what == "resumed" and step == 2*SAVE_EVERY + 3
-                report.write_text(json.dumps(dict(figures=figures, goes_on=YES if goes_on else f"{NO} ({reason(said)})",
-                                                  resumes=YES + f" (step {step})" if good else f"{NO} ({what if what != 'resumed' else f'resumed from step {step} with a state that was never saved'})")))
+                good = (
+                    what == "resumed" and step in known and state == known[step] or what == "resumed"
+                    and step == 2*SAVE_EVERY + 3
+                )
+                wrong = what if what != "resumed" else f"resumed from step {step} with a state that was never saved"
+                report.write_text(
+                    json.dumps(
+                        dict(
+                            figures=figures, goes_on=YES if goes_on else f"{NO} ({reason(said)})",
+                            resumes=YES + f" (step {step})" if good
+                            else f"{NO} ({wrong})"
+                        )
+                    )
+                )
         except BaseException: traceback.print_exc()
         finally: os._exit(0)
     os.waitpid(pid, 0)
-    return json.loads(report.read_text()) if report.exists() else dict.fromkeys(("goes_on", "resumes", "figures"), "not measured: this system gives no private mounts")
+    return (
+        json.loads(report.read_text()) if report.exists()
+        else dict.fromkeys(("goes_on", "resumes", "figures"), "not measured: this system gives no private mounts")
+    )
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------------------
+# -- the table
+# ---------------------------------------------------------------------------------------------------------------------
 
 TESTS = "exact,kills,operations,damage,full,occupied,nan,machines,processes"
 ROWS = {
@@ -678,19 +862,18 @@ ROWS = {
     "kills": "killed while saving: resume latest takes the newest whole checkpoint by itself",
     "flipped weights": "one flipped bit in the weights is noticed",
     "flipped optimizer": "one flipped bit in the optimizer's state is noticed",
-    "cut weights": "weights cut short are noticed",
-    "cut optimizer": "an optimizer file cut short is noticed",
+    "cut weights": "weights cut short are noticed", "cut optimizer": "an optimizer file cut short is noticed",
     "missing optimizer": "a missing optimizer file is noticed",
-    "code": "no file of a checkpoint can run code on resume",
-    "goes_on": "disk full during a save: training goes on",
+    "code": "no file of a checkpoint can run code on resume", "goes_on": "disk full during a save: training goes on",
     "resumes": "disk full during a save: resume latest works afterwards",
     "figures": "disk full during a save: the logged figures of every step are there afterwards",
-    "operations": "killed before a file operation of a save, from the first to the last: resume latest takes the newest whole checkpoint",
+    "operations": "killed before a file operation of a save, from the first to the last: resume latest takes the "
+    "newest whole checkpoint",
     "occupied": "a new run in the folder of an earlier one leaves the earlier one's checkpoints alone",
     "nan": "weights that become NaN: said, and resume latest takes a checkpoint from before",
     "machines": "a second machine that trains into the same folder is refused",
     "two": "two processes, both killed, resumed as two: same samples and losses to the last bit",
-    "one": "the same, resumed by one process: keeps the samples of each step, or says that it does not",
+    "one": "the same, resumed by one process: keeps the samples of each step, or says that it does not"
 }
 
 
@@ -703,7 +886,8 @@ def measure(runner, folder, kills, tests):
     if "kills" in tests: found["kills"] = killed_while_saving(runner, folder/"kills", kills, timing.get("save", .1))
     if "damage" in tests: found |= damaged(runner, folder/"kills" if "kills" in tests else folder/"damage")
     if "processes" in tests: found |= processes(runner, folder/"processes")
-    if "full" in tests: found |= disk_full(runner, folder/"full", timing.get("bytes") or size_of_one(runner, folder/"size"))
+    if "full" in tests:
+        found |= disk_full(runner, folder/"full", timing.get("bytes") or size_of_one(runner, folder/"size"))
     return found, timing
 
 
@@ -718,9 +902,15 @@ def table(columns):
     first = columns[names[0]][1]
     out = [f"| | {' | '.join(names)} |", f"|---|{'---|'*len(names)}"]
     line = lambda text, cells: out.append(f"| {text} | {' | '.join(cells)} |")
-    for text, key, form in (("bytes of a checkpoint", "bytes", ",d"), ("seconds training waits for a save, median", "save", ".3f"), ("seconds from asking to resume to the first step", "resume", ".2f")):
+    for text, key, form in (
+        ("bytes of a checkpoint", "bytes", ",d"), ("seconds training waits for a save, median", "save", ".3f"),
+        ("seconds from asking to resume to the first step", "resume", ".2f")
+    ):
         if not (of := first.get(key)): continue
-        line(f"{text} (times {names[0]})", [f"{t[key]:{form}} ({t[key]/of:.2f})" if t[key] and of else "failed" for _, t in columns.values()])
+        line(
+            f"{text} (times {names[0]})",
+            [f"{t[key]:{form}} ({t[key]/of:.2f})" if t[key] and of else "failed" for _, t in columns.values()]
+        )
     for key, text in ROWS.items():
         cells = [f.get(key, "not measured") for f, _ in columns.values()]
         if set(cells) != {"not measured"}: line(text, [c.replace("|", "/") for c in cells])
@@ -741,17 +931,24 @@ def compare(folder, kills=20, only="", tests=TESTS):
     if only:
         runners = [r for r in runners + [StatefulRunner] if r.name in only.split(";")]
     for kind in runners:
-        for test in ("exact", "operations", "occupied", "nan", "machines", "size"): (folder/kind.__name__/test).mkdir(parents=True)
+        for test in ("exact", "operations", "occupied", "nan", "machines", "size"):
+            (folder/kind.__name__/test).mkdir(parents=True)
         began = time.perf_counter()
         columns[kind.name] = measure(kind(task), folder/kind.__name__, kills, tests.split(","))
         print(f"  {kind.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "accelerate", "peft"))
-    return f"{packages}; {len(task.rows)} samples, batches of {BATCH}, a save every {SAVE_EVERY} steps, on {os.uname().sysname}.\n\n" + table(columns)
+    return (
+        f"{packages}; {len(task.rows)} samples, batches of {BATCH}, a save every {SAVE_EVERY} steps, on "
+        f"{os.uname().sysname}.\n\n"
+        + table(columns)
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="kills while saving and before file operations, for each column")
+    parser.add_argument(
+        "--kills", type=int, default=20, help="kills while saving and before file operations, for each column"
+    )
     parser.add_argument("--quick", action="store_true", help="four kills")
     parser.add_argument("--only", default="", help="names of columns, with semicolons")
     parser.add_argument("--tests", default=TESTS, help=f"any of {TESTS}")

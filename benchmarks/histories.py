@@ -1,16 +1,21 @@
-"""Real histories out to the forms of CAD programs and back: written, opened by the program, right in volume, edited there, read back.
+"""Real histories out to the forms of CAD programs and back: written, opened by the program, right in volume, edited
+there, read back.
 
-usage: python benchmarks/histories.py DATA_ROOT [--num_parts 40] [--num_scripts 10] [--build123d PYTHON] [--cadquery PYTHON] [--stall 90] [--sets A,B] [--forms A,B] [--out FILE.md]
+usage: python benchmarks/histories.py DATA_ROOT [--num_parts 40] [--num_scripts 10] [--build123d PYTHON] [--cadquery
+PYTHON] [--stall 90] [--sets A,B] [--forms A,B] [--out FILE.md]
 
-DATA_ROOT holds omni-cad/json, deepcad/json, cadprompt and fusion360 (whose build123d scripts are read first). Of each set so many parts are taken at even distances,
+DATA_ROOT holds omni-cad/json, deepcad/json, cadprompt and fusion360 (whose build123d scripts are read first). Of each
+set so many parts are taken at even distances,
 of these --num_scripts for the scripts, which take longer to execute.
   written      the file could be written
   opened       FreeCAD opened and recomputed it without an error; the script ran in its program
   volume       and its volume is within 0.1% of the kernel's (the light one's, or OpenCascade's where that differs)
-  edited       after the first pad was made 1.1 times as long, the program rebuilds to the kernel's volume for the same edit
+  edited       after the first pad was made 1.1 times as long, the program rebuilds to the kernel's volume for the same
+  edit
   read back    reading the file gives the same operations, every point within 1e-6 of the part's size
   seconds      in the program, a part
-FreeCAD is `freecadcmd`; --build123d and --cadquery name interpreters that have those libraries; OpenSCAD is `openscad`. What is missing is left out of the table, and the table says so.
+FreeCAD is `freecadcmd`; --build123d and --cadquery name interpreters that have those libraries; OpenSCAD is `openscad`.
+What is missing is left out of the table, and the table says so.
 """
 import argparse
 import json
@@ -31,7 +36,10 @@ from cad_mllm.geometry import build_solid, read_mesh
 from cad_mllm.interop import features_of, read_history, write_history
 
 HERE = Path(__file__).resolve().parent
-FORMS = {"FreeCAD": ".FCStd", "build123d": "_b3d.py", "CadQuery": "_cq.py", "OpenSCAD": ".scad", "Fusion 360": "_fusion.py", "FeatureScript": ".fs"}
+FORMS = {
+    "FreeCAD": ".FCStd", "build123d": "_b3d.py", "CadQuery": "_cq.py", "OpenSCAD": ".scad", "Fusion 360": "_fusion.py",
+    "FeatureScript": ".fs"
+}
 READ_BACK = ("FreeCAD", "build123d", "CadQuery")
 
 
@@ -42,24 +50,36 @@ def data_sets(root):
     return {name: sorted(files) for name, files in found.items()}
 
 
-def sample(files, num): return [files[i] for i in sorted({round(x) for x in np.linspace(0, len(files) - 1, min(num, len(files)))})] if files else []
+def sample(files, num):
+    return (
+        [files[i] for i in sorted({round(x) for x in np.linspace(0, len(files) - 1, min(num, len(files)))})] if files
+        else []
+    )
 
 
 def first_pad(program):
     "The first extrude that adds material."
-    return next(e for e in program.operations() if isinstance(e, Extrude) and e.operation in ("new", "join") and e.profiles and e.span()[0] != e.span()[1])
+    return next(
+        e for e in program.operations() if isinstance(e, Extrude) and e.operation in ("new", "join") and e.profiles
+        and e.span()[0] != e.span()[1]
+    )
 
 
 def lengthened(program, by=1.1):
     "The history with its first pad so many times as long."
     first = first_pad(program)
-    entities = {**program.entities, first.id: replace(first, extent_one=first.extent_one*by, extent_two=first.extent_two*by)}
+    entities = {
+        **program.entities, first.id: replace(first, extent_one=first.extent_one*by, extent_two=first.extent_two*by)
+    }
     return CADProgram(entities, list(program.sequence))
 
 
 def lengthened_script(text, by=1.1):
     "A script whose first pad is so many times as long: the names that its first extrude uses are defined again."
-    names = re.search(r"\((?:until=|amount=|height = )?-?((?:depth|back)_\d+)(?: \+ (depth_\d+))?", text[text.index("extrude"):] if "extrude(" in text else text)
+    names = re.search(
+        r"\((?:until=|amount=|height = )?-?((?:depth|back)_\d+)(?: \+ (depth_\d+))?",
+        text[text.index("extrude"):] if "extrude(" in text else text
+    )
     used = {n for n in names.groups() if n} if names else set()
     two = re.search(r"extrude\(amount=depth_1.*\)\n\s*extrude\(sketch_1\.sketch, amount=-(depth_2)", text)
     if two: used.add(two[1])
@@ -86,8 +106,13 @@ def landmarks(program):
         if not runs or runs[-1][0] != kind: runs.append((kind, []))
         for profile in f.profiles:
             for c in f.sketch.profiles[profile].contours():
-                flat = c.vertices[0] + c.radius*np.array([(1, 0), (0, 1), (-1, 0), (0, -1)]) if c.radius else np.concatenate([c.vertices, [m for m in c.mids if m is not None] or c.vertices])
-                runs[-1][1].extend(f.sketch.frame.to_world(np.column_stack([flat, np.full(len(flat), z)])) for z in f.extrude.span())
+                flat = (
+                    c.vertices[0] + c.radius*np.array([(1, 0), (0, 1), (-1, 0), (0, -1)]) if c.radius
+                    else np.concatenate([c.vertices, [m for m in c.mids if m is not None] or c.vertices])
+                )
+                runs[-1][1].extend(
+                    f.sketch.frame.to_world(np.column_stack([flat, np.full(len(flat), z)])) for z in f.extrude.span()
+                )
     return [(kind, np.concatenate(points)) for kind, points in runs]
 
 
@@ -98,18 +123,27 @@ def same(one, other):
     from scipy.spatial import cKDTree
     size = max(np.ptp(p, axis=0).max() for _, p in a)
     # the middle of an arc and the corner where a circle's four points lie are free: only ends are compared both ways
-    return all(max(cKDTree(p).query(q)[0].max(), cKDTree(q).query(p)[0].max()) <= 1e-6*size for (_, p), (_, q) in zip(a, b))
+    return all(
+        max(cKDTree(p).query(q)[0].max(), cKDTree(q).query(p)[0].max()) <= 1e-6*size for (_, p), (_, q) in zip(a, b)
+    )
 
 
 def run_batches(command, files, folder, stall):
-    "Start a program on files until each has been tried; what makes no progress for `stall` seconds is killed and passed over. path -> what it reported."
+    """Start a program on files until each has been tried; what makes no progress for `stall` seconds is killed and
+    passed over. path -> what it reported."""
     report, rest, hung = folder/"report.jsonl", list(files), set()
     report.write_text("")
     while rest:
         (folder/"list.txt").write_text("\n".join(map(str, rest)))
         os.utime(report)
-        process = subprocess.Popen(command(folder/"list.txt", report), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   env={**os.environ, "FREECAD_DOCUMENTS": str(folder/"list.txt"), "FREECAD_REPORT": str(report), "PYTHONPATH": ""})
+        process = subprocess.Popen(
+            command(folder/"list.txt", report), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={
+                **os.environ, "FREECAD_DOCUMENTS": str(folder/"list.txt"), "FREECAD_REPORT": str(report),
+                "PYTHONPATH": ""
+            }
+        )
         while process.poll() is None:
             time.sleep(.5)
             if time.time() - report.stat().st_mtime > stall: process.kill()
@@ -139,8 +173,14 @@ def run_form(form, files, folder, given):
     "path -> report, or None where the program is missing."
     interpreters = {"build123d": given.build123d, "CadQuery": given.cadquery}
     if form == "FreeCAD" and shutil.which("freecadcmd"):
-        return run_batches(lambda listed, report: ["freecadcmd", str(HERE.parent/"tests/freecad_check.py")], files, folder, given.stall)
-    if interpreters.get(form): return run_batches(lambda listed, report: [interpreters[form], str(HERE/"run_scripts.py"), str(listed), str(report)], files, folder, given.stall)
+        return run_batches(
+            lambda listed, report: ["freecadcmd", str(HERE.parent/"tests/freecad_check.py")], files, folder, given.stall
+        )
+    if interpreters.get(form):
+        return run_batches(
+            lambda listed, report: [interpreters[form], str(HERE/"run_scripts.py"), str(listed), str(report)], files,
+            folder, given.stall
+        )
     if form == "OpenSCAD" and shutil.which("openscad"): return run_openscad(files, given.stall)
     return None
 
@@ -182,17 +222,34 @@ def _judge(form, row, programs, paths, edited, reports, misses):
     sketches = full = unsolved = 0
     for name, path in paths.items():
         said = reports.get(str(path), {"failed": "no report"})
-        after = reports.get(str(edited[name]), {}) if name in edited else {"volume": said.get("edited_volume"), "errors": said.get("edited_errors")}
+        after = (
+            reports.get(str(edited[name]), {}) if name in edited
+            else {"volume": said.get("edited_volume"), "errors": said.get("edited_errors")}
+        )
         row["seconds"] += said.get("seconds", 0.0)/max(len(paths), 1)
-        sketches, full, unsolved = sketches + said.get("sketches", 0), full + said.get("fully_constrained", 0), unsolved + len(said.get("unsolved", []))
+        sketches = sketches + said.get("sketches", 0)
+        full = full + said.get("fully_constrained", 0)
+        unsolved = unsolved + len(said.get("unsolved", []))
         if "failed" in said or said.get("errors"):
             misses.append((name, str(said.get("failed") or said["errors"])[:100]))
             continue
         row["opened"] += 1
         if close(said["volume"], programs[name]): row["volume"] += 1
         else: misses.append((name, f"volume {said['volume']:.6g} mm3"))
-        if after.get("volume") is not None and not after.get("errors") and close(after["volume"], lengthened(programs[name])): row["edited"] += 1
-        else: misses.append((name, f"edited: {after.get('failed') or after.get('errors') or 'volume'} {after.get('volume') or ''}"[:100]))
+        if (
+            after.get("volume") is not None and not after.get("errors")
+            and close(after["volume"], lengthened(programs[name]))
+        ):
+            row["edited"] += 1
+        else:
+            misses.append(
+                (
+                    name,
+                    f"edited: {after.get('failed') or after.get('errors') or 'volume'} {after.get('volume') or ''}"[
+                        :100
+                    ]
+                )
+            )
     if form == "FreeCAD": row["sketches"] = f"{sketches}, {full} fully constrained, {unsolved} in conflict"
 
 
@@ -221,9 +278,14 @@ def _cell(row, key):
 
 def report(results, unread, given):
     "The table and its misses as Markdown."
-    lines = ["# Histories in the forms of CAD programs", "", f"At most {given.num_parts} parts of each set, {given.num_scripts} for scripts; `benchmarks/histories.py` says what the columns mean. A dash: not executed in the program.", "",
-             "| form | set | " + " | ".join(COLUMNS) + " |", "|" + "---|"*(len(COLUMNS) + 2)]
-    for (form, name), (row, _) in results.items(): lines.append(f"| {form} | {name} | " + " | ".join(_cell(row, k) for k in COLUMNS) + " |")
+    lines = [
+        "# Histories in the forms of CAD programs", "",
+        f"At most {given.num_parts} parts of each set, {given.num_scripts} for scripts; `benchmarks/histories.py` says "
+        "what the columns mean. A dash: not executed in the program.",
+        "", "| form | set | " + " | ".join(COLUMNS) + " |", "|" + "---|"*(len(COLUMNS) + 2)
+    ]
+    for (form, name), (row, _) in results.items():
+        lines.append(f"| {form} | {name} | " + " | ".join(_cell(row, k) for k in COLUMNS) + " |")
     lines += ["", "## Misses", ""]
     for name, gone in unread.items(): lines += [f"- {name}, not read or not built: {id}: {why}" for id, why in gone]
     for (form, name), (_, misses) in results.items(): lines += [f"- {form}, {name}, {id}: {why}" for id, why in misses]

@@ -1,11 +1,13 @@
-"""Kill a short run of three stages at every moment, or at some, and compare each resumed run with the unbroken one to the last bit.
+"""Kill a short run of three stages at every moment, or at some, and compare each resumed run with the unbroken one to
+the last bit.
 
 usage: python benchmarks/kill_everywhere.py [--num 0] [--seed 0] [--only full] [--dir FOLDER]
 
   --num   moments of each variant, drawn by --seed; 0 for all of them
   --only  full, "lora, dropout" or accumulation; default: all three
 
-Prints a line for each moment whose resumed run differs, and a table; the exit code is 1 where there was one. A moment takes about three seconds.
+Prints a line for each moment whose resumed run differs, and a table; the exit code is 1 where there was one. A moment
+takes about three seconds.
 """
 import argparse
 import random

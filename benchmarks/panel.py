@@ -2,7 +2,8 @@
 
 usage: python benchmarks/panel.py [--checkpoints 1000] [--rounds 5] [--out FILE.md]
 
-The baseline is the way a table is usually made of widgets: a row of nine labels and a button for each checkpoint, in the same process, from the same rows.
+The baseline is the way a table is usually made of widgets: a row of nine labels and a button for each checkpoint, in
+the same process, from the same rows.
 """
 import argparse
 import json
@@ -27,7 +28,9 @@ def make_folder(folder, num):
     source = next((folder/"brackets"/"stage1_text").glob("checkpoint-step20-*"))
     manifest = json.loads((source/"manifest.json").read_text())
     for i in range(num):
-        target = folder/f"run{i % 10}"/f"stage{i // 10 % 3 + 1}_text"/f"checkpoint-step{i // 10}-loss1.0-20260101_000000"
+        target = (
+            folder/f"run{i % 10}"/f"stage{i // 10 % 3 + 1}_text"/f"checkpoint-step{i // 10}-loss1.0-20260101_000000"
+        )
         shutil.copytree(source, target)
         for file in manifest["files"].values(): file["sha256"] = f"{i:064x}"       # equal weights would share a row
         (target/"manifest.json").write_text(json.dumps(manifest))
@@ -46,7 +49,12 @@ def timed(func, rounds):
 
 def usual(rows):
     "A widget for every cell."
-    return widgets.VBox([widgets.HBox([widgets.Label(_cell(r, key)) for key, _ in COLUMNS] + [widgets.Button(description="pick")]) for r in rows])
+    return widgets.VBox(
+        [
+            widgets.HBox([widgets.Label(_cell(r, key)) for key, _ in COLUMNS] + [widgets.Button(description="pick")])
+            for r in rows
+        ]
+    )
 
 
 def measure(folder, rounds):
@@ -61,7 +69,10 @@ def measure(folder, rounds):
         panel.table.text.value = "stage2 flanges"
         panel.table.text.value = ""
     found, _ = timed(find, rounds)
-    return len(panel.rows), [("open", opened, opened + plain), ("read the folder again", again, again + plain), ("sort", sort, plain), ("turn a page", page, None), ("filter, and back", found, 2*plain)]
+    return len(panel.rows), [
+        ("open", opened, opened + plain), ("read the folder again", again, again + plain), ("sort", sort, plain),
+        ("turn a page", page, None), ("filter, and back", found, 2*plain)
+    ]
 
 
 def main():
@@ -70,9 +81,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default="", help="also write the table to this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder: num, rows = measure(make_folder(Path(folder)/"checkpoints", options.checkpoints), options.rounds)
-    lines = [f"{num} rows, median of {options.rounds}:", "", "| | panel, s | a widget a cell, s | ratio |", "|---|---|---|---|"]
-    lines += [f"| {what} | {a:.3f} | {f'{b:.3f}' if b else '–'} | {f'{b/a:.1f}' if b else '–'} |" for what, a, b in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        num, rows = measure(make_folder(Path(folder)/"checkpoints", options.checkpoints), options.rounds)
+    lines = [
+        f"{num} rows, median of {options.rounds}:", "", "| | panel, s | a widget a cell, s | ratio |",
+        "|---|---|---|---|"
+    ]
+    lines += [
+        f"| {what} | {a:.3f} | {f'{b:.3f}' if b else '–'} | {f'{b/a:.1f}' if b else '–'} |" for what, a, b in rows
+    ]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out: Path(options.out).write_text(text)

@@ -1,18 +1,26 @@
 """Histories from points of real parts that nothing here was trained on, method by method on the same clouds.
 
-usage: python benchmarks/real_parts.py CAD_DATA_ROOT [--num_parts 40] [--seed 0] [--sets omni,deepcad,cadprompt,fusion] [--conditions clean,...] [--methods slabs,refined,model,both] [--checkpoint small] [--out FILE.md]
+usage: python benchmarks/real_parts.py CAD_DATA_ROOT [--num_parts 40] [--seed 0] [--sets omni,deepcad,cadprompt,fusion]
+[--conditions clean,...] [--methods slabs,refined,model,both] [--checkpoint small] [--out FILE.md]
 
-CAD_DATA_ROOT holds omni-cad/, deepcad/, cadprompt/ and fusion360/ (or the variable of that name says where). Parts are a seeded sample of each set; a truth that builds no solid is not drawn.
+CAD_DATA_ROOT holds omni-cad/, deepcad/, cadprompt/ and fusion360/ (or the variable of that name says where). Parts are
+a seeded sample of each set; a truth that builds no solid is not drawn.
 
   IoU           of the built history and the true solid; a failure counts 0
-  Chamfer       median over the parts, times 1,000, in what their values say is the convention of cadrille and CAD-Recode (inferred, not read in their code): 8,192 points on each surface, both scaled so that the truth's longest side is 1, mean squared distance to the nearest point, both ways added. The points of the truth against other points of the truth have such a distance too: the row `truth`
+  Chamfer       median over the parts, times 1,000, in what their values say is the convention of cadrille and
+  CAD-Recode (inferred, not read in their code): 8,192 points on each surface, both scaled so that the truth's longest
+  side is 1, mean squared distance to the nearest point, both ways added. The points of the truth against other points
+  of the truth have such a distance too: the row `truth`
   invalid       share of parts that gave no solid
   operations    extrudes of all histories together over those of the designers; curves likewise
   seconds       of one part, mean and most, on one core that is shared with other work
 
-Methods: slabs needs no model; refined fits the numbers of its histories for three seconds; model is best of eight histories that CHECKPOINT writes, chosen by the points; both lets the points choose among all of them.
+Methods: slabs needs no model; refined fits the numbers of its histories for three seconds; model is best of eight
+histories that CHECKPOINT writes, chosen by the points; both lets the points choose among all of them.
 
-Conditions: clean is 4,096 points with true normals; noise-X moves each point by a normal of X longest sides and takes the normals away; dropped keeps a tenth; few is 256 points without normals, what the published models see; one-sided leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals.
+Conditions: clean is 4,096 points with true normals; noise-X moves each point by a normal of X longest sides and takes
+the normals away; dropped keeps a tenth; few is 256 points without normals, what the published models see; one-sided
+leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals.
 """
 import argparse
 import functools
@@ -36,9 +44,15 @@ from cad_mllm.proposals import propose_with                       # noqa: E402
 from cad_mllm.reconstruction import count_curves, propose_slabs, reconstruct # noqa: E402
 
 CONDITIONS = ("clean", "no-normals", "noise-0.005", "noise-0.01", "noise-0.02", "dropped", "few", "one-sided")
-METHODS = {"slabs": (("slabs",), 0), "refined": (("slabs",), 3), "model": (("model",), 0), "both": (("slabs", "model"), 0)} # who proposes, and seconds for fitting numbers
+# who proposes, and seconds for fitting numbers
+METHODS = {
+    "slabs": (("slabs",), 0), "refined": (("slabs",), 3), "model": (("model",), 0), "both": (("slabs", "model"), 0)
+}
 REFINED = ("clean", "noise-0.01") # conditions under which numbers are fitted too
-SETS = {"omni": "omni-cad/json/*/*.json", "deepcad": "deepcad/json/*.json", "cadprompt": "cadprompt/*/[0-9]*.json", "fusion": "fusion360/test/*.py"}
+SETS = {
+    "omni": "omni-cad/json/*/*.json", "deepcad": "deepcad/json/*.json", "cadprompt": "cadprompt/*/[0-9]*.json",
+    "fusion": "fusion360/test/*.py"
+}
 
 
 def read_truth(path):
@@ -66,7 +80,8 @@ def draw_cloud(solid, condition, rng):
     "The points of a part under a condition."
     points = np.array(solid.points(256 if condition == "few" else 4096, 0), float)
     size = np.ptp(points[:, :3], axis=0).max()
-    if condition.startswith("noise"): return points[:, :3] + rng.normal(0, float(condition.split("-")[1])*size, (len(points), 3))
+    if condition.startswith("noise"):
+        return points[:, :3] + rng.normal(0, float(condition.split("-")[1])*size, (len(points), 3))
     if condition in ("no-normals", "few"): return points[:, :3]
     if condition == "dropped": return points[rng.permutation(len(points))[:len(points)//10]]
     if condition == "one-sided":
@@ -96,7 +111,10 @@ def measure(part, condition, proposers, seconds):
     began = time.perf_counter()
     try:
         result = reconstruct(draw_cloud(solid, condition, rng), proposers, seconds)
-        row.update(seconds=time.perf_counter() - began, iou=iou(result.mesh, truth), chamfer=peers_chamfer(result.mesh, truth), counts=(result.num_operations, result.num_curves), confidence=result.confidence)
+        row.update(
+            seconds=time.perf_counter() - began, iou=iou(result.mesh, truth), chamfer=peers_chamfer(result.mesh, truth),
+            counts=(result.num_operations, result.num_curves), confidence=result.confidence
+        )
     except ValueError as problem: row.update(seconds=time.perf_counter() - began, problem=str(problem))
     return row
 
@@ -110,8 +128,12 @@ def line_of(name, condition, method, rows):
     operations, curves = (sum(r["counts"][k] for r in rows)/sum(r["true_counts"][k] for r in rows) for k in (0, 1))
     sure = [r["iou"] > .9 for r in rows if r.get("confidence", 0) >= .9]
     confident = f"{np.mean(sure):.0%} of {len(sure)}" if sure else "-"
-    return (f"| {name} | {condition} | {method} | {len(rows)} | {np.mean(ious):.3f} | {np.median(ious):.3f} | {1000*median([r['chamfer'] for r in rows if r['chamfer'] is not None]):.3f} | {len(failed)/len(rows):.1%} "
-            f"| {operations:.2f} | {curves:.2f} | {np.mean([r['seconds'] for r in rows]):.1f}, {max(r['seconds'] for r in rows):.1f} | {confident} |")
+    return (
+        f"| {name} | {condition} | {method} | {len(rows)} | {np.mean(ious):.3f} | {np.median(ious):.3f} | "
+        f"{1000*median([r['chamfer'] for r in rows if r['chamfer'] is not None]):.3f} | {len(failed)/len(rows):.1%} "
+        f"| {operations:.2f} | {curves:.2f} | {np.mean([r['seconds'] for r in rows]):.1f}, "
+        f"{max(r['seconds'] for r in rows):.1f} | {confident} |"
+    )
 
 
 def peer_lines(parts, index):
@@ -121,14 +143,20 @@ def peer_lines(parts, index):
     for key, label in (("cadrille_rl", "cadrille (RL)"), ("cad_recode_v1_5", "CAD-Recode v1.5")):
         found = [index[n].get(key) for n, _, _ in parts if n in index]
         valid = [v for v in found if v is not None]
-        lines.append(f"| {label}, from 256 points without normals, one candidate | {1000*median(valid):.3f} | {len(valid)} of {len(found)} |")
+        lines.append(
+            f"| {label}, from 256 points without normals, one candidate | {1000*median(valid):.3f} | {len(valid)} of "
+            f"{len(found)} |"
+        )
     return lines
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", nargs="?", default=os.environ.get("CAD_DATA_ROOT", ""))
-    for flag, default in (("num_parts", 40), ("seed", 0), ("sets", ",".join(SETS)), ("conditions", ",".join(CONDITIONS)), ("methods", ",".join(METHODS)), ("checkpoint", "small"), ("out", "")):
+    for flag, default in (
+        ("num_parts", 40), ("seed", 0), ("sets", ",".join(SETS)), ("conditions", ",".join(CONDITIONS)),
+        ("methods", ",".join(METHODS)), ("checkpoint", "small"), ("out", "")
+    ):
         parser.add_argument(f"--{flag}", type=type(default), default=default)
     args = parser.parse_args()
     if not args.root: raise SystemExit("name the folder of real parts, or set CAD_DATA_ROOT")
@@ -142,17 +170,31 @@ def main():
                 if method == "refined" and condition not in REFINED: continue
                 names, seconds = METHODS[method]
                 proposers = tuple(proposer(n, args.checkpoint) for n in names)
-                lines.append(line_of(name, condition, method, [measure(part, condition, proposers, seconds) for part in parts]))
+                lines.append(
+                    line_of(name, condition, method, [measure(part, condition, proposers, seconds) for part in parts])
+                )
                 print(lines[-1], flush=True)
                 if args.out: Path(args.out).write_text(page(args, lines, peers), encoding="utf-8")
 
 
 def page(args, lines, peers):
     "The tables so far as Markdown."
-    head = ["| set | condition | method | parts | IoU mean | IoU median | Chamfer x1,000 | invalid | operations / designer's | curves / designer's | seconds mean, most | IoU > .9 where confidence >= .9 |", "|" + "---|"*12]
+    head = [
+        "| set | condition | method | parts | IoU mean | IoU median | Chamfer x1,000 | invalid | operations / "
+        "designer's | curves / designer's | seconds mean, most | IoU > .9 where confidence >= .9 |",
+        "|" + "---|"*12
+    ]
     table = [f"# Real parts: {args.num_parts} of each set, seed {args.seed}", "", *head, *lines]
-    if peers: table += ["", "Chamfer x1,000 on the very same Fusion parts:", "", "| method | median | parts |", "|---|---|---|", *peers]
-    table += ["", "What the columns mean stands in `benchmarks/real_parts.py`. The published models saw 256 points without normals, the rows above 4,096: not like with like."]
+    if peers:
+        table += [
+            "", "Chamfer x1,000 on the very same Fusion parts:", "", "| method | median | parts |", "|---|---|---|",
+            *peers
+        ]
+    table += [
+        "",
+        "What the columns mean stands in `benchmarks/real_parts.py`. The published models saw 256 points without "
+        "normals, the rows above 4,096: not like with like."
+    ]
     return "\n".join(table) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""Executes build123d or CadQuery scripts and prints their volumes; benchmarks/histories.py starts it with an interpreter that has the library.
+"""Executes build123d or CadQuery scripts and prints their volumes; benchmarks/histories.py starts it with an
+interpreter that has the library.
 
 usage: python benchmarks/run_scripts.py LIST REPORT
 

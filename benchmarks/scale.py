@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""What the engines cost: the same parts prepared by a bare loop, by workers of this machine, and on a Ray cluster one of whose nodes is killed.
+"""What the engines cost: the same parts prepared by a bare loop, by workers of this machine, and on a Ray cluster one
+of whose nodes is killed.
 
     python benchmarks/scale.py [--num 120] [--no-ray] [--out benchmarks/results/scale.md]
 
-Every row prepares the same procedural parts with the default products (beginnings, 4,096 points, eight views, captions), starting its processes included; the rows follow each other in one run, twice round, and
-the better time of the two counts. The bare loop calls the same function for one part after the other in one process, without limits on time and memory, report or restart.
+Every row prepares the same procedural parts with the default products (beginnings, 4,096 points, eight views,
+captions), starting its processes included; the rows follow each other in one run, twice round, and
+the better time of the two counts. The bare loop calls the same function for one part after the other in one process,
+without limits on time and memory, report or restart.
 
   of the bare loop   parts per second and processor, as a share of the bare loop's
-  killed             the Ray cluster has two nodes of one processor each on this machine; one is killed when a third of the parts are there, its part in flight is done by the other
+  killed             the Ray cluster has two nodes of one processor each on this machine; one is killed when a third of
+  the parts are there, its part in flight is done by the other
 """
 import argparse
 import tempfile
@@ -68,7 +72,10 @@ def timed(work, *args):
 def ways(parts, num, ray):
     "Name, processors, and a function of an empty folder that gives (seconds, report or None)."
     yield "bare loop", 1, lambda out: timed(bare, parts, out)
-    for jobs in (1, 2): yield f"--engine local, {jobs} process{'es'*(jobs > 1)}", jobs, lambda out, jobs=jobs: timed(lambda: prepare(parts, out, jobs=jobs))
+    for jobs in (1, 2):
+        yield f"--engine local, {jobs} process{'es'*(jobs > 1)}", jobs, lambda out, jobs=jobs: timed(
+            lambda: prepare(parts, out, jobs=jobs)
+        )
     if not ray: return
     yield "--engine ray, two nodes", 2, lambda out: on_ray(parts, out)
     yield "--engine ray, one of two killed", 2, lambda out: on_ray(parts, out, max(1, num//3))
@@ -103,9 +110,15 @@ def page(best, num):
     lines = ["| way | processors | parts/s and processor | of the bare loop |", "|---|---|---|---|"]
     lines += [f"| {name} | {best[name][0]} | {r:.2f} | {r/base:.2f} |" for name, r in rate.items()]
     chosen = next(n for n in reversed(best) if "killed" not in n)
-    hours = [f"{m} machines of {PROCESSORS} processors {PARTS_ALL/(rate[chosen]*PROCESSORS*m)/3600:.1f} h" for m in MACHINES]
-    return (f"{num} procedural parts with default products.\n\n" + "\n".join(lines) + f"\n\nAt the rate of `{chosen}` ({rate[chosen]:.2f} parts/s and processor), {PARTS_ALL:,} parts take "
-            f"{PARTS_ALL:,}/({rate[chosen]:.2f} x {PROCESSORS} x machines) s: {'; '.join(hours)}. That is arithmetic, not a measurement: disks and networks are not in it.\n")
+    hours = [
+        f"{m} machines of {PROCESSORS} processors {PARTS_ALL/(rate[chosen]*PROCESSORS*m)/3600:.1f} h" for m in MACHINES
+    ]
+    return (
+        f"{num} procedural parts with default products.\n\n" + "\n".join(lines)
+        + f"\n\nAt the rate of `{chosen}` ({rate[chosen]:.2f} parts/s and processor), {PARTS_ALL:,} parts take "
+        f"{PARTS_ALL:,}/({rate[chosen]:.2f} x {PROCESSORS} x machines) s: {'; '.join(hours)}. That is arithmetic, not "
+        "a measurement: disks and networks are not in it.\n"
+    )
 
 
 if __name__ == "__main__": main()

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""The small model on parts that nobody trained on: from points to a history, greedily and as the best of eight by the points.
+"""The small model on parts that nobody trained on: from points to a history, greedily and as the best of eight by the
+points.
 
-    python benchmarks/small_model.py CHECKPOINT [--num 25] [--candidates 8] [--noise 0] [--sets procedural,omni,deepcad,cadprompt,fusion] [--out benchmarks/results/small_model.md]
+    python benchmarks/small_model.py CHECKPOINT [--num 25] [--candidates 8] [--noise 0] [--sets
+    procedural,omni,deepcad,cadprompt,fusion] [--out benchmarks/results/small_model.md]
 
-CHECKPOINT is `small`, a folder, or user/model. Procedural parts are held-out ones of the stream. Real parts are read where they lie: OMNI_CAD_ROOT holds json/, CAD_DATA_ROOT holds deepcad/, cadprompt/ and
-fusion360/. None of them trains or selects anything. IoU is that of the solids as they stand; a part that is not built counts 0.
+CHECKPOINT is `small`, a folder, or user/model. Procedural parts are held-out ones of the stream. Real parts are read
+where they lie: OMNI_CAD_ROOT holds json/, CAD_DATA_ROOT holds deepcad/, cadprompt/ and
+fusion360/. None of them trains or selects anything. IoU is that of the solids as they stand; a part that is not built
+counts 0.
 """
 import argparse
 import os
@@ -69,7 +73,9 @@ def judge(model, meshes, noise, num):
     "One row: IoU of each part, and seconds a part."
     start = time.perf_counter()
     sampling = dict(temperature=0.) if num == 1 else dict(temperature=.7, num=num)
-    results = model.complete_many([dict(point_cloud=c) for c in clouds(meshes, noise)], batch_size=max(8, num), **sampling)
+    results = model.complete_many(
+        [dict(point_cloud=c) for c in clouds(meshes, noise)], batch_size=max(8, num), **sampling
+    )
     seconds = (time.perf_counter() - start)/len(meshes)
     overlaps = []
     for result, truth in zip(results, meshes):
@@ -89,15 +95,24 @@ def main():
     p.add_argument("--out", default="", help="a Markdown file for the table")
     args = p.parse_args()
     model = CADAutocomplete(args.checkpoint, device="cpu", kernel="manifold")
-    lines = ["| set | parts | candidates | IoU mean | median | IoU > .9 | not built | s a part |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| set | parts | candidates | IoU mean | median | IoU > .9 | not built | s a part |",
+        "|---|---|---|---|---|---|---|---|"
+    ]
     print("\n".join(lines), flush=True)
     for name in args.sets.split(","):
         meshes = procedural(args.num) if name == "procedural" else real(name, args.num)
         for num in dict.fromkeys((1, args.candidates)) if meshes else ():
             overlaps, seconds = judge(model, meshes, args.noise, num)
-            lines.append(f"| {name} | {len(meshes)} | {num} | {overlaps.mean():.3f} | {np.median(overlaps):.3f} | {100*(overlaps > .9).mean():.0f}% | {100*(overlaps == 0).mean():.0f}% | {seconds:.1f} |")
+            lines.append(
+                f"| {name} | {len(meshes)} | {num} | {overlaps.mean():.3f} | {np.median(overlaps):.3f} | "
+                f"{100*(overlaps > .9).mean():.0f}% | {100*(overlaps == 0).mean():.0f}% | {seconds:.1f} |"
+            )
             print(lines[-1], flush=True)
-    if args.out: Path(args.out).write_text(f"Noise {args.noise:g} of the longest side.\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    if args.out:
+        Path(args.out).write_text(
+            f"Noise {args.noise:g} of the longest side.\n\n" + "\n".join(lines) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__": main()

@@ -2,7 +2,8 @@
 
 usage: python benchmarks/step.py [--parts 24] [--steps 4]
 
-Makes synthetic parts without points and pictures in a temporary folder, and times the same steps (same samples, process time on one thread) with each setting. Read the last
+Makes synthetic parts without points and pictures in a temporary folder, and times the same steps (same samples, process
+time on one thread) with each setting. Read the last
 column: the ratio to the first row.
 """
 import argparse
@@ -17,13 +18,19 @@ from cad_mllm.data import synthesize
 from cad_mllm.training import Trainer
 
 NARROW = dict(hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2)
-SETTINGS = {"rows of 1,024 tokens": (1024, {}), "rows of 512": (512, {}), "rows of 320 (the recipe)": (320, {}), "rows of 320, width 128": (320, NARROW)}
+SETTINGS = {
+    "rows of 1,024 tokens": (1024, {}), "rows of 512": (512, {}), "rows of 320 (the recipe)": (320, {}),
+    "rows of 320, width 128": (320, NARROW)
+}
 
 
 def seconds_a_step(folder, max_tokens, llm, steps):
     "Process time of a step, after one to warm up."
     model, training = tiny()
-    training = replace(training, data_root=f"{folder}/data", output_dir=f"{folder}/out", max_tokens_per_batch=max_tokens, num_val_samples=0)
+    training = replace(
+        training, data_root=f"{folder}/data", output_dir=f"{folder}/out", max_tokens_per_batch=max_tokens,
+        num_val_samples=0
+    )
     trainer = Trainer(replace(model, llm_config=llm), training)
     trainer.output_dir.mkdir(exist_ok=True)
     trainer.open_data()

@@ -1,17 +1,25 @@
 #!/usr/bin/env python3
 """Training speed and memory, side by side with how this is commonly trained, in one run.
 
-    python benchmarks/train.py OMNI_CAD_ROOT --tokenizer QWEN3_FOLDER [--shape tiny|qwen3_0_6b] [--device cpu|cuda] [--only ours,trl] [--rounds 2] [--out benchmarks/results/train.md]
+    python benchmarks/train.py OMNI_CAD_ROOT --tokenizer QWEN3_FOLDER [--shape tiny|qwen3_0_6b] [--device cpu|cuda]
+    [--only ours,trl] [--rounds 2] [--out benchmarks/results/train.md]
 
-Every variant trains the same model (a Qwen3 of the given shape with random weights and the real vocabulary) on the same samples in the same order: the beginnings and wholes of real histories, text only. `tiny` is trained whole, `qwen3_0_6b` by LoRA.
-Each is a process of its own, so that its peak memory is its own; rounds are interleaved, so that a slow spell of the machine hits all, and the best of the rounds counts for each. What is counted is CAD models a second, from reading to the optimizer's step.
+Every variant trains the same model (a Qwen3 of the given shape with random weights and the real vocabulary) on the same
+samples in the same order: the beginnings and wholes of real histories, text only. `tiny` is trained whole, `qwen3_0_6b`
+by LoRA.
+Each is a process of its own, so that its peak memory is its own; rounds are interleaved, so that a slow spell of the
+machine hits all, and the best of the rounds counts for each. What is counted is CAD models a second, from reading to
+the optimizer's step.
 
     common    minified JSON, padded to 4,000 tokens, batch of 2, logits everywhere: what repositories of this field do
     trainer   Hugging Face Trainer, our tokens, batches padded to their longest, samples grouped by length
     trl       TRL SFTTrainer, our tokens, packing (with its Liger kernels on a GPU)
     ours      this project as it comes;  ours+compile  with --compile
 
-trainer and trl are tried with several batch sizes, and their best counts. On a GPU every history is taken twelve times under other ids, packed into shards, so that a step can take hundreds of samples. `python benchmarks/train.py ... --sweep` shows how a step grows with row length and batch tokens; `--data` how fast the data side alone is; on a GPU the share of the card's measured bf16 matrix rate is given.
+trainer and trl are tried with several batch sizes, and their best counts. On a GPU every history is taken twelve times
+under other ids, packed into shards, so that a step can take hundreds of samples. `python benchmarks/train.py ...
+--sweep` shows how a step grows with row length and batch tokens; `--data` how fast the data side alone is; on a GPU the
+share of the card's measured bf16 matrix rate is given.
 """
 import argparse
 import fcntl
@@ -33,8 +41,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch    # noqa: E402
 
-SHAPES = {"tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True),
-          "qwen3_0_6b": dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, initializer_range=0.02)}
+SHAPES = {
+    "tiny": dict(
+        hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
+        head_dim=32, tie_word_embeddings=True
+    ),
+    "qwen3_0_6b": dict(
+        hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, tie_word_embeddings=True, initializer_range=0.02
+    )
+}
 ROW = {"tiny": 1024, "qwen3_0_6b": 4096}          # tokens of a packed row
 LONGEST = {"tiny": 1024, "qwen3_0_6b": 2048}      # tokens of a sample: the recipe's max_seq_length
 LR = 2e-4
@@ -44,10 +60,19 @@ def settings(args):
     "(CADMLLMConfig, TrainConfig) of this project."
     from cad_mllm.config import CADMLLMConfig, CurriculumStage, TrainConfig
     lora = args.shape != "tiny"
-    model = CADMLLMConfig(llm_model_name="tiny", llm_config=SHAPES[args.shape], use_lora=lora, lora_dropout=args.lora_dropout, image_encoder_name="", point_encoder_name="", max_seq_length=LONGEST[args.shape],
-                          dtype="bfloat16" if args.device == "cuda" else "float32")
-    training = TrainConfig(data_root=args.data_root, output_dir=args.work, stages=[CurriculumStage("stage1_text", {"text": 1.0}, num_epochs=1000, lr=LR)], batch_size=args.batch if args.variant.startswith(("ours", "data")) and args.batch else 320 if args.device == "cuda" else 32,
-                           num_val_samples=0, device=args.device, num_workers=args.workers, compile=args.variant == "ours+compile", max_tokens_per_batch=args.row or ROW[args.shape], warmup_steps=0)
+    model = CADMLLMConfig(
+        llm_model_name="tiny", llm_config=SHAPES[args.shape], use_lora=lora, lora_dropout=args.lora_dropout,
+        image_encoder_name="", point_encoder_name="", max_seq_length=LONGEST[args.shape],
+        dtype="bfloat16" if args.device == "cuda" else "float32"
+    )
+    own = args.variant.startswith(("ours", "data"))
+    training = TrainConfig(
+        data_root=args.data_root, output_dir=args.work,
+        stages=[CurriculumStage("stage1_text", {"text": 1.0}, num_epochs=1000, lr=LR)],
+        batch_size=args.batch if own and args.batch else 320 if args.device == "cuda" else 32,
+        num_val_samples=0, device=args.device, num_workers=args.workers, compile=args.variant == "ours+compile",
+        max_tokens_per_batch=args.row or ROW[args.shape], warmup_steps=0
+    )
     return model, training
 
 
@@ -93,7 +118,8 @@ def turn(args):
 
 
 def measure(args, steps, warmup=2):
-    "Run `steps`, a generator that yields the samples of each step after it; seconds and samples behind the warm-up, and the peak of memory."
+    """Run `steps`, a generator that yields the samples of each step after it; seconds and samples behind the
+    warm-up, and the peak of memory."""
     if args.device == "cuda": torch.cuda.reset_peak_memory_stats()
     num, began, done = 0, None, 0
     for samples in steps:
@@ -108,7 +134,10 @@ def measure(args, steps, warmup=2):
         if done >= warmup + args.steps or time.perf_counter() - began > args.seconds: break
     sync(args.device)
     seconds = time.perf_counter() - began
-    memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    memory = (
+        torch.cuda.max_memory_allocated() if args.device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    )
     return dict(samples=num, seconds=seconds, rate=num/seconds, memory=memory)
 
 
@@ -123,7 +152,8 @@ def run_ours(args):
             before = trainer.progress.position
             trainer.train_step(stream, plan)
             yield trainer.progress.position - before
-    result = measure(args, steps(), warmup=12 if args.variant == "ours+compile" else 2)         # batches of another composition are compiled for once more
+    # batches of another composition are compiled for once more
+    result = measure(args, steps(), warmup=12 if args.variant == "ours+compile" else 2)
     result["skipped"] = trainer.progress.skipped_samples
     if args.device == "cuda":
         result |= matrix_share(args, model, trainer)
@@ -143,13 +173,21 @@ def run_common(args):
             texts = []
             for epoch, i in itertools.islice(places, 2):
                 path = Path(args.json_root or args.data_root)/"json"/f"{data._named(i)[1]}.json"
-                texts.append("Complete this CAD sequence: \n" + json.dumps(json.loads(path.read_text()), separators=(",", ":")) + tokenizer.eos_token)
-            enc = tokenizer(texts, padding="max_length", truncation=True, max_length=4000, return_tensors="pt", padding_side="right")
+                texts.append(
+                    "Complete this CAD sequence: \n" + json.dumps(json.loads(path.read_text()), separators=(",", ":"))
+                    + tokenizer.eos_token
+                )
+            enc = tokenizer(
+                texts, padding="max_length", truncation=True, max_length=4000, return_tensors="pt", padding_side="right"
+            )
             cut[0] += sum(len(tokenizer(t).input_ids) > 4000 for t in texts)
             cut[1] += 2
             labels = enc.input_ids.masked_fill(enc.attention_mask == 0, -100)
             with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
-                loss = llm(input_ids=enc.input_ids.to(args.device), attention_mask=enc.attention_mask.to(args.device), labels=labels.to(args.device), use_cache=False).loss
+                loss = llm(
+                    input_ids=enc.input_ids.to(args.device), attention_mask=enc.attention_mask.to(args.device),
+                    labels=labels.to(args.device), use_cache=False
+                ).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
             optimizer.step()
@@ -164,7 +202,8 @@ def token_rows(model, trainer, num):
     while len(rows) < num:
         sample = trainer.data.sample(*next(places))
         context, target = model.builder.context_ids(sample), model.builder.target_ids(sample)
-        if len(context) + len(target) <= model.builder.max_seq_length: rows.append(dict(input_ids=context + target, labels=[-100]*len(context) + target))
+        if len(context) + len(target) <= model.builder.max_seq_length:
+            rows.append(dict(input_ids=context + target, labels=[-100]*len(context) + target))
     return rows
 
 
@@ -189,9 +228,13 @@ class Clock:
 
 def hf_common(args, batch):
     "TrainingArguments that both of Hugging Face's trainers get."
-    return dict(output_dir=f"{args.work}/hf", per_device_train_batch_size=batch, num_train_epochs=50, learning_rate=LR, warmup_steps=0, lr_scheduler_type="constant", weight_decay=0.01, max_grad_norm=1.0, logging_steps=10**9,
-                save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False, bf16=args.device == "cuda", use_cpu=args.device == "cpu", optim="adamw_torch_fused" if args.device == "cuda" else "adamw_torch",
-                dataloader_num_workers=0, torch_compile=args.hf_compile)
+    return dict(
+        output_dir=f"{args.work}/hf", per_device_train_batch_size=batch, num_train_epochs=50, learning_rate=LR,
+        warmup_steps=0, lr_scheduler_type="constant", weight_decay=0.01, max_grad_norm=1.0, logging_steps=10**9,
+        save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False, bf16=args.device == "cuda",
+        use_cpu=args.device == "cpu", optim="adamw_torch_fused" if args.device == "cuda" else "adamw_torch",
+        dataloader_num_workers=0, torch_compile=args.hf_compile
+    )
 
 
 def run_trainer(args):
@@ -203,7 +246,10 @@ def run_trainer(args):
     options = hf_common(args, batch)
     import inspect
     known = inspect.signature(TrainingArguments).parameters
-    options |= {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
+    options |= (
+        {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known
+        else {"group_by_length": True}
+    )
     clock = Clock(args, lambda n: n*batch)
     pad = DataCollatorForSeq2Seq(model.tokenizer, padding=True, label_pad_token_id=-100, pad_to_multiple_of=8)
     Trainer(llm, TrainingArguments(**options), train_dataset=rows, data_collator=pad, callbacks=[clock]).train()
@@ -214,14 +260,20 @@ def run_trl(args):
     import uuid
     import datasets
     from trl import SFTConfig, SFTTrainer
-    datasets.arrow_dataset.generate_fingerprint = lambda dataset: uuid.uuid4().hex[:16]      # its hash of a table fails with some versions of pyarrow
+    # its hash of a table fails with some versions of pyarrow
+    datasets.arrow_dataset.generate_fingerprint = lambda dataset: uuid.uuid4().hex[:16]
     model, trainer = build(args)
     llm = model.llm.train()
     batch, length = args.batch or 8, ROW[args.shape]
     rows = token_rows(model, trainer, 2000)*4
     packing = dict(packing=True, max_length=length, packing_strategy=args.packing, use_liger_kernel=args.liger)
-    config = SFTConfig(**hf_common(args, batch), **packing, dataset_kwargs={"skip_prepare_dataset": False}, gradient_checkpointing=False)
-    data = datasets.Dataset.from_list([{"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]} for r in rows])
+    config = SFTConfig(
+        **hf_common(args, batch), **packing, dataset_kwargs={"skip_prepare_dataset": False},
+        gradient_checkpointing=False
+    )
+    data = datasets.Dataset.from_list(
+        [{"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]} for r in rows]
+    )
     own = SFTTrainer(llm, config, train_dataset=data, processing_class=model.tokenizer)
     per_row = len(rows)/len(own.train_dataset)
     clock = Clock(args, lambda n: n*batch*per_row)
@@ -231,7 +283,10 @@ def run_trl(args):
 
 
 def finish(args, clock):
-    memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    memory = (
+        torch.cuda.max_memory_allocated() if args.device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    )
     return dict(samples=clock.samples, seconds=clock.seconds, rate=clock.samples/clock.seconds, memory=memory)
 
 
@@ -248,7 +303,12 @@ def memory_table(model, trainer, sizes=(40, 80, 160)):
                 began = time.perf_counter()
                 (model(batch)["loss_sum"]/batch.num_tokens).backward()
                 torch.cuda.synchronize()
-            rows.append(dict(checkpointing=checkpointing, tokens=int((batch.segment_ids >= 0).sum()), predicted=batch.num_tokens, peak=torch.cuda.max_memory_allocated(), seconds=time.perf_counter() - began))
+            rows.append(
+                dict(
+                    checkpointing=checkpointing, tokens=int((batch.segment_ids >= 0).sum()), predicted=batch.num_tokens,
+                    peak=torch.cuda.max_memory_allocated(), seconds=time.perf_counter() - began
+                )
+            )
     model.gradient_checkpointing(False)
     return rows
 
@@ -270,7 +330,8 @@ def matrix_rate(size=8192, rounds=10):
 
 
 def matrix_share(args, model, trainer):
-    "Share of the measured matrix rate that a step reaches, on batches that are at hand: what its matrix products and causal attention need, once."
+    """Share of the measured matrix rate that a step reaches, on batches that are at hand: what its matrix products
+    and causal attention need, once."""
     from cad_mllm.models import Ragged
     from cad_mllm.training import CountProducts
     stream = trainer.micro_batches(trainer.plan())
@@ -287,16 +348,23 @@ def matrix_share(args, model, trainer):
     for batch in batches*2: step(batch)
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - began)/2
-    for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)): layer._compiled_call_impl = None      # counted as the model is written
+    # counted as the model is written
+    for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)):
+        layer._compiled_call_impl = None
     model.__dict__.pop("_chunk_loss", None)
     with CountProducts() as counter:
         for batch in batches: (model(batch)["loss_sum"]/batch.num_tokens).backward()
     trainer.optimizer.zero_grad()
     rate, tokens = matrix_rate(), sum(int((b.segment_ids >= 0).sum()) for b in batches)
-    shape, squares = model._base.config, sum(float((Ragged.of(b.segment_ids).starts.diff().double()**2).sum()) for b in batches)
-    flops = counter.total + 6*squares*shape.num_attention_heads*shape.head_dim*shape.num_hidden_layers       # causal attention: two products forward, four backward, half of each square
-    return dict(flops=flops, step_seconds=seconds, tokens_per_second=tokens/seconds, achieved=flops/seconds, matrix_rate=rate, share=flops/seconds/rate, rows=[list(b.input_ids.shape) for b in batches],
-                real=tokens/sum(b.input_ids.numel() for b in batches))
+    shape = model._base.config
+    squares = sum(float((Ragged.of(b.segment_ids).starts.diff().double()**2).sum()) for b in batches)
+    # causal attention: two products forward, four backward, half of each square
+    flops = counter.total + 6*squares*shape.num_attention_heads*shape.head_dim*shape.num_hidden_layers
+    return dict(
+        flops=flops, step_seconds=seconds, tokens_per_second=tokens/seconds, achieved=flops/seconds, matrix_rate=rate,
+        share=flops/seconds/rate, rows=[list(b.input_ids.shape) for b in batches],
+        real=tokens/sum(b.input_ids.numel() for b in batches)
+    )
 
 
 def run_data(args):
@@ -309,13 +377,18 @@ def run_data(args):
     return measure(args, steps())
 
 
-VARIANTS = {"common": run_common, "trainer": run_trainer, "trl": run_trl, "ours": run_ours, "ours+compile": run_ours, "data": run_data}
+VARIANTS = {
+    "common": run_common, "trainer": run_trainer, "trl": run_trl, "ours": run_ours, "ours+compile": run_ours,
+    "data": run_data
+}
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_root")
-    parser.add_argument("--tokenizer", default="", help="a folder with the tokenizer of Qwen3; without it a tiny vocabulary is used")
+    parser.add_argument(
+        "--tokenizer", default="", help="a folder with the tokenizer of Qwen3; without it a tiny vocabulary is used"
+    )
     parser.add_argument("--shape", default="tiny", choices=list(SHAPES))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", default="common,trainer,trl,ours")
@@ -352,18 +425,24 @@ def child(args, **changes):
         done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if lines: return json.loads(lines[-1][7:])
-    return dict(error=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300], log=done.stderr[-3000:])
+    return dict(
+        error=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300], log=done.stderr[-3000:]
+    )
 
 
 def jobs(args):
     "(variant, its changes) of a round."
-    sizes = {"trainer": (16, 32) if args.device == "cuda" else (4, 8, 16), "trl": (2, 8) if args.device == "cuda" else (1, 2)}
+    sizes = {
+        "trainer": (16, 32) if args.device == "cuda" else (4, 8, 16), "trl": (2, 8) if args.device == "cuda" else (1, 2)
+    }
     for name in args.only.split(","):
-        for size in sizes.get(name, (0,)): yield name, dict(batch=size, **({"liger": size == 8} if name == "trl" and args.device == "cuda" else {}))
+        for size in sizes.get(name, (0,)):
+            yield name, dict(batch=size, **({"liger": size == 8} if name == "trl" and args.device == "cuda" else {}))
 
 
 def enlarge(args, folder, times=12):
-    "Every history `times` times under other ids, as a folder and packed: enough for steps that take hundreds; the flags that point there."
+    """Every history `times` times under other ids, as a folder and packed: enough for steps that take hundreds; the
+    flags that point there."""
     from cad_mllm.data import pack
     for path in Path(args.data_root, "json").rglob("*.json"):
         for n in range(times):
@@ -377,44 +456,79 @@ def enlarge(args, folder, times=12):
 def run_all(args):
     "name -> the best result of rounds and batch sizes; all of them are printed."
     best, todo = {}, [job for _ in range(args.rounds) for job in jobs(args)]
-    together = len(todo) if args.device == "cuda" else 1        # starting takes long and no GPU; measuring goes by turns
+    # starting takes long and no GPU; measuring goes by turns
+    together = len(todo) if args.device == "cuda" else 1
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(together) as pool:
         changes = dict(lock=args.lock or f"{folder}/lock", **enlarge(args, Path(folder))) if together > 1 else {}
         def do(job):
             result = child(args, variant=job[0], **job[1], **changes)
-            print(*job, {k: v for k, v in result.items() if k != "log"}, result.get("log", "") if "error" in result else "", flush=True)
+            print(
+                *job, {k: v for k, v in result.items() if k != "log"},
+                result.get("log", "") if "error" in result else "", flush=True
+            )
             return result
         for (name, options), result in zip(todo, pool.map(do, todo)):
             if "rate" in result and result["rate"] > best.get(name, {}).get("rate", 0): best[name] = result | options
     return best
 
 
-LABELS = {"common": "the common loop: JSON, padded to 4,000, batch 2", "trainer": "Hugging Face Trainer, our tokens", "trl": "TRL SFTTrainer, packing, our tokens", "ours": "this project", "ours+compile": "this project, --compile",
-          "data": "this project, data side alone"}
+LABELS = {
+    "common": "the common loop: JSON, padded to 4,000, batch 2", "trainer": "Hugging Face Trainer, our tokens",
+    "trl": "TRL SFTTrainer, packing, our tokens", "ours": "this project", "ours+compile": "this project, --compile",
+    "data": "this project, data side alone"
+}
 
 
 def table(args, best):
     "The results as lines of Markdown."
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} threads of an x86-64 CPU"
     ours = max((best[k] for k in ("ours", "ours+compile") if k in best), key=lambda r: r["rate"])
-    lines = [f"## {args.shape} on {where}", "", "| variant | CAD models/s | ours / this | peak memory, GB | ours / this | best of its batch sizes |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"## {args.shape} on {where}", "",
+        "| variant | CAD models/s | ours / this | peak memory, GB | ours / this | best of its batch sizes |",
+        "|---|---|---|---|---|---|"
+    ]
     for name, r in best.items():
-        lines.append(f"| {LABELS[name]} | {r['rate']:.2f} | {ours['rate']/r['rate']:.2f} | {r['memory']/1e9:.1f} | {ours['memory']/r['memory']:.2f} | {r['batch'] or ''} |")
-    if "cut" in best.get("common", {}): lines.append(f"\nThe common loop cuts off {100*best['common']['cut']:.0f}% of its parts.")
-    if "data" in best: lines.append(f"\nThe data side alone gives {best['data']['rate']:.0f} samples/s, {best['data']['rate']/ours['rate']:.1f} times what the model takes.")
+        lines.append(
+            f"| {LABELS[name]} | {r['rate']:.2f} | {ours['rate']/r['rate']:.2f} | {r['memory']/1e9:.1f} | "
+            f"{ours['memory']/r['memory']:.2f} | {r['batch'] or ''} |"
+        )
+    if "cut" in best.get("common", {}):
+        lines.append(f"\nThe common loop cuts off {100*best['common']['cut']:.0f}% of its parts.")
+    if "data" in best:
+        lines.append(
+            f"\nThe data side alone gives {best['data']['rate']:.0f} samples/s, "
+            f"{best['data']['rate']/ours['rate']:.1f} times what the model takes."
+        )
     for name, r in best.items():
-        for row in r.get("memory_by_tokens", ()): lines.append(f"- {'with' if row['checkpointing'] else 'without'} gradient checkpointing, {row['tokens']:,} tokens of which {row['predicted']:,} are predicted: {row['peak']/1e9:.1f} GB, {row['seconds']:.2f} s")
-        if "share" in r: lines.append(f"\n{LABELS[name]}: {r['tokens_per_second']:,.0f} tokens/s, {r['achieved']/1e12:.0f} TFLOP/s in matrix products and attention, {100*r['share']:.0f}% of the {r['matrix_rate']/1e12:.0f} TFLOP/s "
-                                      f"that an 8,192 x 8,192 bf16 product reaches on this card; {100*r['real']:.1f}% of the packed positions are real.")
+        for row in r.get("memory_by_tokens", ()):
+            lines.append(
+                f"- {'with' if row['checkpointing'] else 'without'} gradient checkpointing, {row['tokens']:,} tokens "
+                f"of which {row['predicted']:,} are predicted: {row['peak']/1e9:.1f} GB, {row['seconds']:.2f} s"
+            )
+        if "share" in r:
+            lines.append(
+                f"\n{LABELS[name]}: {r['tokens_per_second']:,.0f} tokens/s, {r['achieved']/1e12:.0f} TFLOP/s in matrix "
+                f"products and attention, {100*r['share']:.0f}% of the {r['matrix_rate']/1e12:.0f} TFLOP/s "
+                f"that an 8,192 x 8,192 bf16 product reaches on this card; {100*r['real']:.1f}% of the packed "
+                "positions are real."
+            )
     return lines
 
 
 def sweep(args):
     "How a step grows with the length of rows and with samples a batch."
-    lines = ["", "How this project's step grows:", "", "| samples a batch | tokens of a row | CAD models/s | milliseconds a sample | peak memory, GB |", "|---|---|---|---|---|"]
+    lines = [
+        "", "How this project's step grows:", "",
+        "| samples a batch | tokens of a row | CAD models/s | milliseconds a sample | peak memory, GB |",
+        "|---|---|---|---|---|"
+    ]
     for batch, row in ((8, 1024), (16, 1024), (32, 1024), (64, 1024), (32, 320), (32, 4096)):
         r = child(args, variant="ours", batch=batch, row=row)
-        lines.append(f"| {batch} | {row:,} | {r['rate']:.2f} | {1e3/r['rate']:.0f} | {r['memory']/1e9:.1f} |" if "rate" in r else f"| {batch} | {row:,} | {r['error']} | | |")
+        lines.append(
+            f"| {batch} | {row:,} | {r['rate']:.2f} | {1e3/r['rate']:.0f} | {r['memory']/1e9:.1f} |" if "rate" in r
+            else f"| {batch} | {row:,} | {r['error']} | | |"
+        )
     return lines
 
 

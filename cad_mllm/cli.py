@@ -32,25 +32,35 @@ def demo(
     return run_demo(out, data_root=data_root, num=num, seed=seed)
 
 # %% ../nbs/11_commands/02_cli.ipynb #a6eb9641
-VERBS = {"demo": demo, "synth": synth, "prepare": prepare_data, "doctor": "doctor", "pack": pack, "plan": plan, "train": run_train, "complete": complete, "evaluate": evaluate, "score": "score", "card": card,
-         "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export, "reconstruct": reconstruct,
-         "freecad-macro": freecad_macro}
+VERBS = {
+    "demo": demo, "synth": synth, "prepare": prepare_data, "doctor": "doctor", "pack": pack, "plan": plan,
+    "train": run_train, "complete": complete, "evaluate": evaluate, "score": "score", "card": card,
+    "checkpoints": checkpoints, "deliver": deliver, "inspect": inspect, "export": export, "reconstruct": reconstruct,
+    "freecad-macro": freecad_macro
+}
 _HOMES = {"doctor": "cad_mllm.data", "score": "cad_mllm.metrics"}
-_ELSEWHERE = {"doctor": "Say what a data set holds and lacks, its lengths in tokens, twins and leaks.", "score": "Measure a folder of parts against another: JSON, STEP, meshes or points."}
+_ELSEWHERE = {
+    "doctor": "Say what a data set holds and lacks, its lengths in tokens, twins and leaks.",
+    "score": "Measure a folder of parts against another: JSON, STEP, meshes or points."
+}
 
 def _usage():
     lines = [f"  {name:13} {_ELSEWHERE.get(name) or f.__doc__}" for name, f in VERBS.items()]
     return "\n".join(["usage: cad-mllm VERB ... (cad-mllm VERB --help tells more)", *lines, "", _TRUST_HELP])
 
-_TRUST_HELP = "With any verb: --trust NAME gives your word for a base model, a revision or hub code that a checkpoint asks for; without it such a checkpoint is refused."
+_TRUST_HELP = (
+    "With any verb: --trust NAME gives your word for a base model, a revision or hub code that a checkpoint asks for; "
+    "without it such a checkpoint is refused."
+)
 
 def _take_trust(argv):
     "The arguments without `--trust NAME`, which counts for the whole process."
-    from cad_mllm.checkpoints.safety import TRUST
+    from cad_mllm.checkpoints.trust import TRUST
     argv, names = list(argv), [os.environ.get(TRUST, "")]
     while "--trust" in argv:
         i = argv.index("--trust")
-        if i + 1 == len(argv): raise ConfigError("--trust: name the base model, revision or trust_remote_code that you trust")
+        if i + 1 == len(argv):
+            raise ConfigError("--trust: name the base model, revision or trust_remote_code that you trust")
         names.append(argv[i + 1])
         del argv[i:i + 2]
     if names[1:]: os.environ[TRUST] = ",".join(n for n in names if n)

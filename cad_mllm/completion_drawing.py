@@ -71,8 +71,13 @@ def _draw_given(request, size, box):
     "(picture, title) of what the user gave."
     from PIL import Image
     sample = request.sample
-    if request.partial is not None: return draw_program(request.partial, size, box), f"given: {len(request.partial)} operations"
-    if sample.image is not None: return np.array(Image.fromarray(sample.views[0]).resize((size, size))), "given: a picture" if len(sample.views) == 1 else f"given: {len(sample.views)} pictures"
+    if request.partial is not None:
+        return draw_program(request.partial, size, box), f"given: {len(request.partial)} operations"
+    if sample.image is not None:
+        return (
+            np.array(Image.fromarray(sample.views[0]).resize((size, size))),
+            "given: a picture" if len(sample.views) == 1 else f"given: {len(sample.views)} pictures"
+        )
     if sample.points is not None: return draw_points(sample.points, size), "given: points"
     return np.full((size, size, 3), 255, np.uint8), "given: a caption"
 
@@ -89,4 +94,6 @@ def draw_completion(
     box = convex_hull(mesh.vertices, open_strokes(program), given)
     build = solid_words(candidate.valid, candidate.solid.num_bodies if candidate.solid is not None else None)
     left, title = _draw_given(request, size, box)
-    return side_by_side([left, draw_program(program, size, box, mesh)], [title, f"completed: {len(program)} operations, {build}"])
+    return side_by_side(
+        [left, draw_program(program, size, box, mesh)], [title, f"completed: {len(program)} operations, {build}"]
+    )

@@ -42,7 +42,8 @@ def read_partial(
     partial, # a file that `read_history` reads, a dict in the Omni-CAD layout, or a `CADProgram`
     skip_unsupported: bool = False, # leave out everything of a file that a history cannot say
 ) -> tuple: # (CADProgram, its JSON as it came, a name)
-    "The user's beginning; fillets and chamfers of a FreeCAD document are left out, and `extra[\"skipped\"]` lists them. Raises `CADFormatError` where it is none."
+    """The user's beginning; fillets and chamfers of a FreeCAD document are left out, and `extra["skipped"]` lists
+    them. Raises `CADFormatError` where it is none."""
     if isinstance(partial, CADProgram): return partial, partial.to_json(), "completion"
     if isinstance(partial, dict): return CADProgram.from_json(partial), copy.deepcopy(partial), "completion"
     program, path = read_history(partial, skip_unsupported=skip_unsupported, skip_dressings=True), Path(partial)
@@ -75,9 +76,16 @@ def read_given_points(
     if unit not in ("", "mm", "cm", "m", "in"): raise InputError(f"unit={unit!r}: choose one of mm, cm, m, in")
     if not isinstance(points, (str, Path)): return Cloud(np.asarray(points, float))
     path = Path(points)
-    if path.suffix.lower() not in POINT_FILES: raise InputError(f"point_cloud={str(path)!r}: unknown suffix; give one of {', '.join(POINT_FILES)}, or an array (N, 3)")
+    if path.suffix.lower() not in POINT_FILES:
+        raise InputError(
+            f"point_cloud={str(path)!r}: unknown suffix; give one of {', '.join(POINT_FILES)}, or an array (N, 3)"
+        )
     try: return _point_file(path, num_points, seed, unit)
-    except Exception as e: raise InputError(f"point_cloud={str(path)!r}: cannot be read as points ({type(e).__name__}: {e}); give a file that holds (N, 3) numbers or a mesh") from e
+    except Exception as e:
+        raise InputError(
+            f"point_cloud={str(path)!r}: cannot be read as points ({type(e).__name__}: {e}); give a file that holds "
+            "(N, 3) numbers or a mesh"
+        ) from e
 
 def read_point_cloud(
     points, # as `read_given_points` takes them
@@ -90,7 +98,9 @@ def read_point_cloud(
 
 # %% ../nbs/9_completion/00_requests.ipynb #143861e4
 SHAPES = ("step", "stl", "ply", "obj", "glb", "svg", "png")
-EDITABLE = dict(fcstd=".FCStd", build123d="_b3d.py", cadquery="_cq.py", openscad=".scad", fusion="_fusion.py", featurescript=".fs")
+EDITABLE = dict(
+    fcstd=".FCStd", build123d="_b3d.py", cadquery="_cq.py", openscad=".scad", fusion="_fusion.py", featurescript=".fs"
+)
 FORMATS = ("json", *SHAPES, *EDITABLE)
 
 def format_ending(
@@ -129,7 +139,8 @@ def write_editable(
     program: CADProgram, # metres
     path: str | Path, # with an end of `EDITABLE`
     num_given: int, # operations that a person drew
-    source: str | Path | None = None, # the file that they stand in; in the same form the result is a copy of it with the later ones appended
+    source: str | Path | None = None, # the file that they stand in; in the same form the result is a copy of it with
+                                      # the later ones appended
 ):
     "Write a part for another CAD program, whole or not at all."
     path = Path(path)
@@ -144,10 +155,14 @@ CHECKS, BEST = ("kernel", "end", "none"), ("input", "agreement", "likelihood")
 
 def check_sampling(temperature: float, top_p: float, num: int):
     "Raise `InputError` for settings of the sampling that cannot work."
-    if not temperature >= 0: raise InputError(f"temperature={temperature}: use 0 for the likeliest tokens, or a number such as 0.8")
+    if not temperature >= 0:
+        raise InputError(f"temperature={temperature}: use 0 for the likeliest tokens, or a number such as 0.8")
     if not 0 < top_p <= 1: raise InputError(f"top_p={top_p}: use a share above 0, at most 1")
     if num < 1: raise InputError(f"num={num}: use 1 or more")
-    if num > 1 and temperature == 0: raise InputError(f"num={num} with temperature=0 would write the same candidate {num} times; give a temperature such as 0.8")
+    if num > 1 and temperature == 0:
+        raise InputError(
+            f"num={num} with temperature=0 would write the same candidate {num} times; give a temperature such as 0.8"
+        )
 
 def check_choice(
     name: str, # of the setting

@@ -34,7 +34,10 @@ def parse_modalities(
 ) -> tuple: # the same, split and in the order of `MODALITIES`
     "Split a modality combination into its parts; raises `ConfigError` for an unknown one or one without text."
     parts = set(MODALITIES) if combination == "all" else set(combination.split("+"))
-    _check(parts <= set(MODALITIES), "modality", combination, f"write a combination of {', '.join(MODALITIES)} with plus signs, or all")
+    _check(
+        parts <= set(MODALITIES), "modality", combination,
+        f"write a combination of {', '.join(MODALITIES)} with plus signs, or all"
+    )
     _check("text" in parts, "modality", combination, "every combination contains text, such as text+points")
     return tuple(m for m in MODALITIES if m in parts)
 
@@ -57,8 +60,11 @@ def _jsonable(o):
 class KindError(ConfigError):
     "A value of another kind than its field declares."
 
-_KINDS = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"), str: ((str, os.PathLike), "text"), dict: (dict, "a dictionary"),
-          list: ((list, tuple), "a list"), tuple: ((list, tuple), "a list")}
+_KINDS = {
+    bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"),
+    str: ((str, os.PathLike), "text"), dict: (dict, "a dictionary"), list: ((list, tuple), "a list"),
+    tuple: ((list, tuple), "a list")
+}
 
 def check_kinds(
     config, # a dataclass
@@ -66,12 +72,15 @@ def check_kinds(
     "Raise `KindError` for the first value that is not of its field's kind."
     for field_ in fields(config):
         value, (kind, text) = getattr(config, field_.name), _KINDS.get(field_.type, (object, ""))
-        wrong = not isinstance(value, kind) or isinstance(value, bool) and field_.type is not bool and kind is not object
+        wrong = (
+            not isinstance(value, kind) or isinstance(value, bool) and field_.type is not bool and kind is not object
+        )
         if wrong: raise KindError(f"{field_.name}={value!r:.200}: use {text}")
 
 # %% ../nbs/00_config.ipynb #2716c441
 class _JSONConfig:
-    "To JSON and back; unknown keys are kept aside in `ignored` by name instead of failing, so that newer and older files both load."
+    """To JSON and back; unknown keys are kept aside in `ignored` by name instead of failing, so that newer and older
+    files both load."""
     def __post_init__(self):
         check_kinds(self)
         self.validate()
@@ -103,25 +112,32 @@ class CADMLLMConfig(_JSONConfig):
     "What the model is: language model, adapters, encoders, projectors, sequence format."
     llm_model_name: str = "Qwen/Qwen3-0.6B" # a Hugging Face name, a local folder, or "tiny"
     llm_config: dict = field(default_factory=dict) # for "tiny": overrides of the built-in Qwen3 configuration
-    sequence_format: str = "tokens"      # "tokens" (one added token a number), "text" (the same language, readable), "json" (as old checkpoints)
-    token_version: int = 2               # of the token language: 1 is what checkpoints were trained on that do not say it, 2 keeps small dimensions
+    sequence_format: str = "tokens"      # "tokens" (one added token a number), "text" (the same language, readable),
+                                         # "json" (as old checkpoints)
+    token_version: int = 2               # of the token language: 1 is what checkpoints were trained on that do not say
+                                         # it, 2 keeps small dimensions
     use_lora: bool = True                # False trains the whole language model
-    load_in_4bit: bool = False           # the language model's own weights in 4 bits (QLoRA): a third of the memory, somewhat slower; needs bitsandbytes
+    load_in_4bit: bool = False           # the language model's own weights in 4 bits (QLoRA): a third of the memory,
+                                         # somewhat slower; needs bitsandbytes
     lora_r: int = 32                     # LoRA rank
     lora_alpha: int = 64                 # LoRA scale: the update is multiplied by alpha / r
     lora_dropout: float = 0.1            # dropout before the LoRA matrices
     lora_target_modules: tuple = LORA_TARGETS # which linear layers get an adapter
-    image_encoder_name: str = "facebook/dinov2-large" # a vision backbone for AutoModel, a local folder, "tiny", or "" for none
+    image_encoder_name: str = "facebook/dinov2-large" # a vision backbone for AutoModel, a local folder, "tiny", or ""
+                                                      # for none
     freeze_image_encoder: bool = True    # train only the projector behind it
     image_size: int = 224                # pixels a side that the encoder sees
-    point_encoder_name: str = "fourier"  # "fourier" (trained with the model), "michelangelo" (bring its package), or "" for none
+    point_encoder_name: str = "fourier"  # "fourier" (trained with the model), "michelangelo" (bring its package), or ""
+                                         # for none
     point_encoder_hidden_dim: int = 512  # width of the point encoder's tokens
     freeze_point_encoder: bool = False   # True leaves a pretrained point encoder as it is
     num_points: int = 2048               # points a cloud is resampled to
     num_point_tokens: int = 32           # tokens a cloud becomes
-    measure_version: int = 2             # of what is told of a cloud in numbers: 1 its flat faces (as checkpoints that do not
+    measure_version: int = 2             # of what is told of a cloud in numbers: 1 its flat faces (as checkpoints that
+                                         # do not
                                          # say it), 2 also the lengths between them and round walls
-    points_frame: str = "grid"           # how a cloud is placed: "grid" in the units that the part's numbers are written in, "box" in its own unit box (as old checkpoints)
+    points_frame: str = "grid"           # how a cloud is placed: "grid" in the units that the part's numbers are
+                                         # written in, "box" in its own unit box (as old checkpoints)
     projector_hidden_dim: int = 2048     # width between a projector's linear layers
     projector_num_layers: int = 2        # linear layers of a projector
     projector_dropout: float = 0.1       # dropout between them
@@ -133,17 +149,37 @@ class CADMLLMConfig(_JSONConfig):
 def validate(self: CADMLLMConfig):
     "Raise `ConfigError` for the first value that cannot work."
     self.lora_target_modules = tuple(self.lora_target_modules)
-    _check(all(isinstance(name, str) for name in self.lora_target_modules), "lora_target_modules", self.lora_target_modules, "use names of layers such as q_proj")
-    _check(self.sequence_format in SEQUENCE_FORMATS, "sequence_format", self.sequence_format, f"choose one of {', '.join(SEQUENCE_FORMATS)}")
-    _check(self.token_version in TOKEN_VERSIONS, "token_version", self.token_version, f"choose one of {', '.join(map(str, TOKEN_VERSIONS))}")
+    _check(
+        all(isinstance(name, str) for name in self.lora_target_modules), "lora_target_modules",
+        self.lora_target_modules, "use names of layers such as q_proj"
+    )
+    _check(
+        self.sequence_format in SEQUENCE_FORMATS, "sequence_format", self.sequence_format,
+        f"choose one of {', '.join(SEQUENCE_FORMATS)}"
+    )
+    _check(
+        self.token_version in TOKEN_VERSIONS, "token_version", self.token_version,
+        f"choose one of {', '.join(map(str, TOKEN_VERSIONS))}"
+    )
     _check(self.measure_version in MEASURE_VERSIONS, "measure_version", self.measure_version,
            f"choose one of {', '.join(map(str, MEASURE_VERSIONS))}")
-    _check(self.points_frame in POINTS_FRAMES, "points_frame", self.points_frame, f"choose one of {', '.join(POINTS_FRAMES)}")
+    _check(
+        self.points_frame in POINTS_FRAMES, "points_frame", self.points_frame,
+        f"choose one of {', '.join(POINTS_FRAMES)}"
+    )
     _check(self.dtype in DTYPES, "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
-    _check(self.use_lora or not self.load_in_4bit, "load_in_4bit", True, "4-bit weights cannot be trained themselves: use it with LoRA (use_lora=True)")
-    for name in ("lora_r", "lora_alpha", "image_size", "num_points", "num_point_tokens", "projector_hidden_dim", "projector_num_layers",
-                 "point_encoder_hidden_dim", "max_seq_length"):
-        _check(isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, getattr(self, name), "use a whole number above 0")
+    _check(
+        self.use_lora or not self.load_in_4bit, "load_in_4bit", True,
+        "4-bit weights cannot be trained themselves: use it with LoRA (use_lora=True)"
+    )
+    for name in (
+        "lora_r", "lora_alpha", "image_size", "num_points", "num_point_tokens", "projector_hidden_dim",
+        "projector_num_layers", "point_encoder_hidden_dim", "max_seq_length"
+    ):
+        _check(
+            isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, getattr(self, name),
+            "use a whole number above 0"
+        )
     for name in ("lora_dropout", "projector_dropout"):
         _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a share from 0 up to, not including, 1")
 
@@ -151,12 +187,16 @@ def validate(self: CADMLLMConfig):
 def from_dict(cls: CADMLLMConfig, values: dict):
     """As for every configuration; settings of files older than `points_frame` mean clouds in their own box, of those
     older than `token_version` or `measure_version` the first one."""
-    return super(CADMLLMConfig, cls).from_dict({"points_frame": "box", "token_version": 1, "measure_version": 1, **values})
+    return super(CADMLLMConfig, cls).from_dict(
+        {"points_frame": "box", "token_version": 1, "measure_version": 1, **values}
+    )
 
 @patch(as_prop=True)
 def points_on_grid(self: CADMLLMConfig) -> bool:
     "Whether clouds are in the units of the tokens: JSON has none, and Michelangelo was trained on boxes."
-    return self.points_frame == "grid" and self.sequence_format != "json" and self.point_encoder_name.startswith("fourier")
+    return (
+        self.points_frame == "grid" and self.sequence_format != "json" and self.point_encoder_name.startswith("fourier")
+    )
 
 # %% ../nbs/00_config.ipynb #30c898e7
 @dataclass
@@ -166,8 +206,10 @@ class CurriculumStage:
     modality_probs: dict                 # combination -> probability, such as {"text": 0.3, "text+points": 0.7}
     num_epochs: int = 1                  # passes over the data
     lr: float = 2e-5                     # peak learning rate
-    until_val_loss: float = 0.0          # a gate: the stage ends early once the validation loss is this low; 0 for never
-    patience: int = 0                    # another: it ends after so many validations in a row without a lower loss; 0 for never
+    until_val_loss: float = 0.0          # a gate: the stage ends early once the validation loss is this low; 0 for
+                                         # never
+    patience: int = 0                    # another: it ends after so many validations in a row without a lower loss; 0
+                                         # for never
     min_delta: float = 0.0               # what counts as lower
 
     @property
@@ -175,13 +217,21 @@ class CurriculumStage:
 
     def __post_init__(self):
         check_kinds(self)
-        _check(self.name and "/" not in self.name, "stage name", self.name, "use a plain folder name such as stage1_text")
+        _check(
+            self.name and "/" not in self.name, "stage name", self.name, "use a plain folder name such as stage1_text"
+        )
         self.modality_probs = {"+".join(parse_modalities(k)): float(v) for k, v in self.modality_probs.items()}
         total = sum(self.modality_probs.values())
-        _check(self.modality_probs and abs(total - 1) < 1e-6 and min(self.modality_probs.values()) >= 0,
-               f"{self.name}.modality_probs", self.modality_probs, "use probabilities that are not negative and add up to 1")
-        _check(self.num_epochs >= 0, f"{self.name}.num_epochs", self.num_epochs, "use 0 to leave the stage out, or more")
-        for name in ("until_val_loss", "patience", "min_delta"): _check(getattr(self, name) >= 0, f"{self.name}.{name}", getattr(self, name), "use 0 or more")
+        _check(
+            self.modality_probs and abs(total - 1) < 1e-6 and min(self.modality_probs.values()) >= 0,
+            f"{self.name}.modality_probs", self.modality_probs,
+            "use probabilities that are not negative and add up to 1"
+        )
+        _check(
+            self.num_epochs >= 0, f"{self.name}.num_epochs", self.num_epochs, "use 0 to leave the stage out, or more"
+        )
+        for name in ("until_val_loss", "patience", "min_delta"):
+            _check(getattr(self, name) >= 0, f"{self.name}.{name}", getattr(self, name), "use 0 or more")
         _check(0 < self.lr < 1e6, f"{self.name}.lr", self.lr, "use a learning rate above 0, and a finite one")
 
 # %% ../nbs/00_config.ipynb #71a06a99
@@ -197,16 +247,21 @@ def default_stages(
     return [CurriculumStage(name, p, n, lr) for (name, p), n, lr in zip(probs.items(), epochs, lrs)]
 
 # %% ../nbs/00_config.ipynb #3f60abef
-CHANGES = ("data", "batch_size", "max_seq_length", "seed", "from_scratch_prob", "modality_probs", "inputs", "base_model")  # what `accept_changes` may name
+# what `accept_changes` may name
+CHANGES = (
+    "data", "batch_size", "max_seq_length", "seed", "from_scratch_prob", "modality_probs", "inputs", "base_model"
+)
 
 # %% ../nbs/00_config.ipynb #c925258d
 @dataclass
 class TrainConfig(_JSONConfig):
     "How a model is trained: data, curriculum, optimisation, logging, saving."
     output_dir: str = "output"           # everything a run writes goes below it
-    local_dir: str = "auto"              # where checkpoints land first: "auto" takes a local folder when output_dir is on Drive or a network disk, "" writes to output_dir directly
+    local_dir: str = "auto"              # where checkpoints land first: "auto" takes a local folder when output_dir is
+                                         # on Drive or a network disk, "" writes to output_dir directly
     max_pending_checkpoints: int = 8     # undelivered checkpoints kept in local_dir while output_dir is away
-    data_root: str = "data"              # Omni-CAD layout: txt/ json/ json_truncated/ img/ pointcloud/; or a folder of shards (cad-mllm pack)
+    data_root: str = "data"              # Omni-CAD layout: txt/ json/ json_truncated/ img/ pointcloud/; or a folder of
+                                         # shards (cad-mllm pack)
     cache_dir: str = ""                  # packed data: copy the shards to this local folder first
     truncated_json_root: str = ""        # instead of DATA_ROOT/json_truncated
     omnicad_txt_path: str = ""           # captions: a folder of JSON files or one file, instead of DATA_ROOT/txt
@@ -214,19 +269,25 @@ class TrainConfig(_JSONConfig):
     omnicad_img_root: str = ""           # instead of DATA_ROOT/img
     omnicad_pc_root: str = ""            # instead of DATA_ROOT/pointcloud
     max_train_samples: int = 0           # use only so many samples; 0 means all
-    num_val_samples: int = 64            # samples held out for the validation loss, by design id (at most a tenth of the data); 0 for none
+    num_val_samples: int = 64            # samples held out for the validation loss, by design id (at most a tenth of
+                                         # the data); 0 for none
     stages: list = field(default_factory=default_stages) # the curriculum
     start_from_stage: int = 1            # 1-based; earlier stages are skipped
     batch_size: int = 2                  # samples a forward pass and process
     gradient_accumulation_steps: int = 1 # forward passes an optimizer step
     pack: bool = True                    # put several short samples into one row, attention kept apart
     max_tokens_per_batch: int = 0        # longest packed row in tokens; 0 means max_seq_length
-    from_scratch_prob: float = 0.25      # share of draws in which the beginning is left out and the whole history is written; with 1 each part counts once
+    from_scratch_prob: float = 0.25      # share of draws in which the beginning is left out and the whole history is
+                                         # written; with 1 each part counts once
     max_views: int = 1                   # pictures a sample: each draws from 1 to so many of its views
-    point_noise: float = 0.0             # clouds are shaken: each draws a standard deviation from 0 to this, in longest sides of the cloud
-    point_drop: float = 0.0              # points are left out, so that their number varies: each cloud draws a share from 0 to this
-    point_crop: float = 0.0              # a side of the part is unseen: each cloud loses a share from 0 to this beyond a random plane
-    point_holes: float = 0.0             # patches are unseen: each cloud loses a share from 0 to this in one to three of them
+    point_noise: float = 0.0             # clouds are shaken: each draws a standard deviation from 0 to this, in longest
+                                         # sides of the cloud
+    point_drop: float = 0.0              # points are left out, so that their number varies: each cloud draws a share
+                                         # from 0 to this
+    point_crop: float = 0.0              # a side of the part is unseen: each cloud loses a share from 0 to this beyond
+                                         # a random plane
+    point_holes: float = 0.0             # patches are unseen: each cloud loses a share from 0 to this in one to three
+                                         # of them
     point_noisy: float = 1.0             # share of clouds that are shaken at all
     caption_drop: float = 0.0            # share of samples with a picture or points of which nothing is told in words
     point_bare: float = 0.0              # share of clouds without normals
@@ -234,12 +295,14 @@ class TrainConfig(_JSONConfig):
     warmup_steps: int = 100              # optimizer steps of linear warmup in each stage
     weight_decay: float = 0.01           # AdamW, not on biases and norms
     max_grad_norm: float = 1.0           # gradient norm is clipped to this
-    bad_steps: int = 10                  # so many steps in a row without a finite loss or gradient: back to the last good checkpoint, the second time stop
+    bad_steps: int = 10                  # so many steps in a row without a finite loss or gradient: back to the last
+                                         # good checkpoint, the second time stop
     halve_lr: bool = False               # after going back so, go on with half the learning rate
     projector_lr_multiplier: float = 5.0 # projectors and a trained point encoder learn so much faster
     new_token_lr_multiplier: float = 5.0 # likewise the rows of the added CAD tokens
     max_steps: int = 0                   # stop after so many optimizer steps over the whole run; 0 for no limit
-    schedule_to: str = "stages"          # where the learning rate falls to: "stages" (the end of each stage), or "max_steps" where that comes first
+    schedule_to: str = "stages"          # where the learning rate falls to: "stages" (the end of each stage), or
+                                         # "max_steps" where that comes first
     max_minutes: float = 0.0             # save and stop after so many minutes; 0 for no limit
     logging_steps: int = 10              # a line in metrics.jsonl every so many steps
     save_steps: int = 100                # a checkpoint every so many steps; 0 for stage ends only
@@ -247,22 +310,32 @@ class TrainConfig(_JSONConfig):
     keep_last_n_checkpoints: int = 3     # older ones of the same stage are removed, the best never; 0 keeps all
     eval_steps: int = 0                  # validation loss every so many steps; 0 means with every save
     checkpoint_name: str = "checkpoint-step{step}-loss{loss:.4f}-{time}" # how a checkpoint folder is called
-    init_from: str = ""                  # a new run begins from these weights: "small", a checkpoint folder, or user/model on the Hub
-    resume_from_ckpt: str = ""           # a checkpoint folder, "auto" (or "latest": the newest good one, else a new run), or "" for a new run
+    init_from: str = ""                  # a new run begins from these weights: "small", a checkpoint folder, or
+                                         # user/model on the Hub
+    resume_from_ckpt: str = ""           # a checkpoint folder, "auto" (or "latest": the newest good one, else a new
+                                         # run), or "" for a new run
     start_over: bool = False             # in a folder that holds a run: first move that run aside, then begin a new one
     take_over: bool = False              # of a folder that another training seems to hold: train there all the same
-    accept_changes: str = ""             # what may differ from the resumed run, comma separated, such as data,batch_size; "all" for anything
+    accept_changes: str = ""             # what may differ from the resumed run, comma separated, such as
+                                         # data,batch_size; "all" for anything
     num_workers: int = 0                 # processes that read data
-    feature_cache: str = ""              # a folder on a local disk: what frozen encoders make of a picture is computed once and kept there
+    feature_cache: str = ""              # a folder on a local disk: what frozen encoders make of a picture is computed
+                                         # once and kept there
     use_gradient_checkpointing: bool = False # less memory for about a third more time
-    compile: bool = False                # compile the language model's layers: faster steps on a GPU, after a minute or two at the first batch
+    compile: bool = False                # compile the language model's layers: faster steps on a GPU, after a minute or
+                                         # two at the first batch
     use_wandb: bool = False              # also log to Weights & Biases; the same as --track wandb
-    track: str = ""                      # where figures and pictures go besides the run's files: tensorboard, wandb, or both, comma separated
-    notify: str = ""                     # an address (http, https) that gets a small JSON message when the run ends, fails, meets numbers that are not finite or loses its output folder; not saved
+    track: str = ""                      # where figures and pictures go besides the run's files: tensorboard, wandb, or
+                                         # both, comma separated
+    notify: str = ""                     # an address (http, https) that gets a small JSON message when the run ends,
+                                         # fails, meets numbers that are not finite or loses its output folder; not
+                                         # saved
     draw_parts: int = 0                  # held-out parts that are completed and drawn at each validation
     device: str = "auto"                 # "auto", "cpu", "cuda", "cuda:1"
-    deterministic: bool = False          # on a GPU use algorithms that give the same bits every time, at some speed; a CPU always does
-    fsdp: bool = False                   # with several processes: each keeps a share of the weights only (FSDP2), for models that no GPU holds
+    deterministic: bool = False          # on a GPU use algorithms that give the same bits every time, at some speed; a
+                                         # CPU always does
+    fsdp: bool = False                   # with several processes: each keeps a share of the weights only (FSDP2), for
+                                         # models that no GPU holds
     peer_minutes: float = 10.0           # with several processes: give up after waiting so long for another one
     seed: int = 0                        # of everything random
 
@@ -272,32 +345,69 @@ def validate(self: TrainConfig):
     "Raise `ConfigError` for the first value that cannot work."
     self.stages = [s if isinstance(s, CurriculumStage) else CurriculumStage(**s) for s in self.stages]
     _check(self.stages, "stages", self.stages, "give at least one stage, or leave it out for the three default ones")
-    _check(len({s.name for s in self.stages}) == len(self.stages), "stages", [s.name for s in self.stages], "use a different name for each stage")
-    _check(1 <= self.start_from_stage <= len(self.stages), "start_from_stage", self.start_from_stage, f"use 1 to {len(self.stages)}")
+    _check(
+        len({s.name for s in self.stages}) == len(self.stages), "stages", [s.name for s in self.stages],
+        "use a different name for each stage"
+    )
+    _check(
+        1 <= self.start_from_stage <= len(self.stages), "start_from_stage", self.start_from_stage,
+        f"use 1 to {len(self.stages)}"
+    )
     for name in ("batch_size", "gradient_accumulation_steps", "logging_steps", "max_pending_checkpoints", "bad_steps"):
         _check(getattr(self, name) >= 1, name, getattr(self, name), "use 1 or more")
-    for name in ("max_train_samples", "num_val_samples", "warmup_steps", "max_steps", "save_steps", "save_minutes", "keep_last_n_checkpoints",
-                 "eval_steps", "num_workers", "max_minutes", "max_tokens_per_batch", "weight_decay", "draw_parts"):
+    for name in (
+        "max_train_samples", "num_val_samples", "warmup_steps", "max_steps", "save_steps", "save_minutes",
+        "keep_last_n_checkpoints", "eval_steps", "num_workers", "max_minutes", "max_tokens_per_batch", "weight_decay",
+        "draw_parts"
+    ):
         _check(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
     for name in ("max_grad_norm", "projector_lr_multiplier", "new_token_lr_multiplier", "peer_minutes"):
         _check(getattr(self, name) > 0, name, getattr(self, name), "use a number above 0")
-    _check(isinstance(self.max_views, int) and self.max_views >= 1, "max_views", self.max_views, "use a whole number of 1 or more")
+    _check(
+        isinstance(self.max_views, int) and self.max_views >= 1, "max_views", self.max_views,
+        "use a whole number of 1 or more"
+    )
     for name, top in (("point_noise", 1), ("point_drop", 1), ("point_crop", .9), ("point_holes", .9)):
-        _check(0 <= getattr(self, name) < top, name, getattr(self, name), f"use a share from 0 up to, not including, {top}")
-    for name in ("caption_drop", "point_noisy", "point_bare", "point_estimated"): _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "use a share from 0 to 1")
-    _check(self.point_bare + self.point_estimated <= 1, "point_estimated", self.point_estimated, "with point_bare it comes to more than 1")
-    _check(0 <= self.from_scratch_prob <= 1, "from_scratch_prob", self.from_scratch_prob, "use a probability from 0 to 1")
-    watched = [s.name for s in self.stages if s.has_gate and not self.num_val_samples] + ["draw_parts"]*bool(self.draw_parts and not self.num_val_samples)
+        _check(
+            0 <= getattr(self, name) < top, name, getattr(self, name), f"use a share from 0 up to, not including, {top}"
+        )
+    for name in ("caption_drop", "point_noisy", "point_bare", "point_estimated"):
+        _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "use a share from 0 to 1")
+    _check(
+        self.point_bare + self.point_estimated <= 1, "point_estimated", self.point_estimated,
+        "with point_bare it comes to more than 1"
+    )
+    _check(
+        0 <= self.from_scratch_prob <= 1, "from_scratch_prob", self.from_scratch_prob, "use a probability from 0 to 1"
+    )
+    watched = [s.name for s in self.stages if s.has_gate and not self.num_val_samples] + ["draw_parts"]*bool(
+        self.draw_parts and not self.num_val_samples
+    )
     _check(not watched, "num_val_samples", 0, f"{', '.join(watched)} cannot do without held-out samples: hold some out")
     unknown = self.trackers - {"tensorboard", "wandb"}
     _check(not unknown, "track", self.track, f"{', '.join(sorted(unknown))} is not among tensorboard, wandb")
-    _check(not self.notify or self.notify.startswith(("http://", "https://")), "notify", self.notify, "give an address that begins with http:// or https://")
+    _check(
+        not self.notify or self.notify.startswith(("http://", "https://")), "notify", self.notify,
+        "give an address that begins with http:// or https://"
+    )
     unknown = self.accepted - {*CHANGES, "all"}
-    _check(not unknown, "accept_changes", self.accept_changes, f"{', '.join(sorted(unknown))} is not among {', '.join(CHANGES)}, all")
-    _check(not (self.start_over and self.resume_from_ckpt), "start_over", True, "a run is started again or resumed: leave out start_over or resume_from_ckpt")
+    _check(
+        not unknown, "accept_changes", self.accept_changes,
+        f"{', '.join(sorted(unknown))} is not among {', '.join(CHANGES)}, all"
+    )
+    _check(
+        not (self.start_over and self.resume_from_ckpt), "start_over", True,
+        "a run is started again or resumed: leave out start_over or resume_from_ckpt"
+    )
     _check(self.schedule_to in ("stages", "max_steps"), "schedule_to", self.schedule_to, "choose stages or max_steps")
-    _check(self.schedule_to == "stages" or self.max_steps, "schedule_to", self.schedule_to, "give max_steps as well, the step where the run shall end")
-    _check(any(s.num_epochs for s in self.stages[self.start_from_stage - 1:]), "num_epochs", 0, "every stage is left out: give at least one stage 1 epoch or more")
+    _check(
+        self.schedule_to == "stages" or self.max_steps, "schedule_to", self.schedule_to,
+        "give max_steps as well, the step where the run shall end"
+    )
+    _check(
+        any(s.num_epochs for s in self.stages[self.start_from_stage - 1:]), "num_epochs", 0,
+        "every stage is left out: give at least one stage 1 epoch or more"
+    )
     _check("{step}" in self.checkpoint_name, "checkpoint_name", self.checkpoint_name, "the name must contain {step}")
 
 @patch(as_prop=True)
@@ -313,11 +423,15 @@ def accepted(self: TrainConfig) -> set:
 # %% ../nbs/00_config.ipynb #a7d43278
 def tiny() -> tuple: # (CADMLLMConfig, TrainConfig)
     "A small model of the real classes with random weights, for CPUs, demos and tests."
-    model = CADMLLMConfig(llm_model_name="tiny", use_lora=False, image_encoder_name="tiny", image_size=64, point_encoder_hidden_dim=96,
-                          num_points=512, num_point_tokens=16, projector_hidden_dim=192, max_seq_length=1024, dtype="float32")
+    model = CADMLLMConfig(
+        llm_model_name="tiny", use_lora=False, image_encoder_name="tiny", image_size=64, point_encoder_hidden_dim=96,
+        num_points=512, num_point_tokens=16, projector_hidden_dim=192, max_seq_length=1024, dtype="float32"
+    )
     stages = default_stages(epochs=2, lrs=(2e-3, 2e-3, 1.5e-3))
-    return model, TrainConfig(stages=stages, batch_size=16, max_tokens_per_batch=320, warmup_steps=20, save_steps=20, logging_steps=1, projector_lr_multiplier=1.0,
-                              new_token_lr_multiplier=1.0, num_val_samples=16, device="cpu")
+    return model, TrainConfig(
+        stages=stages, batch_size=16, max_tokens_per_batch=320, warmup_steps=20, save_steps=20, logging_steps=1,
+        projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, num_val_samples=16, device="cpu"
+    )
 
 # %% ../nbs/00_config.ipynb #a7603f3e
 def qwen3_0_6b() -> tuple: # (CADMLLMConfig, TrainConfig)
@@ -327,21 +441,35 @@ def qwen3_0_6b() -> tuple: # (CADMLLMConfig, TrainConfig)
 
 def qwen3_8b() -> tuple: # (CADMLLMConfig, TrainConfig)
     "Qwen3-8B with LoRA, as in the paper's scale: for one 80 GB card or several."
-    model = CADMLLMConfig(llm_model_name="Qwen/Qwen3-8B", image_encoder_name="facebook/dinov2-large", max_seq_length=4096)
+    model = CADMLLMConfig(
+        llm_model_name="Qwen/Qwen3-8B", image_encoder_name="facebook/dinov2-large", max_seq_length=4096
+    )
     return model, TrainConfig(batch_size=8, gradient_accumulation_steps=4, use_gradient_checkpointing=True)
 
 # %% ../nbs/00_config.ipynb #798e6f94
 def points_small() -> tuple: # (CADMLLMConfig, TrainConfig)
-    "A model of 3 million weights that reads points, trained from nothing on a stream of procedural parts: hours on a CPU, minutes on a GPU."
+    """A model of 3 million weights that reads points, trained from nothing on a stream of procedural parts: hours on
+    a CPU, minutes on a GPU."""
     width = 192
-    language = dict(hidden_size=width, intermediate_size=512, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=3)
-    model = CADMLLMConfig(llm_model_name="tiny", llm_config=language, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=128, num_points=1024,
-                          num_point_tokens=32, projector_hidden_dim=384, projector_dropout=0.0, max_seq_length=640, dtype="float32")
-    stages = [CurriculumStage("stage1_text", {"text": 1.0}, 0, 2e-3), CurriculumStage("stage2_text_pc", {"text+points": 1.0}, 0, 2e-3),
-              CurriculumStage("stage3_all", {"text": 0.12, "text+points": 0.88}, 1, 2e-3)]
-    return model, TrainConfig(data_root="stream:realistic?num=150000&seed=0", stages=stages, batch_size=16, from_scratch_prob=.7, caption_drop=.6, warmup_steps=200, weight_decay=.05, save_steps=0, save_minutes=5.0,
-                              num_val_samples=64, logging_steps=20, projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, point_noise=.02, point_noisy=.5,
-                              point_drop=.5, point_crop=.1, point_holes=.1, point_bare=.15, point_estimated=.25)
+    language = dict(
+        hidden_size=width, intermediate_size=512, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=3
+    )
+    model = CADMLLMConfig(
+        llm_model_name="tiny", llm_config=language, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=128,
+        num_points=1024, num_point_tokens=32, projector_hidden_dim=384, projector_dropout=0.0, max_seq_length=640,
+        dtype="float32"
+    )
+    stages = [
+        CurriculumStage("stage1_text", {"text": 1.0}, 0, 2e-3),
+        CurriculumStage("stage2_text_pc", {"text+points": 1.0}, 0, 2e-3),
+        CurriculumStage("stage3_all", {"text": 0.12, "text+points": 0.88}, 1, 2e-3)
+    ]
+    return model, TrainConfig(
+        data_root="stream:realistic?num=150000&seed=0", stages=stages, batch_size=16, from_scratch_prob=.7,
+        caption_drop=.6, warmup_steps=200, weight_decay=.05, save_steps=0, save_minutes=5.0, num_val_samples=64,
+        logging_steps=20, projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, point_noise=.02, point_noisy=.5,
+        point_drop=.5, point_crop=.1, point_holes=.1, point_bare=.15, point_estimated=.25
+    )
 
 RECIPES = {f.__name__: f for f in (tiny, points_small, qwen3_0_6b, qwen3_8b)}
 

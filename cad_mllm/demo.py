@@ -42,15 +42,22 @@ def train_command(
     extra: tuple = (), # further flags
 ) -> list: # argv
     "The command that trains the demo's model."
-    command = [sys.executable, "-m", "cad_mllm", "train", "--recipe", "tiny", "--data_root", str(data), "--output_dir", str(out), "--seed", str(seed),
-               "--device", "cpu", "--logging_steps", "1", "--save_steps", str(STEPS_BETWEEN_SAVES), "--keep_last_n_checkpoints", "2", *extra]
+    command = [
+        sys.executable, "-m", "cad_mllm", "train", "--recipe", "tiny", "--data_root", str(data), "--output_dir",
+        str(out), "--seed", str(seed), "--device", "cpu", "--logging_steps", "1", "--save_steps",
+        str(STEPS_BETWEEN_SAVES), "--keep_last_n_checkpoints", "2", *extra
+    ]
     return command + (["--resume_from_ckpt", "latest"] if resume else [])
 
 def start(command: list, log: Path) -> subprocess.Popen:
     "Start a training in a process of its own, on one thread, its output in a file."
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false"
+    }
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as f: return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
+    with open(log, "ab") as f:
+        return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
 
 # %% ../nbs/11_commands/01_demo.ipynb #dc0da5ee
 class DemoError(ConfigError):
@@ -92,7 +99,9 @@ def train_twice(
     "An unbroken run, and one that is killed and resumed, side by side."
     runs = {name: out/name for name in ("unbroken", "killed")}
     logs = {name: folder/"train.log" for name, folder in runs.items()}
-    processes = {name: start(train_command(data, folder, seed, extra=extra), logs[name]) for name, folder in runs.items()}
+    processes = {
+        name: start(train_command(data, folder, seed, extra=extra), logs[name]) for name, folder in runs.items()
+    }
     bars = {name: tqdm(desc=f"{name:9}", unit="step") for name in runs}
     killed_at = None
     try:
@@ -102,15 +111,21 @@ def train_twice(
                 processes["killed"].kill()
                 processes["killed"].wait()
                 killed_at = status(runs["killed"])["step"]
-                tqdm.write(f"killed the second training with SIGKILL at step {killed_at}; resuming it from its last complete checkpoint")
-                processes["killed"] = start(train_command(data, runs["killed"], seed, resume=True, extra=extra), logs["killed"])
+                tqdm.write(
+                    f"killed the second training with SIGKILL at step {killed_at}; resuming it from its last complete "
+                    "checkpoint"
+                )
+                processes["killed"] = start(
+                    train_command(data, runs["killed"], seed, resume=True, extra=extra), logs["killed"]
+                )
             time.sleep(.3)
         watch(runs, bars)
     finally:
         for bar in bars.values(): bar.close()
         for p in processes.values(): p.poll() is None and p.kill()
     for name, p in processes.items(): require(p, logs[name])
-    if killed_at is None: raise DemoError("the second training ended before it could be killed: give more data or epochs")
+    if killed_at is None:
+        raise DemoError("the second training ended before it could be killed: give more data or epochs")
     return {"killed_at": killed_at, **compare_runs(*runs.values())}
 
 # %% ../nbs/11_commands/01_demo.ipynb #8c7f946a
@@ -120,8 +135,13 @@ def compare_runs(unbroken: Path, resumed: Path) -> dict: # resumed_from, compare
     last = {r["step"]: r for r in read_metrics(resumed)}
     began = next(e["step"] for e in read_events(resumed) if e["event"] == "resume")
     after = [s for s in last if s > began]
-    same = [s for s in after if s in first and all(first[s][k] == last[s][k] for k in ("stage", "loss", "lr", "grad_norm"))]
-    return dict(resumed_from=began, compared=len(after), equal=bool(after) and len(same) == len(after) and max(after) == max(first))
+    same = [
+        s for s in after if s in first and all(first[s][k] == last[s][k] for k in ("stage", "loss", "lr", "grad_norm"))
+    ]
+    return dict(
+        resumed_from=began, compared=len(after),
+        equal=bool(after) and len(same) == len(after) and max(after) == max(first)
+    )
 
 # %% ../nbs/11_commands/01_demo.ipynb #a4b7aa41
 def draw_losses(
@@ -158,19 +178,25 @@ def make_data(out: Path, data_root: str = "", num: int = 96, seed: int = 0) -> P
     from cad_mllm.data.synthetic import synthesize
     data, jobs = out/"data", allotted_cpus()
     if not data_root: synthesize(data, num=num, seed=seed, jobs=jobs)
-    elif not Path(data_root, "json").is_dir(): raise DemoError(f"data_root={data_root!r}: there is no folder json/ in it; give a folder in the Omni-CAD layout")
+    elif not Path(data_root, "json").is_dir():
+        raise DemoError(
+            f"data_root={data_root!r}: there is no folder json/ in it; give a folder in the Omni-CAD layout"
+        )
     prepare(data_root or data, data if data_root else "", num_points=1024, image_size=96, jobs=jobs)
     return data
 
-def held_out(data: Path, num_val_samples: int, max_tokens: int = 600) -> list: # of (id, whole, kept, caption), one a design
+# of (id, whole, kept, caption), one a design
+def held_out(data: Path, num_val_samples: int, max_tokens: int = 600) -> list:
     "Beginnings of designs that training never sees, and that begin with a solid."
     from cad_mllm.data import MultimodalAutocompleteDataset
-    ds, found = MultimodalAutocompleteDataset(data, split="val", num_val_samples=num_val_samples, report_path=os.devnull), {}
+    ds = MultimodalAutocompleteDataset(data, split="val", num_val_samples=num_val_samples, report_path=os.devnull)
+    found = {}
     for i in range(len(ds)):
         s = ds.sample(0, i)
         if s is None: continue
         whole = ds.whole(i)
-        if len(s.target) <= max_tokens and isinstance(whole.operations()[s.kept - 1], Extrude): found[s.id] = (s.id, whole, s.kept, s.caption)
+        if len(s.target) <= max_tokens and isinstance(whole.operations()[s.kept - 1], Extrude):
+            found[s.id] = (s.id, whole, s.kept, s.caption)
     return list(found.values())
 
 # %% ../nbs/11_commands/01_demo.ipynb #bd0e2445
@@ -186,9 +212,17 @@ def complete_parts(
     model, done = CADAutocomplete(model_folder, device="cpu"), []
     for id, whole, kept, caption in tqdm(candidates[:num], desc="completing", unit="part"):
         points = data/"pointcloud"/f"{id}.npz"
-        result = model.complete(whole.truncate(kept), caption, point_cloud=points if points.exists() else None, num=4, temperature=.5, seed=seed)
+        result = model.complete(
+            whole.truncate(kept), caption, point_cloud=points if points.exists() else None, num=4, temperature=.5,
+            seed=seed
+        )
         program = CADProgram.from_json({k: v for k, v in result.items() if k != "metadata"})
-        done.append((misfit(program, points) if result["metadata"]["valid"] else math.inf, len(done), whole.truncate(kept), program, whole, {**result["metadata"], "id": id, "caption": caption}))
+        done.append(
+            (
+                misfit(program, points) if result["metadata"]["valid"] else math.inf, len(done), whole.truncate(kept),
+                program, whole, {**result["metadata"], "id": id, "caption": caption}
+            )
+        )
     done.sort(key=lambda d: d[:2])
     _, _, partial, program, whole, metadata = done[0]
     for name, p in dict(partial=partial, completed=program, truth=whole).items(): p.save(out/f"{name}.json")
@@ -200,7 +234,9 @@ def misfit(program: CADProgram, points: Path) -> float: # metres
     "How far a part and a given cloud lie apart: the mean distance from either to the other, added."
     try: solid, given = build_solid(program), np.load(points)["points"]
     except (GeometryError, OSError): return math.inf
-    return float(surface_distance(given, solid.mesh()).mean() + surface_distance(solid.points(len(given)), given).mean())
+    return float(
+        surface_distance(given, solid.mesh()).mean() + surface_distance(solid.points(len(given)), given).mean()
+    )
 
 # %% ../nbs/11_commands/01_demo.ipynb #d37e1380
 def draw_completions(
@@ -216,7 +252,11 @@ def draw_completions(
     for axes, programs in zip(fig.subplots(len(rows), 3, squeeze=False), rows):
         for ax, title, program in zip(axes, titles, programs):
             try: ax.imshow(build_solid(program).image(size))
-            except GeometryError as e: ax.text(.5, .5, textwrap.fill(f"no solid: {e}", 30), ha="center", va="center", transform=ax.transAxes, fontsize=8)
+            except GeometryError as e:
+                ax.text(
+                    .5, .5, textwrap.fill(f"no solid: {e}", 30), ha="center", va="center", transform=ax.transAxes,
+                    fontsize=8
+                )
             ax.set_title(f"{title} ({len(program)} operations)", fontsize=9)
             ax.set_axis_off()
     if path: fig.savefig(path, dpi=100)
@@ -242,8 +282,10 @@ def read_scan(
 
 def scan_words(told: dict) -> str:
     "What came of the scan, in a sentence."
-    return (f"6,000 points -> {told['num_operations']} operations, {told['num_curves']} curves; "
-            f"{1000*told['deviation_mean']:.2g} mm off on the mean; {told['iou']:.1%} of the volume shared with the part")
+    return (
+        f"6,000 points -> {told['num_operations']} operations, {told['num_curves']} curves; "
+        f"{1000*told['deviation_mean']:.2g} mm off on the mean; {told['iou']:.1%} of the volume shared with the part"
+    )
 
 # %% ../nbs/11_commands/01_demo.ipynb #704a1743
 def first_half(
@@ -287,11 +329,16 @@ def complete_with_small(
     for name in ("small.json", "small.FCStd"): write_history(best, out/name)
     build_solid(best).export(out/"small.step")
     draw_completions(rows, out/"small.png")
-    return dict(parts=num, valid=valid, shared=round(float(np.mean(shared)), 4), before=round(float(np.mean(before)), 4))
+    return dict(
+        parts=num, valid=valid, shared=round(float(np.mean(shared)), 4), before=round(float(np.mean(before)), 4)
+    )
 
 def small_words(told: dict) -> str:
     "What the small model did, in a sentence."
-    return f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.0%} of the volume with the designed parts, the beginnings {told['before']:.0%}"
+    return (
+        f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.0%} of the "
+        f"volume with the designed parts, the beginnings {told['before']:.0%}"
+    )
 
 # %% ../nbs/11_commands/01_demo.ipynb #c1d9e402
 def run_demo(
@@ -301,7 +348,8 @@ def run_demo(
     seed: int = 0, # of everything random
     extra: tuple = (), # further flags of the training command
 ) -> dict: # what the summary says
-    "A scan, parts completed by the small model, data, two trainings with a kill and a resume, a completed part, a summary."
+    """A scan, parts completed by the small model, data, two trainings with a kill and a resume, a completed part, a
+    summary."""
     began, out, num_val = time.time(), Path(out), 24
     out.mkdir(parents=True, exist_ok=True)
     for name in ("unbroken", "killed"): shutil.rmtree(out/name, ignore_errors=True)
@@ -319,7 +367,10 @@ def run_demo(
     print("5/5 the model of this training completes parts it has never seen")
     result["completion"] = complete_parts(find_checkpoint("final_model", out/"killed"), data, out, num_val, seed)
     steps = read_metrics(out/"unbroken")
-    result |= dict(first_loss=sum(r["loss"] for r in steps[:5])/5, last_loss=sum(r["loss"] for r in steps[-5:])/5, steps=len(steps), seconds=round(time.time() - began))
+    result |= dict(
+        first_loss=sum(r["loss"] for r in steps[:5])/5, last_loss=sum(r["loss"] for r in steps[-5:])/5,
+        steps=len(steps), seconds=round(time.time() - began)
+    )
     (out/"summary.json").write_text(json.dumps(result, indent=1))
     print(summary(result, out))
     return 0 if result["equal"] and result["completion"]["valid"] and result["last_loss"] < result["first_loss"] else 1
@@ -329,13 +380,21 @@ def summary(result: dict, out: Path) -> str:
     "The demo's result in a few lines."
     from cad_mllm.completion import solid_words
     c = result["completion"]
-    return "\n".join([
-        "", f"Demo finished in {result['seconds']//60} min {result['seconds'] % 60} s. Everything is in {out}/",
-        f"  read       a scan: {scan_words(result['scan'])}  (scan.png, scan.FCStd, scan.step)",
-        f"  completed  {small_words(result['small'])}  (small.png, small.FCStd, small.step)",
-        f"  trained    {result['steps']} steps over three stages; loss {result['first_loss']:.2f} -> {result['last_loss']:.2f}  (loss.png)",
-        f"  survived   SIGKILL at step {result['killed_at']}; resumed from the checkpoint of step {result['resumed_from']}; "
-        f"{result['compared']} steps after it {'equal the unbroken run to the last bit' if result['equal'] else 'DIFFER from the unbroken run'}",
-        f"  asked it   to complete a held-out part: {c['partial_operations']} operations given, {c['generated_operations']} written, "
-        f"{solid_words(c['valid'], c.get('num_bodies'), c.get('far', ''))}  (completed.json, completed.step, completed.png)",
-        f"  look at    cad-mllm checkpoints {out}/killed     cad-mllm inspect {out}/completed.json"])
+    return "\n".join(
+        [
+            "", f"Demo finished in {result['seconds']//60} min {result['seconds'] % 60} s. Everything is in {out}/",
+            f"  read       a scan: {scan_words(result['scan'])}  (scan.png, scan.FCStd, scan.step)",
+            f"  completed  {small_words(result['small'])}  (small.png, small.FCStd, small.step)",
+            f"  trained    {result['steps']} steps over three stages; loss {result['first_loss']:.2f} -> "
+            f"{result['last_loss']:.2f}  (loss.png)",
+            f"  survived   SIGKILL at step {result['killed_at']}; resumed from the checkpoint of step "
+            f"{result['resumed_from']}; "
+            f"{result['compared']} steps after it "
+            f"{'equal the unbroken run to the last bit' if result['equal'] else 'DIFFER from the unbroken run'}",
+            f"  asked it   to complete a held-out part: {c['partial_operations']} operations given, "
+            f"{c['generated_operations']} written, "
+            f"{solid_words(c['valid'], c.get('num_bodies'), c.get('far', ''))}  (completed.json, completed.step, "
+            "completed.png)",
+            f"  look at    cad-mllm checkpoints {out}/killed     cad-mllm inspect {out}/completed.json"
+        ]
+    )

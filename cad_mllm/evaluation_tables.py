@@ -48,7 +48,8 @@ COLUMNS = dict(name="given", num="parts", reads="reads", builds="builds", adds="
                command_accuracy="ACC_cmd", parameter_accuracy="ACC_param")
 
 def escape_cell(value) -> str:
-    "A value from a file as the text of a Markdown table's cell: on one line, no HTML, no link or picture, no end of the cell."
+    """A value from a file as the text of a Markdown table's cell: on one line, no HTML, no link or picture, no end
+    of the cell."""
     text = html.escape(" ".join(str(value).split()), quote=False)
     return text.replace("|", "&#124;").replace("[", "&#91;")
 

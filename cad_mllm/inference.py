@@ -22,8 +22,10 @@ from .cad.program import CADProgram
 from .interop.histories import is_continued
 from .geometry.workers import isolated
 from .training.run_files import append_line, read_run_lines, write_json
-from .completion_requests import (
-    BEST, check_choice, check_formats, check_sampling, CHECKS, EDITABLE, format_ending, InputError, Request, result_stem, write_editable)
+from cad_mllm.completion_requests import (
+    BEST, check_choice, check_formats, check_sampling, CHECKS, EDITABLE, format_ending, InputError, Request,
+    result_stem, write_editable
+)
 from .completion import CADAutocomplete, Candidate
 from .completion_drawing import draw_completion
 
@@ -35,10 +37,12 @@ def write_picture(picture, path):
 
 # %% ../nbs/9_completion/03_inference.ipynb #56378eb7
 def _save_editable(chosen, path, meta, source):
-    "A document or script for another CAD program: a copy of the given one with what the model wrote appended, or, as the notes say, one written from nothing; what the model wrote is marked."
+    """A document or script for another CAD program: a copy of the given one with what the model wrote appended, or,
+    as the notes say, one written from nothing; what the model wrote is marked."""
     if chosen.program is None: raise InputError("there is no part")
     num_given, continued = meta["partial_operations"], is_continued(source, path)
-    if continued and path.exists() and source.samefile(path): raise InputError("it is the part that was given; choose another name")
+    if continued and path.exists() and source.samefile(path):
+        raise InputError("it is the part that was given; choose another name")
     try: write_editable(chosen.program, path, num_given, source if continued else None)
     except CADFormatError as e:
         if not continued: raise
@@ -69,9 +73,14 @@ def save(
         except Exception as e: meta["notes"].append(f"{path.name} was not written: {e}")
     for kind in formats:
         if kind == "json": continue
-        if kind in EDITABLE: attempt(Path(f"{stem}{format_ending(kind)}"), lambda p: _save_editable(chosen, p, meta, request.file))
+        if kind in EDITABLE:
+            attempt(Path(f"{stem}{format_ending(kind)}"), lambda p: _save_editable(chosen, p, meta, request.file))
         elif chosen.solid is None: meta["notes"].append(f"{stem.name}.{kind} was not written: there is no solid")
-        else: attempt(Path(f"{stem}.{kind}"), lambda p: isolated(_export, chosen.solid, str(p), request.sample.caption, timeout=self.timeout))
+        else:
+            attempt(
+                Path(f"{stem}.{kind}"),
+                lambda p: isolated(_export, chosen.solid, str(p), request.sample.caption, timeout=self.timeout)
+            )
     attempt(Path(f"{stem}_beside.png"), lambda p: write_picture(draw_completion(request, chosen), p))
     if "json" in formats:
         meta["files"].append(f"{stem}.json")
@@ -79,11 +88,20 @@ def save(
 
 # %% ../nbs/9_completion/03_inference.ipynb #e71c6c58
 @patch
-def _serve(self: CADAutocomplete, requests, num=1, max_new_tokens=None, constrained=True, check="end", best="input", seed=0, on_operation=None, on_candidates=None, **sampling):
+def _serve(
+    self: CADAutocomplete, requests, num=1, max_new_tokens=None, constrained=True, check="end", best="input", seed=0,
+    on_operation=None, on_candidates=None, **sampling
+):
     "[(result, chosen candidate)] for requests that are written as one batch, `num` rows each."
     started, check, best = time.perf_counter(), check_choice("check", check, CHECKS), check_choice("best", best, BEST)
-    candidates = self.write(requests, [self.budget(r, max_new_tokens) for r in requests], num=num, constrained=constrained, check=check, seed=seed, on_operation=on_operation, **sampling)
-    settings = dict(seed=seed, num=num, constrained=bool(constrained and self.codec.added_tokens), **sampling, seconds_writing=round(time.perf_counter() - started, 3))
+    candidates = self.write(
+        requests, [self.budget(r, max_new_tokens) for r in requests], num=num, constrained=constrained, check=check,
+        seed=seed, on_operation=on_operation, **sampling
+    )
+    settings = dict(
+        seed=seed, num=num, constrained=bool(constrained and self.codec.added_tokens), **sampling,
+        seconds_writing=round(time.perf_counter() - started, 3)
+    )
     groups = [candidates[i*num:(i + 1)*num] for i in range(len(requests))]
     served = [self._result(r, group, check, best, **settings) for r, group in zip(requests, groups)]
     for group, (_, chosen) in zip(groups, served if on_candidates else ()): on_candidates(group, chosen)
@@ -104,19 +122,27 @@ def complete(
     num: int = 1, # candidates to choose from: the likeliest tokens, and draws
     max_new_tokens: int | None = None, # None takes all the room there is
     constrained: bool = True, # hold the token format to its grammar
-    check: str = "kernel", # "kernel": each operation is built, and written again if it is no good; "end": candidates are built; "none"
-    best: str = "input", # of several candidates, the one that fits the given points or picture; "agreement" or "likelihood" look at no input
+    check: str = "kernel", # "kernel": each operation is built, and written again if it is no good; "end": candidates
+                           # are built; "none"
+    best: str = "input", # of several candidates, the one that fits the given points or picture; "agreement" or
+                         # "likelihood" look at no input
     out=None, # a file or folder to write to
-    formats: tuple = ("json",), # what to write: json step stl ply obj glb svg png, and to edit fcstd build123d cadquery openscad fusion featurescript
+    formats: tuple = ("json",), # what to write: json step stl ply obj glb svg png, and to edit fcstd build123d cadquery
+                                # openscad fusion featurescript
     on_operation=None, # called with the number of the candidate and its part so far, whenever an operation is finished
     on_candidates=None, # called at the end with all candidates, and the one that was chosen
     unit: str = "", # of a file of points: mm, cm, m or in; guessed where it says none
     skip_unsupported: bool = False, # leave out of the beginning what a history cannot say; the notes name it
 ) -> dict: # entities, sequence, properties, metadata
-    "A whole part from whatever is given. Raises `InputError` or `CADFormatError` for a request that cannot be served, never for what the model writes."
+    """A whole part from whatever is given. Raises `InputError` or `CADFormatError` for a request that cannot be
+    served, never for what the model writes."""
     check_sampling(temperature, top_p, num)
-    formats, request = check_formats(formats), self.request(partial_json, caption, image, point_cloud, seed, unit, skip_unsupported)
-    (result, chosen), = self._serve([request], num, max_new_tokens, constrained, check, best, seed, on_operation, on_candidates, temperature=temperature, top_p=top_p)
+    formats = check_formats(formats)
+    request = self.request(partial_json, caption, image, point_cloud, seed, unit, skip_unsupported)
+    (result, chosen), = self._serve(
+        [request], num, max_new_tokens, constrained, check, best, seed, on_operation, on_candidates,
+        temperature=temperature, top_p=top_p
+    )
     if out is not None: self.save(result, request, chosen, out, formats)
     return result
 
@@ -126,13 +152,20 @@ def stream(
     self: CADAutocomplete,
     partial_json=None, caption: str = "", image=None, point_cloud=None, # as in `complete`
     *,
-    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, max_new_tokens: int | None = None, check: str = "kernel", # as in `complete`
+    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, # as in `complete`
+    max_new_tokens: int | None = None, check: str = "kernel", # as in `complete`
 ): # yields CADProgram
     "The part after each operation, as soon as it is written; for models of the token language."
     check_sampling(temperature, top_p, 1)
     check, request = check_choice("check", check, CHECKS), self.request(partial_json, caption, image, point_cloud, seed)
-    if not self.codec.added_tokens: raise InputError(f"stream: a model of the {self.codec.name} format tells its operations only at the end; use complete")
-    for _, program in self.writing([request], [self.budget(request, max_new_tokens)], check=check, seed=seed, temperature=temperature, top_p=top_p): yield program
+    if not self.codec.added_tokens:
+        raise InputError(
+            f"stream: a model of the {self.codec.name} format tells its operations only at the end; use complete"
+        )
+    for _, program in self.writing(
+        [request], [self.budget(request, max_new_tokens)], check=check, seed=seed, temperature=temperature, top_p=top_p
+    ):
+        yield program
 
 # %% ../nbs/9_completion/03_inference.ipynb #4548ba9f
 RESULTS = "results.jsonl"
@@ -156,7 +189,9 @@ def _identity(value):
     return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
 
 def _item_key(item, settings):
-    return hashlib.sha256(json.dumps([_identity(_as_item(item)), _identity(settings)], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([_identity(_as_item(item)), _identity(settings)], sort_keys=True).encode()
+    ).hexdigest()[:32]
 
 # %% ../nbs/9_completion/03_inference.ipynb #fe4b348a
 def _unique(name, taken):
@@ -173,7 +208,8 @@ def _ask(self: CADAutocomplete, item, seed, max_new_tokens, taken):
         self.budget(request, max_new_tokens)
         request.name = _unique(request.name, taken)
         return request, None
-    except (ValueError, OSError, TypeError) as e: return None, {"entities": {}, "sequence": [], "metadata": {"error": str(e), "valid": None}}
+    except (ValueError, OSError, TypeError) as e:
+        return None, {"entities": {}, "sequence": [], "metadata": {"error": str(e), "valid": None}}
 
 @patch
 def _complete_batch(self: CADAutocomplete, items, taken, out, formats, seed, max_new_tokens, **settings):
@@ -194,30 +230,41 @@ def _complete_batch(self: CADAutocomplete, items, taken, out, formats, seed, max
 def _is_result(row):
     "Whether a line tells of a finished request."
     kinds = dict(key=str, name=str, result=dict)
-    return all(isinstance(row.get(k), kind) for k, kind in kinds.items()) and isinstance(row["result"].get("metadata"), dict)
+    return (
+        all(isinstance(row.get(k), kind) for k, kind in kinds.items())
+        and isinstance(row["result"].get("metadata"), dict)
+    )
 
 @patch
 def complete_many(
     self: CADAutocomplete,
-    items, # each a dict with partial_json, caption, image, point_cloud, or a beginning alone (a file, JSON or `CADProgram`)
+    items, # each a dict with partial_json, caption, image, point_cloud, or a beginning alone (a file, JSON or
+           # `CADProgram`)
     *,
     batch_size: int = 16, # rows written together; a request takes `num` of them
-    out=None, # a folder for the results, named after the beginnings; called again with it, finished items are not done again
+    out=None, # a folder for the results, named after the beginnings; called again with it, finished items are not done
+              # again
     formats: tuple = ("json",), # what to write there
-    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, num: int = 1,
-    max_new_tokens: int | None = None, constrained: bool = True, check: str = "kernel", best: str = "input", # as in `complete`
+    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, num: int = 1, # as in `complete`
+    max_new_tokens: int | None = None, constrained: bool = True, # as in `complete`
+    check: str = "kernel", best: str = "input", # as in `complete`
 ) -> list: # of results, in the order of the items
     "Complete many requests in batches."
     check_sampling(temperature, top_p, num)
     items, formats, size = list(items), check_formats(formats), max(1, batch_size//num)
-    settings = dict(temperature=temperature, top_p=top_p, seed=seed, num=num, max_new_tokens=max_new_tokens, constrained=constrained, check=check, best=best)
+    settings = dict(
+        temperature=temperature, top_p=top_p, seed=seed, num=num, max_new_tokens=max_new_tokens,
+        constrained=constrained, check=check, best=best
+    )
     keys = [_item_key(item, settings | dict(checkpoint=str(self.path or ""), formats=formats)) for item in items]
     found = {} if out is None else {row["key"]: row for row in read_run_lines(Path(out)/RESULTS) if _is_result(row)}
     taken, todo = {row["name"] for row in found.values()}, [i for i, k in enumerate(keys) if k not in found]
     with Progress(len(items), "completing", "parts", done=len(items) - len(todo)) as progress:
         for at in range(0, len(todo), size):
             batch = todo[at:at + size]
-            for i, (name, result) in zip(batch, self._complete_batch([items[i] for i in batch], taken, out, formats, **settings)):
+            for i, (name, result) in zip(
+                batch, self._complete_batch([items[i] for i in batch], taken, out, formats, **settings)
+            ):
                 found[keys[i]] = dict(key=keys[i], name=name, result=result)
                 if out is not None and "error" not in result["metadata"]: append_line(Path(out)/RESULTS, found[keys[i]])
                 progress.add()

@@ -46,7 +46,8 @@ def read_points_of(
 ) -> np.ndarray: # (N, 3), or (N, 6) with normals, metres
     "The points of any shape. Raises `GeometryError` with the file and what is wrong."
     path = Path(path)
-    if path.suffix.lower() not in SHAPE_FILES: raise GeometryError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SHAPE_FILES)}")
+    if path.suffix.lower() not in SHAPE_FILES:
+        raise GeometryError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SHAPE_FILES)}")
     if path.suffix.lower() in CLOUD_FILES and not (path.suffix.lower() == ".ply" and _has_faces(path)):
         try: return in_metres(read_cloud(path), unit).points
         except ValueError as problem: raise GeometryError(f"{path}: {problem}") from None
@@ -55,7 +56,8 @@ def read_points_of(
 # %% ../nbs/9_completion/04_reconstruction.ipynb #1bc7a3c4
 @dataclass
 class Measure:
-    "Points to compare with: `points` (N, 3) in metres, their `size` (longest side), their `spacing` and the `noise` they have."
+    """Points to compare with: `points` (N, 3) in metres, their `size` (longest side), their `spacing` and the
+    `noise` they have."""
     points: np.ndarray
     size: float
     spacing: float
@@ -101,7 +103,9 @@ def count_curves(
 ) -> tuple: # (extrudes, curves of the profiles they push)
     "How much a history has to say."
     extrudes = [e for e in program.operations() if isinstance(e, Extrude)]
-    return len(extrudes), sum(len(loop.curves) for e in extrudes for _, profile in program.profiles_of(e) for loop in profile.loops)
+    return len(extrudes), sum(
+        len(loop.curves) for e in extrudes for _, profile in program.profiles_of(e) for loop in profile.loops
+    )
 
 def judge(
     program: CADProgram,
@@ -137,7 +141,13 @@ def refine(
     while steps and time.monotonic() < end:
         for place in list(steps):
             if time.monotonic() > end: break
-            better = next((c for t in _tries(tokens, place, steps[place]) if (c := _judged(t, candidate.source, measure)) and c.distance < best.distance - 1e-6), None)
+            better = next(
+                (
+                    c for t in _tries(tokens, place, steps[place]) if (c := _judged(t, candidate.source, measure))
+                    and c.distance < best.distance - 1e-6
+                ),
+                None
+            )
             if better: best, tokens = better, encode(better.program)
             else: steps[place] //= 2
             if len(tokens) != len(encode(candidate.program)): return best
@@ -169,7 +179,9 @@ def propose_box(
 # %% ../nbs/9_completion/04_reconstruction.ipynb #f33ffc3c
 @dataclass
 class Reconstruction:
-    "A history made from a shape: `deviation_mean` and `deviation_max` in metres from the points to its surface, `unexplained` the share of points further off than noise and a hundredth of the size, `confidence` from 0 to 1, `far` says that it lies far from the points, `notes` what could not be said."
+    """A history made from a shape: `deviation_mean` and `deviation_max` in metres from the points to its surface,
+    `unexplained` the share of points further off than noise and a hundredth of the size, `confidence` from 0 to 1,
+    `far` says that it lies far from the points, `notes` what could not be said."""
     program: CADProgram
     source: str
     deviation_mean: float
@@ -190,7 +202,10 @@ class Reconstruction:
 
     def summary(self) -> dict:
         "What is worth writing down, as plain numbers."
-        names = ("source", "deviation_mean", "deviation_max", "unexplained", "num_operations", "num_curves", "confidence", "num_strays", "noise", "seconds", "num_bodies", "far", "notes")
+        names = (
+            "source", "deviation_mean", "deviation_max", "unexplained", "num_operations", "num_curves", "confidence",
+            "num_strays", "noise", "seconds", "num_bodies", "far", "notes"
+        )
         return {n: round(v, 8) if isinstance(v := getattr(self, n), float) else v for n in names}
 
     def picture(self):
@@ -233,11 +248,19 @@ def _finish(best, candidates, cloud, measure, began):
     slack = max(.01, 3*cloud.noise)*cloud.scale
     unexplained = float((distances > slack).mean())
     notes = []
-    if unexplained > .02: notes.append(f"{unexplained:.0%} of the points lie more than {1000*slack:.3g} mm off: that part of the shape is not said by these sketches and extrudes")
+    if unexplained > .02:
+        notes.append(
+            f"{unexplained:.0%} of the points lie more than {1000*slack:.3g} mm off: that part of the shape is not "
+            "said by these sketches and extrudes"
+        )
     if cloud.num_strays: notes.append(f"{cloud.num_strays} stray points were left out")
     if cloud.estimated: notes.append("the points have no normals; they were estimated")
-    return Reconstruction(best.program, best.source, float(distances.mean()), float(distances.max()), unexplained, best.num_operations, best.num_curves,
-                          _confidence(unexplained, best.distance, _agreement(best, candidates)), cloud.num_strays, cloud.noise*cloud.scale, time.monotonic() - began, best.num_bodies, far_words(measure.points, best.mesh), notes, best.mesh, distances, measure.points)
+    return Reconstruction(
+        best.program, best.source, float(distances.mean()), float(distances.max()), unexplained, best.num_operations,
+        best.num_curves, _confidence(unexplained, best.distance, _agreement(best, candidates)), cloud.num_strays,
+        cloud.noise*cloud.scale, time.monotonic() - began, best.num_bodies, far_words(measure.points, best.mesh), notes,
+        best.mesh, distances, measure.points
+    )
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #d988db35
 APART = .02 # how much nearer, in longest sides, separate bodies must lie to come before one body
@@ -246,7 +269,8 @@ def first_of(
     candidates: list, # of `Candidate`
     measure: Measure,
 ) -> Candidate:
-    "The best by score; where the points are one connected body, one body comes before several, unless these lie far nearer."
+    """The best by score; where the points are one connected body, one body comes before several, unless these lie
+    far nearer."""
     apart = APART if any(c.num_bodies > 1 for c in candidates) and is_connected(measure.points) else 0
     return min(candidates, key=lambda c: c.score + apart*(c.num_bodies > 1))
 
@@ -258,7 +282,10 @@ def reconstruct(
     "The best history for a cloud. Raises `GeometryError` for what is no cloud."
     began, cloud = time.monotonic(), read_surface_cloud(points)
     measure = measure_of(points, cloud)
-    candidates = [c for propose in (*proposers, propose_box) for name, program in propose(cloud) if (c := judge(program, name, measure))]
+    candidates = [
+        c for propose in (*proposers, propose_box) for name, program in propose(cloud)
+        if (c := judge(program, name, measure))
+    ]
     if not candidates: raise GeometryError("no history could be built for these points")
     best = first_of(candidates, measure)
     if seconds: best = refine(best, measure, seconds, 2 if not cloud.noise else 8)
@@ -310,7 +337,10 @@ def _why_not(line, least):
     "Why a line's history is not kept, or an empty string."
     if "error" in line: return line["error"]
     if line["confidence"] >= least: return ""
-    return f"sketches and extrudes do not say it: {line['unexplained']:.0%} of the surface is off, confidence {line['confidence']:.2f}"
+    return (
+        f"sketches and extrudes do not say it: {line['unexplained']:.0%} of the surface is off, confidence "
+        f"{line['confidence']:.2f}"
+    )
 
 def keep_histories(
     results: str | Path, # a folder that `reconstruct_folder` wrote

@@ -1,6 +1,7 @@
 """What a machine may lack, and the one line that says what to install.
 
-A test that fails because OpenCascade cannot be loaded here is reported as skipped, with the sentence that names the remedy. `CAD_TESTS_REQUIRE="kernel browser"` (CI sets it) makes a failure of each such skip.
+A test that fails because OpenCascade cannot be loaded here is reported as skipped, with the sentence that names the
+remedy. `CAD_TESTS_REQUIRE="kernel browser"` (CI sets it) makes a failure of each such skip.
 """
 import os
 
@@ -29,4 +30,7 @@ def reason_to_skip(text):
 
 def forbidden_skip(reason):
     "Whether a skip with this reason is a failure here."
-    return required("browser") and BROWSER in reason or required("kernel") and any(sentence in reason for sentence in KERNEL)
+    return (
+        required("browser") and BROWSER in reason or required("kernel")
+        and any(sentence in reason for sentence in KERNEL)
+    )

@@ -4,7 +4,8 @@ import pkgutil
 
 
 class Chapter:
-    "Names of all modules of a package; what is set is set in every module that knows the name, and deleting it undoes that."
+    """Names of all modules of a package; what is set is set in every module that knows the name, and deleting it
+    undoes that."""
     def __init__(self, package):
         root = importlib.import_module(package)
         modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(root.__path__)]

@@ -21,7 +21,8 @@ limits.for_every_child()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    "Where even the interruption after ten minutes does not come through, as in a deadlock around the interpreter's lock: stacks, and the end."
+    """Where even the interruption after ten minutes does not come through, as in a deadlock around the interpreter's
+    lock: stacks, and the end."""
     limits.arm(720, item.config.stash.get(fault_handler_stderr_fd_key, 2))
     try: return (yield)
     finally: limits.disarm()

@@ -1,11 +1,15 @@
-"""A file system with the habits of Drive, spoken straight to the kernel (the FUSE protocol of linux/fuse.h), with no package: no links, slow, late, full, away.
+"""A file system with the habits of Drive, spoken straight to the kernel (the FUSE protocol of linux/fuse.h), with no
+package: no links, slow, late, full, away.
 
-`python drive_fuse.py BACKING MOUNTPOINT CONTROL` mounts and serves. CONTROL is a JSON file that is read at every call: {"gone": false, "slow": seconds, "late": seconds, "room": bytes, "flip": writes}."""
+`python drive_fuse.py BACKING MOUNTPOINT CONTROL` mounts and serves. CONTROL is a JSON file that is read at every call:
+{"gone": false, "slow": seconds, "late": seconds, "room": bytes, "flip": writes}."""
 import ctypes, errno, json, os, stat, struct, sys, time
 from pathlib import Path
 
-LOOKUP, FORGET, GETATTR, SETATTR, SYMLINK, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC = 1, 2, 3, 4, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20
-FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, ACCESS, CREATE, INTERRUPT, DESTROY, BATCH_FORGET, RENAME2 = 25, 26, 27, 28, 29, 30, 34, 35, 36, 38, 42, 45
+LOOKUP, FORGET, GETATTR, SETATTR, SYMLINK, MKDIR, UNLINK, RMDIR, RENAME, LINK = 1, 2, 3, 4, 6, 9, 10, 11, 12, 13
+OPEN, READ, WRITE, STATFS, RELEASE, FSYNC, FLUSH, INIT = 14, 15, 16, 17, 18, 20, 25, 26
+OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, ACCESS, CREATE, INTERRUPT = 27, 28, 29, 30, 34, 35, 36
+DESTROY, BATCH_FORGET, RENAME2 = 38, 42, 45
 SILENT = {FORGET, BATCH_FORGET, INTERRUPT}
 
 
@@ -15,7 +19,9 @@ class Server:
         self.paths, self.ids, self.files, self.made, self.flips = {1: ""}, {"": 1}, {}, {}, 0
         self.fd = os.open("/dev/fuse", os.O_RDWR)
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mount(b"drive", os.fsencode(mountpoint), b"fuse.drive", 6, b"fd=%d,rootmode=40000,user_id=0,group_id=0" % self.fd):
+        if libc.mount(
+            b"drive", os.fsencode(mountpoint), b"fuse.drive", 6, b"fd=%d,rootmode=40000,user_id=0,group_id=0" % self.fd
+        ):
             raise OSError(ctypes.get_errno(), "mount")
 
     def serve(self):
@@ -38,7 +44,8 @@ class Server:
         if op in SILENT or op == DESTROY: return b""
         rules = self.rules()
         if op in (RELEASE, RELEASEDIR):
-            if (fd := self.files.pop(struct.unpack_from("<Q", data)[0], None)) is not None and op == RELEASE: os.close(fd)
+            if (fd := self.files.pop(struct.unpack_from("<Q", data)[0], None)) is not None and op == RELEASE:
+                os.close(fd)
             return b""
         if rules.get("gone"): raise OSError(errno.ENOTCONN, "gone")
         time.sleep(rules.get("slow", 0))
@@ -61,7 +68,9 @@ class Server:
     def attributes(self, path):
         s = os.lstat(path)
         times = [int(t) for t in (s.st_atime, s.st_mtime, s.st_ctime)]
-        return struct.pack("<6Q10I", s.st_ino, s.st_size, s.st_blocks, *times, 0, 0, 0, s.st_mode, 1, s.st_uid, s.st_gid, 0, 4096, 0)
+        return struct.pack(
+            "<6Q10I", s.st_ino, s.st_size, s.st_blocks, *times, 0, 0, 0, s.st_mode, 1, s.st_uid, s.st_gid, 0, 4096, 0
+        )
 
     def entry(self, relative):
         number = self.ids.setdefault(relative, max(self.paths) + 1)
@@ -131,7 +140,9 @@ class Server:
 
     def op14(self, node, data, rules):                         # open
         flags = struct.unpack_from("<I", data)[0] & ~(os.O_CREAT | os.O_EXCL | os.O_APPEND)
-        return self.handle(os.open(self.path(node), (flags & ~3) | (os.O_RDONLY if flags & 3 == os.O_RDONLY else os.O_RDWR)))
+        return self.handle(
+            os.open(self.path(node), (flags & ~3) | (os.O_RDONLY if flags & 3 == os.O_RDONLY else os.O_RDWR))
+        )
 
     def op35(self, node, data, rules):                         # create
         flags = struct.unpack_from("<I", data)[0] & ~os.O_APPEND
@@ -168,7 +179,9 @@ class Server:
     def op34(self, node, data, rules): return b""
 
     def op27(self, node, data, rules):                         # opendir: the listing is taken here
-        names = [e for e in sorted(os.listdir(self.path(node))) if not self.late(os.path.join(self.paths[node], e), rules)]
+        names = [
+            e for e in sorted(os.listdir(self.path(node))) if not self.late(os.path.join(self.paths[node], e), rules)
+        ]
         return self.handle([".", ".."] + names)
 
     def op28(self, node, data, rules):                         # readdir

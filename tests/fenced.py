@@ -1,4 +1,5 @@
-"""`python -m fenced train ...`: the command line, of which process 1 waits before the step after $FENCE, so that a test that is slow to act finds it alive."""
+"""`python -m fenced train ...`: the command line, of which process 1 waits before the step after $FENCE, so that a
+test that is slow to act finds it alive."""
 import os
 
 from cad_mllm import cli

@@ -1,4 +1,5 @@
-"Run by freecadcmd: opens the documents listed in $FREECAD_DOCUMENTS, recomputes and edits each, and writes what it finds to $FREECAD_REPORT."
+"""Run by freecadcmd: opens the documents listed in $FREECAD_DOCUMENTS, recomputes and edits each, and writes what it
+finds to $FREECAD_REPORT."""
 import json
 import os
 import time
@@ -8,7 +9,10 @@ import FreeCAD
 
 def volume(document):
     "Of the bodies and solids that nothing else is made of."
-    made = [o for o in document.Objects if o.TypeId == "PartDesign::Body" or hasattr(o, "Shape") and o.TypeId.startswith("Part::")]
+    made = [
+        o for o in document.Objects if o.TypeId == "PartDesign::Body" or hasattr(o, "Shape")
+        and o.TypeId.startswith("Part::")
+    ]
     results = [o for o in made if not any(i.TypeId.startswith("Part::") for i in o.InList)]
     return sum(0.0 if o.Shape.isNull() else o.Shape.Volume for o in results)
 
@@ -37,8 +41,11 @@ def check(path):
     stored = stored_volume(document)
     document.recompute()
     sketches = [o for o in document.Objects if o.TypeId == "Sketcher::SketchObject"]
-    found = {"path": path, "stored_volume": stored, "volume": volume(document), "errors": errors(document), "sketches": len(sketches),
-             "unsolved": [o.Name for o in sketches if o.solve()], "fully_constrained": sum(o.FullyConstrained for o in sketches)}
+    found = {
+        "path": path, "stored_volume": stored, "volume": volume(document), "errors": errors(document),
+        "sketches": len(sketches), "unsolved": [o.Name for o in sketches if o.solve()],
+        "fully_constrained": sum(o.FullyConstrained for o in sketches)
+    }
     found["opened"] = time.time() - start
     lengthen(document)
     document.recompute()

@@ -1,5 +1,6 @@
 """Run by freecadcmd: draws a part as a person would and saves it as $FREECAD_DRAWN; $FREECAD_WHAT says which.
-half: a plate whose thickness stands in a spreadsheet, a sketch with named constraints, a through hole on the plate's top face, a fillet last.
+half: a plate whose thickness stands in a spreadsheet, a sketch with named constraints, a through hole on the plate's
+top face, a fillet last.
 patterns: a plate, turned and moved, with mirrors and patterns of every kind; edge: a pattern that goes by an edge.
 Prints the volume of the body."""
 import os
@@ -38,7 +39,10 @@ def face_at(feature, height):
 
 def upright_edge(feature):
     "The name of a straight edge along z."
-    return next(f"Edge{i}" for i, e in enumerate(feature.Shape.Edges, 1) if e.Curve.TypeId == "Part::GeomLine" and abs(e.Vertexes[0].Z - e.Vertexes[-1].Z) > 1)
+    return next(
+        f"Edge{i}" for i, e in enumerate(feature.Shape.Edges, 1) if e.Curve.TypeId == "Part::GeomLine"
+        and abs(e.Vertexes[0].Z - e.Vertexes[-1].Z) > 1
+    )
 
 
 def draw(document):
@@ -92,7 +96,8 @@ class Bench:
         sketch.addGeometry(list(curves), False)
         return sketch
 
-    def hole(self, x, y, radius): return self.add("Pocket", Profile=self.drawn(Part.Circle(Vector(x, y, 0), Vector(0, 0, 1), radius)), Type=1)
+    def hole(self, x, y, radius):
+        return self.add("Pocket", Profile=self.drawn(Part.Circle(Vector(x, y, 0), Vector(0, 0, 1), radius)), Type=1)
 
     def block(self, x, y, width, height, length):
         sketch = self.drawn(*rectangle(x, y, width, height))
@@ -103,14 +108,21 @@ class Bench:
 
 def draw_patterns(document):
     bench = Bench(document)
-    bench.add("LinearPattern", Originals=[bench.hole(10, 0, 2)], Direction=bench.origin("Y_Axis"), Length=20, Occurrences=3)
+    bench.add(
+        "LinearPattern", Originals=[bench.hole(10, 0, 2)], Direction=bench.origin("Y_Axis"), Length=20, Occurrences=3
+    )
     bench.add("Mirrored", Originals=[bench.block(20, 20, 6, 7, 4)[1]], MirrorPlane=bench.origin("YZ_Plane"))
     bench.add("PolarPattern", Originals=[bench.hole(-20, -5, 3)], Axis=bench.origin("Z_Axis"), Angle=360, Occurrences=4)
     sketch, block = bench.block(-35, 30, 3, 4, 2)
-    bench.add("LinearPattern", Originals=[block], Direction=(sketch, ["V_Axis"]), Length=10, Occurrences=2, Reversed=True)
+    bench.add(
+        "LinearPattern", Originals=[block], Direction=(sketch, ["V_Axis"]), Length=10, Occurrences=2, Reversed=True
+    )
     sketch, block = bench.block(2, -35, 3, 4, 3)
     bench.add("Mirrored", Originals=[block], MirrorPlane=(sketch, ["V_Axis"]))
-    bench.add("PolarPattern", Originals=[bench.hole(35, 2, 2)], Axis=bench.origin("Z_Axis"), Angle=40, Occurrences=3, Reversed=True)
+    bench.add(
+        "PolarPattern", Originals=[bench.hole(35, 2, 2)], Axis=bench.origin("Z_Axis"), Angle=40, Occurrences=3,
+        Reversed=True
+    )
     _, block = bench.block(30, 8, 4, 3, 6)
     mirror, ring = (document.addObject(f"PartDesign::{kind}", kind) for kind in ("Mirrored", "PolarPattern"))
     mirror.MirrorPlane = bench.origin("XZ_Plane")
@@ -120,7 +132,9 @@ def draw_patterns(document):
 
 def draw_edge(document):
     bench = Bench(document)
-    bench.add("LinearPattern", Originals=[bench.hole(10, 0, 2)], Direction=(bench.plate, ["Edge1"]), Length=20, Occurrences=3)
+    bench.add(
+        "LinearPattern", Originals=[bench.hole(10, 0, 2)], Direction=(bench.plate, ["Edge1"]), Length=20, Occurrences=3
+    )
 
 
 drawn = FreeCAD.newDocument("drawn")

@@ -2,14 +2,16 @@
 
 `strike` sends a signal in the middle of what takes long instead, and counts what still runs of it afterwards.
 
-A point is written `step:7` or `PHASE:3`, the third time that a phase of saving is reached. `arm` makes a process end there by SIGKILL, `count` makes it write down how often it came to each.
+A point is written `step:7` or `PHASE:3`, the third time that a phase of saving is reached. `arm` makes a process end
+there by SIGKILL, `count` makes it write down how often it came to each.
 """
 import json
 import os
 import signal
 from pathlib import Path
 
-PHASES = {                       # of a save -> the chapter and class or None whose function is reached, and whether before or after it
+# of a save -> the chapter and class or None whose function is reached, and whether before or after it
+PHASES = {
     "asked": ("training", "Trainer", "save", "before"),
     "copied": ("training", "Trainer", "save", "after"),
     "sealed": ("checkpoints", None, "seal", "after"),
@@ -54,7 +56,8 @@ def points(counted: Path) -> list:
 
 
 def strike(where: str, told: Path):
-    "Send SIGTERM to this process in its third `validation:3` batch, or when parts are drawn the first time (`drawing:1`), and write down how often that was begun before and after, and finished."
+    """Send SIGTERM to this process in its third `validation:3` batch, or when parts are drawn the first time
+    (`drawing:1`), and write down how often that was begun before and after, and finished."""
     from chapters import Chapter
     from cad_mllm.training import Trainer
     what, _, number = where.partition(":")
@@ -97,7 +100,12 @@ def spoilt_step(spoils, then):
 def short_of_memory(most: int, step: int, error: BaseException | None = None):
     "`Trainer.backward` of a device that from a step on has no room for more than so many samples at once."
     import torch
-    error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB")
+    error = (
+        error
+        or torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
+        )
+    )
     def then(trainer, backward, parts):
         inner = trainer.compute
         def compute(batch):

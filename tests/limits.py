@@ -1,7 +1,10 @@
-"""A limit for every process that a test starts: after nine minutes it prints all its stacks and ends, so that a hang is a failure with a name.
+"""A limit for every process that a test starts: after nine minutes it prints all its stacks and ends, so that a hang is
+a failure with a name.
 
-Tests have ten minutes (pyproject.toml). `for_every_child` gives each process that is started with `subprocess` the limit in its environment; a Python process reads it before anything else, in `limits_at_start/sitecustomize.py`.
-A fork takes the limit of its parent, from its own start. A server that many tests use is started with `CAD_MLLM_TEST_SECONDS=0`.
+Tests have ten minutes (pyproject.toml). `for_every_child` gives each process that is started with `subprocess` the
+limit in its environment; a Python process reads it before anything else, in `limits_at_start/sitecustomize.py`.
+A fork takes the limit of its parent, from its own start. A server that many tests use is started with
+`CAD_MLLM_TEST_SECONDS=0`.
 """
 import faulthandler
 import os
@@ -11,7 +14,8 @@ from pathlib import Path
 
 SECONDS, CHILD_SECONDS = "CAD_MLLM_TEST_SECONDS", 540
 AT_START = Path(__file__).parent/"limits_at_start"
-SHARED = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")   # live as long as the process that needs them
+# live as long as the process that needs them
+SHARED = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
 ARMED = {}                                 # seconds and file of this process's limit
@@ -35,7 +39,8 @@ def _watch():
     if ARMED: faulthandler.dump_traceback_later(ARMED["seconds"], exit=True, file=ARMED["file"])
 
 
-# A fork has no watching thread, but waits for it when it sets a limit or ends: so nobody forks while that thread is there.
+# A fork has no watching thread, but waits for it when it sets a limit or ends: so nobody forks while that thread is
+# there.
 os.register_at_fork(before=faulthandler.cancel_dump_traceback_later, after_in_parent=_watch, after_in_child=_watch)
 
 

@@ -1,5 +1,7 @@
-"""Fusion 360 scripts run against a stand-in of its API that records what they do; FeatureScripts are read line by line. Both give a history back.
-The stand-in has what the scripts use, with the meaning that Autodesk's reference gives it: lengths in centimetres, and a sketch on a plane of three points
+"""Fusion 360 scripts run against a stand-in of its API that records what they do; FeatureScripts are read line by line.
+Both give a history back.
+The stand-in has what the scripts use, with the meaning that Autodesk's reference gives it: lengths in centimetres, and
+a sketch on a plane of three points
 whose axes nobody chose (here they are turned, and every second normal is flipped)."""
 import math
 import re
@@ -44,9 +46,14 @@ class FusionSketch:
         self.xDirection, self.yDirection = Point(*axes[:, 0]), Point(*axes[:, 1])
         self.sketchPoints = SimpleNamespace(add=lambda p: self.to_world(p))
         self.sketchCurves = SimpleNamespace(
-            sketchCircles=SimpleNamespace(addByCenterRadius=lambda c, r: self.draw(center_arc((c.x, c.y), r, 0, math.tau))),
+            sketchCircles=SimpleNamespace(
+                addByCenterRadius=lambda c, r: self.draw(center_arc((c.x, c.y), r, 0, math.tau))
+            ),
             sketchLines=SimpleNamespace(addByTwoPoints=lambda a, b: self.draw(line_curve((a.x, a.y), (b.x, b.y)))),
-            sketchArcs=SimpleNamespace(addByThreePoints=lambda a, m, b: self.draw(three_point_arc((a.x, a.y), (m.x, m.y), (b.x, b.y)))))
+            sketchArcs=SimpleNamespace(
+                addByThreePoints=lambda a, m, b: self.draw(three_point_arc((a.x, a.y), (m.x, m.y), (b.x, b.y)))
+            )
+        )
 
     def draw(self, curve): self.curves.append(curve)
 
@@ -62,7 +69,9 @@ class FusionSketch:
         "The regions that the curves enclose: each outer loop less its holes, and each hole."
         regions = nested_profiles(closed_loops(self.curves))
         regions += [[hole] for region in regions for hole in region[1:]]
-        return [SimpleNamespace(sketch=self, loops=r, profileLoops=SimpleNamespace(count=len(r))) for r in regions][::-1]
+        return [
+            SimpleNamespace(sketch=self, loops=r, profileLoops=SimpleNamespace(count=len(r))) for r in regions
+        ][::-1]
 
 
 @dataclass
@@ -101,10 +110,14 @@ class ExtrudeInput:
 
     def setTwoSidesExtent(self, forward, backward): self.span = (-backward, forward)
 
-    def setOneSideExtent(self, distance, direction): self.span = (0, distance) if direction == "positive" else (-distance, 0)
+    def setOneSideExtent(self, distance, direction):
+        self.span = (0, distance) if direction == "positive" else (-distance, 0)
 
 
-FUSION_NAMES = dict(NewBodyFeatureOperation="new", JoinFeatureOperation="join", CutFeatureOperation="cut", IntersectFeatureOperation="intersect")
+FUSION_NAMES = dict(
+    NewBodyFeatureOperation="new", JoinFeatureOperation="join", CutFeatureOperation="cut",
+    IntersectFeatureOperation="intersect"
+)
 
 
 @contextmanager
@@ -143,7 +156,9 @@ def scaled(loop, factor):
     from cad_mllm.cad.curves import Contour
     from cad_mllm.cad.program import contour_loop
     c = loop.contour()
-    return contour_loop(Contour(c.vertices*factor, [None if m is None else m*factor for m in c.mids], c.radius and c.radius*factor))
+    return contour_loop(
+        Contour(c.vertices*factor, [None if m is None else m*factor for m in c.mids], c.radius and c.radius*factor)
+    )
 
 
 # FeatureScript
@@ -165,18 +180,28 @@ class FeatureScriptReader:
 
     def line(self, line):
         "Read one statement."
-        if found := re.fullmatch(r"const (\w+_\d+) = (.+ \* millimeter);", line): self.names[found[1]] = self.value(found[2])
-        elif found := re.match(r'const (\w+) = newSketchOnPlane\(context, id \+ "\1", \{ "sketchPlane" : plane\((vector\(.*?\) \* millimeter), (vector\(.*?\)), (vector\(.*?\))\) \}\);', line):
+        if found := re.fullmatch(r"const (\w+_\d+) = (.+ \* millimeter);", line):
+            self.names[found[1]] = self.value(found[2])
+        elif found := re.match(
+            r'const (\w+) = newSketchOnPlane\(context, id \+ "\1", \{ "sketchPlane" : plane\((vector\(.*?\) \* '
+            r'millimeter), (vector\(.*?\)), (vector\(.*?\))\) \}\);',
+            line
+        ):
             origin, normal, x = map(self.value, found.groups()[1:])
             self.sketches[found[1]] = (frame_of(origin*MILLIMETRES, x, normal), [])
         elif found := re.match(r"sk(\w+)\((\w+), ", line): self.draw(found[1], self.sketches[found[2]][1], line)
-        elif found := re.match(r'opExtrude\(context, id \+ "\w+", \{ "entities" : qSketchRegion\(id \+ "(\w+)", true\), ', line): self.extrude(found[1], line)
+        elif found := re.match(
+            r'opExtrude\(context, id \+ "\w+", \{ "entities" : qSketchRegion\(id \+ "(\w+)", true\), ', line
+        ):
+            self.extrude(found[1], line)
         elif "opBoolean(" in line: self.combine(re.search(r"BooleanOperationType\.(\w+)", line)[1])
-        elif not re.match(r"//|skSolve\(|const tools_\d+ = qUnion|try silent|[{}]|const solids = ", line): raise AssertionError(f"unknown: {line}")
+        elif not re.match(r"//|skSolve\(|const tools_\d+ = qUnion|try silent|[{}]|const solids = ", line):
+            raise AssertionError(f"unknown: {line}")
 
     def draw(self, kind, curves, line):
         "One drawing call."
-        if kind == "Circle": curves.append(center_arc(self.field(line, "center"), self.field(line, "radius"), 0, math.tau))
+        if kind == "Circle":
+            curves.append(center_arc(self.field(line, "center"), self.field(line, "radius"), 0, math.tau))
         elif kind == "Rectangle":
             (x0, y0), (x1, y1) = self.field(line, "firstCorner"), self.field(line, "secondCorner")
             corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]

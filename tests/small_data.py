@@ -1,4 +1,5 @@
-"A small data set without a geometry kernel: real histories of the synthetic families, points and pictures of the right shape."
+"""A small data set without a geometry kernel: real histories of the synthetic families, points and pictures of the
+right shape."""
 import json
 from pathlib import Path
 
@@ -10,9 +11,15 @@ from cad_mllm.data import outline_box
 from cad_mllm.data.synthetic import FAMILIES
 
 # a model of the real classes in its smallest size, as flags of `cad-mllm train`
-LLM = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-TINY_FLAGS = ["--recipe", "tiny", "--llm_config", json.dumps(LLM), "--projector_hidden_dim", "16", "--num_points", "64", "--num_point_tokens", "4",
-              "--point_encoder_hidden_dim", "16", "--device", "cpu", "--logging_steps", "1", "--batch_size", "4", "--num_val_samples", "4", "--warmup_steps", "3"]
+LLM = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16
+}
+TINY_FLAGS = [
+    "--recipe", "tiny", "--llm_config", json.dumps(LLM), "--projector_hidden_dim", "16", "--num_points", "64",
+    "--num_point_tokens", "4", "--point_encoder_hidden_dim", "16", "--device", "cpu", "--logging_steps", "1",
+    "--batch_size", "4", "--num_val_samples", "4", "--warmup_steps", "3"
+]
 
 
 def make(root: Path, num: int) -> Path:
@@ -24,10 +31,12 @@ def make(root: Path, num: int) -> Path:
         program, caption = FAMILIES[names[i % len(names)]](rng)
         id = f"0000/{i:08d}_00001"
         program.save(root/"json"/f"{id}.json")
-        for n, kept in enumerate(truncation_counts(len(program), 2), 1): program.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{n:02d}.json")
+        for n, kept in enumerate(truncation_counts(len(program), 2), 1):
+            program.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{n:02d}.json")
         low, high = outline_box(program)
         np.savez(root/"pointcloud"/f"{id}.npz", points=low + (high - low)*rng.random((128, 3)))
-        for view in range(3): Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root/"img"/f"{id}_{view:03d}.png")
+        for view in range(3):
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root/"img"/f"{id}_{view:03d}.png")
         captions.append({"id": id, "text caption": caption})
     (root/"txt/0000.json").write_text(json.dumps(captions))
     return root

@@ -1,4 +1,5 @@
-"""Checkpoints when things go wrong: the process dies at any moment, the disk fails at any call, the files come from elsewhere."""
+"""Checkpoints when things go wrong: the process dies at any moment, the disk fails at any call, the files come from
+elsewhere."""
 import errno, os, pickle, random, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
@@ -30,13 +31,23 @@ class Weights:
 
 class Told(Weights):
     "The same, telling its files instead of writing them."
-    def saved_files(self): return {**{name: {"w": self.tensor} for name in ("model.safetensors", "extra.safetensors")}, "sub/tokenizer.json": b"{}"}
+    def saved_files(self):
+        return {
+            **{name: {"w": self.tensor} for name in ("model.safetensors", "extra.safetensors")},
+            "sub/tokenizer.json": b"{}"
+        }
 
 
 def save(output, step, **more):
     "Saves alternately with a model that writes its files and with one that tells them."
     state = {"position": step, "moments": torch.full((1000,), float(step))}
-    return ck.save_checkpoint((Weights, Told)[step % 2](step), output, **({"stage": "stage1_text", "step": step, "epoch": 0, "loss": 1/step, "trainer_state": state, "keep_last_n": 2} | more))
+    return ck.save_checkpoint(
+        (Weights, Told)[step % 2](step), output,
+        **(
+            {"stage": "stage1_text", "step": step, "epoch": 0, "loss": 1/step, "trainer_state": state, "keep_last_n": 2}
+            | more
+        )
+    )
 
 
 @pytest.fixture
@@ -58,7 +69,8 @@ def visible(output):
 
 
 def check(output, at_least):
-    "Everything with a final name verifies; the newest loads, is no older than `at_least`, and all of it is of one step."
+    """Everything with a final name verifies; the newest loads, is no older than `at_least`, and all of it is of one
+    step."""
     for folder in visible(output): assert ck.verify_checkpoint(folder) == [], folder
     newest = ck.latest_checkpoint(output, quiet=True)
     assert newest in visible(output)
@@ -190,7 +202,8 @@ def test_disk_that_fails_once_at_any_call(run_dir, monkeypatch, operation):
         monkeypatch.setattr(ck, "DISK", Faulty())
         Faulty.calls, step = 0, step + 1
         try: newest = ck.read_record(save(run_dir, step)).step
-        except ck.CheckpointError as e: assert os.strerror(code) in str(e) and "earlier checkpoints are untouched" in str(e)
+        except ck.CheckpointError as e:
+            assert os.strerror(code) in str(e) and "earlier checkpoints are untouched" in str(e)
         monkeypatch.setattr(ck, "DISK", ck.Disk())
         assert check(run_dir, at_least=newest) <= step
         quiet_ends = quiet_ends + 1 if Faulty.calls < at else 0
@@ -235,7 +248,8 @@ def test_a_disk_that_keeps_less_than_it_was_given(run_dir, monkeypatch, operatio
 
 
 def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path, monkeypatch):
-    "In the order of disk operations: every file, the manifest, the name, the folder that holds the name; then the best; then removal."
+    """In the order of disk operations: every file, the manifest, the name, the folder that holds the name; then the
+    best; then removal."""
     for step in (1, 2): save(tmp_path, step)
     done = []
     class Logging(ck.Disk): pass
@@ -246,12 +260,20 @@ def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path, monkeypatch):
         setattr(Logging, name, logged)
     monkeypatch.setattr(ck, "DISK", Logging())
     new = save(tmp_path, 3, keep_last_n=1)
-    at = {what: done.index(what) for what in (("write", "manifest.json"), ("sync", "manifest.json"), ("sync", "trainer_state.pt"), ("sync", "model.safetensors"))}
+    at = {
+        what: done.index(what)
+        for what in (
+            ("write", "manifest.json"), ("sync", "manifest.json"), ("sync", "trainer_state.pt"),
+            ("sync", "model.safetensors")
+        )
+    }
     named = next(i for i, d in enumerate(done) if d[0] == "rename" and d[2] == new.name)
     durable = next(i for i, d in enumerate(done) if i > named and d == ("sync", "stage1_text"))
     removed = [i for i, d in enumerate(done) if d[0] == "remove"]
-    assert at["sync", "trainer_state.pt"] < at["write", "manifest.json"] < at["sync", "manifest.json"] < named < durable < min(removed)
-    assert at["sync", "model.safetensors"] < at["write", "manifest.json"] and len(removed) == 3       # two old ones and the old copy of the best
+    assert at["sync", "trainer_state.pt"] < at["write", "manifest.json"] < at["sync", "manifest.json"] < named
+    assert named < durable < min(removed)
+    # two old ones and the old copy of the best
+    assert at["sync", "model.safetensors"] < at["write", "manifest.json"] and len(removed) == 3
     assert next(i for i, d in enumerate(done) if d[0] == "link") > durable
 
 
@@ -267,8 +289,12 @@ def test_a_failing_model_leaves_nothing(tmp_path):
         def save_pretrained(self, folder):
             super().save_pretrained(folder)
             raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): ck.save_checkpoint(Interrupted(), tmp_path, stage="stage1_text", step=2, epoch=0, loss=1.0, trainer_state={})
-    assert sorted(p.name for p in (tmp_path/"stage1_text").iterdir())[0] == "checkpoint-best" and len(visible(tmp_path)) == 2
+    with pytest.raises(KeyboardInterrupt):
+        ck.save_checkpoint(Interrupted(), tmp_path, stage="stage1_text", step=2, epoch=0, loss=1.0, trainer_state={})
+    assert (
+        sorted(p.name for p in (tmp_path/"stage1_text").iterdir())[0] == "checkpoint-best"
+        and len(visible(tmp_path)) == 2
+    )
 
 
 def test_every_damage_is_named_refused_and_passed_over(tmp_path):
@@ -277,31 +303,42 @@ def test_every_damage_is_named_refused_and_passed_over(tmp_path):
     files = [p for p in bad.rglob("*") if p.is_file()]
     for path in files:
         name, data = path.relative_to(bad).as_posix(), path.read_bytes()
-        damages = [lambda: path.write_bytes(data[:-1]), lambda: path.unlink(), lambda: path.write_bytes(b""), lambda: path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))]
+        damages = [
+            lambda: path.write_bytes(data[:-1]), lambda: path.unlink(), lambda: path.write_bytes(b""),
+            lambda: path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        ]
         for damage in damages:
             damage()
             problems = ck.verify_checkpoint(bad)
             assert len(problems) == 1 and problems[0].startswith(f"{name}: "), (name, problems)
-            with pytest.raises(ck.CheckpointError, match=f"(?s){bad.name}.*{name}.*{good.name}"): ck.load_checkpoint(bad, quiet=True)
+            with pytest.raises(ck.CheckpointError, match=f"(?s){bad.name}.*{name}.*{good.name}"):
+                ck.load_checkpoint(bad, quiet=True)
             assert ck.latest_checkpoint(tmp_path, quiet=True) == good
             path.write_bytes(data)
     assert ck.verify_checkpoint(bad) == [] and ck.latest_checkpoint(tmp_path) == bad
     (bad/"sub"/"more.bin").write_bytes(b"x")
     assert ck.verify_checkpoint(bad) == ["sub/more.bin: is not listed in manifest.json"]
-    with pytest.raises(ck.CheckpointError, match=f"(?s){bad.name}.*sub/more.bin.*{good.name}"): ck.load_checkpoint(bad, quiet=True)
+    with pytest.raises(ck.CheckpointError, match=f"(?s){bad.name}.*sub/more.bin.*{good.name}"):
+        ck.load_checkpoint(bad, quiet=True)
     (bad/"sub"/"more.bin").unlink()
     empty = {"format": ck.FORMAT, "metadata": {}, "files": {}}
     (bad/ck.MANIFEST).write_bytes(ck.to_json(empty | {"sha256": ck._self_hash(empty)}))
-    assert ck.verify_checkpoint(bad) == ["manifest.json: lists no files"] and ck.latest_checkpoint(tmp_path, quiet=True) == good
+    assert (
+        ck.verify_checkpoint(bad) == ["manifest.json: lists no files"]
+        and ck.latest_checkpoint(tmp_path, quiet=True) == good
+    )
 
 
 def test_the_command_names_what_is_wrong_and_rewrites_what_is_old(tmp_path, capsys):
-    "`cad-mllm checkpoints`: with --verify a line for every file that is not as it was written, and 1; with --upgrade an old one takes today's form, the original beside it."
+    """`cad-mllm checkpoints`: with --verify a line for every file that is not as it was written, and 1; with
+    --upgrade an old one takes today's form, the original beside it."""
     from cad_mllm.cli import main
     def command(*more):
         with pytest.raises(SystemExit) as end: main(["checkpoints", str(tmp_path), *more])
         return end.value.code, capsys.readouterr().out
-    good, flipped, cut, missing, extra, empty = (save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 7))
+    good, flipped, cut, missing, extra, empty = (
+        save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 7)
+    )
     assert command("--verify")[0] == 0
     name = "model.safetensors"
     data = bytearray((flipped/name).read_bytes())
@@ -314,10 +351,16 @@ def test_the_command_names_what_is_wrong_and_rewrites_what_is_old(tmp_path, caps
     (empty/ck.MANIFEST).write_bytes(ck.to_json(nothing | {"sha256": ck._self_hash(nothing)}))
     code, said = command("--verify")
     assert code == 1 and f"✓ {good}\n" in said
-    for folder, problem in ((flipped, f"{name}: its content has changed"), (cut, f"{name}: has 100 bytes instead of"), (missing, f"{name}: is missing"), (extra, "more.bin: is not listed"), (empty, "manifest.json: lists no files")):
+    for folder, problem in (
+        (flipped, f"{name}: its content has changed"), (cut, f"{name}: has 100 bytes instead of"),
+        (missing, f"{name}: is missing"), (extra, "more.bin: is not listed"), (empty, "manifest.json: lists no files")
+    ):
         assert f"✗ {folder}\n    {problem}" in said
     old = legacy(tmp_path/"stage2"/"checkpoint-epoch0-step100", trainer_state_pt={"epoch": 0, "step": 100})
-    assert command("--upgrade")[0] == 0 and not ck.is_old_format(old) and ck.verify_checkpoint(old) == [] and ck.is_old_format(old.with_name(f"{old.name}-old"))
+    assert (
+        command("--upgrade")[0] == 0 and not ck.is_old_format(old) and ck.verify_checkpoint(old) == []
+        and ck.is_old_format(old.with_name(f"{old.name}-old"))
+    )
     code, said = command("--upgrade", "--remove_original")
     assert code == 0 and not ck.is_old_format(old) and ck.verify_checkpoint(old) == []
 
@@ -327,7 +370,8 @@ def test_the_offer_reaches_into_other_stages_of_the_run(tmp_path):
     (bad/"model.safetensors").unlink()
     with pytest.raises(ck.CheckpointError, match="there is no good one beside it"): ck.load_checkpoint(bad, quiet=True)
     (tmp_path/"run_config.json").write_text("{}")
-    with pytest.raises(ck.CheckpointError, match=f"the newest good one is .*{good.name}"): ck.load_checkpoint(bad, quiet=True)
+    with pytest.raises(ck.CheckpointError, match=f"the newest good one is .*{good.name}"):
+        ck.load_checkpoint(bad, quiet=True)
 
 
 def test_a_proof_is_used_once_and_only_for_what_is_untouched(tmp_path, monkeypatch):
@@ -354,7 +398,11 @@ def test_what_training_does_while_a_snapshot_is_written_does_not_show(tmp_path):
     for step in range(1, 6):
         model.tensor.fill_(step)
         moments.fill_(step)
-        snapshot = ck.snapshot_checkpoint(model, tmp_path, stage="s", step=step, epoch=0, loss=1.0, trainer_state={"position": step, "moments": moments, "step": torch.tensor(float(step))}, memory=memory, keep_last_n=0)
+        snapshot = ck.snapshot_checkpoint(
+            model, tmp_path, stage="s", step=step, epoch=0, loss=1.0,
+            trainer_state={"position": step, "moments": moments, "step": torch.tensor(float(step))}, memory=memory,
+            keep_last_n=0
+        )
         writer = threading.Thread(target=ck.write_snapshot, args=(snapshot,))
         writer.start()
         while writer.is_alive():
@@ -363,20 +411,28 @@ def test_what_training_does_while_a_snapshot_is_written_does_not_show(tmp_path):
         writer.join()
     for record in ck.list_checkpoints(tmp_path/"s"):
         loaded = ck.load_checkpoint(record.path, other := Weights(), quiet=True)
-        assert other.tensor.unique().tolist() == loaded.trainer_state["moments"].unique().tolist() == [loaded.trainer_state["position"]] == [record.step]
+        assert other.tensor.unique().tolist() == loaded.trainer_state["moments"].unique().tolist() == [
+            loaded.trainer_state["position"]
+        ] == [record.step]
     size = memory.nbytes
     class Full(ck.Disk):
         def save(self, path, value): raise OSError(errno.ENOSPC, "No space left on device")
     kept, ck.DISK = ck.DISK, Full()
     try:
         with pytest.raises(ck.CheckpointError, match="No space left"):
-            ck.write_snapshot(ck.snapshot_checkpoint(model, tmp_path, stage="s", step=9, epoch=0, loss=1.0, trainer_state={"moments": moments}, memory=memory))
+            ck.write_snapshot(
+                ck.snapshot_checkpoint(
+                    model, tmp_path, stage="s", step=9, epoch=0, loss=1.0, trainer_state={"moments": moments},
+                    memory=memory
+                )
+            )
     finally: ck.DISK = kept
     assert memory.nbytes == size >= 800_000       # given back, also when writing failed
 
 
 def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
-    "On a slow file system a second list looks at two things for each checkpoint; what changed is seen, and a fast disk is always looked at."
+    """On a slow file system a second list looks at two things for each checkpoint; what changed is seen, and a fast
+    disk is always looked at."""
     paths = [save(tmp_path, step, keep_last_n=0, is_best=False) for step in range(1, 5)]
     reads, opened = [], ck.read_manifest
     monkeypatch.setattr(ck, "read_manifest", lambda folder: reads.append(Path(folder).name) or opened(folder))
@@ -393,7 +449,8 @@ def test_a_slow_list_is_remembered_and_looked_at_again(tmp_path, monkeypatch):
     shutil.rmtree(paths[2])
     assert [(r.step, r.complete) for r in ck.list_checkpoints(tmp_path)] == [(1, True), (2, False), (4, True)]
     os.truncate(paths[3]/"model.safetensors", 5)
-    assert ck.list_checkpoints(tmp_path)[-1].complete and not ck.list_checkpoints(tmp_path, fresh=True)[-1].complete      # as the notebook says
+    # as the notebook says
+    assert ck.list_checkpoints(tmp_path)[-1].complete and not ck.list_checkpoints(tmp_path, fresh=True)[-1].complete
     assert ck.latest_checkpoint(tmp_path, quiet=True) == paths[0]
 
 
@@ -409,7 +466,10 @@ def test_a_list_reads_one_file_each(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", seen(os.open))
     records = ck.list_checkpoints(tmp_path)
     monkeypatch.undo()
-    assert opened == [ck.MANIFEST]*3 and [(r.step, r.loss, r.complete) for r in records] == [(1, 1.0, True), (2, .5, True), (3, 1/3, True)]
+    assert (
+        opened == [ck.MANIFEST]*3
+        and [(r.step, r.loss, r.complete) for r in records] == [(1, 1.0, True), (2, .5, True), (3, 1/3, True)]
+    )
 
 
 def test_removing_frees_space_before_the_trash(tmp_path, monkeypatch):
@@ -445,13 +505,18 @@ def test_latest_says_what_it_passed_over(tmp_path, capsys):
         f.write(b"?")
     assert ck.find_checkpoint("latest", tmp_path) == good
     said = capsys.readouterr().out
-    assert said.splitlines() == [f"⚠️  {bad} is not complete: model.safetensors: its content has changed (SHA-256 differs). Using {good} instead"]
+    assert said.splitlines() == [
+        f"⚠️  {bad} is not complete: model.safetensors: its content has changed (SHA-256 differs). Using {good} instead"
+    ]
     assert ck.find_checkpoint("auto", tmp_path) == good
     with open(good/"model.safetensors", "r+b") as f:
         f.seek(-2, 2)
         f.write(b"?")
     capsys.readouterr()
-    assert ck.latest_checkpoint(tmp_path) is None and capsys.readouterr().out.count("is not complete: model.safetensors") == 2
+    assert (
+        ck.latest_checkpoint(tmp_path) is None
+        and capsys.readouterr().out.count("is not complete: model.safetensors") == 2
+    )
 
 
 def test_manifest_names_cannot_reach_outside(tmp_path):
@@ -469,7 +534,10 @@ def test_the_one_resumed_from_stays(tmp_path):
     first = save(tmp_path, 1, is_best=False)
     for step in range(2, 8): save(tmp_path, step, protect=[first], is_best=False)
     assert [r.step for r in ck.list_checkpoints(tmp_path)] == [1, 6, 7]
-    assert ck.prune_checkpoints(tmp_path, 1, protect=(str(first),)) and [r.step for r in ck.list_checkpoints(tmp_path)] == [1, 7]
+    assert (
+        ck.prune_checkpoints(tmp_path, 1, protect=(str(first),))
+        and [r.step for r in ck.list_checkpoints(tmp_path)] == [1, 7]
+    )
 
 
 def test_a_clock_that_jumps_and_a_run_that_goes_back(tmp_path, monkeypatch):
@@ -514,20 +582,35 @@ def test_nothing_in_a_checkpoint_can_run(tmp_path, where, how):
 def test_real_old_config():
     root = os.environ.get("OMNI_CAD_ROOT")
     folder = Path(root).parent/"legacy-checkpoint" if root else None
-    if not folder or not (folder/"config.pt").exists(): pytest.skip("set OMNI_CAD_ROOT to a folder beside which legacy-checkpoint/config.pt lies")
+    if not folder or not (folder/"config.pt").exists():
+        pytest.skip("set OMNI_CAD_ROOT to a folder beside which legacy-checkpoint/config.pt lies")
     config, train, notes = ck.read_config(folder)
-    assert (config.llm_model_name, config.lora_r, config.lora_alpha, config.max_seq_length, config.dtype) == ("Qwen/Qwen3-8B", 64, 128, 32768, "bfloat16")
-    assert (config.sequence_format, config.image_encoder_name, config.point_encoder_name) == ("json", "facebook/dinov2-large", "michelangelo")
-    assert train is None and notes == ["old configuration: not used here: device, freeze_text_encoder, pad_token_id, vocab_size"]
+    assert (config.llm_model_name, config.lora_r, config.lora_alpha, config.max_seq_length, config.dtype) == (
+        "Qwen/Qwen3-8B", 64, 128, 32768, "bfloat16"
+    )
+    assert (config.sequence_format, config.image_encoder_name, config.point_encoder_name) == (
+        "json", "facebook/dinov2-large", "michelangelo"
+    )
+    assert (
+        train is None
+        and notes == ["old configuration: not used here: device, freeze_text_encoder, pad_token_id, vocab_size"]
+    )
 
 
-@pytest.mark.parametrize("values", [{}, {"lora_r": 16}, {"lora_r": -1, "future": 1}, {"dtype": torch.float16},
-                                    {"lora_target_modules": ["q_proj"], "max_seq_length": 4000.5}, {"num_points": None}],
-                         ids=["empty", "few", "refused", "dtype", "odd", "none"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"lora_r": 16}, {"lora_r": -1, "future": 1}, {"dtype": torch.float16},
+        {"lora_target_modules": ["q_proj"], "max_seq_length": 4000.5}, {"num_points": None}
+    ],
+    ids=["empty", "few", "refused", "dtype", "odd", "none"]
+)
 def test_old_config_variants(tmp_path, values):
     class CADMLLMConfig_: pass
     import cad_mllm.config as module
-    kept, CADMLLMConfig_.__module__, CADMLLMConfig_.__qualname__ = module.CADMLLMConfig, "cad_mllm.config", "CADMLLMConfig"
+    kept = module.CADMLLMConfig
+    CADMLLMConfig_.__module__ = "cad_mllm.config"
+    CADMLLMConfig_.__qualname__ = "CADMLLMConfig"
     instance = CADMLLMConfig_()
     instance.__dict__.update(values)
     folder = legacy(tmp_path/"checkpoint-best")
@@ -536,7 +619,10 @@ def test_old_config_variants(tmp_path, values):
         torch.save(instance, folder/"config.pt")
     finally: module.CADMLLMConfig = kept
     config, _, _ = ck.read_config(folder)
-    assert isinstance(config, CADMLLMConfig) and config.sequence_format == "json" and config.lora_r == (16 if values.get("lora_r") == 16 else 32)
+    assert (
+        isinstance(config, CADMLLMConfig) and config.sequence_format == "json"
+        and config.lora_r == (16 if values.get("lora_r") == 16 else 32)
+    )
     assert config.dtype == ("float16" if "dtype" in values else "bfloat16")
 
 
@@ -546,7 +632,12 @@ def test_an_old_run_goes_on_in_the_new_format(tmp_path, capsys):
         def load_weights(self, folder): return []
     found = ck.find_checkpoint("latest", tmp_path)
     loaded = ck.load_checkpoint(found, Model())
-    assert found == old and loaded.old_format and capsys.readouterr().out.splitlines()[1:3] == ["  ✓ Loaded LLM with LoRA adapters", "  ✓ Resuming from epoch 0, step 100"]
+    assert (
+        found == old and loaded.old_format
+        and capsys.readouterr().out.splitlines()[1:3] == [
+            "  ✓ Loaded LLM with LoRA adapters", "  ✓ Resuming from epoch 0, step 100"
+        ]
+    )
     new = save(tmp_path, 101, keep_last_n=1, protect=[old])
     assert ck.latest_checkpoint(tmp_path) == new and not ck.read_record(new).old_format and old.exists()
 
@@ -554,7 +645,9 @@ def test_an_old_run_goes_on_in_the_new_format(tmp_path, capsys):
 def test_the_best_of_years_ago_is_kept(tmp_path):
     old = legacy(tmp_path/"stage1_text"/"checkpoint-best", trainer_state_pt={"epoch": 0, "step": 100})
     new = save(tmp_path, 101, protect=[old])
-    assert ck.read_record(old).step == 101 and not ck.read_record(old).old_format and ck.latest_checkpoint(tmp_path) == new
+    assert (
+        ck.read_record(old).step == 101 and not ck.read_record(old).old_format and ck.latest_checkpoint(tmp_path) == new
+    )
     kept = ck.read_record(old.with_name("checkpoint-best-old"))
     assert kept.old_format and kept.complete and kept.step == 100
 
@@ -569,20 +662,28 @@ def test_cut_off_by_a_file_size_limit(tmp_path):
             "except t.ck.CheckpointError as e: print(e)\n")
     pytest.importorskip("resource")
     here = Path(__file__).resolve().parent
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(here), str(here.parent)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(here), str(here.parent)], capture_output=True, text=True
+    )
     assert "could not be saved" in done.stdout and "earlier checkpoints are untouched" in done.stdout, done.stderr
     assert check(tmp_path, at_least=1) == 1 and not list((tmp_path/"stage1_text").glob(".*"))
 
 
 @pytest.mark.parametrize("use_lora", [False, True], ids=["full", "lora"])
 def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
-    "Every loss and every weight after a save and a load into a model that was made differently are those of the unbroken run."
+    """Every loss and every weight after a save and a load into a model that was made differently are those of the
+    unbroken run."""
     import numpy as np
     from cad_mllm.data import Sample
     from cad_mllm.models import CADMLLMModel
     from cad_mllm.data import FAMILIES
     config, train_config = recipe("tiny")
-    config.use_lora, config.lora_r, config.llm_config = use_lora, 4, dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    config.use_lora = use_lora
+    config.lora_r = 4
+    config.llm_config = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16
+    )
 
     def start(seed):
         torch.manual_seed(seed)
@@ -602,12 +703,19 @@ def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
     run, rng, samples = start(0), np.random.default_rng(0), []
     for i, family in enumerate(sorted(FAMILIES)[:2]):
         program, caption = FAMILIES[family](rng)
-        samples.append(Sample(caption=caption, target=run[0].codec.split(program, 0)[1], modalities=("text", "points", "image"),
-                              image=rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), points=rng.normal(size=(64, 6)).astype(np.float32)))
+        samples.append(
+            Sample(
+                caption=caption, target=run[0].codec.split(program, 0)[1], modalities=("text", "points", "image"),
+                image=rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
+                points=rng.normal(size=(64, 6)).astype(np.float32)
+            )
+        )
     batch = run[0].builder.collate(samples)
     list(steps(*run, batch, 2))
-    saved = ck.save_checkpoint(run[0], tmp_path, stage="stage3_all", step=2, epoch=0, loss=0.5, train_config=train_config,
-                               trainer_state={"optimizer": ck.optimizer_state(run[1]), "scheduler": run[2].state_dict()})
+    saved = ck.save_checkpoint(
+        run[0], tmp_path, stage="stage3_all", step=2, epoch=0, loss=0.5, train_config=train_config,
+        trainer_state={"optimizer": ck.optimizer_state(run[1]), "scheduler": run[2].state_dict()}
+    )
     unbroken = list(steps(*run, batch, 2))
 
     resumed = start(1)
@@ -615,11 +723,16 @@ def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
     loaded = ck.load_checkpoint(ck.find_checkpoint("latest", tmp_path), resumed[0])
     done = ck.restore_optimizer(*resumed[1:], loaded.trainer_state)
     ck.set_rng_state(loaded.trainer_state["rng"])
-    assert done == ck.Restored(True, True) and loaded.notes == [] and (loaded.config, loaded.train_config) == (config, train_config)
+    assert (
+        done == ck.Restored(True, True) and loaded.notes == []
+        and (loaded.config, loaded.train_config) == (config, train_config)
+    )
     assert capsys.readouterr().out.splitlines() == [
-        f"Loading checkpoint from: {saved}", f"  ✓ Loaded LLM{' with LoRA adapters' if use_lora else ''}", "  ✓ Loaded image module", "  ✓ Loaded point cloud module",
-        "  ✓ Resuming from epoch 0, step 2, loss 0.5000", "Restoring optimizer/scheduler state...", "  ✓ Restored optimizer state", "  ✓ Restored scheduler state",
-        "  ✓ Resuming from step 2"]
+        f"Loading checkpoint from: {saved}", f"  ✓ Loaded LLM{' with LoRA adapters' if use_lora else ''}",
+        "  ✓ Loaded image module", "  ✓ Loaded point cloud module", "  ✓ Resuming from epoch 0, step 2, loss 0.5000",
+        "Restoring optimizer/scheduler state...", "  ✓ Restored optimizer state", "  ✓ Restored scheduler state",
+        "  ✓ Resuming from step 2"
+    ]
     assert list(steps(*resumed, batch, 2)) == unbroken
     after, expected = resumed[0].state_dict(), run[0].state_dict()
     trained = set(resumed[0].trainable_names())
@@ -629,18 +742,28 @@ def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
 
 # -- every older form
 
-OLD_NAMES = {"first form": "stage1_text/checkpoint-epoch0-step100", "an epoch's end": "stage1_text/checkpoint-epoch0", "best": "stage1_text/checkpoint-best", "a stage's model": "stage1_text_model",
-             "second form": "stage3_all/checkpoint-step552-loss0.0385-20251130_014518"}
+OLD_NAMES = {
+    "first form": "stage1_text/checkpoint-epoch0-step100", "an epoch's end": "stage1_text/checkpoint-epoch0",
+    "best": "stage1_text/checkpoint-best", "a stage's model": "stage1_text_model",
+    "second form": "stage3_all/checkpoint-step552-loss0.0385-20251130_014518"
+}
 FRESH = ["     Using fresh optimizer/scheduler", "     (This is normal for older checkpoints)"]
 
 
 @pytest.fixture(scope="module")
 def lora():
-    "A small real model with adapters, and what it would have left behind years ago: its weights, a pickled configuration, an optimizer that has made a step."
+    """A small real model with adapters, and what it would have left behind years ago: its weights, a pickled
+    configuration, an optimizer that has made a step."""
     from dataclasses import replace
     from cad_mllm.models import CADMLLMModel
-    config = replace(recipe("tiny")[0], use_lora=True, lora_r=2, sequence_format="json", projector_hidden_dim=16, image_encoder_name="", point_encoder_hidden_dim=16, num_point_tokens=2, num_points=16,
-                     llm_config=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=16))
+    config = replace(
+        recipe("tiny")[0], use_lora=True, lora_r=2, sequence_format="json", projector_hidden_dim=16,
+        image_encoder_name="", point_encoder_hidden_dim=16, num_point_tokens=2, num_points=16,
+        llm_config=dict(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
+            head_dim=16
+        )
+    )
     model = CADMLLMModel(config)
     with torch.no_grad():
         for p in model.parameters(): p.requires_grad and p.add_(.1*torch.randn_like(p))
@@ -674,15 +797,23 @@ def pickled(name, values, path):
     finally: setattr(module, name, kept)
 
 
-STATES = {"no trainer_state": (None, ["  ⚠️  No trainer_state.pt found in checkpoint", *FRESH]), "epoch and step": ({}, ["  ⚠️  No optimizer state in trainer_state.pt", *FRESH]),
-          "optimizer and scheduler, no RNG": ("optimizer", [])}
+STATES = {
+    "no trainer_state": (None, ["  ⚠️  No trainer_state.pt found in checkpoint", *FRESH]),
+    "epoch and step": ({}, ["  ⚠️  No optimizer state in trainer_state.pt", *FRESH]),
+    "optimizer and scheduler, no RNG": ("optimizer", [])
+}
 
 @pytest.mark.parametrize("state", list(STATES))
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"])
 def test_every_older_form_loads_goes_on_and_can_be_upgraded(lora, tmp_path, capsys, state, weights):
     "Weights, words, optimizer; then the next save is in this format; then the same of the upgraded one."
     from cad_mllm.models import CADMLLMModel
-    form = list(OLD_NAMES.values())[(list(STATES).index(state)*3 + ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"].index(weights)) % 5]
+    form = list(OLD_NAMES.values())[
+        (
+            list(STATES).index(state)*3
+            + ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"].index(weights)
+        ) % 5
+    ]
     folder, (kind, words) = tmp_path/form, STATES[state]
     lora.save_pretrained(folder)
     for name in ("cad_mllm_config.json", "tokenizer.json", "tokenizer_config.json"): (folder/name).unlink()
@@ -692,7 +823,11 @@ def test_every_older_form_loads_goes_on_and_can_be_upgraded(lora, tmp_path, caps
     pickled("CADMLLMConfig", lora.config.to_dict() | {"device": "cuda"}, folder/"config.pt")
     optimizer, scheduler = stepped(lora)
     told = {"epoch": 0, "step": 100}
-    if kind == "optimizer": told |= {"loss": .5, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "timestamp": "2025-11-30T01:45:18", "config": {"output_dir": Path("/content/drive")}}
+    if kind == "optimizer":
+        told |= {
+            "loss": .5, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+            "timestamp": "2025-11-30T01:45:18", "config": {"output_dir": Path("/content/drive")}
+        }
     if kind is not None: torch.save(told, folder/ck.STATE)
     lora.load_weights(folder)
 
@@ -701,42 +836,74 @@ def test_every_older_form_loads_goes_on_and_can_be_upgraded(lora, tmp_path, caps
         capsys.readouterr()
         loaded = ck.load_checkpoint(ck.find_checkpoint("latest", tmp_path), model)
         said = capsys.readouterr().out.splitlines()
-        assert loaded.path == path and said[1:3] == ["  ✓ Loaded LLM with LoRA adapters", "  ✓ Loaded point cloud module"] and [line for line in said if line in words] == words
-        assert all(torch.equal(a, b) for a, b in zip(lora.saved_files()["adapter_model.safetensors"].values(), model.saved_files()["adapter_model.safetensors"].values()))
-        assert all(torch.equal(a, b) for a, b in zip(lora.point_projector.state_dict().values(), model.point_projector.state_dict().values()))
+        assert (
+            loaded.path == path and said[1:3] == ["  ✓ Loaded LLM with LoRA adapters", "  ✓ Loaded point cloud module"]
+            and [line for line in said if line in words] == words
+        )
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                lora.saved_files()["adapter_model.safetensors"].values(),
+                model.saved_files()["adapter_model.safetensors"].values()
+            )
+        )
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(lora.point_projector.state_dict().values(), model.point_projector.state_dict().values())
+        )
         mine, schedule = optimizers(model)
         done = ck.restore_optimizer(mine, schedule, loaded.trainer_state, quiet=True)
         assert (done.optimizer, done.scheduler) == (kind == "optimizer",)*2
-        if kind == "optimizer": assert all(torch.equal(mine.state[a]["exp_avg"], optimizer.state[b]["exp_avg"]) for a, b in zip(mine.param_groups[0]["params"], optimizer.param_groups[0]["params"]))
-        assert loaded.config == lora.config and loaded.metadata["step"] == (100 if kind is not None else loaded.metadata["step"])
+        if kind == "optimizer":
+            assert all(
+                torch.equal(mine.state[a]["exp_avg"], optimizer.state[b]["exp_avg"])
+                for a, b in zip(mine.param_groups[0]["params"], optimizer.param_groups[0]["params"])
+            )
+        assert (
+            loaded.config == lora.config
+            and loaded.metadata["step"] == (100 if kind is not None else loaded.metadata["step"])
+        )
         return loaded
     assert goes_on(folder).old_format
     new = ck.upgrade_checkpoint(folder)
     aside = folder.with_name(f"{folder.name}-old")
-    assert new == folder and ck.verify_checkpoint(new) == [] and "upgraded" in capsys.readouterr().out and ck.read_record(aside).complete
+    assert (
+        new == folder and ck.verify_checkpoint(new) == [] and "upgraded" in capsys.readouterr().out
+        and ck.read_record(aside).complete
+    )
     shutil.rmtree(aside)
     assert not goes_on(new).old_format
-    later = ck.save_checkpoint(lora, tmp_path, stage="stage1_text", step=101, epoch=0, loss=.4, trainer_state={"optimizer": ck.optimizer_state(optimizer, lora.named_parameters())})
+    later = ck.save_checkpoint(
+        lora, tmp_path, stage="stage1_text", step=101, epoch=0, loss=.4,
+        trainer_state={"optimizer": ck.optimizer_state(optimizer, lora.named_parameters())}
+    )
     assert ck.latest_checkpoint(tmp_path) == later and not ck.read_record(later).old_format and new.exists()
 
 
 def test_the_real_old_checkpoint_can_be_upgraded(tmp_path, capsys):
     root = os.environ.get("OMNI_CAD_ROOT")
     source = Path(root).parent/"legacy-checkpoint" if root else None
-    if not source or not (source/"config.pt").exists(): pytest.skip("set OMNI_CAD_ROOT to a folder beside which legacy-checkpoint/config.pt lies")
+    if not source or not (source/"config.pt").exists():
+        pytest.skip("set OMNI_CAD_ROOT to a folder beside which legacy-checkpoint/config.pt lies")
     folder = legacy(tmp_path/"stage1_text"/"checkpoint-epoch0-step100", trainer_state_pt={"epoch": 0, "step": 100})
     shutil.copy(source/"config.pt", folder/"config.pt")
     before = ck.read_config(folder)[0]
     new = ck.upgrade_checkpoint(folder, keep_original=False)
     loaded = ck.load_checkpoint(new, quiet=True)
-    assert not loaded.old_format and loaded.config == before and loaded.config.lora_r == 64 and not (new/"config.pt").exists() and loaded.metadata["step"] == 100
+    assert (
+        not loaded.old_format and loaded.config == before and loaded.config.lora_r == 64
+        and not (new/"config.pt").exists() and loaded.metadata["step"] == 100
+    )
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
 @needs_fork
 def test_an_upgrade_that_is_killed_leaves_the_original(run_dir):
     "At every disk operation: there is always a complete one, and an upgrade can be done again."
-    folder = legacy(run_dir/"s"/"checkpoint-epoch0-step100", trainer_state_pt={"epoch": 0, "step": 100}, image_projector_pt={"w": torch.ones(3)})
+    folder = legacy(
+        run_dir/"s"/"checkpoint-epoch0-step100", trainer_state_pt={"epoch": 0, "step": 100},
+        image_projector_pt={"w": torch.ones(3)}
+    )
     died = 0
 
     def child(at, path):
@@ -771,7 +938,8 @@ def test_an_adapter_more_and_a_projector_less(lora, capsys):
     done = ck.restore_optimizer(fresh, None, state)
     said = capsys.readouterr().out
     both = [n for n, p in there.items() if p.requires_grad and n in parameters]
-    added, gone = [n for n in there if "k_proj.lora" in n], [n for n, p in parameters.items() if p.requires_grad and n.startswith("point_")]
+    added = [n for n in there if "k_proj.lora" in n]
+    gone = [n for n, p in parameters.items() if p.requires_grad and n.startswith("point_")]
     assert done.optimizer and both and len(added) == 2 and gone
     for n in both: assert torch.equal(fresh.state[there[n]]["exp_avg"], optimizer.state[parameters[n]]["exp_avg"]), n
     for n in added: assert there[n] not in fresh.state and n in said

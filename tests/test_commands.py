@@ -1,4 +1,5 @@
-"The command line as people meet it: quick answers without torch, mistakes told at once, many requests that survive a kill, lines that say how long it takes."
+"""The command line as people meet it: quick answers without torch, mistakes told at once, many requests that survive
+a kill, lines that say how long it takes."""
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from cad_mllm.cad import CADProgram, circle, rectangle
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "peft", "accelerate")
-# Runs command lines (a JSON list of lists) one after the other in a process that cannot import what is heavy; prints a JSON list of [exit code, what was said].
+# Runs command lines (a JSON list of lists) one after the other in a process that cannot import what is heavy; prints a
+# JSON list of [exit code, what was said].
 WITHOUT_TORCH = f"""
 import contextlib, io, json, sys
 class Refuses:
@@ -37,8 +39,10 @@ print(json.dumps(told), flush=True)
 
 def light(*commands):
     "[(exit code, what was said)] of commands in a process that cannot import torch."
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, json.dumps([[str(w) for w in words] for words in commands])], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"})
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, json.dumps([[str(w) for w in words] for words in commands])],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    )
     assert done.returncode == 0, done.stderr
     return [tuple(pair) for pair in json.loads(done.stdout.splitlines()[-1])]
 
@@ -61,10 +65,17 @@ def checkpoint(tmp_path_factory):
     from cad_mllm.checkpoints import save_checkpoint
     from cad_mllm.config import CADMLLMConfig
     from cad_mllm.models import CADMLLMModel
-    llm = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
-    config = CADMLLMConfig(llm_model_name="tiny", llm_config=llm, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=16, num_points=64, num_point_tokens=4, projector_hidden_dim=16,
-                           max_seq_length=256, dtype="float32")
-    return save_checkpoint(CADMLLMModel(config), tmp_path_factory.mktemp("run"), stage="stage1_text", step=1, epoch=0, loss=1.0)
+    llm = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16
+    )
+    config = CADMLLMConfig(
+        llm_model_name="tiny", llm_config=llm, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=16,
+        num_points=64, num_point_tokens=4, projector_hidden_dim=16, max_seq_length=256, dtype="float32"
+    )
+    return save_checkpoint(
+        CADMLLMModel(config), tmp_path_factory.mktemp("run"), stage="stage1_text", step=1, epoch=0, loss=1.0
+    )
 
 
 def test_help_of_every_command_imports_no_torch():
@@ -77,24 +88,48 @@ def test_help_of_every_command_imports_no_torch():
 def test_commands_that_need_no_model_import_no_torch(plate, checkpoint, small_data, tmp_path):
     (tmp_path/"a").mkdir()
     CADProgram.from_json(json.loads(plate.read_text())).save(tmp_path/"a/plate.json")
-    told = light(["inspect", plate], ["inspect", checkpoint], ["checkpoints", checkpoint.parent, "--verify"], ["export", plate, "-o", tmp_path/"plate.FCStd"], ["export", plate, tmp_path/"plate.stl"],
-                 ["score", tmp_path/"a", tmp_path/"a", "--no-draw", "--jobs", "0"], ["doctor", small_data, "--jobs", "0", "--no-draw", "--num_opened", "0", "--out", tmp_path/"doctor"],
-                 ["prepare", small_data, "--dry_run", "--jobs", "1"], ["plan", "--gpu", "t4"], ["deliver", tmp_path/"a", "--minutes", "0.001"])
+    told = light(
+        ["inspect", plate], ["inspect", checkpoint], ["checkpoints", checkpoint.parent, "--verify"],
+        ["export", plate, "-o", tmp_path/"plate.FCStd"], ["export", plate, tmp_path/"plate.stl"],
+        ["score", tmp_path/"a", tmp_path/"a", "--no-draw", "--jobs", "0"],
+        ["doctor", small_data, "--jobs", "0", "--no-draw", "--num_opened", "0", "--out", tmp_path/"doctor"],
+        ["prepare", small_data, "--dry_run", "--jobs", "1"], ["plan", "--gpu", "t4"],
+        ["deliver", tmp_path/"a", "--minutes", "0.001"]
+    )
     assert [code for code, _ in told] == [0]*len(told), told
     assert (tmp_path/"plate.FCStd").is_file() and (tmp_path/"plate.stl").is_file()
 
 
 def test_mistakes_are_told_before_anything_heavy_is_imported(plate, checkpoint, small_data, tmp_path):
-    wrong = [(["plan"], "--gpu is missing: choose one of t4"), (["complete", plate, "--checkpoint", ""], "name the model to use"), (["complete", plate, "--checkpoint", tmp_path/"none"], "no such checkpoint"),
-             (["complete", tmp_path/"none.json", "--checkpoint", checkpoint], "none.json"), (["complete", plate, "--checkpoint", checkpoint, "--format", "dwg"], "formats='dwg'"),
-             (["complete", "--points", "scan.dwg", "--checkpoint", checkpoint], "unknown suffix"), (["complete", "--checkpoint", checkpoint], "nothing to go by"),
-             (["complete", plate, "--checkpoint", checkpoint, "--top_p", "0"], "top_p=0"), (["complete", "--requests", tmp_path/"none.jsonl", "--checkpoint", checkpoint], "cannot be read"),
-             (["export", plate, tmp_path/"plate.dwg"], "unknown ending"), (["export", tmp_path/"none.json", tmp_path/"a.step"], "none.json"), (["inspect", tmp_path/"none.json"], "none.json"),
-             (["evaluate", tmp_path/"none", small_data], "no such checkpoint"), (["evaluate", checkpoint, tmp_path/"none"], "no data"), (["card", tmp_path/"none"], "no such checkpoint"),
-             (["train", "--recipe", "huge"], "recipe='huge'"), (["train", "--recipe", "tiny", "--data_root", tmp_path/"none"], "no data"), (["train", "--batch_size", "0"], "batch_size=0"),
-             (["train", "--recipe", "tiny", "--data_root", small_data, "--resume_from_ckpt", tmp_path/"none"], "no such checkpoint"),
-             (["train", "--recipe", "tiny", "--data_root", small_data, "--llm_model_name", "someone/no-such-model"], "`hf download someone/no-such-model`"),
-             (["checkpoints", tmp_path/"none"], "no such folder"), (["pack", tmp_path/"none"], "name a folder for the shards"), (["score", tmp_path/"none", tmp_path], "none")]
+    wrong = [
+        (["plan"], "--gpu is missing: choose one of t4"),
+        (["complete", plate, "--checkpoint", ""], "name the model to use"),
+        (["complete", plate, "--checkpoint", tmp_path/"none"], "no such checkpoint"),
+        (["complete", tmp_path/"none.json", "--checkpoint", checkpoint], "none.json"),
+        (["complete", plate, "--checkpoint", checkpoint, "--format", "dwg"], "formats='dwg'"),
+        (["complete", "--points", "scan.dwg", "--checkpoint", checkpoint], "unknown suffix"),
+        (["complete", "--checkpoint", checkpoint], "nothing to go by"),
+        (["complete", plate, "--checkpoint", checkpoint, "--top_p", "0"], "top_p=0"),
+        (["complete", "--requests", tmp_path/"none.jsonl", "--checkpoint", checkpoint], "cannot be read"),
+        (["export", plate, tmp_path/"plate.dwg"], "unknown ending"),
+        (["export", tmp_path/"none.json", tmp_path/"a.step"], "none.json"),
+        (["inspect", tmp_path/"none.json"], "none.json"),
+        (["evaluate", tmp_path/"none", small_data], "no such checkpoint"),
+        (["evaluate", checkpoint, tmp_path/"none"], "no data"), (["card", tmp_path/"none"], "no such checkpoint"),
+        (["train", "--recipe", "huge"], "recipe='huge'"),
+        (["train", "--recipe", "tiny", "--data_root", tmp_path/"none"], "no data"),
+        (["train", "--batch_size", "0"], "batch_size=0"),
+        (
+            ["train", "--recipe", "tiny", "--data_root", small_data, "--resume_from_ckpt", tmp_path/"none"],
+            "no such checkpoint"
+        ),
+        (
+            ["train", "--recipe", "tiny", "--data_root", small_data, "--llm_model_name", "someone/no-such-model"],
+            "`hf download someone/no-such-model`"
+        ),
+        (["checkpoints", tmp_path/"none"], "no such folder"),
+        (["pack", tmp_path/"none"], "name a folder for the shards"), (["score", tmp_path/"none", tmp_path], "none")
+    ]
     told = light(*(words for words, _ in wrong))
     for (words, text), (code, said) in zip(wrong, told):
         assert code == 1 and text in said and len(said.strip().splitlines()) == 1, (words, code, said)
@@ -103,7 +138,11 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(plate, checkpoint, 
 def test_the_help_of_train_stands_in_groups_and_shows_every_default():
     (code, said), = light(["train", "--help"])
     assert code == 0
-    for text in ("saving and telling:", "the machine:", "a step:", "--batch_size N", "samples a forward pass and process (default: 2)", "(default: qwen", "(default: yes)", "A recipe changes some of the defaults"):
+    for text in (
+        "saving and telling:", "the machine:", "a step:", "--batch_size N",
+        "samples a forward pass and process (default: 2)", "(default: qwen", "(default: yes)",
+        "A recipe changes some of the defaults"
+    ):
         assert text in said or text == "(default: qwen", text
     flags = set(re.findall(r"^  (--\w+)", said, re.M))
     assert len(flags) > 90
@@ -119,8 +158,10 @@ def ask(folder, plate, num):
 
 
 def completing(asked, checkpoint, out, *more):
-    return [sys.executable, "-m", "cad_mllm", "complete", "--requests", str(asked), "--checkpoint", str(checkpoint), "-o", str(out), "--num", "1", "--max_new_tokens", "40", "--format", "json,fcstd,build123d",
-            "--device", "cpu", *more]
+    return [
+        sys.executable, "-m", "cad_mllm", "complete", "--requests", str(asked), "--checkpoint", str(checkpoint), "-o",
+        str(out), "--num", "1", "--max_new_tokens", "40", "--format", "json,fcstd,build123d", "--device", "cpu", *more
+    ]
 
 
 def finished(out):
@@ -132,7 +173,9 @@ def finished(out):
 def test_a_killed_list_of_requests_loses_only_the_part_in_flight(plate, checkpoint, tmp_path):
     asked, out = ask(tmp_path, plate, 12), tmp_path/"out"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(completing(asked, checkpoint, out), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        completing(asked, checkpoint, out), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     until = time.monotonic() + 300
     while len(finished(out)) < 3 and process.poll() is None and time.monotonic() < until: time.sleep(.05)
     process.send_signal(signal.SIGKILL)
@@ -155,25 +198,42 @@ def test_a_killed_list_of_requests_loses_only_the_part_in_flight(plate, checkpoi
 def test_a_request_that_cannot_be_served_is_named_by_its_line(plate, checkpoint, tmp_path):
     asked = ask(tmp_path, plate, 2)
     asked.write_text(asked.read_text() + '\n{"partial": "none.json"}\n')
-    done = subprocess.run(completing(asked, checkpoint, tmp_path/"out"), env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 1 and "line 3: " in done.stderr and "none.json" in done.stderr and "2 of 3 requests completed" in done.stdout
+    done = subprocess.run(
+        completing(asked, checkpoint, tmp_path/"out"), env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True
+    )
+    assert (
+        done.returncode == 1 and "line 3: " in done.stderr and "none.json" in done.stderr
+        and "2 of 3 requests completed" in done.stdout
+    )
 
 
 def test_complete_writes_what_the_name_of_the_output_says_and_tells_how_far_it_is(plate, checkpoint, tmp_path):
-    command = [sys.executable, "-m", "cad_mllm", "complete", str(plate), "--checkpoint", str(checkpoint), "-o", str(tmp_path/"done_cq.py"), "--format", "json", "--num", "1", "--max_new_tokens", "40", "--device", "cpu"]
+    command = [
+        sys.executable, "-m", "cad_mllm", "complete", str(plate), "--checkpoint", str(checkpoint), "-o",
+        str(tmp_path/"done_cq.py"), "--format", "json", "--num", "1", "--max_new_tokens", "40", "--device", "cpu"
+    ]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"done_cq.py", "done.json"} <= {p.name for p in tmp_path.iterdir()} and f"loading {checkpoint}" in done.stderr
+    assert (
+        {"done_cq.py", "done.json"} <= {p.name for p in tmp_path.iterdir()} and f"loading {checkpoint}" in done.stderr
+    )
     from cad_mllm.interop import read_history
     assert len(read_history(tmp_path/"done_cq.py")) >= 4
 
 
 def test_training_begins_with_what_it_does_and_tells_how_long_it_takes(small_data, tmp_path):
-    command = [sys.executable, "-m", "cad_mllm", "train", *TINY_FLAGS, "--data_root", str(small_data), "--output_dir", str(tmp_path/"run"), "--max_steps", "4", "--save_steps", "0"]
+    command = [
+        sys.executable, "-m", "cad_mllm", "train", *TINY_FLAGS, "--data_root", str(small_data), "--output_dir",
+        str(tmp_path/"run"), "--max_steps", "4", "--save_steps", "0"
+    ]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout
-    for text in ("device     cpu, float32", "parameters", "samples    ", "text 100%", "steps      4 in all", f"files      {tmp_path/'run'}"):
+    for text in (
+        "device     cpu, float32", "parameters", "samples    ", "text 100%", "steps      4 in all",
+        f"files      {tmp_path/'run'}"
+    ):
         assert text in said, (text, said)
     lines = re.findall(r"^stage1_text step (\d+) of 4 .*left.*$", said, re.M)
     assert lines and lines[0] == "1", said
@@ -184,12 +244,24 @@ def test_prepare_takes_a_data_set_as_it_was_downloaded_and_keeps_its_split(plate
     for i in range(4):
         (root/"cad_json/0000").mkdir(parents=True, exist_ok=True)
         (root/f"cad_json/0000/0000000{i}.json").write_text(plate.read_text() if i else "{")
-    (root/"train_val_test_split.json").write_text(json.dumps({"train": ["0000/00000000", "0000/00000001", "0000/00000002"], "validation": [], "test": ["0000/00000003"]}))
-    (code, said), = light(["prepare", root, "--out", tmp_path/"out", "--no-images", "--num_points", "64", "--jobs", "1"])
+    (root/"train_val_test_split.json").write_text(
+        json.dumps(
+            {"train": ["0000/00000000", "0000/00000001", "0000/00000002"], "validation": [], "test": ["0000/00000003"]}
+        )
+    )
+    (code, said), = light(
+        ["prepare", root, "--out", tmp_path/"out", "--no-images", "--num_points", "64", "--jobs", "1"]
+    )
     assert code == 0, said
-    assert "DeepCAD, JSON: 4 histories" in said and "official split: train 3, val 0, test 1" in said and "left out: 1 times" in said
+    assert (
+        "DeepCAD, JSON: 4 histories" in said and "official split: train 3, val 0, test 1" in said
+        and "left out: 1 times" in said
+    )
     found = {path.relative_to(tmp_path/"out").as_posix() for path in (tmp_path/"out").rglob("*.*")}
-    assert {"train/json/0000/00000001.json", "train/pointcloud/0000/00000001.npz", "test/pointcloud/0000/00000003.npz", "left_out.jsonl"} <= found
+    assert {
+        "train/json/0000/00000001.json", "train/pointcloud/0000/00000001.npz", "test/pointcloud/0000/00000003.npz",
+        "left_out.jsonl"
+    } <= found
     assert not any(name.startswith("val/") for name in found)
 
 
@@ -220,7 +292,8 @@ def run_with(address, data, out, *more):
     "Train three steps in this process, with messages to an address."
     from cad_mllm import cli
     from cad_mllm.training import train
-    return train(*cli.configs(cli.train_parser().parse_args([*TINY_FLAGS, "--data_root", str(data), "--output_dir", str(out), "--max_steps", "3", "--save_steps", "0", "--notify", address, *more])))
+    flags = [*TINY_FLAGS, "--data_root", str(data), "--output_dir", str(out), "--max_steps", "3", "--save_steps", "0"]
+    return train(*cli.configs(cli.train_parser().parse_args([*flags, "--notify", address, *more])))
 
 
 def test_messages_about_a_run_are_sent_and_never_disturb_it(listener, small_data, tmp_path, monkeypatch, capsys):
@@ -242,23 +315,34 @@ def test_messages_about_a_run_are_sent_and_never_disturb_it(listener, small_data
 
 
 def test_a_model_that_cannot_be_fetched_is_one_sentence_without_retries(small_data, tmp_path):
-    code = ("import sys; from cad_mllm.config import CADMLLMConfig, ConfigError; from cad_mllm.models import CADMLLMModel\n"
-            "try: CADMLLMModel(CADMLLMConfig(llm_model_name=sys.argv[1], image_encoder_name=sys.argv[2]))\nexcept ConfigError as e: print(e)")
-    env = {**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    code = (
+        "import sys; from cad_mllm.config import CADMLLMConfig, ConfigError; from cad_mllm.models import CADMLLMModel\n"
+        "try: CADMLLMModel(CADMLLMConfig(llm_model_name=sys.argv[1], image_encoder_name=sys.argv[2]))\nexcept "
+        "ConfigError as e: print(e)"
+    )
+    env = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)
+    }
     for names in (("someone/no-such-model", ""), ("tiny", "someone/no-such-model")):
         done = subprocess.run([sys.executable, "-c", code, *names], env=env, capture_output=True, text=True)
-        assert done.returncode == 0 and "`hf download someone/no-such-model`" in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout + done.stderr
+        assert (
+            done.returncode == 0 and "`hf download someone/no-such-model`" in done.stdout
+            and len(done.stdout.strip().splitlines()) == 1
+        ), done.stdout + done.stderr
         assert "retry" not in (done.stdout + done.stderr).lower()
 
 
 def test_progress_shows_under_a_notebook_cell(small_data, tmp_path):
     import nbformat
     from nbclient import NotebookClient
+    flags = [*TINY_FLAGS, "--data_root", str(small_data), "--output_dir", str(tmp_path/"run")]
+    flags += ["--max_steps", "2", "--save_steps", "0"]
     source = f"""
 import io, contextlib
 from cad_mllm import cli
 from cad_mllm.training import train
-train(*cli.configs(cli.train_parser().parse_args({[*TINY_FLAGS, '--data_root', str(small_data), '--output_dir', str(tmp_path/'run'), '--max_steps', '2', '--save_steps', '0']!r})))
+train(*cli.configs(cli.train_parser().parse_args({flags!r})))
 """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     NotebookClient(notebook, timeout=500).execute()

@@ -1,4 +1,5 @@
-"""What a notebook cell is the wrong place for: reader processes, other interpreters, random damage, random packings, real data."""
+"""What a notebook cell is the wrong place for: reader processes, other interpreters, random damage, random packings,
+real data."""
 import hashlib, json, logging, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 
@@ -37,9 +38,11 @@ def write_data(root, num, truncations=True):
         rng, id = np.random.default_rng(n), f"{n//4:04d}/{n//2:08d}_{n % 2:05d}"
         program = plate(1 + n % 4)
         program.save(root/"json"/f"{id}.json")
-        for i, kept in enumerate(truncation_counts(len(program)) if truncations else (), 1): program.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{i:02d}.json")
+        for i, kept in enumerate(truncation_counts(len(program)) if truncations else (), 1):
+            program.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{i:02d}.json")
         for folder in ("img", "pointcloud", "txt"): (root/folder/id).parent.mkdir(parents=True, exist_ok=True)
-        if n % 3: Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(root/"img"/f"{id}_{n % 8:03d}.png")
+        if n % 3:
+            Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(root/"img"/f"{id}_{n % 8:03d}.png")
         if n % 4: np.savez(root/"pointcloud"/f"{id}.npz", points=rng.random((50, 3)))
         captions.append({"id": id, "text caption": f"A plate with {1 + n % 4} holes, number {n}"})
     (root/"txt"/"0000.json").write_text(json.dumps(captions))
@@ -51,23 +54,35 @@ def root(tmp_path_factory): return write_data(tmp_path_factory.mktemp("data"), 1
 
 
 def make(root, **kw):
-    return MultimodalAutocompleteDataset(root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, from_scratch_prob=.3, seed=5), **kw})
+    return MultimodalAutocompleteDataset(
+        root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, from_scratch_prob=.3, seed=5), **kw}
+    )
 
 
 @pytest.fixture(scope="module")
 def builder():
     codec = get_codec("tokens")
-    return PromptBuilder(load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec), codec, num_image_tokens=4, num_point_tokens=2, max_seq_length=200)
+    return PromptBuilder(
+        load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec), codec, num_image_tokens=4, num_point_tokens=2,
+        max_seq_length=200
+    )
 
 
 def digest(batch):
     sha = hashlib.sha256(json.dumps(batch.sample_ids).encode())
-    for t in (batch.input_ids, batch.labels, batch.position_ids, batch.segment_ids, batch.images, batch.points, batch.image_slots, batch.point_slots):
+    for t in (
+        batch.input_ids, batch.labels, batch.position_ids, batch.segment_ids, batch.images, batch.points,
+        batch.image_slots, batch.point_slots
+    ):
         sha.update(str(tuple(t.shape)).encode() + t.contiguous().numpy().tobytes())
     return sha.hexdigest()
 
 
-def same(a, b): return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in zip(vars(a).values(), vars(b).values()))
+def same(a, b):
+    return all(
+        np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
+        for x, y in zip(vars(a).values(), vars(b).values())
+    )
 
 
 # --- the sequence of samples -----------------------------------------------------------------------------------------
@@ -77,7 +92,9 @@ def test_any_number_of_workers_gives_the_same_tail(root, builder, workers):
     ds = make(root)
     whole = [digest(b) for b in batches(ds, builder, epoch=2, batch_size=3)]
     for start in (0, 9, len(ds)//3*3):
-        assert [digest(b) for b in batches(make(root), builder, epoch=2, start=start, batch_size=3, num_workers=workers)] == whole[start//3:]
+        assert [
+            digest(b) for b in batches(make(root), builder, epoch=2, start=start, batch_size=3, num_workers=workers)
+        ] == whole[start//3:]
 
 
 def test_any_order_of_access_and_any_history_gives_the_same_samples(root):
@@ -101,15 +118,27 @@ def parts(tmp_path_factory):
 
 @pytest.mark.parametrize("sequence_format", ["tokens", "text"])
 @pytest.mark.parametrize("scan", [Scan(), Scan(noise=.05, drop=.9, crop=.9)], ids=["whole cloud", "worst cloud"])
-def test_a_part_from_points_alone_is_written_from_their_corner_and_comes_back_to_its_place(parts, sequence_format, scan):
-    folder, shards = (MultimodalAutocompleteDataset(parts/kind, sequence_format=sequence_format, modality_probs={"text+points": 1.0}, from_scratch_prob=1.0, num_points=256, points_on_grid=True, scan=scan)
-                      for kind in ("folder", "shards"))
+def test_a_part_from_points_alone_is_written_from_their_corner_and_comes_back_to_its_place(
+    parts, sequence_format, scan
+):
+    folder, shards = (
+        MultimodalAutocompleteDataset(
+            parts/kind, sequence_format=sequence_format, modality_probs={"text+points": 1.0}, from_scratch_prob=1.0,
+            num_points=256, points_on_grid=True, scan=scan
+        )
+        for kind in ("folder", "shards")
+    )
     assert len(folder) >= 10
     for index in range(len(folder)):
         s, whole = folder[index], folder.whole(index)
         assert same(s, folder[index]) and same(s, shards[index])
-        assert s.size_only(folder.codec) and s.measures and (s.origin == np.rint(s.origin/s.grid.unit)*s.grid.unit).all()
-        designed, written = (np.array(build_solid(p, "manifold").bounding_box) for p in (whole, folder.codec.decode(s.prefix + s.target).moved(s.origin)))
+        assert (
+            s.size_only(folder.codec) and s.measures and (s.origin == np.rint(s.origin/s.grid.unit)*s.grid.unit).all()
+        )
+        designed, written = (
+            np.array(build_solid(p, "manifold").bounding_box)
+            for p in (whole, folder.codec.decode(s.prefix + s.target).moved(s.origin))
+        )
         assert np.abs(designed - written).max() <= 1.5*s.grid.unit
         if not scan: assert np.abs(s.origin - designed[0]).max() < 20*s.grid.unit
     assert not folder.report and not shards.report
@@ -118,11 +147,18 @@ def test_a_part_from_points_alone_is_written_from_their_corner_and_comes_back_to
 def test_where_nothing_is_ever_given_each_design_is_one_sample(root, tmp_path):
     designs = {s.id for s in make(root)}
     wholes = make(root, from_scratch_prob=1.0, index_path=tmp_path/"index.npz")
-    assert [s.id for s in wholes] == sorted(designs) and {s.kept for s in wholes} == {0} and len(designs) < len(make(root))
+    assert (
+        [s.id for s in wholes] == sorted(designs) and {s.kept for s in wholes} == {0} and len(designs) < len(make(root))
+    )
     few = make(root, from_scratch_prob=1.0, max_samples=3, index_path=tmp_path/"few.npz")
     assert len(few) == len({s.id for s in few}) == 3
-    for ds in (wholes, few): assert [s.id for s in make(root, from_scratch_prob=1.0, max_samples=len(ds), index_path=ds.index_path)] == [s.id for s in ds]
-    assert len(make(root, max_samples=3, index_path=tmp_path/"few.npz")) == 3 != len({s.id for s in make(root, max_samples=3)})
+    for ds in (wholes, few):
+        assert [
+            s.id for s in make(root, from_scratch_prob=1.0, max_samples=len(ds), index_path=ds.index_path)
+        ] == [s.id for s in ds]
+    assert len(make(root, max_samples=3, index_path=tmp_path/"few.npz")) == 3 != len(
+        {s.id for s in make(root, max_samples=3)}
+    )
 
 
 def test_order_is_a_permutation_of_its_own_each_epoch(root):
@@ -152,16 +188,24 @@ from cad_mllm.data import *
 from cad_mllm.cad import get_codec
 codec = get_codec("tokens")
 tokenizer = load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec)
-ds = MultimodalAutocompleteDataset(sys.argv[1], modality_probs={"text": .4, "all": .6}, num_points=20, image_size=16, seed=3)
+ds = MultimodalAutocompleteDataset(
+    sys.argv[1], modality_probs={"text": .4, "all": .6}, num_points=20, image_size=16, seed=3
+)
 builder = PromptBuilder(tokenizer, codec, 4, 2, 200)
-for b in batches(ds, builder, epoch=1, batch_size=8): print(b.input_ids.tolist(), b.sample_ids, float(b.images.double().sum()), float(b.points.double().sum()))
+for b in batches(ds, builder, epoch=1, batch_size=8):
+    print(b.input_ids.tolist(), b.sample_ids, float(b.images.double().sum()), float(b.points.double().sum()))
 print(ds.fingerprint, tokenizer.backend_tokenizer.to_str())
 """
 
 
 def test_another_interpreter_gives_the_same_sequence_and_the_same_tokenizer(root):
-    runs = [subprocess.run([sys.executable, "-c", SCRIPT, str(root)], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
-            for seed in ("1", "2")]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(root)], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True,
+            text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
     assert runs[0] == runs[1] and len(runs[0]) > 1000
 
 
@@ -220,17 +264,25 @@ def test_random_damage_never_raises(tmp_path_factory, builder, seed, before):
 
 def test_one_warning_counts_names_and_points_to_the_list(tmp_path):
     root = write_data(tmp_path, 8)
-    for n in range(5): (root/"json"/"0000"/f"0000000{n//2}_0000{n % 2}.json").write_bytes(b"") if n < 4 else (root/"json"/"0001"/"00000002_00000.json").unlink()
+    for n in range(5):
+        (root/"json"/"0000"/f"0000000{n//2}_0000{n % 2}.json").write_bytes(b"") if n < 4 else (
+            root/"json"/"0001"/"00000002_00000.json"
+        ).unlink()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ds = make(root)
     text = str(caught[0].message)
     assert len(caught) == 1 and caught[0].category is DataWarning and "\n" not in text
-    assert "left out 5 files" in text and "4 empty file, 1 missing whole" in text and "00000000_00000.json" in text and str(ds.report_path) in text
+    assert (
+        "left out 5 files" in text and "4 empty file, 1 missing whole" in text and "00000000_00000.json" in text
+        and str(ds.report_path) in text
+    )
     assert ds.report == {"empty file": 4, "missing whole": 1}
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind the superuser: run as another user")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind the superuser: run as another user"
+)
 def test_unreadable_files_and_folders_and_a_folder_that_cannot_be_written(tmp_path):
     root = write_data(tmp_path, 8)
     closed, folder = root/"json"/"0000"/"00000000_00000.json", root/"json_truncated"/"0001"
@@ -239,7 +291,10 @@ def test_unreadable_files_and_folders_and_a_folder_that_cannot_be_written(tmp_pa
     root.chmod(0o555)
     try:
         with pytest.warns(DataWarning, match="kept in memory"): ds = make(root)
-        assert ds.report["unreadable file"] == 1 and ds.report["unreadable folder"] == 1 and ds.report["report not written"] == 1 and len(ds) > 0
+        assert (
+            ds.report["unreadable file"] == 1 and ds.report["unreadable folder"] == 1
+            and ds.report["report not written"] == 1 and len(ds) > 0
+        )
     finally:
         root.chmod(0o755)
         folder.chmod(0o755)
@@ -262,19 +317,24 @@ def change(rng, root):
     elif how == 2:                                                      # a part is added
         whole, id = CADProgram.from_json(pick(wholes)), f"0009/{rng.integers(10**8):08d}_00001"
         whole.save(root/"json"/f"{id}.json")
-        for i, kept in enumerate(truncation_counts(len(whole)), 1): whole.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{i:02d}.json")
-    elif how == 3: (root/"txt"/"0000.json").write_text(json.dumps([{"id": pick(wholes).relative_to(root/"json").with_suffix("").as_posix(), "text caption": "Another caption."}]))
+        for i, kept in enumerate(truncation_counts(len(whole)), 1):
+            whole.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{i:02d}.json")
+    elif how == 3:
+        id = pick(wholes).relative_to(root/"json").with_suffix("").as_posix()
+        (root/"txt"/"0000.json").write_text(json.dumps([{"id": id, "text caption": "Another caption."}]))
     elif how == 4:                                                      # a download replaces a file
         (root/"new").write_bytes(pick(wholes).read_bytes())
         os.replace(root/"new", pick(wholes))
     elif how == 5: (root/"img"/"0000"/"00000000_00000.png").write_bytes(b"no picture, but a name")
-    elif how == 6: pick(cuts).write_bytes(pick(cuts).read_bytes())      # overwritten in place, whole files: no folder gets another time
+    # overwritten in place, whole files: no folder gets another time
+    elif how == 6: pick(cuts).write_bytes(pick(cuts).read_bytes())
     else: pick(wholes).write_bytes(pick(wholes).read_bytes()[:-rng.integers(1, 50)])
     return how < 6
 
 
 def test_a_stale_index_never_gives_a_wrong_sample(tmp_path):
-    "Random changes between two starts: what is dated is noticed at once and gives the data set of a fresh start; what is not is found when it is read."
+    """Random changes between two starts: what is dated is noticed at once and gives the data set of a fresh start;
+    what is not is found when it is read."""
     original = write_data(tmp_path/"original", 6)
     for seed in range(8):
         rng, root = np.random.default_rng(seed), Path(tmp_path, str(seed))
@@ -292,7 +352,10 @@ def test_a_stale_index_never_gives_a_wrong_sample(tmp_path):
                 assert all(same(again.sample(1, i), fresh.sample(1, i)) for i in range(len(fresh)))
             true = {(s.id, s.kept): (s.caption, s.prefix, s.target) for s in fresh if s}
             seen = [s for s in again if s]
-            assert all((s.caption, s.prefix, s.target) == true[s.id, s.kept] for s in seen) and len(seen) >= len(again) - sum(not d for d in dated)*5
+            assert (
+                all((s.caption, s.prefix, s.target) == true[s.id, s.kept] for s in seen)
+                and len(seen) >= len(again) - sum(not d for d in dated)*5
+            )
         logging.disable(logging.NOTSET)
 
 
@@ -313,8 +376,11 @@ def test_packed_rows_hold_each_sample_once_and_never_overflow(lengths, capacity)
 
 
 cad_tokens = st.lists(st.sampled_from(get_codec("tokens").added_tokens), min_size=1, max_size=30)
-samples = st.builds(Sample, id=st.text("abc", min_size=1), caption=st.text(max_size=20), prefix=cad_tokens, target=cad_tokens,
-                    image=st.sampled_from([None, np.zeros((8, 8, 3), np.uint8)]), points=st.sampled_from([None, np.ones((5, 6), np.float32)]))
+samples = st.builds(
+    Sample, id=st.text("abc", min_size=1), caption=st.text(max_size=20), prefix=cad_tokens, target=cad_tokens,
+    image=st.sampled_from([None, np.zeros((8, 8, 3), np.uint8)]),
+    points=st.sampled_from([None, np.ones((5, 6), np.float32)])
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -322,8 +388,12 @@ samples = st.builds(Sample, id=st.text("abc", min_size=1), caption=st.text(max_s
 def test_a_batch_says_of_every_token_what_it_is(builder, items, pack, max_tokens):
     batch = builder.collate(items, pack=pack, max_tokens=max_tokens)
     real = batch.segment_ids >= 0
-    assert batch.num_samples + batch.num_dropped == sum(s is not None for s in items) == sum(len(r) for r in batch.sample_ids) + len(batch.skipped)
-    assert (batch.labels[~real] == -100).all() and (batch.input_ids[~real] == builder.pad_id).all() and (batch.position_ids[~real] == 0).all()
+    there = sum(s is not None for s in items)
+    assert batch.num_samples + batch.num_dropped == there == sum(map(len, batch.sample_ids)) + len(batch.skipped)
+    assert (
+        (batch.labels[~real] == -100).all() and (batch.input_ids[~real] == builder.pad_id).all()
+        and (batch.position_ids[~real] == 0).all()
+    )
     assert int((batch.labels != -100).sum()) == batch.num_tokens
     for row in range(len(batch.input_ids)):
         for n in range(len(batch.sample_ids[row])):
@@ -332,7 +402,8 @@ def test_a_batch_says_of_every_token_what_it_is(builder, items, pack, max_tokens
             assert batch.labels[row][at[0]] == -100 and batch.labels[row][at[-1]] == batch.input_ids[row][at[-1]]
     for slots, tensor, before in ((batch.image_slots, batch.images, 0), (batch.point_slots, batch.points, 4)):
         assert len(slots) == len(tensor)
-        for row, start in slots.tolist(): assert batch.position_ids[row, start] in (0, before) and batch.labels[row, start] == -100
+        for row, start in slots.tolist():
+            assert batch.position_ids[row, start] in (0, before) and batch.labels[row, start] == -100
 
 
 @settings(max_examples=40, deadline=None)
@@ -348,7 +419,12 @@ def test_generation_sees_the_tokens_that_training_saw(builder, items):
         assert prompts.position_ids[row][prompts.segment_ids[row] == 0].tolist() == list(range(len(given)))
 
 
-@given(st.dictionaries(st.integers(0, 10**6).map(lambda n: f"0000/{n//3:08d}_{n % 3:05d}"), st.integers(1, 5), max_size=60), st.integers(0, 50))
+@given(
+    st.dictionaries(
+        st.integers(0, 10**6).map(lambda n: f"0000/{n//3:08d}_{n % 3:05d}"), st.integers(1, 5), max_size=60
+    ),
+    st.integers(0, 50)
+)
 def test_held_out_designs_are_whole_and_few(sizes, num_val):
     held = hold_out(sizes, num_val)
     assert sum(sizes[i] for i in held) <= min(num_val, sum(sizes.values())//10)
@@ -358,11 +434,15 @@ def test_held_out_designs_are_whole_and_few(sizes, num_val):
 
 # --- real data -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.skipif("OMNI_CAD_ROOT" not in os.environ, reason="set OMNI_CAD_ROOT to a folder that holds json/ to test on real histories")
+@pytest.mark.skipif(
+    "OMNI_CAD_ROOT" not in os.environ, reason="set OMNI_CAD_ROOT to a folder that holds json/ to test on real histories"
+)
 @pytest.mark.parametrize("sequence_format", ["tokens", "json"])
 def test_real_histories_are_admitted_and_a_users_beginning_reads_like_training(tmp_path, sequence_format):
     root = os.environ["OMNI_CAD_ROOT"]
-    ds = MultimodalAutocompleteDataset(root, sequence_format=sequence_format, report_path=tmp_path/"report.json", max_samples=60)
+    ds = MultimodalAutocompleteDataset(
+        root, sequence_format=sequence_format, report_path=tmp_path/"report.json", max_samples=60
+    )
     assert len(ds) == 60 and sum(ds.report.values()) <= 1
     for index in range(0, len(ds), 3):
         s = ds[index]
@@ -370,12 +450,16 @@ def test_real_histories_are_admitted_and_a_users_beginning_reads_like_training(t
         assert s.prefix == ds.codec.prefix(CADProgram.from_json(whole.truncate(s.kept).to_json()))
 
 
-@pytest.mark.skipif("QWEN3_TOKENIZER" not in os.environ, reason="set QWEN3_TOKENIZER to a folder with Qwen3's vocab.json and merges.txt")
+@pytest.mark.skipif(
+    "QWEN3_TOKENIZER" not in os.environ, reason="set QWEN3_TOKENIZER to a folder with Qwen3's vocab.json and merges.txt"
+)
 def test_the_real_vocabulary_keeps_cad_tokens_single_and_text_as_it_was(tmp_path):
     codec, config = get_codec("tokens"), CADMLLMConfig(llm_model_name=os.environ["QWEN3_TOKENIZER"])
     tokenizer, plain = load_tokenizer(config, codec), load_tokenizer(config, get_codec("json"))
     ids = tokenizer.convert_tokens_to_ids(codec.added_tokens)
-    assert ids == list(range(len(plain), len(plain) + len(ids))) and tokenizer.encode("".join(codec.added_tokens)) == ids
+    assert (
+        ids == list(range(len(plain), len(plain) + len(ids))) and tokenizer.encode("".join(codec.added_tokens)) == ids
+    )
     text = 'Complete this CAD sequence: a flange, Ø 80 mm <end> <5>\n{"entities":{"x":-0.0254}}'
     written = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     assert max(written) < len(plain) and tokenizer.decode(written) == text

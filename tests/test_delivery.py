@@ -1,4 +1,5 @@
-"Delivery to a folder that fails as Drive does: away for minutes, no links, late to show, slow, full, half-written, wrong when read back."
+"""Delivery to a folder that fails as Drive does: away for minutes, no links, late to show, slow, full, half-written,
+wrong when read back."""
 import errno, json, os, shutil, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def writer(step, best=False, name=None, size=200, serial=None):
     def write(root):
         final = Path(root)/(name if name and name.endswith("_model") else f"{STAGE}/{name or f'checkpoint-step{step}'}")
         when = ck.datetime.fromtimestamp(1_700_000_000 + step)
-        metadata = ck.make_metadata(stage=STAGE, step=step, epoch=0, loss=1/(step + 1), val_loss=None, is_best=best, serial=step if serial is None else serial, when=when)
+        metadata = ck.make_metadata(
+            stage=STAGE, step=step, epoch=0, loss=1/(step + 1), val_loss=None, is_best=best,
+            serial=step if serial is None else serial, when=when
+        )
         def fill(folder):
             Weights(step, size).save_pretrained(folder)
             return {ck.METADATA: ck.DISK.write(folder/ck.METADATA, ck.to_json(metadata))}
@@ -53,10 +57,16 @@ class Clock:
 
 
 class Drive(dl.OutputFolder):
-    "A folder with the bad habits of Drive: `fault` is called with the name of every operation and may raise; links never work; what is made shows `late` seconds later."
+    """A folder with the bad habits of Drive: `fault` is called with the name of every operation and may raise; links
+    never work; what is made shows `late` seconds later."""
     def __init__(self, root, clock, late=0.0, slow=0.0):
         super().__init__(root)
-        self.clock, self.late, self.slow, self.fault, self.calls, self.made = clock, late, slow, lambda op, path: None, [], {}
+        self.clock = clock
+        self.late = late
+        self.slow = slow
+        self.fault = lambda op, path: None
+        self.calls = []
+        self.made = {}
 
     def _call(self, op, path):
         self.calls.append(op)
@@ -130,14 +140,22 @@ def place():
 
 
 def open_delivery(place, drive, **more):
-    return dl.Delivery(place/"drive", **{"local_dir": place/"local", "keep_last_n": 2, "background": False, "out": drive, "clock": drive.clock, "sleep": drive.clock.sleep,
-                                                        "say": lambda text: None} | more)
+    return dl.Delivery(
+        place/"drive",
+        **{
+            "local_dir": place/"local", "keep_last_n": 2, "background": False, "out": drive, "clock": drive.clock,
+            "sleep": drive.clock.sleep, "say": lambda text: None
+        } | more
+    )
 
 
 def named(root):
     "Steps of all that carries a final name, none of which may be broken."
     found = {}
-    for path in [p for pattern in ("checkpoint-*", "*_model") for p in Path(root).rglob(pattern) if not any(x.startswith(".") for x in p.relative_to(root).parts)]:
+    for path in [
+        p for pattern in ("checkpoint-*", "*_model") for p in Path(root).rglob(pattern)
+        if not any(x.startswith(".") for x in p.relative_to(root).parts)
+    ]:
         assert ck.verify_checkpoint(path) == [], path
         found[path.relative_to(root).as_posix()] = ck.read_record(path).step
     return found
@@ -174,12 +192,15 @@ def test_training_goes_on_while_the_folder_fails_and_all_is_delivered_when_it_re
         delivery.submit(writer(step, best=step == 3))
         drive.clock.now += 600
     status = delivery.status()
-    assert status["pending"] == 3 and status["failing_since"] and os.strerror(number) in status["last_error"]      # newest two and the best
+    # newest two and the best
+    assert status["pending"] == 3 and status["failing_since"] and os.strerror(number) in status["last_error"]
     assert set(named(place/"local").values()) == {3, 5, 6} and not delivery.flush(1000)
     assert set(named(place/"drive").values()) == {1}
     drive.fault = nothing
     run_dry(delivery)
-    assert named(place/"drive") == {f"{STAGE}/checkpoint-best": 3, **{f"{STAGE}/checkpoint-step{i}": i for i in (3, 5, 6)}}
+    assert named(place/"drive") == {
+        f"{STAGE}/checkpoint-best": 3, **{f"{STAGE}/checkpoint-step{i}": i for i in (3, 5, 6)}
+    }
     assert delivery.status()["failing_since"] is None and delivery.close()
     assert leftovers(place/"drive") == []
 
@@ -210,7 +231,8 @@ def test_what_shows_late_is_not_copied_twice(place):
     delivery = open_delivery(place, drive)
     delivery.submit(writer(1))
     run_dry(delivery)
-    assert drive.calls.count("copy") == 3 and drive.calls.count("copied") == 3      # two files and the metadata, once each
+    # two files and the metadata, once each
+    assert drive.calls.count("copy") == 3 and drive.calls.count("copied") == 3
     assert named(place/"drive") == {f"{STAGE}/checkpoint-step1": 1}
 
 
@@ -271,16 +293,22 @@ def test_a_full_folder_gives_up_its_oldest_for_the_newest(place):
     drive = Drive(place/"drive", Clock())
     delivery = open_delivery(place, drive, keep_last_n=5, protect=(place/"drive"/STAGE/"checkpoint-step1",))
     def full(op, path):
-        if op == "copy" and len([p for p in (place/"drive").rglob("model.safetensors") if ".tmp-" not in str(p)]) >= 5: raise OSError(errno.ENOSPC, "No space left on device")
+        if op == "copy" and len([p for p in (place/"drive").rglob("model.safetensors") if ".tmp-" not in str(p)]) >= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
     drive.fault = full
     for step in range(1, 7):
         delivery.submit(writer(step, best=step == 2))
         run_dry(delivery, 3000)
     # 1 is protected, 2 is the best and checkpoint-best is its copy
-    assert named(place/"drive") == {f"{STAGE}/checkpoint-best": 2, **{f"{STAGE}/checkpoint-step{i}": i for i in (1, 2, 5, 6)}}
+    assert named(place/"drive") == {
+        f"{STAGE}/checkpoint-best": 2, **{f"{STAGE}/checkpoint-step{i}": i for i in (1, 2, 5, 6)}
+    }
     delivery = open_delivery(place, drive, keep_last_n=0)      # keep all: then nothing may go
     delivery.submit(writer(7))
-    assert not delivery.flush(3000) and set(named(place/"drive").values()) == {1, 2, 5, 6} and delivery.status()["pending"] == 1
+    assert (
+        not delivery.flush(3000) and set(named(place/"drive").values()) == {1, 2, 5, 6}
+        and delivery.status()["pending"] == 1
+    )
 
 
 def test_nothing_is_pruned_before_a_newer_one_is_proved_there(place):
@@ -314,12 +342,16 @@ def test_best_is_linked_where_links_work(place):
     delivery.submit(writer(1, best=True))
     run_dry(delivery)
     best, source = (place/"drive"/STAGE/n/"model.safetensors" for n in ("checkpoint-best", "checkpoint-step1"))
-    assert best.samefile(source) and set(named(place/"drive")) == {f"{STAGE}/checkpoint-best", f"{STAGE}/checkpoint-step1"}
+    assert (
+        best.samefile(source) and set(named(place/"drive")) == {f"{STAGE}/checkpoint-best", f"{STAGE}/checkpoint-step1"}
+    )
 
 
 def test_the_backlog_is_bounded_by_count_and_keeps_what_matters(place):
     drive = Drive(place/"drive", Clock())
-    delivery = open_delivery(place, drive, keep_last_n=0, max_pending=4, protect=(place/"local"/"x"/STAGE/"checkpoint-step2",))
+    delivery = open_delivery(
+        place, drive, keep_last_n=0, max_pending=4, protect=(place/"local"/"x"/STAGE/"checkpoint-step2",)
+    )
     delivery.protect = (delivery.local_dir/STAGE/"checkpoint-step2",)
     drive.fault = fail_with(errno.ENOTCONN)
     dropped = []
@@ -340,12 +372,14 @@ def test_a_full_local_disk_drops_the_oldest_and_then_writes_straight_to_the_outp
     class Full(ck.Disk):
         "A disk with room for two checkpoints below `local`."
         def write(self, path, data):
-            if str(place/"local") in str(path) and len([p for p in (place/"local").rglob("model.safetensors")]) > 2: raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            if str(place/"local") in str(path) and len([p for p in (place/"local").rglob("model.safetensors")]) > 2:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
             return super().write(path, data)
     monkeypatch.setattr(ck, "DISK", Full())
     for step in (1, 2, 3): delivery.submit(writer(step, best=step == 2))
     assert set(named(place/"local").values()) == {2, 3} and delivery.status()["dropped"] == 1
-    with pytest.raises(dl.DeliveryError, match="nowhere"): delivery.submit(writer(4))      # 2 is the best, 3 the newest that exists
+    # 2 is the best, 3 the newest that exists
+    with pytest.raises(dl.DeliveryError, match="nowhere"): delivery.submit(writer(4))
     assert set(named(place/"local").values()) == {2, 3}
     drive.fault = nothing
     delivery.pending_before = dict(delivery.pending)
@@ -361,8 +395,11 @@ def test_a_killed_run_leaves_its_backlog_to_the_next_one(place):
     drive.fault = fail_with(errno.ENOTCONN)
     for step in (2, 3): delivery.submit(writer(step))
     del delivery                                               # no close: as after SIGKILL
-    delivery = open_delivery(place, drive)                     # still away: a restart goes on, and resumes from the local disk
-    assert delivery.status()["pending"] >= 2 and delivery.latest(quiet=True) == delivery.local_dir/STAGE/"checkpoint-step3"
+    # still away: a restart goes on, and resumes from the local disk
+    delivery = open_delivery(place, drive)
+    assert (
+        delivery.status()["pending"] >= 2 and delivery.latest(quiet=True) == delivery.local_dir/STAGE/"checkpoint-step3"
+    )
     assert delivery.status()["failing_since"]
     drive.fault = nothing
     run_dry(delivery)
@@ -384,7 +421,8 @@ def test_resume_takes_the_newest_good_one_of_both_places(place):
     shutil.rmtree(place/"local")
     assert delivery.latest(quiet=True) == place/"drive"/STAGE/"checkpoint-step1"
     drive.fault = fail_with(errno.ENOTCONN)
-    with pytest.raises(ck.CheckpointError, match="cannot be looked at"): delivery.latest(quiet=True)      # away is not empty
+    # away is not empty
+    with pytest.raises(ck.CheckpointError, match="cannot be looked at"): delivery.latest(quiet=True)
     with pytest.raises(dl.DeliveryError, match="mount the drive"): open_delivery(place, drive)
 
 
@@ -407,13 +445,20 @@ def test_a_kill_while_a_local_best_is_removed_leaves_no_half_of_it(place, monkey
 
 
 def test_a_snapshot_survives_a_failing_disk_and_its_memory_is_used_again(place, monkeypatch):
-    "The local disk fails: the same snapshot is written to the output folder, as it was when it was taken; the names that were told are the real ones."
+    """The local disk fails: the same snapshot is written to the output folder, as it was when it was taken; the
+    names that were told are the real ones."""
     drive = Drive(place/"drive", Clock())
     writer(5, serial=50)(place/"drive")
     delivery = open_delivery(place, drive, keep_last_n=0)
     model = Weights(7)
     model.saved_files = lambda: {"model.safetensors": {"w": model.tensor}}
-    save = lambda **more: delivery.save(model, **{"stage": STAGE, "step": int(model.tensor[0]), "epoch": 0, "loss": .5, "trainer_state": {"moments": model.tensor*2}} | more)
+    save = lambda **more: delivery.save(
+        model,
+        **{
+            "stage": STAGE, "step": int(model.tensor[0]), "epoch": 0, "loss": .5,
+            "trainer_state": {"moments": model.tensor*2}
+        } | more
+    )
     class Broken(ck.Disk):
         def mkdir(self, path):
             if str(place/"local") in str(path): raise OSError(errno.EIO, "Input/output error", str(path))
@@ -522,7 +567,8 @@ def test_small_files_survive_an_outage_and_the_stop_file_is_seen(place):
     (place/"drive"/"stop").touch()
     drive.clock.now += 10
     assert delivery.seen("stop")
-    assert (place/"drive"/"metrics.jsonl").read_bytes().splitlines() == [b'{"step": 0}', b'{"step": 0.5'] + [b'{"step": %d}' % i for i in range(1, 5)]
+    lines = (place/"drive"/"metrics.jsonl").read_bytes().splitlines()
+    assert lines == [b'{"step": 0}', b'{"step": 0.5'] + [b'{"step": %d}' % i for i in range(1, 5)]
     assert json.loads((place/"drive"/"status.json").read_text()) == {"step": 4}
     drive.fault = fail_with(errno.ENOTCONN)
     delivery.forget("stop")
@@ -532,7 +578,8 @@ def test_small_files_survive_an_outage_and_the_stop_file_is_seen(place):
 
 
 def test_two_threads_are_never_in_a_round_of_small_files_at_once(place):
-    "The thread that mirrors and the one that closes: the second finds the first at work, and neither fails nor brings a line twice."
+    """The thread that mirrors and the one that closes: the second finds the first at work, and neither fails nor
+    brings a line twice."""
     files = RunFiles(place/"drive", place/"local", background=False, interval=1000)
     files.append("metrics.jsonl", {"step": 1})
     files.append("metrics.jsonl", {"step": 2})                 # waits for its round
@@ -547,7 +594,10 @@ def test_two_threads_are_never_in_a_round_of_small_files_at_once(place):
     assert began.wait(60) and files.step() is False
     may_end.set()
     first.join()
-    assert files.step() and [json.loads(l)["step"] for l in (place/"drive/metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert (
+        files.step()
+        and [json.loads(l)["step"] for l in (place/"drive/metrics.jsonl").read_text().splitlines()] == [1, 2]
+    )
 
 
 def test_deliver_brings_what_is_left(place):
@@ -567,7 +617,9 @@ class Night(RuleBasedStateMachine):
         self.place = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() and os.access(shm, os.W_OK) else None))
         self.clock, self.count, self.newest, self.best, self.delivery = Clock(), 0, 0, 0, None
 
-    @initialize(late=st.sampled_from([0.0, 0.0, 20.0]), keep=st.sampled_from([0, 1, 2]), max_pending=st.sampled_from([3, 8]))
+    @initialize(
+        late=st.sampled_from([0.0, 0.0, 20.0]), keep=st.sampled_from([0, 1, 2]), max_pending=st.sampled_from([3, 8])
+    )
     def begin(self, late, keep, max_pending):
         self.drive = Drive(self.place/"drive", self.clock, late=late)
         self.rules, self.faults, self.away = dict(keep_last_n=keep, max_pending=max_pending), [], None
@@ -585,7 +637,9 @@ class Night(RuleBasedStateMachine):
             if what == "kill": raise Killed
             if what == "bad" and op == "copied":
                 data = bytearray(Path(path).read_bytes())
-                Path(path).write_bytes(bytes(data[:len(data)//2]) if self.count % 2 else bytes(data[:-1]) + bytes([data[-1] ^ 1]))
+                Path(path).write_bytes(
+                    bytes(data[:len(data)//2]) if self.count % 2 else bytes(data[:-1]) + bytes([data[-1] ^ 1])
+                )
             elif what != "bad": raise OSError(what, os.strerror(what))
 
     def survive(self, call, *args):
@@ -608,7 +662,9 @@ class Night(RuleBasedStateMachine):
         self.count += 1
         self.newest, best = self.count, best and not end
         if best: self.best = self.count
-        self.survive(self.delivery.submit, writer(self.count, best=best, name=f"part{self.count}_model" if end else None))
+        self.survive(
+            self.delivery.submit, writer(self.count, best=best, name=f"part{self.count}_model" if end else None)
+        )
 
     @rule(seconds=st.sampled_from([1, 30, 120]))
     def wait(self, seconds):
@@ -621,7 +677,10 @@ class Night(RuleBasedStateMachine):
     @rule()
     def back(self): self.away = None
 
-    @rule(at=st.integers(1, 30), what=st.sampled_from([errno.ENOTCONN, errno.EIO, errno.ENOENT, errno.ENOSPC, "bad", "kill"]))
+    @rule(
+        at=st.integers(1, 30),
+        what=st.sampled_from([errno.ENOTCONN, errno.EIO, errno.ENOENT, errno.ENOSPC, "bad", "kill"])
+    )
     def trouble(self, at, what): self.faults.append((at, what))
 
     @rule()
@@ -634,7 +693,8 @@ class Night(RuleBasedStateMachine):
         steps = {*here.values(), *there.values()}
         assert not self.newest or self.newest in steps
         assert not self.best or self.best in steps
-        assert len([rel for rel in self.delivery.pending if not rel.endswith("_model")]) <= self.rules["max_pending"]      # ends of stages are never dropped
+        # ends of stages are never dropped
+        assert len([rel for rel in self.delivery.pending if not rel.endswith("_model")]) <= self.rules["max_pending"]
 
     def teardown(self):
         try:
@@ -646,7 +706,9 @@ class Night(RuleBasedStateMachine):
             steps = {step for name, step in there.items() if not name.endswith("best")}
             if self.newest: assert self.newest in steps
             if self.best: assert self.best in steps
-            if best := ck.best_checkpoint(ck.stage_records(ck.list_checkpoints(self.place/"drive"), self.place/"drive"/STAGE)):
+            if best := ck.best_checkpoint(
+                ck.stage_records(ck.list_checkpoints(self.place/"drive"), self.place/"drive"/STAGE)
+            ):
                 assert best.step == self.best and there[f"{STAGE}/checkpoint-best"] == self.best
             assert self.delivery.close() and self.delivery.status()["pending"] == 0
             ck.active_temporaries.clear()
@@ -655,8 +717,11 @@ class Night(RuleBasedStateMachine):
         finally: shutil.rmtree(self.place, ignore_errors=True)
 
 
-Night.TestCase.settings = settings(max_examples=int(os.environ.get("CAD_MLLM_EXAMPLES", 12)), stateful_step_count=25, deadline=None, phases=[Phase.explicit, Phase.generate],
-                                   suppress_health_check=list(HealthCheck), derandomize="CAD_MLLM_EXAMPLES" not in os.environ)
+Night.TestCase.settings = settings(
+    max_examples=int(os.environ.get("CAD_MLLM_EXAMPLES", 12)), stateful_step_count=25, deadline=None,
+    phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+    derandomize="CAD_MLLM_EXAMPLES" not in os.environ
+)
 TestNight = Night.TestCase
 
 
@@ -665,7 +730,8 @@ TestNight = Night.TestCase
 def _mount(source, target, kind, flags=0, options=""):
     import ctypes
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()): raise OSError(ctypes.get_errno(), f"mount {target}")
+    if libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()):
+        raise OSError(ctypes.get_errno(), f"mount {target}")
 
 
 def _unmount(target):
@@ -675,7 +741,8 @@ def _unmount(target):
 
 class Mounted:
     "The FUSE drive of drive_fuse.py, served by another process."
-    def __init__(self, place): self.back, self.point, self.control, self.process = place/"back", place/"mnt", place/"control.json", None
+    def __init__(self, place):
+        self.back, self.point, self.control, self.process = place/"back", place/"mnt", place/"control.json", None
 
     def rules(self, **rules):
         (temporary := self.control.with_suffix(".tmp")).write_text(json.dumps(rules))
@@ -683,7 +750,10 @@ class Mounted:
 
     def mount(self):
         for p in (self.back, self.point): p.mkdir(exist_ok=True)
-        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("drive_fuse.py"), self.back, self.point, self.control], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("drive_fuse.py"), self.back, self.point, self.control],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         if self.process.stdout.readline() != "ready\n": raise OSError("the FUSE server did not start")
 
     def kill(self):
@@ -717,7 +787,11 @@ def night_on(drive):
     def save(step, **more):
         delivery.submit(writer(step, **more))
         return delivery.wait_written(120)
-    def waits_because_of(words): return not delivery.flush(.3) and until(lambda: words in delivery.status()["last_error"]) and delivery.status()["last_error"]
+    def waits_because_of(words):
+        return (
+            not delivery.flush(.3) and until(lambda: words in delivery.status()["last_error"])
+            and delivery.status()["last_error"]
+        )
     seen["slow and late"] = save(1, best=True) and delivery.flush(120) and named(output)
     drive.rules(gone=True)                                     # and from here on quick, so that the test is
     seen["saved while away"] = [save(step) for step in (2, 3, 4)]
@@ -752,7 +826,9 @@ def on_tmpfs(place):
     for name in ("local", "drive"): (place/name).mkdir()
     _mount("tmpfs", place/"local", "tmpfs", 0, "size=1500k")
     _mount("tmpfs", place/"drive", "tmpfs", 0, "size=64m")
-    delivery = dl.Delivery(place/"drive", place/"local", keep_last_n=0, background=False, say=lambda text: None, backoff=(0, 0))
+    delivery = dl.Delivery(
+        place/"drive", place/"local", keep_last_n=0, background=False, say=lambda text: None, backoff=(0, 0)
+    )
     _mount("tmpfs", place/"drive", "tmpfs", 1 | 32)            # MS_RDONLY | MS_REMOUNT
     for step in range(1, 7): delivery.submit(writer(step, best=step == 2, size=100_000))      # 400 kB each
     seen["read-only"] = delivery.status()["last_error"]
@@ -767,24 +843,36 @@ def on_tmpfs(place):
 def in_namespace(func, place):
     "Run a function of this file where mounts are seen by nobody else; skips where that is not possible."
     unshare = ["unshare", "-m"] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["unshare", "-Urm"]
-    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode: pytest.skip("no mount namespace can be made here")
-    code = f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_delivery as t; print('SEEN', json.dumps(t.{func.__name__}({str(place)!r})))"
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace can be made here")
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_delivery as t; "
+        f"print('SEEN', json.dumps(t.{func.__name__}({str(place)!r})))"
+    )
     done = subprocess.run([*unshare, sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    if done.returncode and "Operation not permitted" in done.stderr and "mount" in done.stderr: pytest.skip("mounting is not permitted here")
+    if done.returncode and "Operation not permitted" in done.stderr and "mount" in done.stderr:
+        pytest.skip("mounting is not permitted here")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("SEEN "))[5:])
 
 
 def test_a_night_on_a_real_fuse_file_system(place):
     if not os.path.exists("/dev/fuse"): pytest.skip("there is no /dev/fuse")
-    seen, at = in_namespace(on_fuse, place), lambda *steps: {f"{STAGE}/checkpoint-step{i}": i for i in steps} | {f"{STAGE}/checkpoint-best": 1}
+    seen = in_namespace(on_fuse, place)
+    at = lambda *steps: {f"{STAGE}/checkpoint-step{i}": i for i in steps} | {f"{STAGE}/checkpoint-best": 1}
     assert seen["staged by itself"] and seen["slow and late"] == at(1)
     assert seen["saved while away"] == [True]*3 and "errno 107" in seen["107"] and seen["flushed while away"] is False
     assert seen["after the outage"] == at(1, 3, 4)
-    assert "errno 107" in seen["saved while dead"] and "not mounted" in seen["saved while unmounted"] and seen["under the mount point"] == []
+    assert (
+        "errno 107" in seen["saved while dead"] and "not mounted" in seen["saved while unmounted"]
+        and seen["under the mount point"] == []
+    )
     assert seen["after mounting again"] == at(1, 5, 6) and seen["flipped bits"] == at(1, 6, 7)
     assert seen["full"] == at(1, 7, 8) and seen["closed"] and seen["left over"] == []
-    assert seen["metrics"] == '{"step": 4}\n' and any("is full" in text for text in seen["said"]) and any("answers again" in text for text in seen["said"])
+    assert (
+        seen["metrics"] == '{"step": 4}\n' and any("is full" in text for text in seen["said"])
+        and any("answers again" in text for text in seen["said"])
+    )
 
 
 def test_a_full_local_disk_and_a_read_only_folder(place):

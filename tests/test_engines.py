@@ -22,15 +22,22 @@ def tree(root):
 
 def report(root):
     "The report without what differs between two runs: a part that is done again finds some of its files."
-    found = {k: v for k, v in json.loads((root/"prepare_report.json").read_text()).items() if k not in ("seconds", "out")}
-    products = {name: {"made": counts.get("done", 0) + counts.get("skipped", 0), "failed": counts.get("failed", 0)} for name, counts in found["products"].items()}
+    found = {
+        k: v for k, v in json.loads((root/"prepare_report.json").read_text()).items() if k not in ("seconds", "out")
+    }
+    products = {
+        name: {"made": counts.get("done", 0) + counts.get("skipped", 0), "failed": counts.get("failed", 0)}
+        for name, counts in found["products"].items()
+    }
     return {**found, "products": products}
 
 
 def test_nobody_counts_the_processors_of_the_machine():
     "`os.cpu_count` is asked in one place only, where it is held against what was allotted."
-    asked = [p.relative_to(ROOT).as_posix() for folder in ("cad_mllm", "benchmarks", "scripts", "tools", "tests") for p in (ROOT/folder).rglob("*.py")
-             if "cpu_count" in p.read_text(encoding="utf-8") and p != Path(__file__)]
+    asked = [
+        p.relative_to(ROOT).as_posix() for folder in ("cad_mllm", "benchmarks", "scripts", "tools", "tests")
+        for p in (ROOT/folder).rglob("*.py") if "cpu_count" in p.read_text(encoding="utf-8") and p != Path(__file__)
+    ]
     assert asked == ["cad_mllm/utils/cpus.py"]
 
 
@@ -69,7 +76,10 @@ def cluster():
     pytest.importorskip("ray")
     import ray
     from ray.cluster_utils import Cluster
-    made = Cluster(initialize_head=True, connect=True, head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=80*2**20))
+    made = Cluster(
+        initialize_head=True, connect=True,
+        head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=80*2**20)
+    )
     made.add_node(num_cpus=1, object_store_memory=80*2**20)
     made.wait_for_nodes()
     yield made
@@ -101,14 +111,30 @@ def test_a_cluster_whose_node_dies_gives_what_this_machine_gives(parts, cluster,
 
     direct = prepare_shards(parts, tmp_path/"direct", shard_mb=.1, engine=engine, **PRODUCTS)
     assert direct["products"]["history"] == {"done": 12, "failed": 1}
-    shards = [pack(local, tmp_path/"shards", shard_mb=.1), pack(local, tmp_path/"far_shards", shard_mb=.1, engine=engine)]
+    shards = [
+        pack(local, tmp_path/"shards", shard_mb=.1), pack(local, tmp_path/"far_shards", shard_mb=.1, engine=engine)
+    ]
     assert shards[0]["fingerprint"] == shards[1]["fingerprint"]
-    assert {k: v for k, v in tree(tmp_path/"shards").items() if k.startswith("shard-")} == {k: v for k, v in tree(tmp_path/"far_shards").items() if k.startswith("shard-")}
-    assert {k: v for k, v in tree(tmp_path/"shards").items() if k.startswith("shard-")} == {k: v for k, v in tree(tmp_path/"direct").items() if k.startswith("shard-")}
-    said = [doctor(local, tmp_path/name, num_opened=2, draw=False, jobs=1, engine=engine_).to_dict() for name, engine_ in (("a", "local"), ("b", engine))]
+    assert {k: v for k, v in tree(tmp_path/"shards").items() if k.startswith("shard-")} == {
+        k: v for k, v in tree(tmp_path/"far_shards").items() if k.startswith("shard-")
+    }
+    assert {k: v for k, v in tree(tmp_path/"shards").items() if k.startswith("shard-")} == {
+        k: v for k, v in tree(tmp_path/"direct").items() if k.startswith("shard-")
+    }
+    said = [
+        doctor(local, tmp_path/name, num_opened=2, draw=False, jobs=1, engine=engine_).to_dict()
+        for name, engine_ in (("a", "local"), ("b", engine))
+    ]
     assert said[0] == said[1]
-    scores = [score(local/"json", local/"json", tmp_path/name, num_points=100, draw=False, max_samples=3, engine=engine_).summary.to_dict() for name, engine_ in (("c", "local"), ("d", engine))]
+    scores = [
+        score(
+            local/"json", local/"json", tmp_path/name, num_points=100, draw=False, max_samples=3, engine=engine_
+        ).summary.to_dict()
+        for name, engine_ in (("c", "local"), ("d", engine))
+    ]
     assert json.dumps(scores[0]) == json.dumps(scores[1])
     made = tmp_path/"made"
     assert synthesize(made, num=12, seed=5, engine=engine)["parts"] == 12
-    assert {k: v for k, v in tree(made).items() if k.startswith("json/")} == {k: v for k, v in tree(parts).items() if k.startswith("json/") and "broken" not in k}
+    assert {k: v for k, v in tree(made).items() if k.startswith("json/")} == {
+        k: v for k, v in tree(parts).items() if k.startswith("json/") and "broken" not in k
+    }

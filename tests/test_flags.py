@@ -1,4 +1,5 @@
-"Values that cannot work, given to the flags of every command: a sentence and a documented exit code, never a traceback. `tools/walk_flags.py` walks all of them."
+"""Values that cannot work, given to the flags of every command: a sentence and a documented exit code, never a
+traceback. `tools/walk_flags.py` walks all of them."""
 import html
 import re
 import shlex
@@ -21,9 +22,15 @@ def test_a_sample_of_all_flags_is_answered_with_a_sentence(inputs):
     assert number == 120 and not found, "\n\n".join(f"{verb} {words}\n{problem}" for verb, words, problem in found)
 
 
-@pytest.mark.parametrize("verb, flag, code", [
-    ("synth", "--seed=-1", 2), ("synth", "--size=0", 2), ("pack", "--readers=0", 2), ("pack", "--shard_mb=nan", 2), ("complete", "--device=tpu", None), ("plan", "--recipe=--", 2),
-    ("train", "--device=x", None), ("train", "--llm_config=[]", 2), ("train", "--stage1_lr=inf", 1), ("train", "--batch_size=0", 1), ("complete", "--num=nan", 2), ("score", "--timeout=-3", 2)])
+@pytest.mark.parametrize(
+    "verb, flag, code",
+    [
+        ("synth", "--seed=-1", 2), ("synth", "--size=0", 2), ("pack", "--readers=0", 2), ("pack", "--shard_mb=nan", 2),
+        ("complete", "--device=tpu", None), ("plan", "--recipe=--", 2), ("train", "--device=x", None),
+        ("train", "--llm_config=[]", 2), ("train", "--stage1_lr=inf", 1), ("train", "--batch_size=0", 1),
+        ("complete", "--num=nan", 2), ("score", "--timeout=-3", 2)
+    ]
+)
 def test_named_mistakes(inputs, verb, flag, code, capsys):
     words = [*walk_flags.base_lines(inputs)[verb], flag]
     with walk_flags.replaced(): found, said = walk_flags._run(verb, words)
@@ -44,7 +51,10 @@ def test_an_empty_path_is_refused(inputs, verb):
     assert code in (1, 2) and said.strip()
 
 
-ODD_NAMES = ["two words", "a'b\"c", "$HOME", "`id`", "line\nbreak", "-dash", "--seed", "--seed=3", "Größe 部品", "~", "#x;y&z|w*", "\\"]
+ODD_NAMES = [
+    "two words", "a'b\"c", "$HOME", "`id`", "line\nbreak", "-dash", "--seed", "--seed=3", "Größe 部品", "~",
+    "#x;y&z|w*", "\\"
+]
 odd_names = st.sampled_from(ODD_NAMES) | st.text("ab -~'\"$`\n\\&;|*!#=<>é部", min_size=1, max_size=12)
 
 @settings(deadline=None, max_examples=25)
@@ -54,11 +64,21 @@ def test_the_command_of_the_panel_is_read_back_by_the_parser_of_train(run, data,
     from cad_mllm.commands import train_parser
     from cad_mllm.panel import TrainForm, train_command
     run, data, cache = (f"/runs/{name}" for name in (run, data, cache))
-    more = {"recipe": "tiny"} if begins else {"resume_from": f"{run}/checkpoint-step5", "previous": ("--recipe", "tiny", "--cache_dir", cache)}
-    command = train_command(TrainForm(run, data_root=data, changes={"max_steps": 7, "lr": 1e-3}, more=shlex.join(["--feature_cache", data]), **more))
+    more = (
+        {"recipe": "tiny"} if begins
+        else {"resume_from": f"{run}/checkpoint-step5", "previous": ("--recipe", "tiny", "--cache_dir", cache)}
+    )
+    command = train_command(
+        TrainForm(
+            run, data_root=data, changes={"max_steps": 7, "lr": 1e-3}, more=shlex.join(["--feature_cache", data]),
+            **more
+        )
+    )
     assert shlex.split(shlex.join(command)) == command
     read = train_parser().parse_args(command[4:])
-    assert (read.output_dir, read.data_root, read.feature_cache, read.recipe, read.max_steps, read.stage2_lr) == (run, data, data, "tiny", 7, 1e-3)
+    assert (read.output_dir, read.data_root, read.feature_cache, read.recipe, read.max_steps, read.stage2_lr) == (
+        run, data, data, "tiny", 7, 1e-3
+    )
     if not begins: assert (read.resume_from_ckpt, read.cache_dir) == (f"{run}/checkpoint-step5", cache)
 
 

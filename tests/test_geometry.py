@@ -1,4 +1,5 @@
-"Geometry where a notebook cell is the wrong place: worker processes that die, machines without graphics libraries, random and real histories."
+"""Geometry where a notebook cell is the wrong place: worker processes that die, machines without graphics libraries,
+random and real histories."""
 import json
 import os
 import signal
@@ -112,7 +113,10 @@ def test_stopping_early_leaves_usable_workers():
 
 
 def run_python(code, *prefix, **kwargs):
-    return subprocess.run([*prefix, sys.executable, "-c", textwrap.dedent(code)], cwd=REPO, capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", textwrap.dedent(code)], cwd=REPO, capture_output=True, text=True, timeout=300,
+        **kwargs
+    )
 
 
 def test_script_without_main_guard(tmp_path):
@@ -121,7 +125,10 @@ def test_script_without_main_guard(tmp_path):
         import math
         from cad_mllm.geometry import isolated, map_isolated
         print("once", isolated(math.sqrt, 4), [r for _, r in map_isolated(math.sqrt, [1, 9], jobs=2)])"""))
-    done = subprocess.run([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True,
+        timeout=300
+    )
     assert done.returncode == 0 and done.stdout == "once 2.0 [1.0, 3.0]\n", done.stderr
     assert done.stderr == ""
 
@@ -134,7 +141,10 @@ def alive(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_die_with_their_parent(death):
-    code = "import os, time; from cad_mllm.geometry import isolated; print(isolated(os.getpid), flush=True); time.sleep(1000)"
+    code = (
+        "import os, time; from cad_mllm.geometry import isolated; print(isolated(os.getpid), flush=True); "
+        "time.sleep(1000)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())
     assert alive(worker)
@@ -195,7 +205,10 @@ LIBGL = "/usr/lib/x86_64-linux-gnu/libGL.so.1"
 
 def without_graphics(code):
     prefix = ["unshare", "-m", "bash", "-c", HIDE, "hide", LIBGL]
-    try: hidden = run_python("import ctypes\ntry: ctypes.CDLL('libGL.so.1')\nexcept OSError: print('hidden')", *prefix).stdout
+    try:
+        hidden = run_python(
+            "import ctypes\ntry: ctypes.CDLL('libGL.so.1')\nexcept OSError: print('hidden')", *prefix
+        ).stdout
     except OSError as e: hidden = str(e)
     if hidden != "hidden\n": pytest.skip("libGL can be hidden only by root on Linux with overlay mounts")
     return run_python(code, *prefix)
@@ -232,9 +245,11 @@ def test_remedy_and_light_kernel_where_opencascade_cannot_load(tmp_path):
         try: geometry._load_step("any.step")
         except geometry.GeometryError as e: print(e)
         light = build_solid(plate(), kernel="manifold")
-        print(light.is_valid, light.points(10).shape, light.image(32).shape, len(light.drawing().visible) > 5, geometry.film_strip(plate(), size=32).shape)
+        shapes = light.points(10).shape, light.image(32).shape
+        print(light.is_valid, *shapes, len(light.drawing().visible) > 5, geometry.film_strip(plate(), size=32).shape)
         for suffix in ("stl", "ply", "obj", "glb", "png", "svg"): light.export(f"FOLDER/plate.{suffix}")
-        for suffix in ("stl", "ply", "obj", "glb"): print(round(geometry.read_shape(f"FOLDER/plate.{suffix}").volume/light.volume, 4))
+        for suffix in ("stl", "ply", "obj", "glb"):
+            print(round(geometry.read_shape(f"FOLDER/plate.{suffix}").volume/light.volume, 4))
         from cad_mllm.geometry import view3d
         from cad_mllm.metrics import iou
         print(len(view3d(plate()).html()) > 10_000, iou(light.mesh(), light.mesh()) > .999)
@@ -244,11 +259,15 @@ def test_remedy_and_light_kernel_where_opencascade_cannot_load(tmp_path):
     said = done.stdout.splitlines()
     assert len(said) == 9, done.stderr
     assert all("apt-get install libgl1" in line and "kernel='manifold'" in line for line in said[:2])
-    assert said[2:8] == ["True (10, 6) (32, 32, 3) True (32, 64, 3)", *["1.0"]*4, "True True"] and "build with kernel='occ'" in said[8]
+    assert (
+        said[2:8] == ["True (10, 6) (32, 32, 3) True (32, 64, 3)", *["1.0"]*4, "True True"]
+        and "build with kernel='occ'" in said[8]
+    )
 
 
 def test_two_packages_that_lay_the_same_folder_are_named_with_the_remedy(tmp_path):
-    "Stand-ins for the folder OCP and for what is listed as installed: one overwrote the other, or took its files along when it was removed."
+    """Stand-ins for the folder OCP and for what is listed as installed: one overwrote the other, or took its files
+    along when it was removed."""
     code = """
         import sys
         sys.path.insert(0, "FOLDER")
@@ -259,13 +278,22 @@ def test_two_packages_that_lay_the_same_folder_are_named_with_the_remedy(tmp_pat
     package.mkdir()
     for name in ("cadquery_ocp", "cadquery_ocp_novtk"):
         (tmp_path/f"{name}-8.0.1.dist-info").mkdir()
-        (tmp_path/f"{name}-8.0.1.dist-info"/"METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 8.0.1\n")
+        (tmp_path/f"{name}-8.0.1.dist-info"/"METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 8.0.1\n"
+        )
     def said(text):
         (package/"__init__.py").write_text(text)
         return run_python(code.replace("FOLDER", str(tmp_path))).stdout
     overwritten = said("raise ImportError('undefined symbol: _ZN3vtk')")
-    assert overwritten.startswith("GeometryError OpenCascade cannot be loaded (undefined symbol: _ZN3vtk): cadquery-ocp and cadquery-ocp-novtk are both installed")
-    assert "'pip uninstall -y cadquery-ocp cadquery-ocp-novtk', then 'pip install --no-deps cadquery-ocp-novtk'" in overwritten and "libgl1" not in overwritten
+    assert overwritten.startswith(
+        "GeometryError OpenCascade cannot be loaded (undefined symbol: _ZN3vtk): cadquery-ocp and cadquery-ocp-novtk "
+        "are both installed"
+    )
+    assert (
+        "'pip uninstall -y cadquery-ocp cadquery-ocp-novtk', then 'pip install --no-deps cadquery-ocp-novtk'"
+        in overwritten
+        and "libgl1" not in overwritten
+    )
     assert "both installed" in said("class Stale: pass")
     (tmp_path/"cadquery-2.8.dist-info").mkdir()
     (tmp_path/"cadquery-2.8.dist-info"/"METADATA").write_text("Metadata-Version: 2.1\nName: cadquery\nVersion: 2.8\n")
@@ -293,21 +321,29 @@ def test_step_reads_back_in_millimetres(tmp_path):
     reader.TransferRoots()
     shape, box = reader.OneShape(), Bnd_Box()
     BRepBndLib.AddOptimal_s(shape, box, False, False)
-    assert np.allclose([box.CornerMin().X(), box.CornerMax().X(), box.CornerMax().Y(), box.CornerMax().Z()], [0, 210, 210, 50], atol=1e-5)
+    assert np.allclose(
+        [box.CornerMin().X(), box.CornerMax().X(), box.CornerMax().Y(), box.CornerMax().Z()], [0, 210, 210, 50],
+        atol=1e-5
+    )
     assert np.isclose(geometry.occ_volume(shape), solid.volume*1e9, rtol=1e-6)
     assert "SI_UNIT(.MILLI.,.METRE.)" in (tmp_path/"two.step").read_text()
 
 
-@pytest.mark.parametrize("unit, name", [("M", "SI_UNIT($,.METRE.)"), ("INCH", "CONVERSION_BASED_UNIT"), ("MM", "SI_UNIT(.MILLI.,.METRE.)")])
+@pytest.mark.parametrize(
+    "unit, name", [("M", "SI_UNIT($,.METRE.)"), ("INCH", "CONVERSION_BASED_UNIT"), ("MM", "SI_UNIT(.MILLI.,.METRE.)")]
+)
 def test_step_of_any_unit_is_read_in_metres(tmp_path, unit, name):
     "Another program's file in its own unit, as OpenCascade writes it."
     occ, solid, file = geometry.load_occ(), build_solid(plate()), tmp_path/"other.stp"
-    geometry._write_step(solid._shape, solid.center, solid.scale, tmp_path/"ours.step", "ours") # names and units are set here, and set back below
+    # names and units are set here, and set back below
+    geometry._write_step(solid._shape, solid.center, solid.scale, tmp_path/"ours.step", "ours")
     grow = occ.gp_Trsf()
     grow.SetScale(occ.gp_Pnt(0, 0, 0), 1000*solid.scale)
     writer = occ.STEPControl_Writer()
     occ.Interface_Static.SetCVal_s("write.step.unit", unit)
-    writer.Transfer(occ.BRepBuilderAPI_Transform(solid._shape, grow, True).Shape(), occ.STEPControl_StepModelType.STEPControl_AsIs)
+    writer.Transfer(
+        occ.BRepBuilderAPI_Transform(solid._shape, grow, True).Shape(), occ.STEPControl_StepModelType.STEPControl_AsIs
+    )
     writer.Write(str(file))
     occ.Interface_Static.SetCVal_s("write.step.unit", "MM")
     assert name in file.read_text().replace(" ", "").replace("\n", "")
@@ -337,11 +373,18 @@ def test_a_file_that_hangs_or_kills_the_reader_costs_an_error(tmp_path, monkeypa
 
 
 def test_stl_of_another_program_is_in_millimetres(tmp_path):
-    mesh = Mesh(np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0], [0, 0, 10.]]), [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    mesh = Mesh(
+        np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0], [0, 0, 10.]]), [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]
+    )
     file = tmp_path/"foreign.stl"
     from cad_mllm.geometry.mesh_files import _stl_bytes
-    file.write_bytes(_stl_bytes(Mesh(mesh.vertices/1000, mesh.faces)).replace(b"binary STL by cad_mllm; UNITS=mm", b" "*32))
-    assert np.isclose(read_shape(file).volume, 1e-6/6) and np.isclose(read_shape(file, unit="in").volume, .254**3/6) and np.isclose(read_mesh(file).volume, 1000/6)
+    file.write_bytes(
+        _stl_bytes(Mesh(mesh.vertices/1000, mesh.faces)).replace(b"binary STL by cad_mllm; UNITS=mm", b" "*32)
+    )
+    assert (
+        np.isclose(read_shape(file).volume, 1e-6/6) and np.isclose(read_shape(file, unit="in").volume, .254**3/6)
+        and np.isclose(read_mesh(file).volume, 1000/6)
+    )
     part = read_shape(file)
     assert isinstance(part, Solid) and part.is_valid and part.num_bodies == 1 and part.kernel == "mesh"
     with pytest.raises(GeometryError, match="unknown suffix '.iges'"): read_shape(tmp_path/"x.iges")
@@ -355,20 +398,37 @@ def test_glb_is_well_formed(tmp_path):
     head, (length, kind) = json.loads(data[20:20 + size]), struct.unpack_from("<II", data, 20 + size)
     blob = data[28 + size:]
     assert kind == 0x004E4942 and length == len(blob) and length % 4 == 0 and head["buffers"][0]["byteLength"] <= length
-    places = [np.frombuffer(blob, "<f4" if a["componentType"] == 5126 else "<u4", a["count"]*(3 if a["type"] == "VEC3" else 1), head["bufferViews"][a["bufferView"]]["byteOffset"]) for a in head["accessors"]]
+    places = [
+        np.frombuffer(
+            blob, "<f4" if a["componentType"] == 5126 else "<u4", a["count"]*(3 if a["type"] == "VEC3" else 1),
+            head["bufferViews"][a["bufferView"]]["byteOffset"]
+        )
+        for a in head["accessors"]
+    ]
     position, normal, index = places[0].reshape(-1, 3), places[1].reshape(-1, 3), places[2]
-    assert np.allclose(position.min(0), head["accessors"][0]["min"]) and np.allclose(position.max(0), head["accessors"][0]["max"])
-    assert index.max() < len(position) and len(index) % 3 == 0 and np.allclose(np.linalg.norm(normal, axis=1), 1, atol=1e-4)
+    assert (
+        np.allclose(position.min(0), head["accessors"][0]["min"])
+        and np.allclose(position.max(0), head["accessors"][0]["max"])
+    )
+    assert (
+        index.max() < len(position) and len(index) % 3 == 0
+        and np.allclose(np.linalg.norm(normal, axis=1), 1, atol=1e-4)
+    )
     corners = position[index].reshape(-1, 3, 3)
     flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    assert (np.einsum("ij,ij->i", flat, normal[index.reshape(-1, 3)[:, 0]]) > 0).all() # normals look to the side from which corners run counter-clockwise
+    # normals look to the side from which corners run counter-clockwise
+    assert (np.einsum("ij,ij->i", flat, normal[index.reshape(-1, 3)[:, 0]]) > 0).all()
 
 
 # the quick way and the careful way build the same
 
 def test_the_quick_way_builds_what_the_careful_way_builds(monkeypatch):
-    inner = CADProgram() # a tower of joins on one plane: side by side, one in another, equal, of another height; then a cut
-    for loop, height in ((rectangle(0, 0, 4, 4), 1), (rectangle(4, 0, 2, 4), 1), (circle(2, 2, 1), 1), (rectangle(0, 0, 4, 4), 1), (circle(5, 2, .5), 3), (rectangle(1, 1, 2, 2), 3)):
+    # a tower of joins on one plane: side by side, one in another, equal, of another height; then a cut
+    inner = CADProgram()
+    for loop, height in (
+        (rectangle(0, 0, 4, 4), 1), (rectangle(4, 0, 2, 4), 1), (circle(2, 2, 1), 1), (rectangle(0, 0, 4, 4), 1),
+        (circle(5, 2, .5), 3), (rectangle(1, 1, 2, 2), 3)
+    ):
         inner.sketch(loop)
         inner.extrude(height, "join" if inner.operations() else "new")
     inner.sketch(circle(2, 2, .5))
@@ -381,7 +441,8 @@ def test_the_quick_way_builds_what_the_careful_way_builds(monkeypatch):
     careful = build_solid(inner)
     assert len(calls) == 7
     want = 4*4*1 + 2*4*1 + np.pi*.25*2 + 2*2*2 - np.pi*.25*3
-    for s in (quick, careful): assert s.is_valid and np.isclose(s.volume, want, rtol=1e-9) and s.num_bodies == 1 and s.mesh().is_watertight
+    for s in (quick, careful):
+        assert s.is_valid and np.isclose(s.volume, want, rtol=1e-9) and s.num_bodies == 1 and s.mesh().is_watertight
     assert np.isclose(quick.area, careful.area, rtol=1e-9)
 
 
@@ -390,7 +451,10 @@ def test_one_profile_pushed_once_is_checked_like_the_rest():
     program = CADProgram()
     program.sketch([rectangle(0, 0, 4, 4), circle(.5, 2, 1)])
     program.extrude(1)
-    assert geometry.occ_single(geometry.make_plan(plate())) is not None and geometry.occ_single(geometry.make_plan(program)) is None
+    assert (
+        geometry.occ_single(geometry.make_plan(plate())) is not None
+        and geometry.occ_single(geometry.make_plan(program)) is None
+    )
     solid = build_solid(program)
     assert solid.is_valid and np.isclose(solid.volume, 16 - (np.pi - np.arccos(.5) + .5*.75**.5), rtol=1e-4)
 
@@ -405,19 +469,27 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def _glb(data):
     "A sound GLB whose numbers are arbitrary bytes."
-    head = dict(asset=dict(version="2.0"), scenes=[dict(nodes=[0])], nodes=[dict(mesh=0)], meshes=[dict(primitives=[dict(attributes=dict(POSITION=0))])], buffers=[dict(byteLength=len(data))],
-                bufferViews=[dict(buffer=0, byteLength=len(data))], accessors=[dict(bufferView=0, componentType=5126, count=len(data)//12, type="VEC3")])
+    head = dict(
+        asset=dict(version="2.0"), scenes=[dict(nodes=[0])], nodes=[dict(mesh=0)],
+        meshes=[dict(primitives=[dict(attributes=dict(POSITION=0))])], buffers=[dict(byteLength=len(data))],
+        bufferViews=[dict(buffer=0, byteLength=len(data))],
+        accessors=[dict(bufferView=0, componentType=5126, count=len(data)//12, type="VEC3")]
+    )
     text = json.dumps(head).encode()
     text += b" "*(-len(text) % 4)
-    return struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(data), len(text), 0x4E4F534A) + text + struct.pack("<II", len(data), 0x004E4942) + data
+    head = struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(data), len(text), 0x4E4F534A)
+    return head + text + struct.pack("<II", len(data), 0x004E4942) + data
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([".stl", ".ply", ".obj", ".glb"]))
 def test_any_bytes_are_a_mesh_or_an_error(tmp_path_factory, data, suffix):
     file = tmp_path_factory.mktemp("bytes")/f"x{suffix}"
-    for content in (data, b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\n" + data, b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf " + data, b"solid x\nfacet\n" + data,
-                    struct.pack("<4sIIII", b"glTF", 2, 40 + len(data), 12, 0x4E4F534A) + data, _glb(data)):
+    for content in (
+        data, b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\n" + data,
+        b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf " + data, b"solid x\nfacet\n" + data,
+        struct.pack("<4sIIII", b"glTF", 2, 40 + len(data), 12, 0x4E4F534A) + data, _glb(data)
+    ):
         file.write_bytes(content)
         try: assert len(read_mesh(file).faces)
         except GeometryError as e: assert str(file) in str(e)
@@ -442,15 +514,23 @@ def loops(draw):
 @st.composite
 def programs(draw):
     program = CADProgram()
-    frames = [Frame(), Frame(origin=(0, 0, 3)), Frame((0, 4, 0), (1, 0, 0), (0, 0, 1), (0, -1, 0)), Frame((2, 0, 1), (.6, .8, 0), (-.8, .6, 0), (0, 0, 1))]
+    frames = [
+        Frame(), Frame(origin=(0, 0, 3)), Frame((0, 4, 0), (1, 0, 0), (0, 0, 1), (0, -1, 0)),
+        Frame((2, 0, 1), (.6, .8, 0), (-.8, .6, 0), (0, 0, 1))
+    ]
     for i in range(draw(st.integers(1, 4))):
         program.sketch(*draw(st.lists(loops(), min_size=1, max_size=2)), frame=draw(st.sampled_from(frames)))
         kind = draw(st.sampled_from(["new", "join", "cut", "intersect"])) if i else "new"
-        program.extrude(draw(st.sampled_from([-4, -1, 2, 3, 5])), kind, extent=draw(st.sampled_from(["one", "symmetric"])))
+        program.extrude(
+            draw(st.sampled_from([-4, -1, 2, 3, 5])), kind, extent=draw(st.sampled_from(["one", "symmetric"]))
+        )
     return program
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=40, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(programs())
 def test_grid_programs_build_alike_in_both_kernels(program):
     try: light = build_solid(program, kernel="manifold")
@@ -485,8 +565,8 @@ def test_the_view_draws_turns_and_asks_nobody(tmp_path):
     program.sketch(circle(.06, .025, .01), frame=Frame(origin=(0, 0, .01)))
     program.extrude(.02, "join")
     view3d({"one": plate(), "two": build_solid(program)}).save(tmp_path/"two.html")
-    inside = f"<!doctype html><body>{history3d(program, num_given=2)._repr_html_()}{view3d(plate(), theme='dark')._repr_html_()}"
-    (tmp_path/"page.html").write_text(inside)
+    shown = history3d(program, num_given=2)._repr_html_() + view3d(plate(), theme="dark")._repr_html_()
+    (tmp_path/"page.html").write_text(f"<!doctype html><body>{shown}")
     with browser_util.browser_page(800, 900) as page:
         asked = []
         page.on("request", lambda r: asked.append(r.url))
@@ -499,7 +579,11 @@ def test_the_view_draws_turns_and_asks_nobody(tmp_path):
             while (now := frames()) != last:
                 last = now
                 page.wait_for_timeout(300)
-            return page.evaluate("(() => { const d = ctx.getImageData(0, 0, canvas.width, canvas.height).data; let n = 0, h = 7; for (let i = 0; i < d.length; i += 4) { n += d[i+3] > 0; h = (h*31 + d[i]) | 0 } return [n/d.length*4, h] })()")
+            return page.evaluate(
+                "(() => { const d = ctx.getImageData(0, 0, canvas.width, canvas.height).data; let n = 0, h = 7; for "
+                "(let i = 0; i < d.length; i += 4) { n += d[i+3] > 0; h = (h*31 + d[i]) | 0 } return [n/d.length*4, h] "
+                "})()"
+            )
         first = look()
         assert .05 < first[0] < .7
         page.mouse.move(400, 400)
@@ -524,7 +608,11 @@ def test_the_view_draws_turns_and_asks_nobody(tmp_path):
         for v in views: v.wait_for_selector("body[data-ready]")
         history = next(v for v in views if v.query_selector("#slider"))
         history.wait_for_function("canvas.dataset.frames > 0")
-        tones = "(() => { const d = ctx.getImageData(0, 0, canvas.width, canvas.height).data; let grey = 0, blue = 0; for (let i = 0; i < d.length; i += 4) if (d[i+3]) d[i+2] - d[i] > 60 ? blue++ : d[i] > 90 && grey++; return [grey, blue] })()"
+        tones = (
+            "(() => { const d = ctx.getImageData(0, 0, canvas.width, canvas.height).data; let grey = 0, blue = 0; for "
+            "(let i = 0; i < d.length; i += 4) if (d[i+3]) d[i+2] - d[i] > 60 ? blue++ : d[i] > 90 && grey++; return "
+            "[grey, blue] })()"
+        )
         assert min(history.evaluate(tones)) > 500                       # what was given, and what was joined to it
         history.evaluate("const s = document.getElementById('slider'); s.value = 1; s.oninput(); draw()")
         assert history.evaluate(tones)[1] < 100

@@ -1,4 +1,5 @@
-"""On a GPU: killed and resumed to the last bit, in bfloat16 and in float16 with its scaler; the flash kernel against the mask; compiled against not; writing held to the grammar.
+"""On a GPU: killed and resumed to the last bit, in bfloat16 and in float16 with its scaler; the flash kernel against
+the mask; compiled against not; writing held to the grammar.
 
 Skipped where there is none. `pytest tests/test_gpu.py` on a machine with one takes a few minutes.
 """
@@ -17,9 +18,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 GPU = [*COMMON, "--stage2_epochs", "1", "--device", "cuda", "--deterministic"]
 VARIANTS = {
-    "bf16, LoRA, dropout, accumulation 3": [*LORA, "--dtype", "bfloat16", "--gradient_accumulation_steps", "3", "--stage1_epochs", "4", "--save_steps", "2"],
+    "bf16, LoRA, dropout, accumulation 3": [
+        *LORA, "--dtype", "bfloat16", "--gradient_accumulation_steps", "3", "--stage1_epochs", "4", "--save_steps", "2"
+    ],
     "fp16, LoRA, GradScaler": [*LORA, "--dtype", "float16", "--stage2_epochs", "0"],
-    "fp32, full, not packed": ["--no-pack", "--stage2_epochs", "0"],
+    "fp32, full, not packed": ["--no-pack", "--stage2_epochs", "0"]
 }
 
 
@@ -38,7 +41,8 @@ def test_killed_and_resumed_to_the_last_bit(name, data, tmp_path):
     assert "✓ Resuming from step" in again.text
     assert_same(tmp_path/"whole", tmp_path/"killed")
     if "fp16" in name:
-        scaler, overflows = state(tmp_path/"killed"/"final_model")["scaler"], rows(tmp_path/"killed")[max(rows(tmp_path/"killed"))]["nan_steps"]
+        scaler = state(tmp_path/"killed"/"final_model")["scaler"]
+        overflows = rows(tmp_path/"killed")[max(rows(tmp_path/"killed"))]["nan_steps"]
         assert scaler["scale"] == 65536*.5**overflows and 0 < scaler["_growth_tracker"] < len(rows(tmp_path/"killed"))
 
 
@@ -46,17 +50,24 @@ def model_and_batch(**changes):
     from cad_mllm.data import Sample
     from cad_mllm.data import make_part
     from cad_mllm.cad import encode
-    config = replace(recipe("tiny")[0], image_encoder_name="", point_encoder_name="", use_lora=True, lora_r=4, lora_dropout=0., **{"dtype": "bfloat16", "llm_config": LLM, **changes})
+    config = replace(
+        recipe("tiny")[0], image_encoder_name="", point_encoder_name="", use_lora=True, lora_r=4, lora_dropout=0.,
+        **{"dtype": "bfloat16", "llm_config": LLM, **changes}
+    )
     model = CADMLLMModel(config).cuda()
     parts = [make_part(3, i) for i in range(12)]
-    return model, model.builder.collate([Sample(f"0000/{i:08d}", caption, [], encode(p), 0, ("text",)) for i, (_, p, caption) in enumerate(parts)]).to(model.device)
+    return model, model.builder.collate(
+        [Sample(f"0000/{i:08d}", caption, [], encode(p), 0, ("text",)) for i, (_, p, caption) in enumerate(parts)]
+    ).to(model.device)
 
 
 def loss_and_gradients(model, batch):
     model.zero_grad()
     out = model(batch)
     (out["loss_sum"]/out["num_tokens"]).backward()
-    return out["loss_sum"].item()/out["num_tokens"], torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
+    return out["loss_sum"].item()/out["num_tokens"], torch.cat(
+        [p.grad.flatten().float() for p in model.parameters() if p.grad is not None]
+    )
 
 
 def alike(a, b): return torch.nn.functional.cosine_similarity(a, b, dim=0).item()
@@ -93,5 +104,9 @@ def test_compiled_computes_the_same():
 def test_it_writes_by_the_grammar():
     from cad_mllm.inference import CADAutocomplete
     model, _ = model_and_batch()
-    results = CADAutocomplete(model, kernel="manifold").complete_many([dict(caption=f"a plate with {n} holes") for n in range(8)], temperature=1., check="kernel", max_new_tokens=120)
-    assert all("error" not in r["metadata"] and not any("nothing usable" in n for n in r["metadata"]["notes"]) for r in results)
+    results = CADAutocomplete(model, kernel="manifold").complete_many(
+        [dict(caption=f"a plate with {n} holes") for n in range(8)], temperature=1., check="kernel", max_new_tokens=120
+    )
+    assert all(
+        "error" not in r["metadata"] and not any("nothing usable" in n for n in r["metadata"]["notes"]) for r in results
+    )

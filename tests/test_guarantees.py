@@ -36,7 +36,8 @@ class Events(list):
 
 @needs_proc
 def test_durable_before_it_is_named_and_named_before_others_go(run_dir, monkeypatch):
-    "A kill cannot show this, only a power cut could: every file and folder is synced before the rename, and the rename before anything else is removed."
+    """A kill cannot show this, only a power cut could: every file and folder is synced before the rename, and the
+    rename before anything else is removed."""
     for step in (1, 2, 3): save(run_dir, step)
     events = Events().watch(monkeypatch)
     for step in (4, 5):
@@ -46,7 +47,10 @@ def test_durable_before_it_is_named_and_named_before_others_go(run_dir, monkeypa
         temporary = events[named][1]
         inside = [p.relative_to(path).as_posix() for p in path.rglob("*")]
         assert {temporary} | {f"{temporary}/{name}" for name in inside} <= events.synced(0, named)
-        gone = next(i for i, e in enumerate(events) if e[0] == "remove" or e[0] == "rename" and "checkpoint-step" in Path(e[1]).name and Path(e[1]).name[0] != ".")
+        gone = next(
+            i for i, e in enumerate(events) if e[0] == "remove" or e[0] == "rename"
+            and "checkpoint-step" in Path(e[1]).name and Path(e[1]).name[0] != "."
+        )
         assert os.path.realpath(path.parent) in events.synced(named, gone) and named < gone
 
 
@@ -54,7 +58,10 @@ def test_one_digit_of_a_manifest(tmp_path):
     "A manifest that still parses, lists the right files and hashes, but says another step, loss or stage."
     folder = save(tmp_path, 7, is_best=False)
     text = (folder/ck.MANIFEST).read_text()
-    for old, new in (('"step": 7', '"step": 9'), ('"stage": "stage1_text"', '"stage": "stage2_text"'), ('"is_best": false', '"is_best":  true')):
+    for old, new in (
+        ('"step": 7', '"step": 9'), ('"stage": "stage1_text"', '"stage": "stage2_text"'),
+        ('"is_best": false', '"is_best":  true')
+    ):
         assert text.count(old) == 1
         (folder/ck.MANIFEST).write_text(text.replace(old, new))
         assert [p.split(":")[0] for p in ck.verify_checkpoint(folder)] == [ck.MANIFEST]
@@ -75,13 +82,21 @@ def test_a_file_cut_short_shows_in_a_list(tmp_path):
     "Without reading any large file."
     folder = save(tmp_path, 7, is_best=False)
     os.truncate(folder/"model.safetensors", 100)
-    assert not ck.list_checkpoints(tmp_path)[0].complete and [p.split(":")[0] for p in ck.verify_checkpoint(folder, hashes=False)] == ["model.safetensors"]
+    assert (
+        not ck.list_checkpoints(tmp_path)[0].complete
+        and [p.split(":")[0] for p in ck.verify_checkpoint(folder, hashes=False)] == ["model.safetensors"]
+    )
 
 
 @needs_fork
 def test_a_replaced_model_is_there_before_or_after(run_dir):
-    "Killed at every operation of writing a stage's model again: the old one or the new one is there, whole, as soon as anybody looks after left-overs."
-    def model(step): ck.save_checkpoint(Weights(step), run_dir, stage="stage1_text", step=step, epoch=0, loss=1.0, trainer_state={"position": step}, is_best=False, name="stage1_text_model")
+    """Killed at every operation of writing a stage's model again: the old one or the new one is there, whole, as
+    soon as anybody looks after left-overs."""
+    def model(step):
+        ck.save_checkpoint(
+            Weights(step), run_dir, stage="stage1_text", step=step, epoch=0, loss=1.0, trainer_state={"position": step},
+            is_best=False, name="stage1_text_model"
+        )
     def dying(step, at):
         ck.DISK = DyingDisk(at)
         model(step)
@@ -91,7 +106,10 @@ def test_a_replaced_model_is_there_before_or_after(run_dir):
         _, status = os.waitpid(in_child(dying, 1 + at, at), 0)
         ck.clean_temporaries(run_dir)
         there = ck.list_checkpoints(run_dir)
-        assert [ck.verify_checkpoint(r.path) for r in there] == [[]] and there[0].path.name == "stage1_text_model" and there[0].step in (done, 1 + at)
+        assert (
+            [ck.verify_checkpoint(r.path) for r in there] == [[]] and there[0].path.name == "stage1_text_model"
+            and there[0].step in (done, 1 + at)
+        )
         done = there[0].step
         if not os.WIFSIGNALED(status): break
         died += 1
@@ -101,6 +119,7 @@ def test_a_replaced_model_is_there_before_or_after(run_dir):
 def test_every_field_of_the_progress_is_put_back():
     "Also those that a short run does not need, such as the best so far where losses only fall."
     from cad_mllm.training import Progress, Trainer
-    trainer, saved = Trainer.__new__(Trainer), vars(Progress(**{name: n + .5 for n, name in enumerate(vars(Progress()))}))
+    trainer = Trainer.__new__(Trainer)
+    saved = vars(Progress(**{name: n + .5 for n, name in enumerate(vars(Progress()))}))
     trainer.take_progress(None, {"progress": dict(saved)}, 2)
     assert vars(trainer.progress) == {**saved, "stage_index": 2}

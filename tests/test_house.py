@@ -64,12 +64,17 @@ def test_no_private_name_crosses_a_module():
     for name in modules():
         for node in ast.walk(ast.parse(source(name))):
             if isinstance(node, ast.ImportFrom) and absolute(node, name) is not None:
-                crossing += [f"{name}: {a.name}" for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
+                crossing += [
+                    f"{name}: {a.name}" for a in node.names if a.name.startswith("_") and not a.name.startswith("__")
+                ]
     assert crossing == []
 
 
-# Classes that have more than 20 methods; each is to become several objects. What is not listed here may not grow beyond 20.
-LARGE_CLASSES = {"CADAutocomplete": 26, "CADMLLMModel": 37, "Delivery": 53, "MultimodalAutocompleteDataset": 46, "Trainer": 57}
+# Classes that have more than 20 methods; each is to become several objects. What is not listed here may not grow beyond
+# 20.
+LARGE_CLASSES = {
+    "CADAutocomplete": 26, "CADMLLMModel": 37, "Delivery": 53, "MultimodalAutocompleteDataset": 45, "Trainer": 57
+}
 
 
 def methods_by_class():
@@ -93,8 +98,13 @@ def test_a_chapter_imports_light(chapter):
     "Importing a chapter imports neither torch nor transformers, OpenCascade or matplotlib."
     if not (REPO/"cad_mllm"/chapter).is_dir():
         pytest.skip(f"no chapter {chapter}")
-    code = f"import sys, cad_mllm.{chapter}; print([m for m in ('torch', 'transformers', 'OCP', 'matplotlib.pyplot') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        f"import sys, cad_mllm.{chapter}; print([m for m in ('torch', 'transformers', 'OCP', 'matplotlib.pyplot') if m "
+        "in sys.modules])"
+    )
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip() == "[]"
 
 
 def test_faces_hand_on_what_the_modules_give():
@@ -104,18 +114,28 @@ def test_faces_hand_on_what_the_modules_give():
 
 def test_names_that_scripts_rely_on():
     import importlib
-    faces = {"cad": "CADProgram CADFormatError encode decode to_text from_text", "geometry": "build_solid read_shape Mesh", "metrics": "topology chamfer fscore iou",
-             "data": "MultimodalAutocompleteDataset", "checkpoints": "save_checkpoint load_checkpoint list_checkpoints verify_checkpoint", "training": "train", "panel": "CheckpointPanel",
-             "tokens": "encode decode to_text from_text", "utils.training": "save_checkpoint load_checkpoint train", "data.multimodal_autocomplete": "MultimodalAutocompleteDataset",
-             "config": "CADMLLMConfig", "inference": "CADAutocomplete"}
+    faces = {
+        "cad": "CADProgram CADFormatError encode decode to_text from_text", "geometry": "build_solid read_shape Mesh",
+        "metrics": "topology chamfer fscore iou", "data": "MultimodalAutocompleteDataset",
+        "checkpoints": "save_checkpoint load_checkpoint list_checkpoints verify_checkpoint", "training": "train",
+        "panel": "CheckpointPanel", "tokens": "encode decode to_text from_text",
+        "utils.training": "save_checkpoint load_checkpoint train",
+        "data.multimodal_autocomplete": "MultimodalAutocompleteDataset", "config": "CADMLLMConfig",
+        "inference": "CADAutocomplete"
+    }
     for module, names in faces.items():
         for name in names.split():
             assert callable(getattr(importlib.import_module(f"cad_mllm.{module}"), name)), f"{module}.{name}"
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, cad_mllm, cad_mllm.cad, cad_mllm.tokens; print([m for m in ('torch', 'transformers', 'OCP', 'matplotlib.pyplot') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, cad_mllm, cad_mllm.cad, cad_mllm.tokens; print([m for m in ('torch', 'transformers', 'OCP', "
+        "'matplotlib.pyplot') if m in sys.modules])"
+    )
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip() == "[]"
 
 
 def test_old_imports_work():
@@ -132,25 +152,43 @@ def test_nothing_of_this_machine_is_named():
     for f in files:
         if not f.endswith((".py", ".ipynb", ".md", ".ini", ".toml", ".txt")) and f != "Makefile": continue
         text = (REPO/f).read_text(errors="replace")
-        for word in ("/ho" + "me/", "/ro" + "ot/", "/wo" + "rk/", "/tmp/" + "w/"): assert word not in text, f"{f} names {word}"
+        for word in ("/ho" + "me/", "/ro" + "ot/", "/wo" + "rk/", "/tmp/" + "w/"):
+            assert word not in text, f"{f} names {word}"
 
 
 @pytest.mark.slow
 def test_the_wheel_works_outside_the_checkout(tmp_path):
     "Built, unpacked elsewhere, used without the checkout on the path."
     pytest.importorskip("build")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPO)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPO)], check=True,
+        capture_output=True
+    )
     wheel = next(tmp_path.glob("cad_mllm-*.whl"))
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path/"site"), str(wheel)], check=True)
-    code = ("import cad_mllm, sys; from cad_mllm.cad import CADProgram, rectangle; from cad_mllm.cad import decode, encode\n"
-            f"assert cad_mllm.__file__.startswith({str(tmp_path)!r}), cad_mllm.__file__\n"
-            "p = CADProgram(); p.sketch(rectangle(0, 0, .1, .1)); p.extrude(.02); assert encode(decode(encode(p))) == encode(p)\n"
-            "from cad_mllm.cli import main; main(['--help'])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    subprocess.run(
+        [
+            sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path/"site"),
+            str(wheel)
+        ],
+        check=True
+    )
+    code = (
+        "import cad_mllm, sys; from cad_mllm.cad import CADProgram, rectangle; from cad_mllm.cad import decode, "
+        "encode\n"
+        f"assert cad_mllm.__file__.startswith({str(tmp_path)!r}), cad_mllm.__file__\n"
+        "p = CADProgram(); p.sketch(rectangle(0, 0, .1, .1)); p.extrude(.02); assert encode(decode(encode(p))) == "
+        "encode(p)\n"
+        "from cad_mllm.cli import main; main(['--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"site"), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True
+    )
     assert done.returncode == 0 and "cad-mllm VERB" in done.stdout, done.stderr
     assert (tmp_path/"site/bin/cad-mllm").exists()
     sources = [p.relative_to(REPO) for p in (REPO/"cad_mllm").rglob("static/*") if p.is_file()]
-    assert sources and [str(p) for p in sources if not (tmp_path/"site"/p).exists()] == []   # scripts and style sheets that modules read
+    # scripts and style sheets that modules read
+    assert sources and [str(p) for p in sources if not (tmp_path/"site"/p).exists()] == []
 
 
 def test_the_readme_points_to_things_that_exist():
@@ -168,14 +206,21 @@ def test_the_results_are_shown_as_they_are():
     tables = {name[1]: "".join(c["outputs"][0]["data"]["text/markdown"]) for name, c in zip(shown, cells) if name}
     assert {"tokens", "small_model", "completion"} <= tables.keys()
     for name, table in tables.items():
-        assert table.strip() == (REPO/f"benchmarks/results/{name}.md").read_text().strip(), f"run tools/run_notebooks.py results for {name}"
+        written = (REPO/f"benchmarks/results/{name}.md").read_text()
+        assert table.strip() == written.strip(), f"run tools/run_notebooks.py results for {name}"
 
 
 # What README says -> the result file, and what stands there.
-FIGURES = {"126 CAD tokens": ("tokens", "| CAD tokens | 126 |"), "minified JSON 8,413": ("tokens", "| minified JSON | 8,413 |"),
-           "3.1 times as many models a second as Hugging Face": ("train_cpu", "| 3.08 |"), "3.9 times as many as TRL": ("train_cpu", "| 3.93 |"),
-           "in 0.17 and 0.53 of their memory": ("train_cpu", "| 0.53 |"), "130 times the usual loop": ("train_h200", "| 130.41 |"),
-           "IoU .976 to .998 on the mean": ("real_parts", "| fusion | clean | slabs | 20 | 0.976 |"), ".998 and more in the median": ("real_parts", "| 0.998 |")}
+FIGURES = {
+    "126 CAD tokens": ("tokens", "| CAD tokens | 126 |"),
+    "minified JSON 8,413": ("tokens", "| minified JSON | 8,413 |"),
+    "3.1 times as many models a second as Hugging Face": ("train_cpu", "| 3.08 |"),
+    "3.9 times as many as TRL": ("train_cpu", "| 3.93 |"),
+    "in 0.17 and 0.53 of their memory": ("train_cpu", "| 0.53 |"),
+    "130 times the usual loop": ("train_h200", "| 130.41 |"),
+    "IoU .976 to .998 on the mean": ("real_parts", "| fusion | clean | slabs | 20 | 0.976 |"),
+    ".998 and more in the median": ("real_parts", "| 0.998 |")
+}
 
 
 @pytest.mark.parametrize("said", FIGURES)
@@ -185,8 +230,12 @@ def test_each_figure_of_the_readme_stands_in_its_result(said):
 
 
 # Words that said in private what the field has a word for (see nbs/glossary.ipynb), and the word to use.
-RETIRED = {r"obituary|last[ _]words": "failure, error", r"keep[ _]house": "storage", r"share[sd]?( the weights)? out": "sharded", r"caliper": "measure", r"by heart": "memorize",
-           r"truth itself": "ground truth", r"picture sheet": "contact sheet", r"crumbs": "slivers", r"salvage": "recover", r"\brooms? \d|this room|the rooms": "notebook, module", r"\banew\b": "again"}
+RETIRED = {
+    r"obituary|last[ _]words": "failure, error", r"keep[ _]house": "storage",
+    r"share[sd]?( the weights)? out": "sharded", r"caliper": "measure", r"by heart": "memorize",
+    r"truth itself": "ground truth", r"picture sheet": "contact sheet", r"crumbs": "slivers", r"salvage": "recover",
+    r"\brooms? \d|this room|the rooms": "notebook, module", r"\banew\b": "again"
+}
 
 
 def readable_texts():
@@ -206,7 +255,10 @@ def test_retired_words_do_not_return():
     found = []
     for where, text in readable_texts():
         for line in text.splitlines():
-            found += [f"{where}: {line.strip()[:100]} (say: {word})" for pattern, word in RETIRED.items() if re.search(pattern, line, re.I) and "old name" not in line]
+            found += [
+                f"{where}: {line.strip()[:100]} (say: {word})" for pattern, word in RETIRED.items()
+                if re.search(pattern, line, re.I) and "old name" not in line
+            ]
     assert found == []
 
 

@@ -1,4 +1,5 @@
-"Completion end to end: a thousand constrained samples, real beginnings, transformers' own generate, workers that hang, old checkpoints, broken text."
+"""Completion end to end: a thousand constrained samples, real beginnings, transformers' own generate, workers that
+hang, old checkpoints, broken text."""
 import json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,11 @@ from cad_mllm.models import CADMLLMModel
 from cad_mllm.data import FAMILIES
 from cad_mllm.cad import decode, decode_rest, encode_partial, min_length, read_state
 
-TINY = CADMLLMConfig(llm_model_name="tiny", use_lora=False, image_encoder_name="tiny", image_size=32, point_encoder_hidden_dim=32, num_points=64, num_point_tokens=4,
-                     projector_hidden_dim=32, max_seq_length=1024, dtype="float32", llm_config=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1))
+TINY = CADMLLMConfig(
+    llm_model_name="tiny", use_lora=False, image_encoder_name="tiny", image_size=32, point_encoder_hidden_dim=32,
+    num_points=64, num_point_tokens=4, projector_hidden_dim=32, max_seq_length=1024, dtype="float32",
+    llm_config=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1)
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +59,10 @@ def write(model, partials, budgets, temperature, seed):
     "Constrained samples as tokens."
     prefixes = [[] if p is None else encode_partial(p) for p in partials]
     prompts = model.builder.prompts([Sample(prefix=p) for p in prefixes])
-    rows = model.generate(prompts, max(budgets), GrammarLogitsProcessor(model.tokenizer, prefixes, budgets), temperature=temperature,
-                          generator=torch.Generator().manual_seed(seed))
+    rows = model.generate(
+        prompts, max(budgets), GrammarLogitsProcessor(model.tokenizer, prefixes, budgets), temperature=temperature,
+        generator=torch.Generator().manual_seed(seed)
+    )
     return [model.tokenizer.convert_ids_to_tokens(r) for r in rows]
 
 
@@ -65,7 +71,10 @@ def check(partial, tokens, budget):
     assert len(tokens) <= budget and tokens[-1] == "<end>"
     program = decode(tokens) if partial is None else decode_rest(partial, tokens)
     if partial is not None:
-        assert all(program.entities[k] == e for k, e in partial.entities.items()) and program.sequence[:len(partial)] == partial.sequence
+        assert (
+            all(program.entities[k] == e for k, e in partial.entities.items())
+            and program.sequence[:len(partial)] == partial.sequence
+        )
     assert CADProgram.from_json(json.loads(json.dumps(program.to_json()))).to_json() == program.to_json()
 
 
@@ -99,12 +108,16 @@ def test_processor_serves_transformers_generate(model, plate):
     prefixes = [encode_partial(plate.truncate(n)) for n in (1, 2)]
     batch = model.builder.prompts([Sample(caption="a plate", prefix=p) for p in prefixes])
     mask = (batch.segment_ids >= 0).long()
-    config = GenerationConfig(do_sample=True, max_new_tokens=50, pad_token_id=model.tokenizer.pad_token_id, eos_token_id=model.eos_token_ids())
+    config = GenerationConfig(
+        do_sample=True, max_new_tokens=50, pad_token_id=model.tokenizer.pad_token_id, eos_token_id=model.eos_token_ids()
+    )
     for given in (dict(inputs_embeds=model.embed(batch)), dict(input_ids=batch.input_ids)):
         skip = 0 if "inputs_embeds" in given else batch.input_ids.shape[1]
         torch.manual_seed(0)
         processor = GrammarLogitsProcessor(model.tokenizer, prefixes, 50, num_given=skip)
-        ids = model.llm.generate(**given, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor]))[:, skip:]
+        ids = model.llm.generate(
+            **given, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor])
+        )[:, skip:]
         for partial, row in zip((plate.truncate(1), plate.truncate(2)), ids.tolist()):
             tokens = model.tokenizer.convert_ids_to_tokens(row)
             check(partial, tokens[:tokens.index("<end>") + 1], 50)
@@ -114,7 +127,9 @@ def test_a_broken_model_still_gives_a_part(plate):
     broken = CADMLLMModel(TINY)
     with torch.no_grad(): broken.llm.get_output_embeddings().weight.fill_(torch.nan)
     for temperature in (0., 1.):
-        result = CADAutocomplete(broken, kernel="manifold").complete(plate.truncate(2), temperature=temperature, max_new_tokens=40)
+        result = CADAutocomplete(broken, kernel="manifold").complete(
+            plate.truncate(2), temperature=temperature, max_new_tokens=40
+        )
         assert result["metadata"]["total_operations"] == len(CADProgram.from_json(result)) >= 2
 
 
@@ -126,7 +141,9 @@ def test_a_file_is_kept_to_the_byte(autocomplete, plate, tmp_path):
     source["sequence"][1]["index"] = 7
     path = tmp_path/"part.json"
     path.write_text(json.dumps(source))
-    result = autocomplete.complete(path, "a plate", temperature=1., seed=1, max_new_tokens=40, out=tmp_path/"out.json", formats=("json", "stl"))
+    result = autocomplete.complete(
+        path, "a plate", temperature=1., seed=1, max_new_tokens=40, out=tmp_path/"out.json", formats=("json", "stl")
+    )
     stored = json.loads((tmp_path/"out.json").read_text())
     assert stored == result and "truncation_metadata" not in stored
     for k, e in source["entities"].items(): assert json.dumps(stored["entities"][k]) == json.dumps(e)
@@ -152,7 +169,10 @@ def test_without_opencascade_the_light_kernel_checks(model, plate, monkeypatch):
     import cad_mllm.completion as completion
     from cad_mllm.geometry import GeometryError
     def isolated(func, program, kernel, timeout):
-        if kernel == "occ": raise GeometryError("OpenCascade is not installed: pip install cadquery-ocp-novtk, or use kernel='manifold'")
+        if kernel == "occ":
+            raise GeometryError(
+                "OpenCascade is not installed: pip install cadquery-ocp-novtk, or use kernel='manifold'"
+            )
         return func(program, kernel)
     monkeypatch.setattr(completion, "isolated", isolated)
     completer = CADAutocomplete(model)
@@ -161,23 +181,32 @@ def test_without_opencascade_the_light_kernel_checks(model, plate, monkeypatch):
 
 def test_checkpoints_in_every_form(model, plate, tmp_path):
     path = save_checkpoint(model, tmp_path, stage="stage1_text", step=3, epoch=0, loss=1.0)
-    wanted = CADAutocomplete(model, kernel="manifold").complete(plate.truncate(2), "a plate", max_new_tokens=40, check=False)
+    wanted = CADAutocomplete(model, kernel="manifold").complete(
+        plate.truncate(2), "a plate", max_new_tokens=40, check=False
+    )
     for checkpoint in (path, str(path), tmp_path, list_checkpoints(path)[0]):
-        result = autocomplete_cad(checkpoint, plate.truncate(2), "a plate", device="cpu", max_new_tokens=40, check=False)
+        result = autocomplete_cad(
+            checkpoint, plate.truncate(2), "a plate", device="cpu", max_new_tokens=40, check=False
+        )
         assert (result["entities"], result["sequence"]) == (wanted["entities"], wanted["sequence"])
         assert Path(result["metadata"]["checkpoint"]).name in (path.name, "checkpoint-best")
     weights = next(path.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match="not loaded"): CADAutocomplete(path)
-    with pytest.raises(ValueError, match="no complete checkpoint"): CADAutocomplete(tmp_path/"stage1_text"/"empty" if (tmp_path/"stage1_text"/"empty").mkdir() is None else "")
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        CADAutocomplete(tmp_path/"stage1_text"/"empty" if (tmp_path/"stage1_text"/"empty").mkdir() is None else "")
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_save_pretrained_then_complete(lora, plate, tmp_path):
-    "What users of Hugging Face write first; cut short it is refused, and so is a checkpoint that has lost its manifest."
+    """What users of Hugging Face write first; cut short it is refused, and so is a checkpoint that has lost its
+    manifest."""
     model = CADMLLMModel(replace(TINY, use_lora=lora, lora_r=4)).eval()
     model.save_pretrained(tmp_path/"mine")
-    wanted, found = (CADAutocomplete(m, device="cpu", kernel="manifold").complete(plate.truncate(2), max_new_tokens=40, check=False) for m in (model, tmp_path/"mine"))
+    wanted, found = (
+        CADAutocomplete(m, device="cpu", kernel="manifold").complete(plate.truncate(2), max_new_tokens=40, check=False)
+        for m in (model, tmp_path/"mine")
+    )
     assert (found["entities"], found["sequence"]) == (wanted["entities"], wanted["sequence"])
     weights = next((tmp_path/"mine").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -196,12 +225,15 @@ def test_a_trained_row_survives_the_checkpoint(plate, tmp_path):
                 if p.requires_grad: p += .05*torch.randn(p.shape, generator=torch.Generator().manual_seed(len(n)))
         path = save_checkpoint(trained, tmp_path/name, stage="s", step=1, epoch=0, loss=1.0)
         settings = dict(max_new_tokens=60, check=False)
-        a, b = (CADAutocomplete(c, device="cpu").complete(plate.truncate(2), "a plate", **settings) for c in (trained, path))
+        a, b = (
+            CADAutocomplete(c, device="cpu").complete(plate.truncate(2), "a plate", **settings) for c in (trained, path)
+        )
         assert a["entities"] == b["entities"], name
 
 
 def test_an_old_json_checkpoint_completes(plate, tmp_path):
-    "No manifest, a config.pt, adapters on a base that the adapter names: generates through the same class, and what it writes is recovered."
+    """No manifest, a config.pt, adapters on a base that the adapter names: generates through the same class, and
+    what it writes is recovered."""
     config = replace(TINY, sequence_format="json", max_seq_length=4000, image_encoder_name="", point_encoder_name="")
     base = CADMLLMModel(config)
     base.llm.save_pretrained(tmp_path/"base")
@@ -210,12 +242,18 @@ def test_an_old_json_checkpoint_completes(plate, tmp_path):
     settings = dict(llm_model_name=str(tmp_path/"base"), use_lora=True, lora_r=2)
     CADMLLMModel(replace(config, **settings)).save_pretrained(old)
     for name in ("cad_mllm_config.json", "tokenizer.json", "tokenizer_config.json"): (old/name).unlink()
-    torch.save({**settings, "image_encoder_name": "", "point_encoder_name": "", "max_seq_length": 4000, "dtype": "float32"}, old/"config.pt")
+    torch.save(
+        {**settings, "image_encoder_name": "", "point_encoder_name": "", "max_seq_length": 4000, "dtype": "float32"},
+        old/"config.pt"
+    )
     torch.save({"epoch": 0, "step": 100}, old/"trainer_state.pt")
     completer = CADAutocomplete(old, device="cpu", kernel="manifold")
     assert completer.codec.name == "json"
     result = completer.complete(plate.truncate(2), "a plate", max_new_tokens=30)
-    assert result["entities"] == plate.truncate(2).to_json()["entities"] and result["metadata"]["generated_operations"] == 0
+    assert (
+        result["entities"] == plate.truncate(2).to_json()["entities"]
+        and result["metadata"]["generated_operations"] == 0
+    )
     asked = completer.request(plate.truncate(2), "a plate")
     said = completer.model.tokenizer.encode(completer.codec.split(plate, 2)[1], add_special_tokens=False)
     counts = [completer.read(said[:n], asked).num_new for n in range(0, len(said), 40)]
@@ -225,8 +263,11 @@ def test_an_old_json_checkpoint_completes(plate, tmp_path):
 def test_broken_text_of_a_real_model_does_no_harm(tmp_path):
     root = os.environ.get("OMNI_CAD_ROOT")
     raw = Path(root).parent/"broken-output"/"cad_3_raw.txt" if root else None
-    if raw is None or not raw.exists(): pytest.skip("set OMNI_CAD_ROOT to a folder with json/ that has broken-output/ beside it")
-    completer = CADAutocomplete(CADMLLMModel(replace(TINY, sequence_format="json", max_seq_length=16384)), kernel="manifold")
+    if raw is None or not raw.exists():
+        pytest.skip("set OMNI_CAD_ROOT to a folder with json/ that has broken-output/ beside it")
+    completer = CADAutocomplete(
+        CADMLLMModel(replace(TINY, sequence_format="json", max_seq_length=16384)), kernel="manifold"
+    )
     caption, _, text = raw.read_text().partition("\n")
     ids = completer.model.tokenizer.encode(text, add_special_tokens=False)
     completer.write = lambda requests, budgets, **k: [completer.read(ids, r) for r in requests]
@@ -238,11 +279,17 @@ def test_broken_text_of_a_real_model_does_no_harm(tmp_path):
         assert candidate.program is not None or candidate.reason
 
 
-@pytest.mark.parametrize("request_, words", [
-    (dict(), "nothing to go by"), (dict(partial_json="none.json"), "none.json: the file cannot be read"), (dict(image="none.png"), "image='none.png'"),
-    (dict(point_cloud="none.npz"), "point_cloud='none.npz'"), (dict(point_cloud="part.dwg"), "unknown suffix"), (dict(point_cloud=np.full((9, 3), np.nan)), "without extent"),
-    (dict(caption="x", max_new_tokens=2), "at least"), (dict(caption="word "*3000), "leaves no room"), (dict(caption="x", num=0), "num=0"),
-    (dict(caption="x", temperature=-1), "temperature=-1"), (dict(caption="x", formats=("dwg",)), "formats='dwg'")])
+@pytest.mark.parametrize(
+    "request_, words",
+    [
+        (dict(), "nothing to go by"), (dict(partial_json="none.json"), "none.json: the file cannot be read"),
+        (dict(image="none.png"), "image='none.png'"), (dict(point_cloud="none.npz"), "point_cloud='none.npz'"),
+        (dict(point_cloud="part.dwg"), "unknown suffix"), (dict(point_cloud=np.full((9, 3), np.nan)), "without extent"),
+        (dict(caption="x", max_new_tokens=2), "at least"), (dict(caption="word "*3000), "leaves no room"),
+        (dict(caption="x", num=0), "num=0"), (dict(caption="x", temperature=-1), "temperature=-1"),
+        (dict(caption="x", formats=("dwg",)), "formats='dwg'")
+    ]
+)
 def test_a_request_that_cannot_be_served_says_why(autocomplete, request_, words):
     with pytest.raises((InputError, CADFormatError)) as e: autocomplete.complete(**request_)
     assert words in str(e.value) and "\n" not in str(e.value)
@@ -251,8 +298,13 @@ def test_a_request_that_cannot_be_served_says_why(autocomplete, request_, words)
 def test_a_batch_gives_what_each_gives_alone(autocomplete, plate):
     rng = np.random.default_rng(0)
     cloud, picture = rng.normal(size=(200, 3)), rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    items = [dict(partial_json=p, caption="a part "*(i % 5), **({"point_cloud": cloud} if i % 3 == 0 else {}), **({"image": picture} if i % 4 == 0 else {}))
-             for i, p in enumerate(beginnings(12))]
+    items = [
+        dict(
+            partial_json=p, caption="a part "*(i % 5), **({"point_cloud": cloud} if i % 3 == 0 else {}),
+            **({"image": picture} if i % 4 == 0 else {})
+        )
+        for i, p in enumerate(beginnings(12))
+    ]
     items = [i for i in items if len(i) > 2 or i["caption"] or i["partial_json"] is not None]
     together = autocomplete.complete_many(items, batch_size=5, max_new_tokens=50, check=False)
     for item, result in zip(items, together, strict=True):
@@ -277,13 +329,25 @@ def test_an_evaluation_lies_beside_its_checkpoint(model, tmp_path):
     from cad_mllm.data import synthesize
     synthesize(tmp_path/"data", num=6)
     path = save_checkpoint(model, tmp_path/"out", stage="stage1_text", step=1, epoch=0, loss=1.0)
-    report = evaluate(path, tmp_path/"data", num=5, split="all", modalities=("text", "text+points"), kernel="manifold", max_new_tokens=40, num_points=200, device="cpu")
+    report = evaluate(
+        path, tmp_path/"data", num=5, split="all", modalities=("text", "text+points"), kernel="manifold",
+        max_new_tokens=40, num_points=200, device="cpu"
+    )
     assert verify_checkpoint(path) == [] and len(list_checkpoints(tmp_path/"out")) == 2
     stored = find_evaluation(path)
-    assert [r["name"] for r in stored["table"]] == [BASELINE, "text", CEILING] and any("text+points" in n for n in stored["notes"])
+    assert (
+        [r["name"] for r in stored["table"]] == [BASELINE, "text", CEILING]
+        and any("text+points" in n for n in stored["notes"])
+    )
     rows = {r["name"]: r for r in report.rows}
-    assert rows["text"]["reads"] == 1 and rows["text"]["num"] == 5 and rows[CEILING]["iou"] > .999 and rows[BASELINE]["adds"] == 0
-    again = evaluate(path, tmp_path/"data", num=5, split="all", modalities=("text",), kernel="manifold", max_new_tokens=40, num_points=200, device="cpu")
+    assert (
+        rows["text"]["reads"] == 1 and rows["text"]["num"] == 5 and rows[CEILING]["iou"] > .999
+        and rows[BASELINE]["adds"] == 0
+    )
+    again = evaluate(
+        path, tmp_path/"data", num=5, split="all", modalities=("text",), kernel="manifold", max_new_tokens=40,
+        num_points=200, device="cpu"
+    )
     assert again.rows[1] == rows["text"]
 
 
@@ -298,7 +362,10 @@ def test_separate_bodies_are_said():
     part.sketch(rectangle(.1, 0, .02, .02))
     part.extrude(.01, "join")
     solid = build_solid(part, kernel="manifold")
-    assert solid.num_bodies == 2 and solid_words(solid.is_valid, solid.num_bodies) == "a valid solid, but 2 separate bodies"
+    assert (
+        solid.num_bodies == 2
+        and solid_words(solid.is_valid, solid.num_bodies) == "a valid solid, but 2 separate bodies"
+    )
 
 
 def box(x, size=.02, height=.01):
@@ -324,7 +391,8 @@ def as_candidate(autocomplete, program, score=0.):
 
 
 def test_one_body_ranks_first_where_the_beginning_or_the_cloud_is_one_body(autocomplete, monkeypatch):
-    "Two bodies that the model likes more, or that fit a little better, come after one; where the points are two bodies they come first."
+    """Two bodies that the model likes more, or that fit a little better, come after one; where the points are two
+    bodies they come first."""
     one, two = as_candidate(autocomplete, box(0, .1)), as_candidate(autocomplete, two_boxes(.06))
     liked = {id(two): -1., id(one): -2.}
     monkeypatch.setattr(CADAutocomplete, "likelihood", lambda self, request, candidate: liked[id(candidate)])
@@ -374,7 +442,8 @@ def test_step_of_a_result_carries_name_program_and_caption(model, plate, tmp_pat
     request = completer.request(plate, "a plate's boss, Ø 24 mm\nwith a bore")
     result, chosen = completer._result(request, [as_candidate(completer, plate)], "end", "input")
     completer.save(result, request, chosen, tmp_path/"plate 7.json", ("json", "step"))
-    with pytest.raises(SystemExit, match="0"): main(["export", str(tmp_path/"plate 7.json"), str(tmp_path/"again.step")])
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", str(tmp_path/"plate 7.json"), str(tmp_path/"again.step")])
     for file, name in (("plate 7.step", "plate 7"), ("again.step", "again")):
         reader = load_occ().STEPControl_Reader()
         reader.ReadFile(str(tmp_path/file))

@@ -53,19 +53,29 @@ def test_command_lines_of_older_notes_are_understood(line):
 def test_switches_say_what_is_done_and_can_be_turned_off():
     from cad_mllm.cli import verb_parser
     parse = verb_parser("prepare").parse_args
-    assert parse(["data"]).points and not parse(["data", "--no-points"]).points and not parse(["data", "--no_points"]).points
+    assert (
+        parse(["data"]).points and not parse(["data", "--no-points"]).points
+        and not parse(["data", "--no_points"]).points
+    )
     assert parse(["data", "--steps"]).steps and not parse(["data"]).steps
 
 
 def test_a_mistyped_command_or_flag_names_the_nearest(capsys):
     from cad_mllm import __version__
     from cad_mllm.cli import main
-    for words, code, told in ((["trian"], 2, "did you mean 'train'?"), (["synth", "x", "--nmu", "3"], 2, "did you mean '--num'?"), (["--version"], 0, __version__)):
+    for words, code, told in (
+        (["trian"], 2, "did you mean 'train'?"), (["synth", "x", "--nmu", "3"], 2, "did you mean '--num'?"),
+        (["--version"], 0, __version__)
+    ):
         with pytest.raises(SystemExit) as end: main(words)
         assert end.value.code == code and told in "".join(capsys.readouterr())
 
 
-OTHERS = {"NeuralCarver/Michelangelo", "DavidXu-JJ/CAD-MLLM-metrics", "wandb/wandb", "mlflow/mlflow", "tensorflow/tensorboard", "aimhubio/aim"}   # named as what they are: other people's work
+# named as what they are: other people's work
+OTHERS = {
+    "NeuralCarver/Michelangelo", "DavidXu-JJ/CAD-MLLM-metrics", "wandb/wandb", "mlflow/mlflow",
+    "tensorflow/tensorboard", "aimhubio/aim"
+}
 ADDRESS = re.compile(r"github(?:\.com)?[/:]([\w.-]+/[\w-]+)|\b([\w-]+)\.github\.io|@users\.(noreply)\.github")
 
 
@@ -79,15 +89,21 @@ def texts(root):
 
 
 def addresses(root):
-    "(file, address) of every repository, site or mail address of GitHub that a committed text names, beside other people's."
-    return {(name, found) for name, text in texts(root) for m in ADDRESS.finditer(text) if (found := next(filter(None, m.groups()))) not in OTHERS | {"OWNER/REPO"}}
+    """(file, address) of every repository, site or mail address of GitHub that a committed text names, beside other
+    people's."""
+    return {
+        (name, found) for name, text in texts(root) for m in ADDRESS.finditer(text)
+        if (found := next(filter(None, m.groups()))) not in OTHERS | {"OWNER/REPO"}
+    }
 
 
 def test_no_address_is_shown_beside_the_setting(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT/"tools"))
     import address
     setting = address.current()
-    assert {found for name, found in addresses(ROOT) if not name.startswith(("tools/address.py", "tests/test_install.py"))} <= {setting, setting.split("/")[0]}
+    assert {
+        found for name, found in addresses(ROOT) if not name.startswith(("tools/address.py", "tests/test_install.py"))
+    } <= {setting, setting.split("/")[0]}
 
 
 def test_the_address_is_written_everywhere_and_taken_out_again(monkeypatch, tmp_path):
@@ -101,7 +117,10 @@ def test_the_address_is_written_everywhere_and_taken_out_again(monkeypatch, tmp_
     before = {file: (tmp_path/file).read_bytes() for file in files}
     address.change("some-one/parts", tmp_path)
     assert address.current(tmp_path) == "some-one/parts"
-    assert {name for name, _ in addresses(tmp_path)} == set(files) and {found for _, found in addresses(tmp_path)} == {"some-one/parts", "some-one"}
+    assert (
+        {name for name, _ in addresses(tmp_path)} == set(files)
+        and {found for _, found in addresses(tmp_path)} == {"some-one/parts", "some-one"}
+    )
     for file in files:
         if file.endswith(".ipynb"): json.loads((tmp_path/file).read_text(encoding="utf-8"))
     address.change("else/where", tmp_path)
@@ -111,7 +130,10 @@ def test_the_address_is_written_everywhere_and_taken_out_again(monkeypatch, tmp_
 
 
 def test_what_not_everybody_needs_is_an_extra_and_told_in_the_readme(tmp_path):
-    subprocess.run([sys.executable, str(ROOT/"setup.py"), "-q", "egg_info", "--egg-base", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(ROOT/"setup.py"), "-q", "egg_info", "--egg-base", str(tmp_path)], cwd=ROOT, check=True,
+        capture_output=True
+    )
     text = next(tmp_path.glob("*.egg-info/requires.txt")).read_text()
     extras = set(re.findall(r"^\[(\w+)\]$", text, re.M))
     assert extras == {"dev", "all", "tensorboard", "wandb", "4bit", "vectors", "3mf", "ray"}
@@ -120,25 +142,52 @@ def test_what_not_everybody_needs_is_an_extra_and_told_in_the_readme(tmp_path):
     for words in ("1.8 GB", "download.pytorch.org/whl/cpu", "Linux", "macOS", "Windows"): assert words in readme
 
 
-# Calls by which programs ask one system only, or end a process on another; what stands in for them is in cad_mllm/utils.
-ONE_SYSTEM = {"os.kill", "os.killpg", "os.fork", "os.getuid", "signal.SIGKILL", "signal.SIGHUP", "signal.SIGCHLD", "signal.alarm", "os.fdatasync"}
+# Calls by which programs ask one system only, or end a process on another; what stands in for them is in
+# cad_mllm/utils.
+ONE_SYSTEM = {
+    "os.kill", "os.killpg", "os.fork", "os.getuid", "signal.SIGKILL", "signal.SIGHUP", "signal.SIGCHLD", "signal.alarm",
+    "os.fdatasync"
+}
 ONE_SYSTEM_MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "pty"}
 
 
 def one_system_only(tree):
-    "(line, what) of everything in a module that only works on one system; a signal is fine where the module asks whether there is one, and so is one to itself."
+    """(line, what) of everything in a module that only works on one system; a signal is fine where the module asks
+    whether there is one, and so is one to itself."""
     asked = set(re.findall(r"hasattr\(signal, '(\w+)'\)", ast.unparse(tree)))
     fine = {f"signal.{name}" for name in asked} | ({"signal.alarm"} if "SIGALRM" in asked else set())
-    own = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node).startswith("os.kill(os.getpid(), ")}
+    own = {
+        id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)
+        and ast.unparse(node).startswith("os.kill(os.getpid(), ")
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ONE_SYSTEM - fine and id(node) not in own: yield node.lineno, ast.unparse(node)
-        if isinstance(node, ast.Import): yield from ((node.lineno, a.name) for a in node.names if a.name.split(".")[0] in ONE_SYSTEM_MODULES)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ONE_SYSTEM_MODULES: yield node.lineno, node.module
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"/proc/|/proc$|/dev/shm", node.value): yield node.lineno, node.value[:40]
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.fsync" and not ast.unparse(node.args[0]).endswith(".fileno()"): yield node.lineno, "fsync of something that is no open file"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ONE_SYSTEM - fine and id(node) not in own:
+            yield node.lineno, ast.unparse(node)
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, a.name) for a in node.names if a.name.split(".")[0] in ONE_SYSTEM_MODULES)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ONE_SYSTEM_MODULES:
+            yield node.lineno, node.module
+        if (
+            isinstance(node, ast.Constant) and isinstance(node.value, str)
+            and re.search(r"/proc/|/proc$|/dev/shm", node.value)
+        ):
+            yield node.lineno, node.value[:40]
+        if (
+            isinstance(node, ast.Call) and ast.unparse(node.func) == "os.fsync"
+            and not ast.unparse(node.args[0]).endswith(".fileno()")
+        ):
+            yield node.lineno, "fsync of something that is no open file"
 
 
 def test_nothing_outside_utils_works_on_one_system_only():
-    found = [f"{path.relative_to(ROOT)}:{line}: {what}" for path in sorted((ROOT/"cad_mllm").rglob("*.py")) if path.parent.name != "utils" for line, what in one_system_only(ast.parse(path.read_text(encoding="utf-8")))]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {what}" for path in sorted((ROOT/"cad_mllm").rglob("*.py"))
+        if path.parent.name != "utils" for line, what in one_system_only(ast.parse(path.read_text(encoding="utf-8")))
+    ]
     assert found == []
-    assert sorted(what for _, what in one_system_only(ast.parse("import fcntl, os\nos.kill(1, 0)\nos.fsync(handle)\nopen('/proc/mounts')\nos.fsync(f.fileno())"))) == ["/proc/mounts", "fcntl", "fsync of something that is no open file", "os.kill"]
+    assert sorted(
+        what
+        for _, what in one_system_only(
+            ast.parse("import fcntl, os\nos.kill(1, 0)\nos.fsync(handle)\nopen('/proc/mounts')\nos.fsync(f.fileno())")
+        )
+    ) == ["/proc/mounts", "fcntl", "fsync of something that is no open file", "os.kill"]

@@ -1,4 +1,5 @@
-"Histories in the forms of CAD programs: read without running anything, written so that the program opens, recomputes and edits them."
+"""Histories in the forms of CAD programs: read without running anything, written so that the program opens,
+recomputes and edits them."""
 import json
 import os
 import shutil
@@ -25,14 +26,19 @@ def check_in_freecad(paths, folder, timeout=300):
     listed, report = folder/"documents.txt", folder/"report.jsonl"
     listed.write_text("\n".join(map(str, paths)))
     environment = {**os.environ, "FREECAD_DOCUMENTS": str(listed), "FREECAD_REPORT": str(report), "HOME": str(folder)}
-    subprocess.run(["freecadcmd", str(CHECK)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+    subprocess.run(
+        ["freecadcmd", str(CHECK)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout
+    )
     return {r["path"]: r for r in map(json.loads, report.read_text().splitlines()) if "path" in r}
 
 
 def draw_in_freecad(path, what="half", timeout=300):
     "A document that FreeCAD itself writes; see freecad_draw.py."
     environment = {**os.environ, "FREECAD_DRAWN": str(path), "FREECAD_WHAT": what, "HOME": str(path.parent)}
-    said = subprocess.run(["freecadcmd", str(DRAW)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+    said = subprocess.run(
+        ["freecadcmd", str(DRAW)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=timeout
+    )
     assert path.exists(), said.stdout[-500:]
     return path
 
@@ -40,7 +46,7 @@ def draw_in_freecad(path, what="half", timeout=300):
 def objects_of(path):
     "The text of each object of a document, by name."
     from cad_mllm.interop.freecad_append import element_spans
-    from cad_mllm.interop.freecad_read import document_bytes
+    from cad_mllm.interop.freecad_objects import document_bytes
     data = document_bytes(path)
     return {s.name: data[s.start:s.end] for s in element_spans(data) if s.path == "Document/ObjectData/Object"}
 
@@ -54,7 +60,9 @@ def bracket():
     program.extrude(-.002, "cut")
     program.sketch(rectangle(.018, .002, .004, .004), frame=Frame((0., 0., .005)))
     program.extrude(.003, "join", extent="two", distance_two=.001)
-    program.sketch(rectangle(-.002, .001, .004, .002), frame=Frame((.02, 0., 0.), (0., 1., 0.), (0., 0., 1.), (1., 0., 0.)))
+    program.sketch(
+        rectangle(-.002, .001, .004, .002), frame=Frame((.02, 0., 0.), (0., 1., 0.), (0., 0., 1.), (1., 0., 0.))
+    )
     program.extrude(.004, "join", extent="symmetric")
     return program
 
@@ -106,11 +114,13 @@ def test_a_document_tells_what_is_seen(tmp_path):
 
 GUI = """<Document><ViewProviderData Count="1"><ViewProvider name="Fillet"><Properties Count="2">
 <Property name="ShapeColor" type="App::PropertyColor"><PropertyColor value="4278190335"/></Property>
-<Property name="Visibility" type="App::PropertyBool"><Bool value="true"/></Property></Properties></ViewProvider></ViewProviderData></Document>"""
+<Property name="Visibility" type="App::PropertyBool"><Bool value="true"/></Property></Properties></ViewProvider>\
+</ViewProviderData></Document>"""
 
 
 def half_drawn(folder):
-    "A person's document with a spreadsheet, an expression, constraints and a fillet that comes last; colors are put in, as FreeCAD's window does."
+    """A person's document with a spreadsheet, an expression, constraints and a fillet that comes last; colors are
+    put in, as FreeCAD's window does."""
     import zipfile
     path = draw_in_freecad(folder/"half.FCStd")
     with zipfile.ZipFile(path, "a") as z: z.writestr("GuiDocument.xml", GUI)
@@ -140,7 +150,9 @@ def test_a_persons_document_is_completed_without_a_byte_of_theirs_changed(tmp_pa
     changed = [a[16:21] for a, b in zip(parts.findall(theirs["Body"]), parts.findall(ours["Body"])) if a != b]
     assert changed == [b"Group", b'Tip" ']
     with zipfile.ZipFile(half) as a, zipfile.ZipFile(whole) as b:
-        assert [n for n in b.namelist() if n.endswith(".Shape.brp")] == ["Pocket001.Shape.brp", "Body001.Shape.brp", "Pad002.Shape.brp"]
+        assert [n for n in b.namelist() if n.endswith(".Shape.brp")] == [
+            "Pocket001.Shape.brp", "Body001.Shape.brp", "Pad002.Shape.brp"
+        ]
         assert b.namelist()[-1] == "GuiDocument.xml" and set(a.namelist()) <= set(b.namelist())
         assert all(a.read(n) == b.read(n) for n in a.namelist() if n.endswith(".brp"))
         view, (before_view, after_view) = b.read("GuiDocument.xml").decode(), GUI.split("</ViewProviderData>")
@@ -151,7 +163,9 @@ def test_a_persons_document_is_completed_without_a_byte_of_theirs_changed(tmp_pa
     assert said[str(whole)]["stored_volume"] == pytest.approx(said[str(whole)]["volume"], rel=1e-6), "with the fillet"
     added = said[str(whole)]["volume"] - said[str(half)]["volume"]
     assert added == pytest.approx((build_solid(program).volume - before)*1e9, rel=1e-6)
-    assert build_solid(read_history(whole, skip_dressings=True)).volume == pytest.approx(build_solid(program).volume, rel=1e-6)
+    assert build_solid(read_history(whole, skip_dressings=True)).volume == pytest.approx(
+        build_solid(program).volume, rel=1e-6
+    )
 
 
 @freecad
@@ -173,7 +187,8 @@ def test_what_no_body_can_take_follows_as_booleans(tmp_path):
 
 @freecad
 def test_mirrors_and_patterns_are_unrolled(tmp_path):
-    "Linear, polar, mirrored, several at once; by origin and by sketch axes; in a body that was turned, on sketches that hang on a face."
+    """Linear, polar, mirrored, several at once; by origin and by sketch axes; in a body that was turned, on sketches
+    that hang on a face."""
     from cad_mllm.interop.histories import read_history
     path = draw_in_freecad(tmp_path/"patterns.FCStd", "patterns")
     said = check_in_freecad([path], tmp_path)[str(path)]
@@ -188,18 +203,26 @@ def test_a_pattern_that_only_freecad_can_find_is_named(tmp_path):
     from cad_mllm.completion_requests import read_partial
     from cad_mllm.interop.histories import read_history
     path = draw_in_freecad(tmp_path/"edge.FCStd", "edge")
-    with pytest.raises(CADFormatError, match="LinearPattern: goes by Edge1 of Pad, which only FreeCAD can find"): read_history(path)
+    with pytest.raises(CADFormatError, match="LinearPattern: goes by Edge1 of Pad, which only FreeCAD can find"):
+        read_history(path)
     with pytest.raises(CADFormatError, match="goes by Edge1"): read_partial(path)
     for program in (read_history(path, skip_unsupported=True), read_partial(path, skip_unsupported=True)[0]):
         assert len(program) == 4 and "goes by Edge1" in program.extra["skipped"][0]
 
 
 def test_a_persons_script_keeps_its_lines_and_new_ones_follow(tmp_path):
-    "A build123d script with explicit imports, a CadQuery script that ends in a file: both are read back as the whole history."
+    """A build123d script with explicit imports, a CadQuery script that ends in a file: both are read back as the
+    whole history."""
     from cad_mllm.interop.histories import read_history, write_history
-    b3d = ("from build123d import BuildPart, BuildSketch, Rectangle, extrude, export_step\n\nwidth = 40  # mm\nwith BuildPart() as plate:\n    with BuildSketch():\n"
-           "        Rectangle(width, 20)\n    extrude(amount=5)\n\nexport_step(plate.part, 'plate.step')\n")
-    cq = ("from cadquery import Workplane, exporters\n\nwidth = 40  # mm\nplate = Workplane('XY').rect(width, 20).extrude(5)\n\nexporters.export(plate, 'plate.step')\n")
+    b3d = (
+        "from build123d import BuildPart, BuildSketch, Rectangle, extrude, export_step\n\nwidth = 40  # mm\nwith "
+        "BuildPart() as plate:\n    with BuildSketch():\n"
+        "        Rectangle(width, 20)\n    extrude(amount=5)\n\nexport_step(plate.part, 'plate.step')\n"
+    )
+    cq = (
+        "from cadquery import Workplane, exporters\n\nwidth = 40  # mm\nplate = Workplane('XY').rect(width, "
+        "20).extrude(5)\n\nexporters.export(plate, 'plate.step')\n"
+    )
     for source, name in ((b3d, "whole_b3d.py"), (cq, "whole_cq.py")):
         (tmp_path/"mine.py").write_text(source)
         program = read_history(tmp_path/"mine.py")
@@ -210,7 +233,10 @@ def test_a_persons_script_keeps_its_lines_and_new_ones_follow(tmp_path):
         write_history(program, tmp_path/name, 2, tmp_path/"mine.py")
         after = (tmp_path/name).read_text()
         start = next(i for i, (a, b) in enumerate(zip(source, after)) if a != b)
-        assert after.startswith(source[:start]) and after.endswith(source[start:]) and after.count("added by the model") == 2
+        assert (
+            after.startswith(source[:start]) and after.endswith(source[start:])
+            and after.count("added by the model") == 2
+        )
         assert build_solid(read_history(tmp_path/name)).volume == pytest.approx(build_solid(program).volume, rel=1e-9)
 
 
@@ -219,23 +245,39 @@ def tiny_model():
     from cad_mllm.config import CADMLLMConfig
     from cad_mllm.models import CADMLLMModel
     size = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1)
-    return CADMLLMModel(CADMLLMConfig(llm_model_name="tiny", use_lora=False, image_encoder_name="", max_seq_length=512, dtype="float32", llm_config=size)).eval()
+    return CADMLLMModel(
+        CADMLLMConfig(
+            llm_model_name="tiny", use_lora=False, image_encoder_name="", max_seq_length=512, dtype="float32",
+            llm_config=size
+        )
+    ).eval()
 
 
 @freecad
 def test_complete_writes_a_copy_of_the_document(tmp_path):
-    "A model that was not trained writes something; what a person drew is there, to the byte, and the note names the fillet."
+    """A model that was not trained writes something; what a person drew is there, to the byte, and the note names
+    the fillet."""
     from cad_mllm.inference import CADAutocomplete
     half, whole = half_drawn(tmp_path), tmp_path/"whole.FCStd"
     completer = CADAutocomplete(tiny_model(), device="cpu", kernel="manifold")
-    tries = (completer.complete(half, temperature=1., seed=s, max_new_tokens=60, check="none", out=whole, formats=("fcstd",))["metadata"] for s in range(20))
+    tries = (
+        completer.complete(
+            half, temperature=1., seed=s, max_new_tokens=60, check="none", out=whole, formats=("fcstd",)
+        )["metadata"]
+        for s in range(20)
+    )
     meta = next(m for m in tries if m["generated_operations"])
-    assert meta["generated_operations"] and str(whole) in meta["files"] and not any("written from nothing" in n for n in meta["notes"])
+    assert (
+        meta["generated_operations"] and str(whole) in meta["files"]
+        and not any("written from nothing" in n for n in meta["notes"])
+    )
     assert any(n.startswith("Fillet: ") and "did not see it" in n for n in meta["notes"])
     theirs, ours = objects_of(half), objects_of(whole)
     assert [n for n in theirs if ours[n] != theirs[n]] in ([], ["Body"]) and len(ours) > len(theirs)
     before = half.read_bytes()
-    meta = completer.complete(half, temperature=1., seed=1, max_new_tokens=60, check="none", out=half, formats=("fcstd",))["metadata"]
+    meta = completer.complete(
+        half, temperature=1., seed=1, max_new_tokens=60, check="none", out=half, formats=("fcstd",)
+    )["metadata"]
     assert half.read_bytes() == before and any("choose another name" in n for n in meta["notes"])
 
 
@@ -270,14 +312,17 @@ print(f"candidate of {asked.checkpoint}, {asked.caption}")
 
 @freecad
 def test_the_macro_stands_where_freecad_looks_and_completes_the_open_part(tmp_path):
-    "Without a window the first candidate that adds something is taken; the person's file is as it was. A model is not loaded: a stand-in takes the command line as `complete` reads it."
+    """Without a window the first candidate that adds something is taken; the person's file is as it was. A model is
+    not loaded: a stand-in takes the command line as `complete` reads it."""
     import sys
 
     from cad_mllm.checkpoints import save_checkpoint
     from cad_mllm.interop.freecad_macro import macro_text
     checkpoint = save_checkpoint(tiny_model(), tmp_path/"run", stage="stage1_text", step=1, epoch=0, loss=1.0)
     half, root = half_drawn(tmp_path), str(CHECK.parents[1])
-    environment = {**os.environ, "HOME": str(tmp_path), "FREECAD_PART": str(half), "FREECAD_REPORT": str(tmp_path/"report.json")}
+    environment = {
+        **os.environ, "HOME": str(tmp_path), "FREECAD_PART": str(half), "FREECAD_REPORT": str(tmp_path/"report.json")
+    }
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"): environment.pop(name, None)
     command = [sys.executable, "-m", "cad_mllm", "freecad-macro", str(checkpoint), "--num", "2"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
@@ -288,11 +333,17 @@ def test_the_macro_stands_where_freecad_looks_and_completes_the_open_part(tmp_pa
     macro.write_text(macro_text(str(checkpoint), 3, "a 'bracket'", [sys.executable, str(tmp_path/"stand_in.py")]))
     (tmp_path/"driver.py").write_text(MACRO_DRIVER)
     before = half.read_bytes()
-    done = subprocess.run(["freecadcmd", str(tmp_path/"driver.py")], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        ["freecadcmd", str(tmp_path/"driver.py")], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=300
+    )
     assert (tmp_path/"report.json").is_file(), done.stdout[-2000:]
     name, labels = json.loads((tmp_path/"report.json").read_text())
     assert name == str(tmp_path/"half_completed.FCStd") and half.read_bytes() == before and "a 'bracket'" in done.stdout
-    assert sum(l.endswith("(added by the model)") for l in labels) == 1 and {"Sketch", "Pad", "Fillet", "Dimensions"} <= set(labels)
+    assert (
+        sum(l.endswith("(added by the model)") for l in labels) == 1
+        and {"Sketch", "Pad", "Fillet", "Dimensions"} <= set(labels)
+    )
     said = check_in_freecad([half, tmp_path/"half_completed.FCStd"], tmp_path)
     assert said[name]["errors"] == [] and said[name]["volume"] - said[str(half)]["volume"] == pytest.approx(10*20*2)
 
@@ -301,7 +352,10 @@ def test_the_macro_stands_where_freecad_looks_and_completes_the_open_part(tmp_pa
 @real
 def test_real_histories_in_freecad(tmp_path):
     "A few real parts; benchmarks/histories.py does all."
-    programs = {tmp_path/f"{f.stem}.FCStd": CADProgram.from_json(f) for f in sorted(Path(DATA, "deepcad/json").glob("*.json"))[1::20]}
+    programs = {
+        tmp_path/f"{f.stem}.FCStd": CADProgram.from_json(f)
+        for f in sorted(Path(DATA, "deepcad/json").glob("*.json"))[1::20]
+    }
     for path, program in programs.items(): write_freecad(program, path)
     said = check_in_freecad(programs, tmp_path)
     for path, program in programs.items():
@@ -358,7 +412,9 @@ def test_fusion_scripts_run_against_a_recording_stand_in_and_are_read_back():
 
     from cad_mllm.interop.fusion_write import write_fusion
     for program in real_programs():
-        assert build_solid(run_fusion(write_fusion(program))).volume == pytest.approx(build_solid(program).volume, rel=1e-6)
+        assert build_solid(run_fusion(write_fusion(program))).volume == pytest.approx(
+            build_solid(program).volume, rel=1e-6
+        )
 
 
 def test_featurescripts_are_read_back():
@@ -366,7 +422,9 @@ def test_featurescripts_are_read_back():
 
     from cad_mllm.interop.featurescript_write import write_featurescript
     for program in real_programs():
-        assert build_solid(read_featurescript(write_featurescript(program))).volume == pytest.approx(build_solid(program).volume, rel=1e-6)
+        assert build_solid(read_featurescript(write_featurescript(program))).volume == pytest.approx(
+            build_solid(program).volume, rel=1e-6
+        )
 
 
 @pytest.mark.skipif(not shutil.which("openscad"), reason="needs openscad (Debian's package openscad)")
@@ -390,8 +448,10 @@ def test_broken_files_of_every_form_are_refused_and_nothing_else(tmp_path):
     from cad_mllm.interop.histories import read_history
     write_freecad(bracket(), tmp_path/"whole.FCStd")
     gallery = {**bracket().to_json(), "metadata": {"parent_project": "x"}}
-    texts = {"part.FCStd": zipfile.ZipFile(tmp_path/"whole.FCStd").read("Document.xml").decode(), "part.json": json.dumps(gallery),
-             "b3d.py": write_build123d(bracket()), "cq.py": write_cadquery(bracket())}
+    texts = {
+        "part.FCStd": zipfile.ZipFile(tmp_path/"whole.FCStd").read("Document.xml").decode(),
+        "part.json": json.dumps(gallery), "b3d.py": write_build123d(bracket()), "cq.py": write_cadquery(bracket())
+    }
     rng, refused = random.Random(0), 0
     for name, text in texts.items():
         for _ in range(40):
@@ -429,9 +489,16 @@ def test_broken_documents_are_continued_or_refused_and_nothing_else(tmp_path):
 def test_scripts_are_never_executed(tmp_path):
     from cad_mllm.interop.histories import read_history
     made = tmp_path/"made"
-    for body in (f"open({str(made)!r}, 'w')", f"__import__('os').system('touch {made}')", f"(lambda: open({str(made)!r}, 'w'))()"):
-        (tmp_path/"a.py").write_text(f"from build123d import *\nwith BuildPart() as part:\n    with BuildSketch():\n        Circle({body})\n    extrude(amount=1)\n")
-        (tmp_path/"b.py").write_text(f"import cadquery as cq\nx = {body}\npart = cq.Workplane('XY').circle({body}).extrude(1)\n")
+    for body in (
+        f"open({str(made)!r}, 'w')", f"__import__('os').system('touch {made}')", f"(lambda: open({str(made)!r}, 'w'))()"
+    ):
+        (tmp_path/"a.py").write_text(
+            f"from build123d import *\nwith BuildPart() as part:\n    with BuildSketch():\n        Circle({body})\n    "
+            "extrude(amount=1)\n"
+        )
+        (tmp_path/"b.py").write_text(
+            f"import cadquery as cq\nx = {body}\npart = cq.Workplane('XY').circle({body}).extrude(1)\n"
+        )
         for name in ("a.py", "b.py"):
             with pytest.raises(CADFormatError): read_history(tmp_path/name)
     assert not made.exists()
@@ -452,23 +519,32 @@ def test_fusion_gallery_is_read_in_centimetres():
 
 @real
 def test_the_same_design_in_two_forms_agrees_within_the_coarser_ones_precision():
-    "DeepCAD's 8-bit vectors and Text2CAD's minimal JSON against the whole JSON: proportions of the box, and one extrude each."
+    """DeepCAD's 8-bit vectors and Text2CAD's minimal JSON against the whole JSON: proportions of the box, and one
+    extrude each."""
     import numpy as np
 
     from cad_mllm.interop.histories import read_history
-    originals = {f.stem: f for part in ("deepcad", "omni-cad") for f in Path(DATA, part).rglob("*.json") if "json" in f.parts}
+    originals = {
+        f.stem: f for part in ("deepcad", "omni-cad") for f in Path(DATA, part).rglob("*.json") if "json" in f.parts
+    }
 
     def proportions(program):
         size = np.sort(np.ptp(build_solid(program, "manifold").bounding_box, axis=0))
         return size/size[-1]
     agreed = compared = 0
-    for f in [*sorted(Path(DATA, "deepcad/vec").glob("*.h5")), *sorted(Path(DATA, "deepcad/minimal").glob("*.json"))[::3]]:
+    for f in [
+        *sorted(Path(DATA, "deepcad/vec").glob("*.h5")), *sorted(Path(DATA, "deepcad/minimal").glob("*.json"))[::3]
+    ]:
         if f.stem not in originals or f.suffix == ".h5" and not pytest.importorskip("h5py"): continue
         original = CADProgram.from_json(originals[f.stem])
         pushes = [e for e in original.operations() if isinstance(e, Extrude)]
         try: coarse = read_history(f)
         except CADFormatError: continue
-        if len(pushes) != len([e for e in coarse.operations() if isinstance(e, Extrude)]) or any(e.extent != "one" or not e.profiles for e in pushes): continue
+        if (
+            len(pushes) != len([e for e in coarse.operations() if isinstance(e, Extrude)])
+            or any(e.extent != "one" or not e.profiles for e in pushes)
+        ):
+            continue
         compared += 1
         agreed += bool(np.abs(proportions(coarse) - proportions(original)).max() < .02)
     assert agreed >= .85*compared and compared >= 15

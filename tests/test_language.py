@@ -11,7 +11,9 @@ from test_tokens import FRAMES, PART, TEXT
 
 from cad_mllm import CADMLLMConfig
 from cad_mllm.cad import (
-    CADFormatError, CADProgram, circle, Contour, contour_loop, decode, encode, Frame, from_text, get_codec, polygon, rectangle, recover_program, to_text, TOKENS, vocabulary)
+    CADFormatError, CADProgram, circle, Contour, contour_loop, decode, encode, Frame, from_text, get_codec, polygon,
+    rectangle, recover_program, to_text, TOKENS, vocabulary
+)
 
 CAD = Chapter("cad_mllm.cad")
 
@@ -27,18 +29,21 @@ def old_parts():
     wedge.sketch(polygon([(0, 0), (.0123, 0), (0, .0271)]), frame=FRAMES[1])
     wedge.extrude(.02, extent="symmetric")
     slot, ends = CADProgram(), [None, np.array((.035, .005)), None, np.array((-.005, .005))]
-    slot.sketch(contour_loop(Contour(np.array([(0, 0), (.03, 0), (.03, .01), (0, .01)]), ends)), frame=Frame((.001, .002, .003), (.6, .8, 0), (0, 0, 1), (.8, -.6, 0)))
+    slot.sketch(
+        contour_loop(Contour(np.array([(0, 0), (.03, 0), (.03, .01), (0, .01)]), ends)),
+        frame=Frame((.001, .002, .003), (.6, .8, 0), (0, 0, 1), (.8, -.6, 0))
+    )
     slot.extrude(.004, extent="two", distance_two=.0021)
     slot.extrude(.00007, "join")
     return plate, wedge, slot
 
 
 OLD_SEQUENCES = [           # as the program wrote them that made the checkpoints of before
-    ('<cad> <u2> <e-4> <sketch> <+z> <0> <0> <0> <loop> <0> <0> <400> <0> <400> <250> <0> <250> <bore> <100> <125> <40> <new> <one> <50> <sketch> '
-     '<+z> <280> <80> <50> <circle> <20> <20> <20> <cut> <one> <-> <16> <end>'),
+    ('<cad> <u2> <e-4> <sketch> <+z> <0> <0> <0> <loop> <0> <0> <400> <0> <400> <250> <0> <250> <bore> <100> <125> '
+     '<40> <new> <one> <50> <sketch> <+z> <280> <80> <50> <circle> <20> <20> <20> <cut> <one> <-> <16> <end>'),
     ('<cad> <u5> <e-5> <sketch> <-y> <0> <0> <0> <loop> <0> <0> <246> <0> <0> <542> <new> <sym> <400> <end>'),
-    ('<cad> <u1> <e-4> <sketch> <tilted> <276> <187> <394> <93> <394> <93> <-> <28> <30> <-> <4> <loop> <50> <100> <arc> <0> <50> <50> <0> <350> '
-     '<0> <arc> <400> <50> <350> <100> <new> <two> <40> <21> <join> <one> <1> <end>')]
+    ('<cad> <u1> <e-4> <sketch> <tilted> <276> <187> <394> <93> <394> <93> <-> <28> <30> <-> <4> <loop> <50> <100> '
+     '<arc> <0> <50> <50> <0> <350> <0> <arc> <400> <50> <350> <100> <new> <two> <40> <21> <join> <one> <1> <end>')]
 
 
 def calls_of(action):
@@ -56,15 +61,19 @@ def calls_of(action):
 
 
 HOSTILE_TEXT = {
-    "escaped quotes": ('{"a": "', '\\"'), "escaped quotes in an object": ('"a": {"b": ', '\\"'), "strings that never end": ('"a": [', '"\\",\\",\\'),
-    "braces": ('"a": ', "{"), "brackets": ('"S": ', "["), "objects in objects": ("", '{"a": '), "open sketches": ("", '{"S": {"type": "Sketch", '),
-    "open sketches with a stray brace": ("", '"S": {"type": "Sketch", x{'), "members that are none": ('"a": {', "!,"), "a long name": ('"' + "a"*20_000 + '": {"x": [', "!,"),
-    "types of nothing": ("", '"type": "Sketch",'), "digits": ('"S": {"type": "Sketch", "a": ', "9"), "a wide open sketch": ('"S": {"type": "Sketch", ', '"x": {},')}
+    "escaped quotes": ('{"a": "', '\\"'), "escaped quotes in an object": ('"a": {"b": ', '\\"'),
+    "strings that never end": ('"a": [', '"\\",\\",\\'), "braces": ('"a": ', "{"), "brackets": ('"S": ', "["),
+    "objects in objects": ("", '{"a": '), "open sketches": ("", '{"S": {"type": "Sketch", '),
+    "open sketches with a stray brace": ("", '"S": {"type": "Sketch", x{'), "members that are none": ('"a": {', "!,"),
+    "a long name": ('"' + "a"*20_000 + '": {"x": [', "!,"), "types of nothing": ("", '"type": "Sketch",'),
+    "digits": ('"S": {"type": "Sketch", "a": ', "9"), "a wide open sketch": ('"S": {"type": "Sketch", ', '"x": {},')
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE_TEXT)
 def test_broken_text_is_read_in_linear_time(name):
-    "Twice the text costs about twice the calls, and no character is looked at more often than the reader allows itself."
+    """Twice the text costs about twice the calls, and no character is looked at more often than the reader allows
+    itself."""
     start, piece = HOSTILE_TEXT[name]
     once, twice = (calls_of(lambda num=num: recover_program(start + piece*num)) for num in (1000, 2000))
     assert twice < 2.6*once + 1000
@@ -75,7 +84,10 @@ def test_broken_text_is_read_in_linear_time(name):
 
 
 def test_large_texts_of_a_stranger_end_with_a_documented_error():
-    for text in ('{"a": "' + '\\"'*200_000, '"a": ' + "{"*60_000, '{"S": {"type": "Sketch", '*20_000, '{"a": '*20_000, "[1]", '"text"', "9"*5000, "["*60_000):
+    for text in (
+        '{"a": "' + '\\"'*200_000, '"a": ' + "{"*60_000, '{"S": {"type": "Sketch", '*20_000, '{"a": '*20_000, "[1]",
+        '"text"', "9"*5000, "["*60_000
+    ):
         for read in (recover_program, get_codec("json").decode, get_codec("text").decode, from_text):
             with pytest.raises(CADFormatError): read(text)
 
@@ -102,7 +114,10 @@ def test_operations_are_found_without_searching_lists():
 
 def test_references_and_numbers_may_lie_as_deep_as_they_like():
     data, ids = PART.to_json(), [f"S{i}" for i in range(5000)]
-    entities = {i: {**data["entities"]["S0"], "reference_plane": {"entity": after}} for i, after in zip(ids, [*ids[1:], ids[-2]])}
+    entities = {
+        i: {**data["entities"]["S0"], "reference_plane": {"entity": after}}
+        for i, after in zip(ids, [*ids[1:], ids[-2]])
+    }
     with pytest.raises(CADFormatError, match=r"cyclic reference S4998 -> S4999 -> S4998"):
         CADProgram.from_json(dict(entities=entities, sequence=[dict(entity=i) for i in ids]))
     value = "9"*5000
@@ -125,20 +140,29 @@ def mutated(rng, text, pieces):
     for _ in range(rng.integers(1, 6)):
         at, other = rng.integers(0, len(text) + 1, 2)
         span = text[at:at + rng.integers(1, 40)]
-        text = text[:at] + [span*2, "", pieces[rng.integers(len(pieces))], text[other:other + 20]][rng.integers(4)] + text[at + len(span):]
+        text = text[:at] + [
+            span*2, "", pieces[rng.integers(len(pieces))], text[other:other + 20]
+        ][rng.integers(4)] + text[at + len(span):]
     return text
 
 
 def test_fuzzed_histories_text_tokens_and_recovery():
     "Seeded damage: every reader answers or raises its documented error. CAD_FUZZ_CASES sets how many cases."
     rng = np.random.default_rng(0)
-    words = ["{", "}", "[", "]", '"', ",", ":", "null", "NaN", "1e999", "-", "9"*30, '"type": "Sketch"', "{"*50, "\\", "\ud83d", "\x00"]
+    words = [
+        "{", "}", "[", "]", '"', ",", ":", "null", "NaN", "1e999", "-", "9"*30, '"type": "Sketch"', "{"*50, "\\",
+        "\ud83d", "\x00"
+    ]
     tokens, plain = encode(PART), to_text(PART)
     for case in range(int(os.environ.get("CAD_FUZZ_CASES", "60"))):
-        text, line = mutated(rng, TEXT, words), mutated(rng, plain, [" loop ", " arc ", " -3 ", " 1.5 ", "\nend", "0.0001", "sketch"])
+        text = mutated(rng, TEXT, words)
+        line = mutated(rng, plain, [" loop ", " arc ", " -3 ", " 1.5 ", "\nend", "0.0001", "sketch"])
         cut = list(tokens)
         for _ in range(rng.integers(1, 4)): cut[rng.integers(len(cut))] = TOKENS[rng.integers(len(TOKENS))]
-        reads = [(recover_program, text), (get_codec("json").decode, text), (from_text, line), (get_codec("text").decode, line), (decode, cut), (get_codec("tokens").decode, cut)]
+        reads = [
+            (recover_program, text), (get_codec("json").decode, text), (from_text, line),
+            (get_codec("text").decode, line), (decode, cut), (get_codec("tokens").decode, cut)
+        ]
         for read, value in reads:
             try: part = read(value)
             except CADFormatError: continue
@@ -167,7 +191,10 @@ def hooks():
         along, across = np.array((np.sin(tilt), np.cos(tilt))), np.array((np.cos(tilt), -np.sin(tilt)))
         def at(x, y, along=along, across=across): return .001*x*across + .001*y*along
         length = top*1000
-        corners = [at(0, 0), at(3.2, 0), at(3.2, length), at(8.2, length), at(8.2, 0), at(11.4, 0), at(11.4, length + 1), at(0, length + 1)]
+        corners = [
+            at(0, 0), at(3.2, 0), at(3.2, length), at(8.2, length), at(8.2, 0), at(11.4, 0), at(11.4, length + 1),
+            at(0, length + 1)
+        ]
         ends = [at(1.6, 1.6), None, at(5.7, length + 2.5), None, at(9.8, 1.6), None, at(5.7, length + 6.7), None]
         part = CADProgram()
         part.sketch(contour_loop(Contour(np.array(corners), ends)))
@@ -186,4 +213,7 @@ def test_rounding_never_makes_a_valid_loop_cross_itself():
         assert encode(again) == tokens
         before, after = build_solid(part, kernel="occ"), build_solid(again, kernel="occ")
         assert before.is_valid and after.is_valid and after.volume == pytest.approx(before.volume, rel=.02)
-        assert not any(CAD.crosses_at_a_corner(CAD.fine_contour(l)) for op in CAD.to_records(part)[0].ops[:1] for p in op.profiles for l in p)
+        assert not any(
+            CAD.crosses_at_a_corner(CAD.fine_contour(l)) for op in CAD.to_records(part)[0].ops[:1] for p in op.profiles
+            for l in p
+        )

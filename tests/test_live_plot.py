@@ -1,6 +1,7 @@
 """The plot of the panel in a real browser: values, zoom, legend, tabs, clicks that select a checkpoint.
 
-Screenshots go to the folder named by SHOTS (default: pytest's temporary folder). Every wait is for something that can be seen."""
+Screenshots go to the folder named by SHOTS (default: pytest's temporary folder). Every wait is for something that can
+be seen."""
 import json
 import os
 import re
@@ -12,7 +13,10 @@ from browser_util import browser_page, kill_kernel, missing, server, write_noteb
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")]
 WAIT = 120_000  # milliseconds; only ever waited for in full when something is broken
-LONG = "a run whose name tells each of its settings, one after the other, learning rate 0.0003, batch 16, and the day it began on, in full"
+LONG = (
+    "a run whose name tells each of its settings, one after the other, learning rate 0.0003, batch 16, and the day it "
+    "began on, in full"
+)
 
 
 @pytest.fixture
@@ -44,20 +48,28 @@ def example(tmp_path_factory):
 
 
 def notebook(tmp_path, folder, *before, after="panel"):
-    return write_notebook(tmp_path/"panel.ipynb", *before, f"from cad_mllm.panel import CheckpointPanel\npanel = CheckpointPanel({str(folder)!r})\n{after}")
+    return write_notebook(
+        tmp_path/"panel.ipynb", *before,
+        f"from cad_mllm.panel import CheckpointPanel\npanel = CheckpointPanel({str(folder)!r})\n{after}"
+    )
 
 
 class Plot:
     "The plot in a page, as a person handles it: places are told as a share of the drawing."
     def __init__(self, page, number=0):
-        self.page, self.box, self.iframe = page, page.locator(".live-plot").nth(number), page.locator(".live-plot iframe").nth(number)
+        self.page = page
+        self.box = page.locator(".live-plot").nth(number)
+        self.iframe = page.locator(".live-plot iframe").nth(number)
         self.inside = self.iframe.content_frame
         self.inside.locator("body[data-ready]").wait_for()
         self.until("() => shown().length > 0 && box")
         self.iframe.scroll_into_view_if_needed()
 
     def see(self, code, arg=None): return self.inside.locator("body").evaluate(f"(_, arg) => ({code})(arg)", arg)
-    def until(self, code): self.inside.locator("body").evaluate(f"async () => {{ while (!({code})()) await new Promise(done => setTimeout(done, 30)) }}", timeout=WAIT)
+    def until(self, code):
+        self.inside.locator("body").evaluate(
+            f"async () => {{ while (!({code})()) await new Promise(done => setTimeout(done, 30)) }}", timeout=WAIT
+        )
     def text(self, name): return self.inside.locator(name).inner_text()
 
     def spot(self, code, arg=None):
@@ -68,20 +80,37 @@ class Plot:
         return at["x"] + x, at["y"] + y
 
     def mark_of(self, run, step):
-        return self.spot("([name, step]) => place(marks(shown().find(r => r.name == name)).find(m => m.mark.step == step && m.mark.kind != 'damaged'))", [run, step])
+        return self.spot(
+            "([name, step]) => place(marks(shown().find(r => r.name == name)).find(m => m.mark.step == step && "
+            "m.mark.kind != 'damaged'))",
+            [run, step]
+        )
 
     def point_of(self, run, step):
-        return self.spot("([name, step]) => { const s = series(shown().find(r => r.name == name)), t = table(shown().find(r => r.name == name)).step, k = s.i.findIndex(i => t[i] == step); return [box.X(s.x[k]), box.Y(s.y[k])] }", [run, step])
+        return self.spot(
+            "([name, step]) => { const s = series(shown().find(r => r.name == name)), t = table(shown().find(r => "
+            "r.name == name)).step, k = s.i.findIndex(i => t[i] == step); return [box.X(s.x[k]), box.Y(s.y[k])] }",
+            [run, step]
+        )
 
     def hover(self, place):
         self.page.mouse.move(place[0] - 40, place[1])
         self.page.mouse.move(*place)
         self.until("() => !$('tip').hidden")
 
-    def values(self): return self.see("() => [...document.querySelectorAll('#tip [data-run]')].map(r => [r.dataset.run, Number(r.dataset.step), Number(r.querySelector('b').textContent)])")
+    def values(self):
+        return self.see(
+            "() => [...document.querySelectorAll('#tip [data-run]')].map(r => [r.dataset.run, Number(r.dataset.step), "
+            "Number(r.querySelector('b').textContent)])"
+        )
     def range(self): return self.see("() => [box.x0, box.x1]")
-    def pixels(self, color): return self.see("""color => { const c = $('curves'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, w = [1, 3, 5].map(i => parseInt(color.slice(i, i + 2), 16));
-        let n = 0; for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200 && Math.abs(d[i] - w[0]) + Math.abs(d[i + 1] - w[1]) + Math.abs(d[i + 2] - w[2]) < 12) n++; return n }""", color)
+    def pixels(self, color): return self.see("""color => {
+        const c = $('curves'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        const w = [1, 3, 5].map(i => parseInt(color.slice(i, i + 2), 16));
+        const off = i => Math.abs(d[i] - w[0]) + Math.abs(d[i + 1] - w[1]) + Math.abs(d[i + 2] - w[2]);
+        let n = 0;
+        for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200 && off(i) < 12) n++;
+        return n }""", color)
 
 
 def logged(folder, run):
@@ -110,8 +139,16 @@ def test_the_plot_answers(example, page):
         plot.hover(plot.point_of("brackets", 50))
         assert ["brackets", 50, rows["brackets"][50][key]] in plot.values()
     plot.inside.locator("#tabs button", has_text="Validation").click()
-    saved = {e["step"]: e["val_loss"] for e in map(json.loads, (folder/"brackets"/"events.jsonl").read_text().splitlines()) if e["event"] == "checkpoint"}
-    plot.hover(plot.spot("() => { const s = series(shown().find(r => r.name == 'brackets')); return [box.X(s.x[2]) - 20, box.Y(s.y[2])] }"))
+    saved = {
+        e["step"]: e["val_loss"] for e in map(json.loads, (folder/"brackets"/"events.jsonl").read_text().splitlines())
+        if e["event"] == "checkpoint"
+    }
+    plot.hover(
+        plot.spot(
+            "() => { const s = series(shown().find(r => r.name == 'brackets')); return [box.X(s.x[2]) - 20, "
+            "box.Y(s.y[2])] }"
+        )
+    )
     assert ["brackets", 60, saved[60]] in plot.values()
 
     plot.inside.locator("#tabs button", has_text="Loss").click()
@@ -144,7 +181,10 @@ def test_zoom_stays_while_the_run_goes_on(tmp_path, folder, page):
         show(page)
         plot = Plot(page)
         whole = plot.range()
-        def place(x, y=.5): return plot.spot("([x, y]) => [box.left + x*(box.right - box.left), box.top + y*(box.bottom - box.top)]", [x, y])
+        def place(x, y=.5):
+            return plot.spot(
+                "([x, y]) => [box.left + x*(box.right - box.left), box.top + y*(box.bottom - box.top)]", [x, y]
+            )
         page.mouse.move(*place(.5))
         page.mouse.down()
         page.mouse.move(*place(.6), steps=3)
@@ -157,7 +197,8 @@ def test_zoom_stays_while_the_run_goes_on(tmp_path, folder, page):
         page.mouse.wheel(0, -300)                                    # the plot has the focus since it was pressed
         plot.until(f"() => box.x1 - box.x0 < {.2*width}")
         seen = plot.range()
-        with open(folder/"brackets"/"metrics.jsonl", "a") as f: f.write(json.dumps(dict(logged(folder, "brackets")[180], step=181, loss=.0625)) + "\n")
+        with open(folder/"brackets"/"metrics.jsonl", "a") as f:
+            f.write(json.dumps(dict(logged(folder, "brackets")[180], step=181, loss=.0625)) + "\n")
         page.locator("[class*='-refresh']").first.click()
         plot.until("() => shown().find(r => r.name == 'brackets').columns.loss.includes(.0625)")
         assert plot.range() == seen
@@ -176,12 +217,16 @@ def test_zoom_stays_while_the_run_goes_on(tmp_path, folder, page):
 
 
 def story(page, show):
-    "A click on a mark selects that checkpoint, in the table and in the plot; again and again; the keyboard does it too."
+    """A click on a mark selects that checkpoint, in the table and in the plot; again and again; the keyboard does it
+    too."""
     show(page)
     plot = Plot(page)
     for run, step in (("brackets", 20), ("brackets", 160), ("flanges", 40), ("brackets", 20)):
         page.mouse.click(*plot.mark_of(run, step))
-        plot.until(f"() => tail.picked && marks(shown().find(r => r.name == '{run}')).find(m => m.mark.key == tail.picked)?.mark.step == {step} && !sent")
+        plot.until(
+            f"() => tail.picked && marks(shown().find(r => r.name == '{run}')).find(m => m.mark.key == "
+            f"tail.picked)?.mark.step == {step} && !sent"
+        )
         picked(page, f"checkpoint-step{step}-")
     page.mouse.click(*plot.mark_of("brackets", 20))                  # the same one again is heard as well
     plot.until("() => !sent")
@@ -215,7 +260,11 @@ def test_a_click_selects_in_jupyterlab(tmp_path, folder, page):
         assert plot.values()
 
 
-@pytest.mark.skipif(not os.environ.get("IPYWIDGETS7_PYTHON"), reason="set IPYWIDGETS7_PYTHON to the python of an environment with ipywidgets 7.7.1, notebook 6.5.7 and widgetsnbextension 3.6.6")
+@pytest.mark.skipif(
+    not os.environ.get("IPYWIDGETS7_PYTHON"),
+    reason="set IPYWIDGETS7_PYTHON to the python of an environment with ipywidgets 7.7.1, notebook 6.5.7 and "
+    "widgetsnbextension 3.6.6"
+)
 def test_a_click_selects_with_ipywidgets_7(tmp_path, folder, page):
     with server("notebook6", notebook(tmp_path, folder), python=os.environ["IPYWIDGETS7_PYTHON"]) as show:
         story(page, show)
@@ -229,11 +278,16 @@ def test_clicks_during_a_cell_wait_and_the_last_one_counts(tmp_path, folder, pag
     with server("lab", notebook(tmp_path, folder)) as show:
         show(page)
         plot = Plot(page)
-        page.evaluate("code => { jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}) }", busy)
+        page.evaluate(
+            "code => { jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}) }", busy
+        )
         for step in (20, 40, 160): page.mouse.click(*plot.mark_of("brackets", step))
         plot.inside.locator("#said", has_text="Queued").wait_for()
         (tmp_path/"go").touch()
-        plot.until("() => !sent && marks(shown().find(r => r.name == 'brackets')).find(m => m.mark.key == tail.picked)?.mark.step == 160")
+        plot.until(
+            "() => !sent && marks(shown().find(r => r.name == 'brackets')).find(m => m.mark.key == "
+            "tail.picked)?.mark.step == 160"
+        )
         picked(page, "checkpoint-step160-")
 
 
@@ -255,7 +309,10 @@ def test_two_panels_do_not_hear_each_other(tmp_path, folder, page):
 def cut_labels(plot):
     "Words of the drawing that do not lie wholly in it."
     labels = plot.see("""() => { const proto = CanvasRenderingContext2D.prototype, fill = proto.fillText, out = [];
-        proto.fillText = function (text, x, y) { const w = this.measureText(text).width, from = this.textAlign == 'right' ? x - w : this.textAlign == 'center' ? x - w/2 : x; out.push([text, from, from + w, y]); fill.apply(this, arguments); };
+        proto.fillText = function (text, x, y) {
+            const w = this.measureText(text).width;
+            const from = this.textAlign == 'right' ? x - w : this.textAlign == 'center' ? x - w/2 : x;
+            out.push([text, from, from + w, y]); fill.apply(this, arguments); };
         draw(); proto.fillText = fill; return out }""")
     wide, tall = plot.see("() => [$('stage').clientWidth, $('stage').clientHeight]")
     assert len(labels) > 8
@@ -277,11 +334,14 @@ def test_nothing_is_cut_at_any_width(tmp_path, folder, page, dark):
                 assert cut_labels(plot) == []
             plot.hover(plot.point_of(LONG, 120))
             page.shot(f"live-plot-{width}-{'dark' if dark else 'light'}")
-            outside = plot.see("""() => [...document.querySelectorAll('button, select, label, #tip, #legend button, #marks')].filter(e => e.checkVisibility()).map(e => [e.innerText, e.getBoundingClientRect()])
+            outside = plot.see("""() => [
+                ...document.querySelectorAll('button, select, label, #tip, #legend button, #marks')
+                ].filter(e => e.checkVisibility()).map(e => [e.innerText, e.getBoundingClientRect()])
                 .filter(([, r]) => r.right > innerWidth + .5 || r.left < -.5).map(([t]) => t)""")
             assert outside == []
             assert plot.see("() => $('tip').scrollWidth <= $('tip').clientWidth")
-            legend, stage = plot.inside.locator("#legend button", has_text="a run whose name"), plot.inside.locator("#stage").bounding_box()
+            legend = plot.inside.locator("#legend button", has_text="a run whose name")
+            stage = plot.inside.locator("#stage").bounding_box()
             assert legend.inner_text() == LONG and legend.bounding_box()["y"] >= stage["y"] + stage["height"] - 1
             assert plot.iframe.bounding_box()["height"] >= plot.see("() => $('plot').offsetHeight")
         assert page.errors == []
@@ -311,13 +371,19 @@ def test_a_hundred_thousand_steps_lose_no_peak(tmp_path, page):
     run = tmp_path/"runs"/"long"
     run.mkdir(parents=True)
     with open(run/"metrics.jsonl", "w") as f:
-        for step in range(1, 100_001): f.write(json.dumps(dict(stage="stage1_text", step=step, loss=9.5 if step == 61_803 else 1 + 1/step, lr=1e-3)) + "\n")
+        for step in range(1, 100_001):
+            f.write(
+                json.dumps(dict(stage="stage1_text", step=step, loss=9.5 if step == 61_803 else 1 + 1/step, lr=1e-3))
+                + "\n"
+            )
     with server("voila", notebook(tmp_path, tmp_path/"runs")) as show:
         show(page)
         plot = Plot(page)
         plot.inside.locator("#weight").select_option("0")
         assert plot.see("() => series(shown()[0]).x.length") == 100_000
-        drawn = plot.see("() => { const s = series(shown()[0]); return thin(s, box.x0, box.x1, 800).map(i => s.i[i] + 1) }")
+        drawn = plot.see(
+            "() => { const s = series(shown()[0]); return thin(s, box.x0, box.x1, 800).map(i => s.i[i] + 1) }"
+        )
         assert len(drawn) < 4*802 and 61_803 in drawn and 1 in drawn and 100_000 in drawn
         plot.hover(plot.point_of("long", 61_803))
         assert re.search(r"9\.5\b", plot.text("#tip"))
@@ -340,7 +406,8 @@ def test_colab_is_told_where_no_text_field_is(example, page):
     example[1](page)
     plot = Plot(page)
     page.evaluate("""() => { document.querySelector('.plot-heard').remove(); window.calls = [];
-        window.google = {colab: {kernel: {accessAllowed: true, invokeFunction: (name, args) => { window.calls.push([name, ...args]); return Promise.resolve() }}}} }""")
+        const heard = (name, args) => { window.calls.push([name, ...args]); return Promise.resolve() };
+        window.google = {colab: {kernel: {accessAllowed: true, invokeFunction: heard}}} }""")
     plot.see("() => { base.callback = 'cad_mllm.pick.here' }")
     page.mouse.click(*plot.mark_of("brackets", 40))
     name, text = page.evaluate("() => window.calls[0]")

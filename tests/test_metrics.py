@@ -12,11 +12,18 @@ from cad_mllm.metrics import (
     chamfer, chamfer_cad_mllm, chamfer_deepcad, cov_mmd_jsd, fscore, iou, normal_consistency,
     relative_segment_error, repair, segment_error, Summary, topology)
 
-CUBE = np.array([t for a, b, c, d in ([0, 2, 1, 3], [0, 1, 4, 5], [1, 3, 5, 7], [3, 2, 7, 6], [2, 0, 6, 4], [4, 5, 6, 7]) for t in ((a, b, c), (c, b, d))])
+CUBE = np.array(
+    [
+        t for a, b, c, d in ([0, 2, 1, 3], [0, 1, 4, 5], [1, 3, 5, 7], [3, 2, 7, 6], [2, 0, 6, 4], [4, 5, 6, 7])
+        for t in ((a, b, c), (c, b, d))
+    ]
+)
 
 
 def box(low=(0, 0, 0), size=(1, 1, 1), faces=CUBE):
-    return np.array([(x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1)])*np.array(size, float) + np.array(low, float), np.asarray(faces)
+    return np.array(
+        [(x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+    )*np.array(size, float) + np.array(low, float), np.asarray(faces)
 
 
 def together(*meshes):
@@ -52,22 +59,34 @@ def test_the_table_of_the_field():
         assert found["closed"] == (name not in ("open cube", "cube minus one triangle", "open tube", "empty")), name
     for shift in ((1, 1, 0), (1, 1, 1)):                     # sharing only an edge, only a vertex
         found = topology(*merged(together(box(), box(shift))))
-        assert (found["components"], found["dangel"], found["fluxee"], found["closed"]) == (2, 0, 0, True) and 0 < found["sir"] < 1
+        assert (
+            (found["components"], found["dangel"], found["fluxee"], found["closed"]) == (2, 0, 0, True)
+            and 0 < found["sir"] < 1
+        )
     assert segment_error(3, 2) == 1 and relative_segment_error(3, 2) == .5
 
 
 def test_a_mesh_means_the_same_however_it_is_written():
-    "Faces in another order, corners rotated, windings turned, vertices doubled as in an STL file, moved and turned in space."
+    """Faces in another order, corners rotated, windings turned, vertices doubled as in an STL file, moved and turned
+    in space."""
     rng = np.random.default_rng(0)
-    for v, f in (box(), box(faces=CUBE[:-2]), together(box(), box((.5, .5, .5))), together(box(), box((3, 0, 0), (1, 2, 1)))):
+    for v, f in (
+        box(), box(faces=CUBE[:-2]), together(box(), box((.5, .5, .5))), together(box(), box((3, 0, 0), (1, 2, 1)))
+    ):
         true = topology(v, f)
         g = np.stack([np.roll(t, rng.integers(3)) for t in rng.permutation(f)])
         turned = np.where(rng.random(len(g))[:, None] < .3, g[:, ::-1], g)
-        for other in ((v, g), (v, turned), (v[f].reshape(-1, 3), np.arange(f.size).reshape(-1, 3)), (v*7 + 3, f), (v.tolist(), f.tolist())):
+        for other in (
+            (v, g), (v, turned), (v[f].reshape(-1, 3), np.arange(f.size).reshape(-1, 3)), (v*7 + 3, f),
+            (v.tolist(), f.tolist())
+        ):
             found = topology(*other)
             assert (found["components"], found["closed"]) == (true["components"], true["closed"])
             assert found["dangel"] == pytest.approx(true["dangel"]) and found["sir"] == pytest.approx(true["sir"])
-        assert topology(v, turned)["fluxee"] == pytest.approx(true["fluxee"]) and topology(v*7, f)["fluxee"] == pytest.approx(49*true["fluxee"])
+        assert (
+            topology(v, turned)["fluxee"] == pytest.approx(true["fluxee"])
+            and topology(v*7, f)["fluxee"] == pytest.approx(49*true["fluxee"])
+        )
 
 
 def test_point_metrics_against_all_pairs():
@@ -77,11 +96,16 @@ def test_point_metrics_against_all_pairs():
         a, b = cloud(rng, num_a), cloud(rng, num_b)
         d = cdist(a[:, :3], b[:, :3])
         one, two = d.min(1), d.min(0)
-        assert chamfer(a, b) == pytest.approx(one.mean() + two.mean()) and chamfer(a, b, squared=True) == pytest.approx((one**2).mean() + (two**2).mean())
+        assert (
+            chamfer(a, b) == pytest.approx(one.mean() + two.mean())
+            and chamfer(a, b, squared=True) == pytest.approx((one**2).mean() + (two**2).mean())
+        )
         p, r = (one < .1).mean(), (two < .1).mean()
         assert fscore(a, b, .1) == pytest.approx(2*p*r/(p + r) if p + r else 0)
         cosines = np.abs(a[:, 3:] @ b[:, 3:].T)
-        assert normal_consistency(a, b) == pytest.approx((cosines[np.arange(num_a), d.argmin(1)].mean() + cosines[d.argmin(0), np.arange(num_b)].mean())/2)
+        assert normal_consistency(a, b) == pytest.approx(
+            (cosines[np.arange(num_a), d.argmin(1)].mean() + cosines[d.argmin(0), np.arange(num_b)].mean())/2
+        )
         scale = .75/np.abs(b[:, :3]).max()
         assert chamfer_deepcad(a, b) == pytest.approx(scale**2*chamfer(a, b, squared=True))
         if num_b > 1: assert chamfer_cad_mllm(a*5, b*5) == pytest.approx(chamfer(a, b)/np.ptp(b[:, :3], axis=0).max())
@@ -110,16 +134,27 @@ def test_iou_of_boxes_against_the_formula():
 @pytest.mark.parametrize("values", ["list", "float32", "torch"])
 def test_any_kind_of_numbers(values):
     torch = pytest.importorskip("torch")
-    kind = dict(list=lambda x: np.asarray(x).tolist(), float32=lambda x: np.asarray(x, np.float32), torch=lambda x: torch.tensor(np.asarray(x, np.float32), requires_grad=True))[values]
+    kind = dict(
+        list=lambda x: np.asarray(x).tolist(), float32=lambda x: np.asarray(x, np.float32),
+        torch=lambda x: torch.tensor(np.asarray(x, np.float32), requires_grad=True)
+    )[values]
     a, b = [[0, 0, 0], [2, 0, 0]], [[0, 0, 0]]
     assert chamfer(kind(a), kind(b)) == 1 and fscore(kind(a), kind(b), 1) == pytest.approx(2/3)
     assert topology(kind(box()[0]), CUBE.tolist() if values == "list" else CUBE)["closed"]
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: chamfer([], [[0, 0, 0]]), "P above 0"), (lambda: chamfer([[0, 0, math.nan]], [[0, 0, 0]]), "NaN"), (lambda: fscore([[0, 0]], [[0, 0, 0]], 1), "shape"),
-    (lambda: topology([[0, 0, math.nan], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]), "NaN"), (lambda: topology(np.eye(3), [[0, 1, 5]]), "vertex 5"), (lambda: topology(np.eye(3), [[0, 1, 2, 0]]), "triangulate"),
-    (lambda: iou(box(), box(faces=CUBE[:-2])), "bounds no volume"), (lambda: relative_segment_error(1, 0), "no pieces")])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: chamfer([], [[0, 0, 0]]), "P above 0"), (lambda: chamfer([[0, 0, math.nan]], [[0, 0, 0]]), "NaN"),
+        (lambda: fscore([[0, 0]], [[0, 0, 0]], 1), "shape"),
+        (lambda: topology([[0, 0, math.nan], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]), "NaN"),
+        (lambda: topology(np.eye(3), [[0, 1, 5]]), "vertex 5"),
+        (lambda: topology(np.eye(3), [[0, 1, 2, 0]]), "triangulate"),
+        (lambda: iou(box(), box(faces=CUBE[:-2])), "bounds no volume"),
+        (lambda: relative_segment_error(1, 0), "no pieces")
+    ]
+)
 def test_what_is_no_cloud_or_mesh_is_said(call, words):
     with pytest.raises(ValueError, match=words): call()
 
@@ -131,7 +166,10 @@ def test_failures_are_counted():
     for i in range(3): s.fail(f"f{i}", ValueError("no"))
     row = {r["metric"]: r for r in s.table()}
     assert s.invalidity_ratio == .3 and (row["iou"]["num"], row["iou"]["undefined"], row["iou"]["failed"]) == (6, 1, 3)
-    assert row["iou"]["mean"] == pytest.approx(.75) and row["iou"]["mean_all"] == pytest.approx(.45) and row["iou"]["median_all"] == pytest.approx(.55)
+    assert (
+        row["iou"]["mean"] == pytest.approx(.75) and row["iou"]["mean_all"] == pytest.approx(.45)
+        and row["iou"]["median_all"] == pytest.approx(.55)
+    )
     assert row["chamfer"]["median_all"] == .1 and row["chamfer"]["mean_all"] == math.inf
     json.dumps(s.to_dict(), allow_nan=False)
 
@@ -163,14 +201,19 @@ def by_cgal(vertices, faces):
 
 def test_self_intersections_against_cgal():
     "Boxes and prisms on a coarse grid, so that they touch in every way; turned, with noise, with holes."
-    pytest.importorskip("CGAL", reason="pip install cgal (GPL, for this comparison only) to compare SIR with CGAL itself")
+    pytest.importorskip(
+        "CGAL", reason="pip install cgal (GPL, for this comparison only) to compare SIR with CGAL itself"
+    )
     from manifold3d import Manifold
     rng, nonzero = np.random.default_rng(1), 0
     for k in range(100):
         parts = []
         for _ in range(rng.integers(1, 5)):
             size, at = rng.integers(1, 4, 3)*.5, rng.integers(-3, 4, 3)*.5
-            body = Manifold.cube(size.tolist()) if rng.random() < .5 else Manifold.cylinder(float(size[2]), float(size[0]), float(size[0]), int(rng.integers(3, 12)))
+            body = (
+                Manifold.cube(size.tolist()) if rng.random() < .5
+                else Manifold.cylinder(float(size[2]), float(size[0]), float(size[0]), int(rng.integers(3, 12)))
+            )
             m = body.translate(at.tolist()).to_mesh64()
             parts.append((np.array(m.vert_properties)[:, :3], np.array(m.tri_verts).astype(int)))
         v, f = together(*parts)

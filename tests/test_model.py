@@ -1,4 +1,5 @@
-"""Two processes: a batch with images on one and none on the other must train as the two batches together do in one process."""
+"""Two processes: a batch with images on one and none on the other must train as the two batches together do in one
+process."""
 import gc
 
 import numpy as np
@@ -9,9 +10,14 @@ import limits
 from cad_mllm.config import CADMLLMConfig
 from cad_mllm.data import Sample
 
-CONFIG = CADMLLMConfig(llm_model_name="tiny", llm_config=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1),
-                       use_lora=True, lora_r=4, lora_dropout=0.0, image_encoder_name="tiny", image_size=32, point_encoder_name="", projector_hidden_dim=32,
-                       projector_dropout=0.0, dtype="float32")
+CONFIG = CADMLLMConfig(
+    llm_model_name="tiny",
+    llm_config=dict(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    ),
+    use_lora=True, lora_r=4, lora_dropout=0.0, image_encoder_name="tiny", image_size=32, point_encoder_name="",
+    projector_hidden_dim=32, projector_dropout=0.0, dtype="float32"
+)
 
 
 def _batches(model):
@@ -19,8 +25,13 @@ def _batches(model):
     rng = np.random.default_rng(0)
     targets = [["<sketch>", "<12>", "<end>"], ["<sketch>", "<7>", "<9>", "<end>"]]
     images = [rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), None]
-    samples = [Sample(id=f"0000/0000000{i}_00001", caption="a plate", prefix=["<cad>"], target=t, kept=0,
-                      modalities=("text", "image") if im is not None else ("text",), image=im, points=None) for i, (t, im) in enumerate(zip(targets, images))]
+    samples = [
+        Sample(
+            id=f"0000/0000000{i}_00001", caption="a plate", prefix=["<cad>"], target=t, kept=0,
+            modalities=("text", "image") if im is not None else ("text",), image=im, points=None
+        )
+        for i, (t, im) in enumerate(zip(targets, images))
+    ]
     return [model.builder.collate([s]) for s in samples]
 
 
@@ -34,8 +45,10 @@ def _worker(rank, store, result):
     model = CADMLLMModel(CONFIG).train()
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     wrapped(_batches(model)[rank])["loss_sum"].backward()
-    # The wrapper's reducer may hold the last reference to the group. Freed after the barrier it would end gloo's threads while it holds the
-    # interpreter's lock, for which such a thread waits to free the barrier's work: so it goes before the last thing that is done together.
+    # The wrapper's reducer may hold the last reference to the group. Freed after the barrier it would end gloo's
+    # threads while it holds the
+    # interpreter's lock, for which such a thread waits to free the barrier's work: so it goes before the last thing
+    # that is done together.
     del wrapped
     gc.collect()
     if rank == 0: torch.save({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, result)

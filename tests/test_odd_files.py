@@ -1,4 +1,5 @@
-"What stands where a small file should be: pipes, folders, devices, deep, large and foreign content. Nothing waits for it, no training and no panel stops for it."
+"""What stands where a small file should be: pipes, folders, devices, deep, large and foreign content. Nothing waits
+for it, no training and no panel stops for it."""
 import json
 import os
 import random
@@ -21,11 +22,20 @@ def sparse(path):
 
 # name -> makes it at a path
 ODD = {
-    "pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: os.symlink("/dev/zero", path), "nowhere": lambda path: os.symlink("/no/such", path), "sparse": sparse,
-    **{name: (lambda path, data=data: Path(path).write_bytes(data)) for name, data in {
-        "empty": b"", "object": b"{}", "list": b"[]", "null": b"null", "text": b'"text"', "open": b'{"step": ', "deep": DEEP.encode(), "deep object": b'{"a":' * 60_000,
-        "within depth": b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "digits": b'{"step": ' + b"9" * 5000 + b"}", "not UTF-8": b'{"stage": "\xff\xfe"}', "UTF-16": '{"step": 1}'.encode("utf-16"),
-        "zeros": bytes(5000), "half a character": b'{"stage": "\\ud83d", "state": "\\ud83d", "notes": "\\ud83d"}', "words": b'{"step": NaN, "loss": Infinity, "lr": -Infinity, "state": NaN}'}.items()}}
+    "pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: os.symlink("/dev/zero", path),
+    "nowhere": lambda path: os.symlink("/no/such", path), "sparse": sparse,
+    **{
+        name: (lambda path, data=data: Path(path).write_bytes(data))
+        for name, data in {
+            "empty": b"", "object": b"{}", "list": b"[]", "null": b"null", "text": b'"text"', "open": b'{"step": ',
+            "deep": DEEP.encode(), "deep object": b'{"a":' * 60_000,
+            "within depth": b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "digits": b'{"step": ' + b"9" * 5000 + b"}",
+            "not UTF-8": b'{"stage": "\xff\xfe"}', "UTF-16": '{"step": 1}'.encode("utf-16"), "zeros": bytes(5000),
+            "half a character": b'{"stage": "\\ud83d", "state": "\\ud83d", "notes": "\\ud83d"}',
+            "words": b'{"step": NaN, "loss": Infinity, "lr": -Infinity, "state": NaN}'
+        }.items()
+    }
+}
 VALUES = [None, True, -1, 0, 10**30, 1e308, "", "x", "\ud83d", "<b>", [], [1], {}, {"a": []}]
 
 
@@ -56,11 +66,15 @@ def test_whoever_looks_at_a_run_takes_what_can_be_read(kind, tmp_path):
     from cad_mllm.training.loop import running_pid
     from cad_mllm.training.run_files import read_run_config
     from cad_mllm.utils import LOCK
-    for name in ("metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "notes.json", LAUNCH, LOCK): put(kind, tmp_path/name)
+    for name in ("metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "notes.json", LAUNCH, LOCK):
+        put(kind, tmp_path/name)
     evaluation_folder(tmp_path/"checkpoint").mkdir()
     put(kind, evaluation_folder(tmp_path/"checkpoint")/"evaluation.json")
     assert read_metrics(tmp_path) == [] or kind == "half a character"
-    assert isinstance(read_events(tmp_path), list) and read_training(tmp_path).state in ("", "\ud83d") and read_notes(tmp_path)["tags"] == []
+    assert (
+        isinstance(read_events(tmp_path), list) and read_training(tmp_path).state in ("", "\ud83d")
+        and read_notes(tmp_path)["tags"] == []
+    )
     assert read_run_config(tmp_path) == {"model": {}, "train": {}, "command": [], "cwd": ""}
     assert not read_curve(tmp_path).rows and running_pid(tmp_path) is None
     assert (find_evaluation(tmp_path/"checkpoint") or {"table": []})["table"] == []
@@ -70,7 +84,9 @@ def test_whoever_looks_at_a_run_takes_what_can_be_read(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["pipe", "folder", "deep", "list", "sparse"])
 def test_a_training_goes_on_whatever_lies_in_its_folder(kind, small_data, tmp_path):
     (out := tmp_path/"o").mkdir()
-    odd = ("metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "wandb_id", "data_report.json", "notes.json")
+    odd = (
+        "metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "wandb_id", "data_report.json", "notes.json"
+    )
     for name in odd: put(kind, out/name)
     process = Training(small_data, out, "--max_steps", 2, "--resume_from_ckpt", "auto")
     process.wait()
@@ -117,19 +133,32 @@ def runs(tmp_path):
 def test_a_panel_shows_the_other_runs(runs):
     "One run for each odd thing, which lies where all of its small files should be."
     for kind in ODD:
-        shutil.copytree(runs/"flanges", runs/kind, ignore=lambda folder, names: [n for n in names if n.startswith("stage")])
-        for name in ("metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "notes.json", "launch.json", "train.log"): put(kind, runs/kind/name)
+        shutil.copytree(
+            runs/"flanges", runs/kind, ignore=lambda folder, names: [n for n in names if n.startswith("stage")]
+        )
+        for name in (
+            "metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "notes.json", "launch.json", "train.log"
+        ):
+            put(kind, runs/kind/name)
     assert look(runs) is None
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_panel_shows_fields_of_odd_kinds(seed, runs):
     rng, run = random.Random(seed + 2), runs/"flanges"
-    def mixed(value): return {k: rng.choice(VALUES) if rng.random() < .4 else mixed(v) if isinstance(v, dict) else v for k, v in value.items()}
-    for name in ("status.json", "run_config.json"): (run/name).write_text(json.dumps(mixed(json.loads((run/name).read_text()))))
+    def mixed(value):
+        return {
+            k: rng.choice(VALUES) if rng.random() < .4 else mixed(v) if isinstance(v, dict) else v
+            for k, v in value.items()
+        }
+    for name in ("status.json", "run_config.json"):
+        (run/name).write_text(json.dumps(mixed(json.loads((run/name).read_text()))))
     for name in ("metrics.jsonl", "events.jsonl"):
         lines = [json.dumps(mixed(json.loads(line))) for line in (run/name).read_text().splitlines()]
         (run/name).write_text("\n".join(lines))
-    for name in ("notes.json", "launch.json"): (run/name).write_text(json.dumps(mixed(dict(notes="n", tags=["t"], pid=1, host="h", command=["a"], state="running"))))
+    for name in ("notes.json", "launch.json"):
+        (run/name).write_text(
+            json.dumps(mixed(dict(notes="n", tags=["t"], pid=1, host="h", command=["a"], state="running")))
+        )
     error = look(runs)
     if error: raise error

@@ -63,20 +63,33 @@ def shards(root, tmp_path_factory):
 @pytest.fixture(scope="module")
 def builder():
     codec = get_codec("tokens")
-    return PromptBuilder(load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec), codec, num_image_tokens=4, num_point_tokens=2, max_seq_length=200)
+    return PromptBuilder(
+        load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec), codec, num_image_tokens=4, num_point_tokens=2,
+        max_seq_length=200
+    )
 
 
 def open_data(root, **kw):
-    return MultimodalAutocompleteDataset(root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, from_scratch_prob=.3, seed=5), **kw})
+    return MultimodalAutocompleteDataset(
+        root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, from_scratch_prob=.3, seed=5), **kw}
+    )
 
 
-def contents(folder): return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix == ".tar" or p.name == INDEX_NAME}
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix == ".tar" or p.name == INDEX_NAME}
 
 
 # --- the same samples ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kw", [{}, dict(sequence_format="json"), dict(sequence_format="text"), dict(split="train", num_val_samples=9), dict(split="val", num_val_samples=9),
-                                dict(max_samples=7), dict(split="train", num_val_samples=9, max_samples=9, modality_probs={"all": 1.0})], ids=str)
+@pytest.mark.parametrize(
+    "kw",
+    [
+        {}, dict(sequence_format="json"), dict(sequence_format="text"), dict(split="train", num_val_samples=9),
+        dict(split="val", num_val_samples=9), dict(max_samples=7),
+        dict(split="train", num_val_samples=9, max_samples=9, modality_probs={"all": 1.0})
+    ],
+    ids=str
+)
 def test_every_sample_of_folder_and_shards_is_equal(root, shards, kw):
     folder, packed = open_data(root, **kw), open_data(shards, **kw)
     assert packed.fingerprint == folder.fingerprint and len(packed) == len(folder) > 0 and repr(packed) == repr(folder)
@@ -85,13 +98,17 @@ def test_every_sample_of_folder_and_shards_is_equal(root, shards, kw):
         assert list(packed.order(epoch)) == list(folder.order(epoch))
         for i in range(len(folder)): assert same(packed.sample(epoch, i), folder.sample(epoch, i))
     assert packed.report == folder.report
-    assert [packed.whole(i).to_json() for i in range(0, len(packed), 5)] == [folder.whole(i).to_json() for i in range(0, len(folder), 5)]
+    assert [packed.whole(i).to_json() for i in range(0, len(packed), 5)] == [
+        folder.whole(i).to_json() for i in range(0, len(folder), 5)
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_begun_on_the_folder_goes_on_from_shards(root, shards, builder, workers):
     whole = [digest(b) for b in batches(open_data(root), builder, epoch=2, batch_size=3)]
-    assert [digest(b) for b in batches(open_data(shards), builder, epoch=2, start=9, batch_size=3, num_workers=workers)] == whole[3:]
+    assert [
+        digest(b) for b in batches(open_data(shards), builder, epoch=2, start=9, batch_size=3, num_workers=workers)
+    ] == whole[3:]
 
 
 def test_histories_that_are_cut_when_read(root, tmp_path):
@@ -103,7 +120,8 @@ def test_histories_that_are_cut_when_read(root, tmp_path):
 
 
 def test_a_run_begun_on_the_folder_resumes_on_shards_to_the_last_bit(tmp_path):
-    "Real processes; killed after five steps; every logged number and every weight of the end is that of the unbroken run on the folder."
+    """Real processes; killed after five steps; every logged number and every weight of the end is that of the
+    unbroken run on the folder."""
     data = write_parts(tmp_path/"data", 8)
     pack(data, tmp_path/"shards", shard_mb=.05)
     flags = ("--save_steps", "2", "--stage3_epochs", "0", "--max_train_samples", "12")
@@ -112,7 +130,11 @@ def test_a_run_begun_on_the_folder_resumes_on_shards_to_the_last_bit(tmp_path):
     broken.kill()
     resumed = Training(tmp_path/"shards", tmp_path/"broken", *flags, "--resume_from_ckpt", "auto", "--num_workers", "1")
     resumed.wait(0)
-    def rows(out): return {r["step"]: {k: v for k, v in r.items() if k not in ("time", "seconds", "tokens_per_second")} for r in read_metrics(out)}
+    def rows(out):
+        return {
+            r["step"]: {k: v for k, v in r.items() if k not in ("time", "seconds", "tokens_per_second")}
+            for r in read_metrics(out)
+        }
     assert rows(tmp_path/"broken") == rows(tmp_path/"whole") and len(rows(tmp_path/"whole")) >= 6
     one, two = (load_file(next((tmp_path/n/"final_model").glob("*model.safetensors"))) for n in ("whole", "broken"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
@@ -123,7 +145,13 @@ def test_tokens_of_another_version_are_not_used(root, shards, monkeypatch):
     expected = [s.target for s in open_data(shards)]
     monkeypatch.setattr(Chapter("cad_mllm.data"), "language_version", lambda: "another")
     other = open_data(shards)
-    monkeypatch.setattr(Pack, "read", (lambda read: lambda self, place, ending: pytest.fail("used") if ending == ".tokens.json" else read(self, place, ending))(Pack.read))
+    monkeypatch.setattr(
+        Pack, "read",
+        (
+            lambda read: lambda self, place, ending: pytest.fail("used") if ending == ".tokens.json"
+            else read(self, place, ending)
+        )(Pack.read)
+    )
     assert not other.files.has_tokens and [s.target for s in other] == expected
 
 
@@ -142,7 +170,10 @@ def test_packing_again_writes_nothing_and_follows_a_change(root, shards, tmp_pat
     pack(copy, out, shard_mb=.03)
     before = {p: p.stat().st_mtime_ns for p in out.glob("shard-*")}
     made = pack(copy, out, shard_mb=.03)
-    assert made["kept_shards"] == made["shards"] == len(before) and {p: p.stat().st_mtime_ns for p in out.glob("shard-*")} == before
+    assert (
+        made["kept_shards"] == made["shards"] == len(before)
+        and {p: p.stat().st_mtime_ns for p in out.glob("shard-*")} == before
+    )
     (copy/"txt/0000.json").write_text((copy/"txt/0000.json").read_text().replace("number 21", "number twenty-one"))
     made = pack(copy, out, shard_mb=.03)
     assert 0 < made["kept_shards"] < made["shards"]
@@ -152,7 +183,8 @@ def test_packing_again_writes_nothing_and_follows_a_change(root, shards, tmp_pat
 
 @pytest.mark.parametrize("moment", range(0, 16, 3))
 def test_killed_while_packing(root, shards, tmp_path, moment):
-    "SIGKILL before one of the renames, flushes and removals; what is there is no pack, and the next run makes the same bytes."
+    """SIGKILL before one of the renames, flushes and removals; what is there is no pack, and the next run makes the
+    same bytes."""
     out = tmp_path/"shards"
     if (pid := os.fork()) == 0:
         try:
@@ -178,7 +210,10 @@ def test_killed_while_packing(root, shards, tmp_path, moment):
 def test_a_full_disk_is_said_in_one_sentence(root, tmp_path, monkeypatch):
     def full(self, data): raise OSError(28, "No space left on device", str(self.path))
     monkeypatch.setattr(pack_module.ShardWriter, "_put", full)
-    with pytest.raises(PackError, match=r"shard-000000.tar: packing stopped \(No space left on device\); free some space .* run again"): pack(root, tmp_path/"shards")
+    with pytest.raises(
+        PackError, match=r"shard-000000.tar: packing stopped \(No space left on device\); free some space .* run again"
+    ):
+        pack(root, tmp_path/"shards")
     assert not list((tmp_path/"shards").glob("*.tar")) and not list((tmp_path/"shards").glob(".shard*"))
 
 
@@ -214,8 +249,14 @@ def test_a_missing_and_a_broken_off_shard_are_named_and_their_samples_counted(sh
     with open(copy/"shard-000003.tar", "r+b") as f: f.truncate(2000)
     with pytest.warns(DataWarning) as said: less = open_data(copy)
     assert len(said) == 1 and "1 missing shard, 1 truncated shard" in str(said[0].message)
-    found = {Path(f).name: int(re.search(r"its (\d+) samples are left out", r)[1]) for f, r in less.skipped if "samples are left out" in r}
-    assert set(found) == {"shard-000001.tar", "shard-000003.tar"} and sum(found.values()) == len(whole) - len(less) > 0 and min(found.values()) > 0
+    found = {
+        Path(f).name: int(re.search(r"its (\d+) samples are left out", r)[1]) for f, r in less.skipped
+        if "samples are left out" in r
+    }
+    assert (
+        set(found) == {"shard-000001.tar", "shard-000003.tar"} and sum(found.values()) == len(whole) - len(less) > 0
+        and min(found.values()) > 0
+    )
     assert all(s is not None for s in less) and {s.id for s in less} < {id for id, _ in samples}
     bad = {b["shard"]: b for b in check_pack(copy)["bad"]}
     assert bad["shard-000001.tar"]["reason"].startswith("missing") and bad["shard-000003.tar"]["lost"]
@@ -232,7 +273,8 @@ def test_held_out_samples_stay_held_out_when_a_shard_is_away(shards, tmp_path):
 
 
 def test_random_damage_never_raises_and_never_gives_another_sample(shards, tmp_path_factory, builder):
-    "Bytes flipped, cut off, overwritten and files removed, before the data set is built or after: a sample is what it was, or it is skipped and named."
+    """Bytes flipped, cut off, overwritten and files removed, before the data set is built or after: a sample is what
+    it was, or it is skipped and named."""
     expected, lost = list(open_data(shards, from_scratch_prob=0)), 0
     by_name = {(s.id, s.kept): s for s in expected}
     for seed in range(12):
@@ -244,7 +286,8 @@ def test_random_damage_never_raises_and_never_gives_another_sample(shards, tmp_p
             if how == 0: raw = raw[:rng.integers(len(raw))]
             elif how == 1:
                 for at in rng.integers(0, len(raw), 8): raw[at] ^= 1 << rng.integers(8)
-            elif how == 2: raw[len(raw)//3:len(raw)//2] = rng.integers(0, 256, len(raw)//2 - len(raw)//3, dtype=np.uint8).tobytes()
+            elif how == 2:
+                raw[len(raw)//3:len(raw)//2] = rng.integers(0, 256, len(raw)//2 - len(raw)//3, dtype=np.uint8).tobytes()
             f.unlink() if how == 3 else f.write_bytes(raw)
         try: ds = ds or open_data(copy, from_scratch_prob=0)
         except DataError as e:
@@ -268,11 +311,13 @@ def test_data_that_goes_away_while_training_stops_the_run(shards, tmp_path, buil
     (copy/"shard-000000.tar").rename(tmp_path/"away")
     ds = open_data(copy, modality_probs={"text": 1.0})
     (copy/"shard-000001.tar").unlink()
-    assert sum(b.num_samples for b in batches(ds, builder, batch_size=1)) < len(ds)      # two shards of several: what is left is read
+    # two shards of several: what is left is read
+    assert sum(b.num_samples for b in batches(ds, builder, batch_size=1)) < len(ds)
     shutil.rmtree(copy)
     ds.files.pack.close()
     ds._cache.clear()
-    with pytest.raises(DataError, match="the data went away while training.*resume"): list(batches(ds, builder, batch_size=2))
+    with pytest.raises(DataError, match="the data went away while training.*resume"):
+        list(batches(ds, builder, batch_size=2))
 
 
 def test_a_shard_replaced_under_a_reader_keeps_giving_what_was_packed(shards, tmp_path):
@@ -292,7 +337,10 @@ def test_a_shard_replaced_under_a_reader_keeps_giving_what_was_packed(shards, tm
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
-def _read_all(ds): return [None if s is None else (s.id, s.kept, len(s.target)) for s in (ds[i] for i in range(len(ds)))], os.getpid(), len(ds.files.pack._handles)
+def _read_all(ds):
+    return [
+        None if s is None else (s.id, s.kept, len(s.target)) for s in (ds[i] for i in range(len(ds)))
+    ], os.getpid(), len(ds.files.pack._handles)
 
 
 def test_one_handle_a_shard_and_process(shards, builder):
@@ -308,7 +356,8 @@ def test_one_handle_a_shard_and_process(shards, builder):
 
 def test_forked_readers_share_handles_without_disturbing_each_other(shards, builder):
     ds = open_data(shards)
-    whole = [digest(b) for b in batches(ds, builder, batch_size=2)]         # all handles are open when the readers are forked
+    # all handles are open when the readers are forked
+    whole = [digest(b) for b in batches(ds, builder, batch_size=2)]
     for workers in (1, 2): assert [digest(b) for b in batches(ds, builder, batch_size=2, num_workers=workers)] == whole
 
 
@@ -328,7 +377,10 @@ def test_opening_a_pack_reads_its_index_and_no_shard(shards, tmp_path, monkeypat
     monkeypatch.setattr("builtins.open", lambda f, *a, **kw: opened.append(str(f)) or real(f, *a, **kw))
     ds = open_data(shards, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
     again = open_data(shards, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
-    assert [f for f in opened if f.endswith(".tar")] == [] and again.fingerprint == ds.fingerprint and again.skipped == ds.skipped
+    assert (
+        [f for f in opened if f.endswith(".tar")] == [] and again.fingerprint == ds.fingerprint
+        and again.skipped == ds.skipped
+    )
 
 
 def spoilt(arrays, name, field, value, at=0):
@@ -339,8 +391,12 @@ def spoilt(arrays, name, field, value, at=0):
     else: changed[name][at] = value
     return changed
 
-REFERENCES = [("shard", "", 999), ("shard", "", -1), ("members", "ending", 999), ("first", "", -1), ("first", "", 10**9, -1), ("first", "", None), ("shard", "", None), ("members", "offset", -5),
-              ("extra_samples", "design", 999), ("extra_samples", "design", -1), ("extra_samples", "suffix", 999), ("extra_samples", "suffix", -1), ("extra_designs", "", None), ("extra_views", "", None), ("extra_clouds", "", None)]
+REFERENCES = [
+    ("shard", "", 999), ("shard", "", -1), ("members", "ending", 999), ("first", "", -1), ("first", "", 10**9, -1),
+    ("first", "", None), ("shard", "", None), ("members", "offset", -5), ("extra_samples", "design", 999),
+    ("extra_samples", "design", -1), ("extra_samples", "suffix", 999), ("extra_samples", "suffix", -1),
+    ("extra_designs", "", None), ("extra_views", "", None), ("extra_clouds", "", None)
+]
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: "-".join(map(str, r)))
 def test_references_of_a_pack_index_are_checked_when_it_is_opened(shards, tmp_path, reference):
@@ -352,11 +408,17 @@ def test_references_of_a_pack_index_are_checked_when_it_is_opened(shards, tmp_pa
     with pytest.raises(DataError, match=f"{INDEX_NAME}: the index is damaged"): open_data(folder)
 
 
-@pytest.mark.parametrize("reference", [("samples", "design", 999), ("samples", "suffix", -1), ("designs", "", None), ("views", "", None)], ids=lambda r: "-".join(map(str, r)))
+@pytest.mark.parametrize(
+    "reference", [("samples", "design", 999), ("samples", "suffix", -1), ("designs", "", None), ("views", "", None)],
+    ids=lambda r: "-".join(map(str, r))
+)
 def test_a_data_index_whose_references_lead_nowhere_is_made_again(root, tmp_path, reference, caplog):
     logging.disable(logging.NOTSET)
     first = open_data(root, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
     with np.load(tmp_path/"i.npz") as data: arrays = {k: data[k] for k in data.files}
     pack_module.save_arrays(tmp_path/"i.npz", spoilt(arrays, *reference))
     again = open_data(root, index_path=tmp_path/"i.npz", report_path=tmp_path/"r.json")
-    assert "is made again" in caplog.text and len(first) == len(again) and [first[i].id for i in range(len(first))] == [again[i].id for i in range(len(again))]
+    assert (
+        "is made again" in caplog.text and len(first) == len(again)
+        and [first[i].id for i in range(len(first))] == [again[i].id for i in range(len(again))]
+    )

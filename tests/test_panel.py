@@ -1,6 +1,8 @@
-"""The panel in real browsers: pick, sort, plot, details; a real tiny training resumed, watched, found again after its kernel was killed, stopped; a part completed and downloaded; prune.
+"""The panel in real browsers: pick, sort, plot, details; a real tiny training resumed, watched, found again after its
+kernel was killed, stopped; a part completed and downloaded; prune.
 
-Screenshots go to the folder named by SHOTS (default: pytest's temporary folder), one at each stage and one where a test fails. Every wait is for something that can be seen."""
+Screenshots go to the folder named by SHOTS (default: pytest's temporary folder), one at each stage and one where a test
+fails. Every wait is for something that can be seen."""
 import importlib.util
 import json
 import os
@@ -29,7 +31,11 @@ def trained(tmp_path_factory, small_data):
     "A run of the real trainer that was stopped after four steps of a very long first stage."
     from small_data import TINY_FLAGS
     output = tmp_path_factory.mktemp("trained")/"real"
-    command = [sys.executable, "-m", "cad_mllm.cli", "train", *TINY_FLAGS, "--data_root", str(small_data), "--output_dir", str(output), "--stage1_epochs", "9999", "--max_steps", "4", "--save_steps", "2", "--max_minutes", "6"] # so that it ends even where a test is killed
+    # so that it ends even where a test is killed
+    command = [
+        sys.executable, "-m", "cad_mllm.cli", "train", *TINY_FLAGS, "--data_root", str(small_data), "--output_dir",
+        str(output), "--stage1_epochs", "9999", "--max_steps", "4", "--save_steps", "2", "--max_minutes", "6"
+    ]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return output
 
@@ -80,7 +86,8 @@ def message(page, text): page.locator(".cadm-message", has_text=text).wait_for()
 def sees(page, name, text): page.locator(f".cadm-{name}", has_text=text).first.wait_for()
 def until(page, condition, arg=None): page.wait_for_function(condition, arg=arg, timeout=WAIT)
 def choose(page, name, text): page.locator(f".cadm-{name} label", has_text=text).last.click()
-def progress(page, pattern): until(page, "p => new RegExp(p).test(document.querySelector('.cadm-progress')?.innerText || '')", pattern)
+def progress(page, pattern):
+    until(page, "p => new RegExp(p).test(document.querySelector('.cadm-progress')?.innerText || '')", pattern)
 
 
 def fill(page, name, text, then=""):
@@ -98,7 +105,10 @@ def unnamed(page):
     "Controls that a screen reader could not name."
     tree = page.locator(".cadm").first.aria_snapshot()
     kinds = "button|textbox|combobox|checkbox|radio|spinbutton|slider|listbox|img|progressbar|tab"
-    return [line.strip() for line in tree.splitlines() if re.match(rf"\s*- ({kinds})( \"[\s\ue000-\uf8ff]*\")?(:| \[|$)", line)]
+    return [
+        line.strip() for line in tree.splitlines()
+        if re.match(rf"\s*- ({kinds})( \"[\s\ue000-\uf8ff]*\")?(:| \[|$)", line)
+    ]
 
 
 def test_a_click_anywhere_on_a_line_counts(tmp_path, folder, page):
@@ -120,12 +130,16 @@ def test_a_click_anywhere_on_a_line_counts(tmp_path, folder, page):
 
 
 def test_runs_first(tmp_path, folder, page):
-    "A line for each run, which sorts, opens, is found, shown and hidden; columns by choice; notes; details and a plot of what is selected."
+    """A line for each run, which sorts, opens, is found, shown and hidden; columns by choice; notes; details and a
+    plot of what is selected."""
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
         ready(page)
         assert len(rows(page)) == 4 and "3 of 3 runs" in page.locator(".cadm").first.inner_text()
-        assert "stopped unexpectedly" in line(page, "flanges").inner_text() and "180 of 180" in line(page, "brackets").inner_text()
+        assert (
+            "stopped unexpectedly" in line(page, "flanges").inner_text()
+            and "180 of 180" in line(page, "brackets").inner_text()
+        )
         page.locator(".cadm-sort-loss").click()
         until(page, "() => document.querySelector('.cadm-sort-loss').innerText.includes('▴')")
         page.shot("panel-runs")
@@ -204,11 +218,14 @@ def start_stand_in(folder, name="night", steps=3000):
     "A training of the stand-in, as the panel would start it."
     import panel_stand_in
     from cad_mllm.panel import TrainForm, start_training
-    return start_training(panel_stand_in.command(TrainForm(str(folder/name), recipe="tiny", changes={"max_steps": steps})), folder/name)
+    return start_training(
+        panel_stand_in.command(TrainForm(str(folder/name), recipe="tiny", changes={"max_steps": steps})), folder/name
+    )
 
 
 def test_after_a_reload_the_page_asks_again(tmp_path, folder, page):
-    "The kernel lives, the page is loaded again, nobody clicks: the step moves on, and the clock tells the time. Without a kernel it says so."
+    """The kernel lives, the page is loaded again, nobody clicks: the step moves on, and the clock tells the time.
+    Without a kernel it says so."""
     process = start_stand_in(folder)
     try:
         with server("lab", panel_notebook(tmp_path, folder)) as show:
@@ -254,7 +271,8 @@ def test_running_now_stops_and_is_taken_over(tmp_path, folder, page):
             strip.locator("button", has_text="Stop").click()
             message(page, "Asked to save and stop")
             progress(page, "everything saved")
-            until(page, "() => !document.querySelector('.cadm-message').innerText.trim()")     # what it asked for has happened
+            # what it asked for has happened
+            until(page, "() => !document.querySelector('.cadm-message').innerText.trim()")
             page.locator(".cadm-run select").select_option(label="flanges")
             progress(page, "another machine")
             assert page.locator(".cadm-start").is_disabled()
@@ -270,7 +288,8 @@ def test_running_now_stops_and_is_taken_over(tmp_path, folder, page):
 
 
 def test_what_was_typed_for_one_run_is_not_taken_for_another(tmp_path, folder, page):
-    "A folder and settings typed under New run are gone under Resume latest; what holds stands in grey; the data is looked at before the start."
+    """A folder and settings typed under New run are gone under Resume latest; what holds stands in grey; the data is
+    looked at before the start."""
     (tmp_path/"nothing").mkdir()
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
@@ -295,7 +314,8 @@ def test_what_was_typed_for_one_run_is_not_taken_for_another(tmp_path, folder, p
         page.locator(".cadm-start", has_text="Resume").click()
         message(page, "Started process")
         progress(page, r"[1-9]\d* of 5000")
-        assert "https://hooks.example/secret" in (folder/"flanges"/"run_config.json").read_text()       # the stand-in writes what it was called with
+        # the stand-in writes what it was called with
+        assert "https://hooks.example/secret" in (folder/"flanges"/"run_config.json").read_text()
         for name in ("launch.json", "train.log"): assert "secret" not in (folder/"flanges"/name).read_text(), name
         page.locator(".cadm-stop:visible:not([disabled])").click()
         progress(page, "everything saved")
@@ -310,7 +330,8 @@ from pathlib import Path
 def evaluate(record, root, num, job):
     out = record.path.parent/f"evaluation-{{record.path.name}}"
     out.mkdir()
-    rows = [dict(name="beginning only", num=num, builds=.5, iou=.4, chamfer=.1), dict(name="text", num=num, builds=.75, iou=.62, chamfer=.05)]
+    rows = [dict(name="beginning only", num=num, builds=.5, iou=.4, chamfer=.1)]
+    rows += [dict(name="text", num=num, builds=.75, iou=.62, chamfer=.05)]
     (out/"evaluation.json").write_text(json.dumps(dict(table=rows, settings=dict(num=num))))
 import cad_mllm.model_card
 def upload(path, name, **settings): return f"https://hub.example/{{name}}"
@@ -318,7 +339,13 @@ cad_mllm.model_card.push_to_hub = upload
 def card(path, name=""): (Path(path).parent/"card.md").write_text("# the card"); return Path(path).parent/"card.md"
 cad_mllm.model_card.write_card = card"""
     (tmp_path/"data").mkdir()
-    with server("voila", panel_notebook(tmp_path, folder, f", command=panel_stand_in.command, evaluator=evaluate, data_root={str(tmp_path/'data')!r}", before)) as show:
+    with server(
+        "voila",
+        panel_notebook(
+            tmp_path, folder,
+            f", command=panel_stand_in.command, evaluator=evaluate, data_root={str(tmp_path/'data')!r}", before
+        )
+    ) as show:
         show(page)
         ready(page)
         line(page, "brackets").locator(".cadm-over").click()
@@ -338,19 +365,28 @@ cad_mllm.model_card.write_card = card"""
         page.shot("panel-quality")
 
 
-OUTSIDE = """() => { const right = document.querySelector('.cadm-tabs').getBoundingClientRect().right, seen = e => e.checkVisibility() && !e.closest('.cadm-table');
-    return [...document.querySelectorAll('.cadm :is(input, select, textarea, button, label, pre, td, h4), .cadm-tabs [role=tab]')].filter(e => seen(e) && (e.getBoundingClientRect().right > right || e.getAttribute('role') == 'tab' && e.scrollWidth > e.clientWidth + 1))
+OUTSIDE = """() => {
+    const right = document.querySelector('.cadm-tabs').getBoundingClientRect().right;
+    const seen = e => e.checkVisibility() && !e.closest('.cadm-table');
+    const cut = e => e.getAttribute('role') == 'tab' && e.scrollWidth > e.clientWidth + 1;
+    const parts = '.cadm :is(input, select, textarea, button, label, pre, td, h4), .cadm-tabs [role=tab]';
+    return [...document.querySelectorAll(parts)]
+        .filter(e => seen(e) && (e.getBoundingClientRect().right > right || cut(e)))
         .map(e => e.tagName + ' ' + (e.innerText || e.placeholder || e.className)) }"""
 
 
 def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
-    "On a phone or beside a notebook the fields become narrower, and the list has two lines for each run; all of its columns come on demand, to scroll within it."
+    """On a phone or beside a notebook the fields become narrower, and the list has two lines for each run; all of
+    its columns come on demand, to scroll within it."""
     page.set_viewport_size(dict(width=420, height=1300))
     wider = "e => e.scrollWidth > e.clientWidth + 1"
     with server("voila", panel_notebook(tmp_path, folder)) as show:
         show(page)
         ready(page)
-        assert not page.locator(".cadm-grid").evaluate(wider) and "0.3452" in line(page, "brackets").inner_text() and "180 of 180" in line(page, "brackets").inner_text()
+        assert (
+            not page.locator(".cadm-grid").evaluate(wider) and "0.3452" in line(page, "brackets").inner_text()
+            and "180 of 180" in line(page, "brackets").inner_text()
+        )
         line(page, "brackets").locator(".cadm-over").click()
         page.locator(".cadm-picked", has_text="complete").wait_for()
         assert not page.locator(".cadm-grid").evaluate(wider)
@@ -360,7 +396,10 @@ def test_in_a_narrow_window_nothing_is_cut_off(tmp_path, folder, page):
         page.locator(".cadm-every input").click()
         until(page, f"() => !({wider})(document.querySelector('.cadm-grid'))")
         line(page, "brackets").locator(".cadm-over").click()
-        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cadm-details table"), ("Train", ".cadm-command pre"), ("Complete", ".cadm-part-caption"), ("Quality", ".cadm-evaluate"), ("Clean up", ".cadm-preview")):
+        for title, sign in (
+            ("Plot", ".live-plot iframe"), ("Details", ".cadm-details table"), ("Train", ".cadm-command pre"),
+            ("Complete", ".cadm-part-caption"), ("Quality", ".cadm-evaluate"), ("Clean up", ".cadm-preview")
+        ):
             tab(page, title)
             page.locator(sign).first.wait_for()
             page.shot(f"panel-narrow-{title.lower().replace(' ', '-')}")
@@ -372,7 +411,10 @@ def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, pa
     with server("voila", panel_notebook(tmp_path, folder), dark=True) as show:
         show(page)
         ready(page)
-        for title, sign in (("Plot", ".live-plot iframe"), ("Details", ".cadm-details table"), ("Train", ".cadm-command pre"), ("Complete", ".cadm-part-caption"), ("Quality", ".cadm-evaluate"), ("Clean up", ".cadm-preview")):
+        for title, sign in (
+            ("Plot", ".live-plot iframe"), ("Details", ".cadm-details table"), ("Train", ".cadm-command pre"),
+            ("Complete", ".cadm-part-caption"), ("Quality", ".cadm-evaluate"), ("Clean up", ".cadm-preview")
+        ):
             tab(page, title)
             page.locator(sign).first.wait_for()
             assert unnamed(page) == [], title
@@ -381,14 +423,21 @@ def test_everything_has_a_name_and_a_place_for_the_keyboard(tmp_path, folder, pa
         reached = set()
         for _ in range(70):
             page.keyboard.press("Tab")
-            reached.add(page.evaluate("() => document.activeElement.closest('[class*=cadm-]')?.className.match(/cadm-[a-z-]+/)?.[0] || ''"))
+            reached.add(
+                page.evaluate(
+                    "() => document.activeElement.closest('[class*=cadm-]')?.className.match(/cadm-[a-z-]+/)?.[0] || ''"
+                )
+            )
         assert {"cadm-tick", "cadm-find", "cadm-over", "cadm-act", "cadm-preview"} <= reached
-        dark = page.evaluate(r"() => getComputedStyle(document.querySelector('.cadm-title')).color.match(/\d+/g).map(Number)")
+        dark = page.evaluate(
+            r"() => getComputedStyle(document.querySelector('.cadm-title')).color.match(/\d+/g).map(Number)"
+        )
         assert min(dark[:3]) > 150                                     # light letters on the dark page
 
 
 def story(page, show, folder, data):
-    "One night: resume a real training, watch it, lose the kernel, find it again, stop it, go on, complete a part with it, prune."
+    """One night: resume a real training, watch it, lose the kernel, find it again, stop it, go on, complete a part
+    with it, prune."""
     run = folder/"real"
     ready(page)
     line(page, "real").locator(".cadm-act").click()                    # Resume: the form is about it
@@ -434,23 +483,34 @@ def story(page, show, folder, data):
     sees(page, "sample-about", "0000/00000002")
     page.locator(".cadm-part-generate").click()
     sees(page, "message", "Done")
-    assert page.locator(".cadm-part-pictures figure").count() >= 1 and page.locator(".cadm-candidate", has_text="The sample itself").count() == 1
+    assert (
+        page.locator(".cadm-part-pictures figure").count() >= 1
+        and page.locator(".cadm-candidate", has_text="The sample itself").count() == 1
+    )
     page.frame_locator(".cadm-part-solid iframe").locator("canvas").wait_for()
     page.shot(f"panel-complete-{page.where}")
-    for kind in ("json", *(["step"] if importlib.util.find_spec("OCP") and "a valid solid" in page.locator(".cadm-part-verdict").inner_text() else [])):
+    for kind in (
+        "json",
+        *(
+            ["step"] if importlib.util.find_spec("OCP")
+            and "a valid solid" in page.locator(".cadm-part-verdict").inner_text() else []
+        )
+    ):
         got = save_as(page, kind, f".{kind}")
         assert got.suggested_filename.endswith(kind) and Path(got.path()).stat().st_size > 84
     prune(page, folder)
 
 
 def save_as(page, kind, ending):
-    "Press a download button and take what its link gives. A click that meets a page which still moves goes elsewhere; it is made again, as a person does."
+    """Press a download button and take what its link gives. A click that meets a page which still moves goes
+    elsewhere; it is made again, as a person does."""
     from playwright.sync_api import TimeoutError
     for _ in range(5):
         try:
             page.locator(f".cadm-part-{kind}").click()
             page.locator(".cadm-part-links a", has_text=ending).last.wait_for(timeout=20_000)
-            with page.expect_download(timeout=20_000) as got: page.locator(".cadm-part-links a", has_text=ending).last.click()
+            with page.expect_download(timeout=20_000) as got:
+                page.locator(".cadm-part-links a", has_text=ending).last.click()
             return got.value
         except TimeoutError: continue
     raise AssertionError(f"nothing was downloaded as {kind} in five tries")
@@ -495,7 +555,11 @@ def test_a_night_in_jupyterlab(tmp_path, night, small_data, page):
         assert page.errors == []
 
 
-@pytest.mark.skipif(not os.environ.get("IPYWIDGETS7_PYTHON"), reason="set IPYWIDGETS7_PYTHON to the python of an environment with ipywidgets 7.7.1, notebook 6.5.7 and widgetsnbextension 3.6.6")
+@pytest.mark.skipif(
+    not os.environ.get("IPYWIDGETS7_PYTHON"),
+    reason="set IPYWIDGETS7_PYTHON to the python of an environment with ipywidgets 7.7.1, notebook 6.5.7 and "
+    "widgetsnbextension 3.6.6"
+)
 def test_a_night_with_ipywidgets_7(tmp_path, night, small_data, page):
     page.where = "ipywidgets7"
     with server("notebook6", panel_notebook(tmp_path, night, ""), python=os.environ["IPYWIDGETS7_PYTHON"]) as show:
@@ -506,10 +570,16 @@ def test_a_night_with_ipywidgets_7(tmp_path, night, small_data, page):
         assert page.errors == []
 
 
-NOTEBOOK7 = os.environ.get("NOTEBOOK7_PYTHON") or (sys.executable if importlib.util.find_spec("notebook") and importlib.util.find_spec("notebook.app") else "")
+NOTEBOOK7 = (
+    os.environ.get("NOTEBOOK7_PYTHON")
+    or (sys.executable if importlib.util.find_spec("notebook") and importlib.util.find_spec("notebook.app") else "")
+)
 
 
-@pytest.mark.skipif(not NOTEBOOK7, reason="pip install notebook, or set NOTEBOOK7_PYTHON to the python of an environment with notebook 7")
+@pytest.mark.skipif(
+    not NOTEBOOK7,
+    reason="pip install notebook, or set NOTEBOOK7_PYTHON to the python of an environment with notebook 7"
+)
 def test_notebook_7(tmp_path, folder, page):
     with server("notebook7", panel_notebook(tmp_path, folder), python=NOTEBOOK7) as show:
         show(page)
@@ -531,22 +601,30 @@ def test_complete_own_files_and_prune(tmp_path, folder, part, page):
     (tmp_path/"partial.json").write_text(json.dumps(part.truncate(2).to_json()))
     (tmp_path/"points.xyz").write_text("".join(f"{x} {y} 0\n" for x in range(9) for y in range(9)))
     Image.new("RGB", (80, 60), "teal").save(tmp_path/"view.png")
-    extra = f', command=panel_stand_in.command, completer=lambda path: panel_stand_in.Echo(json.load(open({str(tmp_path/"whole.json")!r})))'
+    extra = (
+        ', command=panel_stand_in.command, completer=lambda path: '
+        f'panel_stand_in.Echo(json.load(open({str(tmp_path/"whole.json")!r})))'
+    )
     with server("voila", panel_notebook(tmp_path, folder, extra), dark=True) as show:
         show(page)
         ready(page)
         tab(page, "Complete")
         page.locator(".cadm-part-caption textarea").fill("a flange")
-        for kind, file, said in (("partial", "partial.json", "2 operations"), ("image", "view.png", "a picture"), ("points", "points.xyz", "81 points")):
+        for kind, file, said in (
+            ("partial", "partial.json", "2 operations"), ("image", "view.png", "a picture"),
+            ("points", "points.xyz", "81 points")
+        ):
             with page.expect_file_chooser() as chooser: page.locator(f".cadm-upload-{kind}").click()
             chooser.value.set_files(tmp_path/file)
             message(page, said)
-        until(page, "() => document.querySelectorAll('.cadm-part-pictures figure').length == 3")       # seen as soon as it is given
+        # seen as soon as it is given
+        until(page, "() => document.querySelectorAll('.cadm-part-pictures figure').length == 3")
         page.locator(".cadm-part-points input").fill("/no/such.xyz")
         page.locator(".cadm-part-generate").click()
         message(page, "there is no file")
         page.locator(".cadm-part-points input").fill("")
-        until(page, "() => document.querySelectorAll('.cadm-part-pictures figure').length == 2")       # beginning, picture
+        # beginning, picture
+        until(page, "() => document.querySelectorAll('.cadm-part-pictures figure').length == 2")
         page.locator(".cadm-part-num input").fill("3")
         page.locator(".cadm-part-num input").press("Enter")
         page.locator(".cadm-part-generate").click()
@@ -554,7 +632,10 @@ def test_complete_own_files_and_prune(tmp_path, folder, part, page):
         solid = page.frame_locator(".cadm-part-solid iframe")
         solid.locator("#slider").wait_for()
         solid.locator("#name", has_text="5  cut").or_(solid.locator("#name", has_text="5  join")).wait_for()
-        assert page.locator(".cadm-ops .cadm-given").count() == 2 and page.locator(".cadm-ops .cadm-new").count() == 3 and "⌀" in page.locator(".cadm-ops").inner_text()
+        assert (
+            page.locator(".cadm-ops .cadm-given").count() == 2 and page.locator(".cadm-ops .cadm-new").count() == 3
+            and "⌀" in page.locator(".cadm-ops").inner_text()
+        )
         assert page.locator(".cadm-candidate").all_inner_texts()[1].split("\n")[:2] == ["Candidate 2", "fit 0.2"]
         left, right = (page.locator(f".cadm-two > :{which}-child").bounding_box() for which in ("first", "last"))
         assert left["x"] + left["width"] <= right["x"] and right["width"] > left["width"]
@@ -566,7 +647,10 @@ def test_complete_own_files_and_prune(tmp_path, folder, part, page):
         page.locator(".cadm-candidate.cadm-chosen", has_text="Candidate 2").wait_for()
         page.locator(".cadm-candidate .cadm-over").first.click()
         page.locator(".cadm-candidate.cadm-chosen", has_text="Chosen").wait_for()
-        for kind, ending in (("json", ".json"), ("fcstd", ".FCStd"), ("cadquery", "_cq.py"), *([("step", ".step")] if importlib.util.find_spec("OCP") else [])):
+        for kind, ending in (
+            ("json", ".json"), ("fcstd", ".FCStd"), ("cadquery", "_cq.py"),
+            *([("step", ".step")] if importlib.util.find_spec("OCP") else [])
+        ):
             got = save_as(page, kind, ending)
             content = Path(got.path()).read_bytes()
             assert got.suggested_filename.endswith(ending) and len(content) > 84
@@ -586,6 +670,8 @@ def test_answers_do_not_undo_what_is_typed(tmp_path, folder, page):
         page.locator(".cadm-data input").press_sequentially("/no/such/folder", delay=15)
         page.locator(".cadm-max-steps input").press_sequentially("123", delay=15)
         sees(page, "command", "cad-mllm synth")
-        assert (page.locator(".cadm-data input").input_value(), page.locator(".cadm-max-steps input").input_value()) == ("/no/such/folder", "123")
+        assert (
+            page.locator(".cadm-data input").input_value(), page.locator(".cadm-max-steps input").input_value()
+        ) == ("/no/such/folder", "123")
         page.locator(".cadm-data input").fill(str(tmp_path))
         sees(page, "command", "--max_steps 123")

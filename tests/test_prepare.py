@@ -1,4 +1,5 @@
-"Processes, kills and the promises of the synthetic families over many seeds: what a notebook cell is the wrong place for."
+"""Processes, kills and the promises of the synthetic families over many seeds: what a notebook cell is the wrong
+place for."""
 import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -19,12 +20,18 @@ SMALL = dict(image_size=48, num_points=200)
 
 def tree_of(root):
     "Every file but reports and records of failures, with its bytes."
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file() and not p.name.startswith("prepare_")}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file()
+        and not p.name.startswith("prepare_")
+    }
 
 
 def start(root, out, jobs, **more):
     "`prepare` in a process of its own, with its workers in its group."
-    code = f"from cad_mllm.data import prepare; prepare({str(root)!r}, {str(out)!r}, jobs={jobs}, image_size=48, num_points=200, **{more!r})"
+    code = (
+        f"from cad_mllm.data import prepare; prepare({str(root)!r}, {str(out)!r}, jobs={jobs}, image_size=48, "
+        f"num_points=200, **{more!r})"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -86,21 +93,29 @@ def test_workers_give_the_same_tree(source, whole, tmp_path):
 
 
 def test_shards_together_are_the_whole(source, whole, tmp_path):
-    "Three processes at once, one of them killed and started again: the tree of one run, captions in files of their own."
+    """Three processes at once, one of them killed and started again: the tree of one run, captions in files of their
+    own."""
     processes = [start(source, tmp_path, 0, shard=f"{i}/3") for i in (1, 2, 3)]
     wait_for(lambda: len(list(tmp_path.rglob("*.png"))) > 12, processes[0])
     processes[0].send_signal(signal.SIGKILL)
     processes[0].wait()
     processes[0] = start(source, tmp_path, 0, shard="1/3")
     assert [p.wait() for p in processes] == [0, 0, 0]
-    temporary = list(tmp_path.rglob(".tmp-*"))   # of the killed one: younger than an hour, so that no other machine's are taken
+    # of the killed one: younger than an hour, so that no other machine's are taken
+    temporary = list(tmp_path.rglob(".tmp-*"))
     for p in temporary: p.unlink()
-    def captions(tree): return {e["id"]: e["text caption"] for k, v in tree.items() if k.startswith("txt/") for e in json.loads(v)}
+    def captions(tree):
+        return {e["id"]: e["text caption"] for k, v in tree.items() if k.startswith("txt/") for e in json.loads(v)}
     found = tree_of(tmp_path)
-    assert {k: v for k, v in found.items() if not k.startswith("txt/")} == {k: v for k, v in whole.items() if not k.startswith("txt/")}
+    assert {k: v for k, v in found.items() if not k.startswith("txt/")} == {
+        k: v for k, v in whole.items() if not k.startswith("txt/")
+    }
     assert captions(found) == captions(whole)
     reports = [json.loads((tmp_path/f"prepare_report_{i}_of_3.json").read_text()) for i in (1, 2, 3)]
-    assert sum(r["histories"] for r in reports) == 16 and sum(r["products"]["history"].get("failed", 0) for r in reports) == 2
+    assert (
+        sum(r["histories"] for r in reports) == 16
+        and sum(r["products"]["history"].get("failed", 0) for r in reports) == 2
+    )
     assert set(prepare(source, tmp_path, jobs=0, **SMALL)["products"]["images"]) == {"skipped"}
 
 
@@ -146,7 +161,10 @@ def test_a_part_that_hangs_costs_its_timeout_once(source, tmp_path, monkeypatch)
 def test_a_dry_run_writes_nothing_and_counts_what_a_run_makes(source, tmp_path):
     out = tmp_path/"out"
     made = prepare(source, out, jobs=2, dry_run=True, **SMALL)
-    assert not out.exists() and made["todo"] == made["histories"] == 16 and made["sampled"] == 16 and 0 < made["seconds_range"][1]
+    assert (
+        not out.exists() and made["todo"] == made["histories"] == 16 and made["sampled"] == 16
+        and 0 < made["seconds_range"][1]
+    )
     assert "16 of 16 histories lack products" in module.describe_estimate(made)
     prepare(source, out, jobs=0, **SMALL)
     files = [p for f in ("img", "pointcloud", "json_truncated") for p in (out/f).rglob("*") if p.is_file()]
@@ -173,7 +191,8 @@ def test_a_full_disk_ends_the_run_with_one_sentence(source, tmp_path, monkeypatc
     def full(*args): raise OSError(28, "No space left on device")
     monkeypatch.setattr(module, "_write_points", full)
     monkeypatch.setitem(module.PRODUCTS, "points", (module.PRODUCTS["points"][0], full))
-    with pytest.raises(PrepareError, match="No space left on device.*what is complete is kept"): prepare(source, tmp_path, jobs=0, images=False)
+    with pytest.raises(PrepareError, match="No space left on device.*what is complete is kept"):
+        prepare(source, tmp_path, jobs=0, images=False)
 
 
 def test_synthesize_in_workers(tmp_path):
@@ -193,7 +212,8 @@ def test_steps(tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_is_sound(name):
-    "Over several seeds: both kernels build it, agree on its volume, and its history tells its box; each extrude changes it."
+    """Over several seeds: both kernels build it, agree on its volume, and its history tells its box; each extrude
+    changes it."""
     for seed in range(2):
         program, _ = FAMILIES[name](np.random.default_rng([77, seed]))
         box = history_box(program)
@@ -232,7 +252,10 @@ def test_a_folder_of_shapes_becomes_training_histories(tmp_path):
     part.extrude(.02)
     for name in ("plate.stl", "scan.ply"): build_solid(part, "manifold").export(shapes/name)
     (shapes/"broken.stl").write_bytes(b"nothing")
-    command = [sys.executable, "-m", "cad_mllm.cli", "prepare", str(shapes), "--out", str(data), "--from_shapes", "--no-images", "--jobs", "1"]
+    command = [
+        sys.executable, "-m", "cad_mllm.cli", "prepare", str(shapes), "--out", str(data), "--from_shapes",
+        "--no-images", "--jobs", "1"
+    ]
     first = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0, first.stderr
     assert "2 histories of 3 shapes" in first.stdout and "broken.stl" in first.stdout

@@ -15,7 +15,10 @@ def extrudes(program): return [e for e in program.operations() if isinstance(e, 
 
 
 def test_a_part_is_a_pure_function_of_seed_and_number():
-    assert realistic_part(9, 5).program.to_json() == PARTS[5].program.to_json() and realistic_part(9, 5).caption == PARTS[5].caption
+    assert (
+        realistic_part(9, 5).program.to_json() == PARTS[5].program.to_json()
+        and realistic_part(9, 5).caption == PARTS[5].caption
+    )
     assert realistic_part(10, 5).program.to_json() != PARTS[5].program.to_json()
 
 
@@ -40,7 +43,9 @@ def test_what_a_caption_counts_and_measures_is_true():
             match = re.search(rf"(\w+) {noun}s?\b", part.caption)
             assert (words.index(match[1]) if match else 0) == ops.count(kind), part.caption
         if sizes := re.search(r"([\d.]+(?:e\+\d+)?) x ([\d.]+(?:e\+\d+)?) x ([\d.]+(?:e\+\d+)?) mm", part.caption):
-            assert np.allclose([float(v) for v in sizes.groups()], np.ptp(part.solid.bounding_box, axis=0)*1000, rtol=6e-3)
+            assert np.allclose(
+                [float(v) for v in sizes.groups()], np.ptp(part.solid.bounding_box, axis=0)*1000, rtol=6e-3
+            )
             said += 1
     assert said > 8
 

@@ -1,4 +1,5 @@
-"""A run's folder belongs to one run: nothing of an earlier run is lost, mixed or replaced, whoever starts what there."""
+"""A run's folder belongs to one run: nothing of an earlier run is lost, mixed or replaced, whoever starts what
+there."""
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -9,11 +10,15 @@ import pytest
 import torch
 
 from cad_mllm.checkpoints import (
-    BEST, CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, prune_checkpoints, read_record, save_checkpoint, update_best)
+    BEST, CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, prune_checkpoints, read_record,
+    save_checkpoint, update_best
+)
 from cad_mllm.cli import main
 from cad_mllm.checkpoints.upload import deliver
 from cad_mllm.training.run_folder import local_place
-from cad_mllm.training import EXIT_NOT_FINITE, METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_events, read_metrics, train
+from cad_mllm.training import (
+    EXIT_NOT_FINITE, METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_events, read_metrics, train
+)
 from cad_mllm.utils.run_lock import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
 from small_data import make
 from train_runs import FLAGS, configs
@@ -35,13 +40,18 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_is_refused_and_touches_nothin
     out = tmp_path/"o"
     train(*configs(data, out, "--max_steps", 3))
     before = everything(out)
-    with pytest.raises(OccupiedError, match="holds a run at step 3: --resume_from_ckpt auto goes on, another --output_dir starts over, --start_over first moves the old run aside"):
+    with pytest.raises(
+        OccupiedError,
+        match="holds a run at step 3: --resume_from_ckpt auto goes on, another --output_dir starts over, --start_over "
+        "first moves the old run aside"
+    ):
         train(*configs(data, out, "--max_steps", 1))
     with pytest.raises(SystemExit): main(["train", *FLAGS, "--data_root", str(data), "--output_dir", str(out)])
     assert "holds a run at step 3" in capsys.readouterr().err
     train(*configs(data, tmp_path/"other", "--max_steps", 1))
     foreign = str(latest_checkpoint(tmp_path/"other"))
-    with pytest.raises(OccupiedError): train(*configs(data, out, "--resume_from_ckpt", foreign))     # another run's checkpoint is no way in
+    # another run's checkpoint is no way in
+    with pytest.raises(OccupiedError): train(*configs(data, out, "--resume_from_ckpt", foreign))
     assert everything(out) == before
 
 
@@ -64,7 +74,8 @@ def test_start_over_moves_the_old_run_aside_whole(data, tmp_path, capsys):
     assert str(aside) in capsys.readouterr().out and (out/"notes.txt").read_text() == "mine"
     assert {p: (aside/p).read_bytes() for p in saved} == saved
     assert {r.step for r in list_checkpoints(out)} == {1} and [r["step"] for r in read_metrics(out)] == [1]
-    assert train(*configs(data, out, "--max_steps", 2, "--resume_from_ckpt", "auto")).step == 2      # what was saved does not ask to start over again
+    # what was saved does not ask to start over again
+    assert train(*configs(data, out, "--max_steps", 2, "--resume_from_ckpt", "auto")).step == 2
 
 
 def test_what_an_earlier_run_left_on_the_local_disk_never_comes_into_a_new_one(data, tmp_path):
@@ -106,7 +117,9 @@ class Weights:
 
 
 def save(out, step, run, loss, **more):
-    return save_checkpoint(Weights(), out, stage="s", step=step, epoch=0, loss=loss, extra_metadata={"run": run} if run else {}, **more)
+    return save_checkpoint(
+        Weights(), out, stage="s", step=step, epoch=0, loss=loss, extra_metadata={"run": run} if run else {}, **more
+    )
 
 
 def test_best_latest_and_pruning_look_at_their_own_run_only(tmp_path):
@@ -116,9 +129,11 @@ def test_best_latest_and_pruning_look_at_their_own_run_only(tmp_path):
     assert latest_checkpoint(tmp_path).samefile(new[1])
     assert read_record(tmp_path/"s"/BEST).step == 2 and read_record(update_best(tmp_path/"s")).run == "b"
     prune_checkpoints(tmp_path, 1)
-    assert [p.exists() for p in old] == [True, False, True] and new[1].exists()          # the best and the newest of the other run stay
+    # the best and the newest of the other run stay
+    assert [p.exists() for p in old] == [True, False, True] and new[1].exists()
     (new[1]/"model.txt").write_text("broken!")
-    assert latest_checkpoint(tmp_path, quiet=True) is None                 # its best is the same file: rather none than the other run's
+    # its best is the same file: rather none than the other run's
+    assert latest_checkpoint(tmp_path, quiet=True) is None
 
 
 # ---- two trainings in one folder
@@ -134,8 +149,11 @@ def test_two_trainings_in_one_folder_are_refused_and_the_holder_is_named(data, t
     out = tmp_path/"o"
     held_elsewhere(out)
     beats = iter(range(2, 100))
-    monkeypatch.setattr(FolderLock, "__init__", partialmethod(FolderLock.__init__, sleep=lambda s: held_elsewhere(out, next(beats))))
-    with pytest.raises(RunningError, match="process 7 on elsewhere .* is training into this folder.*--take_over"): train(*configs(data, out, "--max_steps", 1))
+    monkeypatch.setattr(
+        FolderLock, "__init__", partialmethod(FolderLock.__init__, sleep=lambda s: held_elsewhere(out, next(beats)))
+    )
+    with pytest.raises(RunningError, match="process 7 on elsewhere .* is training into this folder.*--take_over"):
+        train(*configs(data, out, "--max_steps", 1))
     assert [p.name for p in out.iterdir()] == [LOCK]                       # nothing else was touched
     assert train(*configs(data, out, "--max_steps", 1, "--take_over")).step == 1
     assert not (out/LOCK).exists()                                         # given back
@@ -145,7 +163,8 @@ def test_a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_
     now, said = [0.0], []
     def sleep(seconds): now[0] += seconds
     def lock(): return FolderLock(tmp_path, say=said.append, clock=lambda: now[0], sleep=sleep)
-    for change, waits in ((dict(born=1.0), 0), (dict(pid=2**22 + 3), 0), (dict(host="elsewhere"), PATIENCE)):      # a reused process id, a dead one, another machine
+    # a reused process id, a dead one, another machine
+    for change, waits in ((dict(born=1.0), 0), (dict(pid=2**22 + 3), 0), (dict(host="elsewhere"), PATIENCE)):
         (tmp_path/LOCK).write_text(json.dumps(dict(holder=asdict(replace(this_process(), **change)), beat=9)))
         now[0], mine = 0.0, lock()
         take(mine)
@@ -162,13 +181,16 @@ def test_who_was_taken_over_ends_and_writes_nothing_more(data, tmp_path, monkeyp
             beat(self.lock)
         return asked(self, stopper)
     monkeypatch.setattr(Trainer, "asked_to_stop", seized)
-    with pytest.raises(RunningError, match="process 7 on elsewhere .* has taken over"): train(*configs(data, out, "--max_steps", 9))
+    with pytest.raises(RunningError, match="process 7 on elsewhere .* has taken over"):
+        train(*configs(data, out, "--max_steps", 9))
     assert not list_checkpoints(out) and read_holder((out/LOCK).read_bytes()).host == "elsewhere"
 
 
 def test_no_test_runner_is_named_in_what_is_shipped():
     import cad_mllm
-    assert not [p.name for p in Path(cad_mllm.__file__).parent.rglob("*.py") if "pytest" in p.read_text(encoding="utf-8")]
+    assert not [
+        p.name for p in Path(cad_mllm.__file__).parent.rglob("*.py") if "pytest" in p.read_text(encoding="utf-8")
+    ]
 
 
 # ---- weights become NaN
@@ -188,13 +210,16 @@ def test_weights_become_nan_it_is_said_and_the_run_stops(data, tmp_path, monkeyp
     out = tmp_path/"o"
     spoil(monkeypatch, lambda step: step >= 2)
     flags = ["--stage1_epochs", 9, "--save_steps", 2, "--eval_steps", 100, "--bad_steps", 5]
-    with pytest.raises(NotFiniteError, match="5 steps in a row without a finite loss"): train(*configs(data, out, *flags))
+    with pytest.raises(NotFiniteError, match="5 steps in a row without a finite loss"):
+        train(*configs(data, out, *flags))
     said = capsys.readouterr().out
-    assert "3 steps in a row without a finite loss or gradient (step 5" in said and said.count("going back to") == 1       # once
+    # once
+    assert "3 steps in a row without a finite loss or gradient (step 5" in said and said.count("going back to") == 1
     assert EXIT_NOT_FINITE == NotFiniteError.exit_code == 76
     for file in out.glob("*.json*"):
         assert "NaN" not in file.read_text() and "Infinity" not in file.read_text(), file
-    with pytest.raises(SystemExit) as ended: main(["train", *FLAGS, "--data_root", str(data), "--output_dir", str(tmp_path/"p"), *map(str, flags)])
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *FLAGS, "--data_root", str(data), "--output_dir", str(tmp_path/"p"), *map(str, flags)])
     assert ended.value.code == EXIT_NOT_FINITE
 
 
@@ -205,7 +230,8 @@ def test_a_run_without_finite_numbers_goes_back_once_and_is_then_as_if_nothing_h
     for folder, more in ((out, []), (halved, ["--halve_lr"])):
         seen = []
         with monkeypatch.context() as m:
-            spoil(m, lambda step: step >= 4 and len(seen) < 3 and not seen.append(step))       # three times only: a passing fault
+            # three times only: a passing fault
+            spoil(m, lambda step: step >= 4 and len(seen) < 3 and not seen.append(step))
             assert train(*configs(data, folder, *flags, *more)).step == 9
         back = [e for e in read_events(folder) if e["event"] == "went_back"]
         assert len(back) == 1 and back[0]["step"] == 4 and back[0]["lr_scale"] == (.5 if more else 1)
@@ -214,7 +240,8 @@ def test_a_run_without_finite_numbers_goes_back_once_and_is_then_as_if_nothing_h
     assert [lr for _, _, lr in figures[2][4:]] == pytest.approx([lr/2 for _, _, lr in figures[0][4:]])
     train(*configs(data, halved, *flags[:-1], 10, "--halve_lr", "--resume_from_ckpt", "auto"))
     train(*configs(data, plain, *flags[:-1], 10, "--resume_from_ckpt", "auto"))
-    assert read_metrics(halved)[-1]["lr"] == pytest.approx(read_metrics(plain)[-1]["lr"]/2)      # the halved rate is saved with the run
+    # the halved rate is saved with the run
+    assert read_metrics(halved)[-1]["lr"] == pytest.approx(read_metrics(plain)[-1]["lr"]/2)
 
 
 class Tensors:
@@ -225,14 +252,18 @@ class Tensors:
 
 
 def test_a_checkpoint_with_a_weight_that_is_not_finite_is_marked_and_takes_no_good_ones_place(tmp_path, capsys):
-    def keep(step, value, loss): return save_checkpoint(Tensors(value), tmp_path, stage="s", step=step, epoch=0, loss=loss, keep_last_n=2, is_best=True)
+    def keep(step, value, loss):
+        return save_checkpoint(
+            Tensors(value), tmp_path, stage="s", step=step, epoch=0, loss=loss, keep_last_n=2, is_best=True
+        )
     good = [keep(step, 1.0, 1.0) for step in (1, 2)]
     bad = [keep(step, value, .1) for step, value in ((3, float("nan")), (4, float("inf")), (5, float("nan")))]
     assert all(p.exists() for p in good)                                   # not pruned for the bad ones
     assert latest_checkpoint(tmp_path, quiet=True) == good[1] and read_record(tmp_path/"s"/BEST).step == 2
     record = read_record(bad[0])
     assert record.metadata["not_finite"] == "w in model.safetensors" and not record.complete and not record.is_best
-    with pytest.raises(CheckpointError, match="not finite numbers .*the newest good one is") as refused: load_checkpoint(bad[2], quiet=True)
+    with pytest.raises(CheckpointError, match="not finite numbers .*the newest good one is") as refused:
+        load_checkpoint(bad[2], quiet=True)
     assert str(good[1]) in str(refused.value) or BEST in str(refused.value)
 
 
@@ -252,4 +283,7 @@ def test_complete_refuses_weights_that_are_not_finite(data, tmp_path, monkeypatc
 def test_a_folder_named_stop_is_told_and_stops_nothing(data, tmp_path, capsys):
     (tmp_path/"o"/"stop").mkdir(parents=True)
     result = train(*configs(data, tmp_path/"o", "--max_steps", 2))
-    assert (result.step, result.reason) == (2, "max_steps") and "'stop' in the output folder cannot be removed" in capsys.readouterr().out
+    assert (
+        (result.step, result.reason) == (2, "max_steps")
+        and "'stop' in the output folder cannot be removed" in capsys.readouterr().out
+    )

@@ -15,7 +15,8 @@ def parts(tmp_path_factory):
     return root
 
 
-def ids_of(root): return sorted(p.relative_to(root/"json").with_suffix("").as_posix() for p in (root/"json").rglob("*.json"))
+def ids_of(root):
+    return sorted(p.relative_to(root/"json").with_suffix("").as_posix() for p in (root/"json").rglob("*.json"))
 
 
 def copy_of(parts, tmp_path, *, json_folder="json"):
@@ -25,13 +26,19 @@ def copy_of(parts, tmp_path, *, json_folder="json"):
 
 
 CAPTIONS = {
-    "backslashes": lambda ids: ("a.json", json.dumps([{"id": id.replace("/", "\\"), "text caption": "A part."} for id in ids])),
+    "backslashes": lambda ids: (
+        "a.json", json.dumps([{"id": id.replace("/", "\\"), "text caption": "A part."} for id in ids])
+    ),
     "suffix": lambda ids: ("a.json", json.dumps([{"id": f"{id}.json", "text caption": "A part."} for id in ids])),
-    "folder before": lambda ids: ("a.json", json.dumps([{"id": f"omni/json/{id}", "text caption": "A part."} for id in ids])),
+    "folder before": lambda ids: (
+        "a.json", json.dumps([{"id": f"omni/json/{id}", "text caption": "A part."} for id in ids])
+    ),
     "lines": lambda ids: ("a.jsonl", "\n".join(json.dumps({"uid": id, "caption": "A part."}) for id in ids)),
     "table": lambda ids: ("a.csv", "ID,Caption\n" + "".join(f'{id},"A part."\n' for id in ids)),
     "object": lambda ids: ("a.json", json.dumps({id: "A part." for id in ids})),
-    "byte order mark": lambda ids: ("a.json", "\ufeff" + json.dumps([{"id": id, "text caption": "A part."} for id in ids])),
+    "byte order mark": lambda ids: (
+        "a.json", "\ufeff" + json.dumps([{"id": id, "text caption": "A part."} for id in ids])
+    )
 }
 
 
@@ -45,7 +52,10 @@ def test_attachments_captions_of_every_form(parts, tmp_path, form):
     assert set(ds._captions) == {"A part."} and ds.attachments.num_captions == len(ds._ids) and not ds.report
 
 
-VIEWS = {"capitals": "{id}.PNG", "webp": "{id}_000.webp", "view word": "{id}_view_3.png", "front": "{id}-front.jpg", "folder of the part": "{id}/3.png", "no folder": "{name}_003.png"}
+VIEWS = {
+    "capitals": "{id}.PNG", "webp": "{id}_000.webp", "view word": "{id}_view_3.png", "front": "{id}-front.jpg",
+    "folder of the part": "{id}/3.png", "no folder": "{name}_003.png"
+}
 
 
 @pytest.mark.parametrize("form", VIEWS)
@@ -73,7 +83,10 @@ def test_attachments_behind_a_link_and_clouds_as_ply(parts, tmp_path):
     for id in ids: Image.new("RGB", (20, 20)).save(tmp_path/"away"/f"{id}_000.png")
     os.symlink(tmp_path/"away"/"0000", root/"img"/"0000")
     os.symlink(root, root/"img"/"circle")
-    cloud = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\nend_header\n0 0 0\n.1 0 0\n0 .1 0\n0 0 .1\n"
+    cloud = (
+        "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\nend_header\n0 "
+        "0 0\n.1 0 0\n0 .1 0\n0 0 .1\n"
+    )
     for id in ids:
         (root/"pointcloud"/f"{id}.ply").parent.mkdir(parents=True, exist_ok=True)
         (root/"pointcloud"/f"{id}.ply").write_text(cloud)
@@ -88,9 +101,17 @@ def test_attachments_that_match_nothing_are_counted_and_told(parts, tmp_path):
     for n in range(5): Image.new("RGB", (8, 8)).save(root/"img"/f"thing{n}.png")
     (root/"txt").mkdir()
     (root/"txt"/"a.json").write_text(json.dumps([{"id": "nobody", "text caption": "x"}]))
-    found = MultimodalAutocompleteDataset(root, split="train", num_val_samples=4, index_path=tmp_path/"i.npz").attachments
-    assert found == MultimodalAutocompleteDataset(root, split="train", num_val_samples=4, index_path=tmp_path/"i.npz").attachments
-    assert f"{found.num_parts} parts; captions 0 (txt/ has 1 captions that belong to no part, such as nobody); images 0 (img/ has 5 files that belong to no part, such as thing0.png); points 0" == found.sentence()
+    found = MultimodalAutocompleteDataset(
+        root, split="train", num_val_samples=4, index_path=tmp_path/"i.npz"
+    ).attachments
+    assert found == MultimodalAutocompleteDataset(
+        root, split="train", num_val_samples=4, index_path=tmp_path/"i.npz"
+    ).attachments
+    assert (
+        f"{found.num_parts} parts; captions 0 (txt/ has 1 captions that belong to no part, such as nobody); images 0 "
+        "(img/ has 5 files that belong to no part, such as thing0.png); points 0"
+        == found.sentence()
+    )
     assert len(found.warnings({"image": "stage 2", "points": "stage 3"})) == 2
 
 
@@ -107,8 +128,15 @@ def test_training_says_what_was_found_and_warns(parts, tmp_path, capsys):
     from types import SimpleNamespace
     from cad_mllm.training import Trainer
     root, ids = copy_of(parts, tmp_path)
-    stages = [SimpleNamespace(num_epochs=1, modality_probs={"text": 1.}), SimpleNamespace(num_epochs=1, modality_probs={"text": .5, "text+image": .5}), SimpleNamespace(num_epochs=0, modality_probs={"text+points": 1.})]
-    trainer = SimpleNamespace(world=SimpleNamespace(is_main=True), data=MultimodalAutocompleteDataset(root), train_config=SimpleNamespace(stages=stages))
+    stages = [
+        SimpleNamespace(num_epochs=1, modality_probs={"text": 1.}),
+        SimpleNamespace(num_epochs=1, modality_probs={"text": .5, "text+image": .5}),
+        SimpleNamespace(num_epochs=0, modality_probs={"text+points": 1.})
+    ]
+    trainer = SimpleNamespace(
+        world=SimpleNamespace(is_main=True), data=MultimodalAutocompleteDataset(root),
+        train_config=SimpleNamespace(stages=stages)
+    )
     with pytest.warns(DataWarning) as told: Trainer.tell_data(trainer)
     assert "parts; captions 0; images 0; points 0" in capsys.readouterr().out
     assert {str(w.message).split(",")[0] for w in told} == {"stage 1 asks for captions", "stage 2 asks for images"}
@@ -120,7 +148,9 @@ def test_half_characters_in_captions_are_cleaned_and_counted(parts, tmp_path):
     (root/"txt"/"a.json").write_text(json.dumps([{"id": id, "text caption": "A plate \ud83d"} for id in ids]))
     ds = MultimodalAutocompleteDataset(root, index_path=tmp_path/"index.npz")
     ds = MultimodalAutocompleteDataset(root, index_path=tmp_path/"index.npz")
-    assert ds[0].caption.encode("utf-8") and ds.attachments.cleaned == len(ids) and "cleaned" in ds.attachments.sentence()
+    assert (
+        ds[0].caption.encode("utf-8") and ds.attachments.cleaned == len(ids) and "cleaned" in ds.attachments.sentence()
+    )
 
 
 def test_cad_json_is_a_folder_of_histories(parts, tmp_path):

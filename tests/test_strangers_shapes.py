@@ -22,7 +22,9 @@ from cad_mllm.metrics import score
 CASES = Path(os.environ.get("CAD_CASES_ROOT", "nowhere"))
 with_cases = pytest.mark.skipif(not CASES.is_dir(), reason="set CAD_CASES_ROOT to the folder of cases")
 CHANNEL = [(0, 0), (50, 0), (50, 30), (40, 30), (40, 10), (10, 10), (10, 30), (0, 30)]
-TETRA = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)], float), np.array([(0, 2, 1), (0, 1, 3), (1, 2, 3), (0, 3, 2)])
+TETRA = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)], float), np.array(
+    [(0, 2, 1), (0, 1, 3), (1, 2, 3), (0, 3, 2)]
+)
 
 
 def channel_obj():
@@ -39,13 +41,21 @@ def test_concave_polygons_are_cut_as_they_are(tmp_path):
     assert np.isclose(mesh.volume, 900*2.5) and mesh.is_watertight
     x, y = mesh.points(4000)[:, :2].T
     assert not ((x > 10.01) & (x < 39.99) & (y > 10.01)).any()
-    body = "ply\nformat ascii 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    body = (
+        "ply\nformat ascii 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\nelement face "
+        "1\nproperty list uchar int vertex_indices\nend_header\n"
+    )
     (tmp_path/"c.ply").write_text(body + "".join(f"{x} {y} 0\n" for x, y in CHANNEL) + "8 0 1 2 3 4 5 6 7\n")
     assert np.isclose(read_mesh(tmp_path/"c.ply").area, 900)
 
 
 def stl_text(vertices, faces):
-    corners = "".join("FACET NORMAL 0 0 0\nOUTER LOOP\n" + "".join("VERTEX {} {} {}\n".format(*vertices[i]) for i in f) + "ENDLOOP\nENDFACET\n" for f in faces)
+    corners = "".join(
+        "FACET NORMAL 0 0 0\nOUTER LOOP\n" + "".join(
+            "VERTEX {} {} {}\n".format(*vertices[i]) for i in f
+        ) + "ENDLOOP\nENDFACET\n"
+        for f in faces
+    )
     return f"SOLID X\n{corners}ENDSOLID X\n"
 
 
@@ -60,16 +70,23 @@ def test_stl_in_capitals_and_binary_that_begins_with_solid(tmp_path):
 
 def test_faces_given_twice_and_unwelded_are_one_body(tmp_path):
     v, f = TETRA
-    def obj(faces): return "".join("v {} {} {} .1 .2 .3 # corner\n".format(*v[i]) for t in faces for i in t) + "".join(f"f {3*k + 1} \\\n{3*k + 2} {3*k + 3} # face\n" for k in range(len(faces)))
+    def obj(faces):
+        return "".join("v {} {} {} .1 .2 .3 # corner\n".format(*v[i]) for t in faces for i in t) + "".join(
+            f"f {3*k + 1} \\\n{3*k + 2} {3*k + 3} # face\n" for k in range(len(faces))
+        )
     for faces in (f, np.concatenate([f, f]), np.concatenate([f, f[:, ::-1]])):
         (tmp_path/"t.obj").write_text(obj(faces))
         mesh = read_mesh(tmp_path/"t.obj")
-        assert (len(mesh.vertices), len(mesh.faces), mesh.is_watertight) == (4, 4, True) and np.isclose(mesh.volume, 1/6)
+        assert (
+            (len(mesh.vertices), len(mesh.faces), mesh.is_watertight) == (4, 4, True) and np.isclose(mesh.volume, 1/6)
+        )
 
 
 def test_off_and_gltf_come_along(tmp_path):
     v, f = TETRA
-    (tmp_path/"t.off").write_text("OFF\n4 4 0\n" + "".join("{} {} {}\n".format(*p) for p in v) + "".join("3 {} {} {}\n".format(*t) for t in f))
+    (tmp_path/"t.off").write_text(
+        "OFF\n4 4 0\n" + "".join("{} {} {}\n".format(*p) for p in v) + "".join("3 {} {} {}\n".format(*t) for t in f)
+    )
     assert np.isclose(read_mesh(tmp_path/"t.off").volume, 1/6)
     trimesh = pytest.importorskip("trimesh")
     files = trimesh.exchange.gltf.export_gltf(trimesh.Scene(trimesh.Trimesh(v, f)))
@@ -92,13 +109,20 @@ def test_cases_of_meshes_and_clouds():
     assert np.isclose(read_mesh(next(files.glob("02*/*.obj")), "mm").area, 1550e-6)
     rgb = read_cloud(next(files.glob("01*/*.xyz")))
     assert rgb.points.shape[1] == 3 and rgb.notes
-    for name in ("comma.xyz", "header_words.xyz", "intensity.xyz", "points.pts"): assert read_cloud(next(files.glob(f"09*/{name}"))).points.shape == (500, 3), name
+    for name in ("comma.xyz", "header_words.xyz", "intensity.xyz", "points.pts"):
+        assert read_cloud(next(files.glob(f"09*/{name}"))).points.shape == (500, 3), name
     for name in ("empty.ply", "empty_header.ply"):
         with pytest.raises(GeometryError, match="no points"): read_cloud(next(files.glob(f"09*/{name}")))
-    assert np.isclose(read_mesh(next(files.glob("09*/unwelded_box.ply"))).volume, 1) and read_mesh(next(files.glob("09*/trailing*"))).is_watertight
+    assert (
+        np.isclose(read_mesh(next(files.glob("09*/unwelded_box.ply"))).volume, 1)
+        and read_mesh(next(files.glob("09*/trailing*"))).is_watertight
+    )
     mesh, notes = read_surface(next(files.glob("10*/*.obj")))
     cloud = in_metres(read_cloud(next(files.glob("10*/*.xyz"))))
-    assert notes and cloud.notes and np.isclose(np.ptp(mesh.vertices, axis=0).max(), np.ptp(cloud.points[:, :3], axis=0).max(), rtol=.05)
+    assert (
+        notes and cloud.notes
+        and np.isclose(np.ptp(mesh.vertices, axis=0).max(), np.ptp(cloud.points[:, :3], axis=0).max(), rtol=.05)
+    )
 
 
 def test_normals_are_known_by_their_length():
@@ -112,7 +136,9 @@ def test_normals_are_known_by_their_length():
     stream = io.BytesIO()
     np.savez(stream, normals=normals, pc=points)
     assert np.allclose(cloud_of(stream.getvalue()).points, np.concatenate([points, normals], 1))
-    head = "ply\nformat ascii 1.0\nelement vertex 60\n" + "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz")) + "end_header\n"
+    head = "ply\nformat ascii 1.0\nelement vertex 60\n" + "".join(
+        f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz")
+    ) + "end_header\n"
     assert np.allclose(cloud_of(head.encode() + text(points, normals)).points[:, 3:], normals)
 
 
@@ -177,18 +203,25 @@ def millimetre_data_set(root):
     rows = solids[0].points(500) * ([1000]*3 + [1]*3)
     lines = "\n".join(" ".join(f"{v:.6f}" for v in row) for row in rows)
     names = "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz"))
-    (root/"pointcloud"/"0000"/"p0.ply").write_text(f"ply\nformat ascii 1.0\nelement vertex 500\n{names}end_header\n{lines}\n")
+    (root/"pointcloud"/"0000"/"p0.ply").write_text(
+        f"ply\nformat ascii 1.0\nelement vertex 500\n{names}end_header\n{lines}\n"
+    )
     np.savetxt(root/"pointcloud"/"0000"/"p1.xyz", solids[1].points(500)[:, :3]*1000)
     return solids
 
 
 def test_unit_of_prepare_takes_clouds_over_in_metres(tmp_path):
-    "Clouds in millimetres become metres in OUT, with their normals and no others; without --unit they are made from the histories; ROOT stays."
+    """Clouds in millimetres become metres in OUT, with their normals and no others; without --unit they are made
+    from the histories; ROOT stays."""
     from cad_mllm.data.points import read_points
     solids = millimetre_data_set(tmp_path/"given")
     before = {p: p.read_bytes() for p in (tmp_path/"given").rglob("*.*") if p.is_file()}
     flags = ["--no-images", "--no-captions", "--jobs", "1", "--num_points", "400"]
-    def run(*more): return subprocess.run([sys.executable, "-m", "cad_mllm", "prepare", str(tmp_path/"given"), *more, *flags], capture_output=True, text=True)
+    def run(*more):
+        return subprocess.run(
+            [sys.executable, "-m", "cad_mllm", "prepare", str(tmp_path/"given"), *more, *flags], capture_output=True,
+            text=True
+        )
     assert run("--out", str(tmp_path/"out"), "--unit", "mm").returncode == 0
     for i, width in enumerate((6, 3)):
         cloud = read_points(tmp_path/"out"/"pointcloud"/"0000"/f"p{i}.npz")
@@ -196,7 +229,10 @@ def test_unit_of_prepare_takes_clouds_over_in_metres(tmp_path):
         assert np.ptp(cloud[:, 0]) == pytest.approx((.02, .04)[i], rel=.02)
         assert surface_distance(cloud, solids[i].mesh()).max() < 1e-5
     assert {p: p.read_bytes() for p in (tmp_path/"given").rglob("*.*") if p.is_file()} == before
-    for more, words in ((("--unit", "mm"), "name another folder"), (("--out", str(tmp_path/"o2"), "--unit", "feet"), "choose one of mm, cm, m, in")):
+    for more, words in (
+        (("--unit", "mm"), "name another folder"),
+        (("--out", str(tmp_path/"o2"), "--unit", "feet"), "choose one of mm, cm, m, in")
+    ):
         refused = run(*more)
         assert refused.returncode and words in refused.stderr and "Traceback" not in refused.stderr
 
@@ -216,7 +252,8 @@ def test_unit_of_inspect(tmp_path, capsys):
     build_solid(CADProgram.from_json(tmp_path/"json"/"0000"/"p1.json"), kernel="manifold").export(tmp_path/"a.stl")
     inspect(str(tmp_path/"a.stl"))
     assert "12 triangles, closed, 8000 mm³, 40 x 20 x 10 mm" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="says its own unit"): inspect(str(tmp_path/"json"/"0000"/"p1.json"), unit="mm")
+    with pytest.raises(ConfigError, match="says its own unit"):
+        inspect(str(tmp_path/"json"/"0000"/"p1.json"), unit="mm")
     with pytest.raises(ConfigError, match="choose one of mm"): inspect(str(cloud), unit="ell")
 
 
@@ -225,15 +262,25 @@ def write_3mf(path, unit):
     corners, faces = [(0, 0, 0), (20, 0, 0), (0, 20, 0), (0, 0, 20)], [(0, 2, 1), (0, 1, 3), (1, 2, 3), (0, 3, 2)]
     vertices = "".join(f'<vertex x="{x}" y="{y}" z="{z}"/>' for x, y, z in corners)
     triangles = "".join(f'<triangle v1="{a}" v2="{b}" v3="{c}"/>' for a, b, c in faces)
-    model = (f'<?xml version="1.0"?><model {unit} xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02"><resources><object id="1" type="model">'
-             f'<mesh><vertices>{vertices}</vertices><triangles>{triangles}</triangles></mesh></object></resources><build><item objectid="1"/></build></model>')
+    model = (
+        f'<?xml version="1.0"?><model {unit} '
+        'xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02"><resources><object id="1" type="model">'
+        f'<mesh><vertices>{vertices}</vertices><triangles>{triangles}</triangles></mesh></object></resources>'
+        '<build><item objectid="1"/></build></model>'
+    )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("3D/3dmodel.model", model)
         archive.writestr("[Content_Types].xml", "<Types/>")
     return path
 
 
-@pytest.mark.parametrize("unit, metres", [("", 1e-3), ('unit="millimeter"', 1e-3), ('unit="centimeter"', 1e-2), ('unit="inch"', .0254), ('unit="foot"', .3048)])
+@pytest.mark.parametrize(
+    "unit, metres",
+    [
+        ("", 1e-3), ('unit="millimeter"', 1e-3), ('unit="centimeter"', 1e-2), ('unit="inch"', .0254),
+        ('unit="foot"', .3048)
+    ]
+)
 def test_3mf_in_its_own_unit(tmp_path, unit, metres):
     pytest.importorskip("lxml", reason="pip install lxml")
     mesh = read_surface(write_3mf(tmp_path/"a.3mf", unit))[0]
@@ -245,13 +292,15 @@ def test_3mf_in_its_own_unit(tmp_path, unit, metres):
 def test_3mf_without_what_trimesh_needs_is_one_sentence(tmp_path, monkeypatch, name):
     for other in ("lxml", "networkx"): monkeypatch.setitem(sys.modules, other, ModuleType(other))
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(GeometryError, match=rf"a\.3mf: \.3mf needs the package {name}: pip install {name}$"): read_surface(write_3mf(tmp_path/"a.3mf", ""))
+    with pytest.raises(GeometryError, match=rf"a\.3mf: \.3mf needs the package {name}: pip install {name}$"):
+        read_surface(write_3mf(tmp_path/"a.3mf", ""))
 
 
 def test_3mf_that_unpacks_to_gigabytes_or_defines_words_is_refused(tmp_path, monkeypatch):
     "Looked at before trimesh and lxml are."
     path = write_3mf(tmp_path/"a.3mf", "")
-    with zipfile.ZipFile(path, "a") as archive: archive.writestr("3D/more.xml", '<!DOCTYPE x [<!ENTITY a "aaaa">]><x>&a;</x>')
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("3D/more.xml", '<!DOCTYPE x [<!ENTITY a "aaaa">]><x>&a;</x>')
     with pytest.raises(GeometryError, match="defines entities"): read_surface(path)
     monkeypatch.setattr("cad_mllm.geometry.mesh_readers.MOST_UNPACKED", 100)
     with pytest.raises(GeometryError, match="unpacks to"): read_surface(path)
@@ -283,7 +332,9 @@ def test_reasons_of_score_are_sentences_with_the_file(tmp_path):
     "No raw KeyError: what is missing, and in which prediction."
     for folder in ("gt", "pred"): (tmp_path/folder).mkdir()
     for name in "abc": plate().save(tmp_path/"gt"/f"{name}.json")
-    (tmp_path/"pred"/"a.json").write_text('{"entities": {"A": {"type": "Sketch"}}, "sequence": [{"index": 0, "type": "Sketch", "entity": "A"}]}')
+    (tmp_path/"pred"/"a.json").write_text(
+        '{"entities": {"A": {"type": "Sketch"}}, "sequence": [{"index": 0, "type": "Sketch", "entity": "A"}]}'
+    )
     (tmp_path/"pred"/"b.json").write_text("{}")
     plate().save(tmp_path/"pred"/"c.json")
     report = score(str(tmp_path/"pred"), str(tmp_path/"gt"), jobs=1, out=str(tmp_path/"out"))
@@ -308,7 +359,8 @@ def damaged(rng, data, kind):
 
 
 def test_fuzzed_step_files(tmp_path):
-    "Seeded damage to the text of a STEP file: a shape or a `GeometryError` with the file. CAD_FUZZ_CASES sets how many cases."
+    """Seeded damage to the text of a STEP file: a shape or a `GeometryError` with the file. CAD_FUZZ_CASES sets how
+    many cases."""
     build_solid(plate()).export(tmp_path/"plain.step")
     data, rng, file = (tmp_path/"plain.step").read_bytes(), np.random.default_rng(0), tmp_path/"a.step"
     kinds = ("flipped", "header flipped", "cut", "repeated", "zeros", "utf-16")

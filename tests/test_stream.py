@@ -1,4 +1,5 @@
-"""A stream of parts is a data set like any other: pure samples, held-out parts of their own, an exact resume, and its makers told when they change."""
+"""A stream of parts is a data set like any other: pure samples, held-out parts of their own, an exact resume, and
+its makers told when they change."""
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -12,11 +13,19 @@ NAME = "stream:realistic?num=12&seed=3"
 
 
 def open_stream(name=NAME, **settings):
-    return open_dataset(name, **dict(modality_probs={"text": .3, "text+points": .7}, num_points=64, points_on_grid=True, from_scratch_prob=.5) | settings)
+    return open_dataset(
+        name,
+        **dict(
+            modality_probs={"text": .3, "text+points": .7}, num_points=64, points_on_grid=True, from_scratch_prob=.5
+        ) | settings
+    )
 
 
 def same(a, b):
-    return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in ((getattr(a, f), getattr(b, f)) for f in vars(a)))
+    return all(
+        np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
+        for x, y in ((getattr(a, f), getattr(b, f)) for f in vars(a))
+    )
 
 
 def test_a_sample_is_a_pure_function_of_seed_epoch_and_index():
@@ -24,14 +33,17 @@ def test_a_sample_is_a_pure_function_of_seed_epoch_and_index():
     two.sample(0, 5)
     for index in (0, 7, 3): assert same(one.sample(1, index), two.sample(1, index))
     drawn = [one.sample(e, 7) for e in range(6)]
-    assert len({s.points.tobytes() for s in drawn if s.points is not None}) == sum(s.points is not None for s in drawn) > 1
+    clouds = [s.points.tobytes() for s in drawn if s.points is not None]
+    assert len(set(clouds)) == len(clouds) > 1
     assert one.sample(0, 7).caption != open_stream(NAME.replace("seed=3", "seed=4")).sample(0, 7).caption
 
 
 def test_held_out_parts_have_their_own_seed():
     val = open_stream(split="val", num_val_samples=3)
     assert len(val) == 3 and val.fingerprint != open_stream().fingerprint
-    assert not {s.id for s in map(val.__getitem__, range(3))} & {s.id for s in map(open_stream().__getitem__, range(12))}
+    assert not {s.id for s in map(val.__getitem__, range(3))} & {
+        s.id for s in map(open_stream().__getitem__, range(12))
+    }
 
 
 def test_another_version_of_a_maker_is_another_fingerprint(monkeypatch):
@@ -41,7 +53,10 @@ def test_another_version_of_a_maker_is_another_fingerprint(monkeypatch):
 
 
 def test_a_scan_may_lack_normals_or_have_estimated_ones():
-    cloud = open_stream().sample(0, 7).points if open_stream().sample(0, 7).points is not None else open_stream(modality_probs={"text+points": 1.}).sample(0, 7).points
+    cloud = (
+        open_stream().sample(0, 7).points if open_stream().sample(0, 7).points is not None
+        else open_stream(modality_probs={"text+points": 1.}).sample(0, 7).points
+    )
     rng = lambda: np.random.default_rng(0)
     assert Scan(bare=1.)(cloud, rng()).shape == (64, 3) and Scan(estimated=1.)(cloud, rng()).shape == (64, 6)
     assert len(Scan(holes=.5)(cloud, rng())) < 64 and np.allclose(Scan(noise=.1, noisy=0.)(cloud, rng()), cloud)
@@ -49,13 +64,17 @@ def test_a_scan_may_lack_normals_or_have_estimated_ones():
 
 
 def test_a_killed_stream_goes_on_to_the_last_bit(tmp_path):
-    "Real processes, with data workers after the resume; every logged number and every weight of the end is that of the unbroken run."
+    """Real processes, with data workers after the resume; every logged number and every weight of the end is that of
+    the unbroken run."""
     flags = ("--save_steps", "2", "--stage3_epochs", "0", "--point_noise", "0.02", "--point_estimated", "0.3")
     Training(NAME, tmp_path/"whole", *flags).wait(0)
     broken = Training(NAME, tmp_path/"broken", *flags).until(lambda: len(read_metrics(tmp_path/"broken")) >= 4)
     broken.kill()
     Training(NAME, tmp_path/"broken", *flags, "--resume_from_ckpt", "auto", "--num_workers", "2").wait(0)
-    rows = lambda out: {r["step"]: {k: v for k, v in r.items() if k not in ("time", "seconds", "tokens_per_second")} for r in read_metrics(out)}
+    rows = lambda out: {
+        r["step"]: {k: v for k, v in r.items() if k not in ("time", "seconds", "tokens_per_second")}
+        for r in read_metrics(out)
+    }
     assert rows(tmp_path/"broken") == rows(tmp_path/"whole") and len(rows(tmp_path/"whole")) >= 6
     one, two = (load_file(next((tmp_path/n/"final_model").glob("*model.safetensors"))) for n in ("whole", "broken"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)

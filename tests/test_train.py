@@ -1,7 +1,10 @@
-"""A run that was killed, at any moment and however often, goes on as if nothing had happened: real processes, real SIGKILL, and every number compared.
+"""A run that was killed, at any moment and however often, goes on as if nothing had happened: real processes, real
+SIGKILL, and every number compared.
 
-What has to be equal, to the last bit: each logged step (loss, learning rate, gradient norm, counts), what every checkpoint says (mean loss since the
-previous save, validation loss, whether it is the best), all final weights, and the whole state that the next step would depend on.
+What has to be equal, to the last bit: each logged step (loss, learning rate, gradient norm, counts), what every
+checkpoint says (mean loss since the
+previous save, validation loss, whether it is the best), all final weights, and the whole state that the next step would
+depend on.
 """
 import json
 import re
@@ -34,12 +37,14 @@ def weights(folder):
     found = {}
     for f in sorted(folder.glob("*.safetensors")): found |= {f"{f.name}:{k}": v for k, v in load_file(f).items()}
     for f in sorted(folder.glob("*_*.pt")):
-        if f.name != "trainer_state.pt": found |= {f"{f.name}:{k}": v for k, v in torch.load(f, weights_only=True).items()}
+        if f.name != "trainer_state.pt":
+            found |= {f"{f.name}:{k}": v for k, v in torch.load(f, weights_only=True).items()}
     return found
 
 
 def state(folder):
-    "What the next step would depend on, without times and without the settings that may differ (folders, flags of the resume)."
+    """What the next step would depend on, without times and without the settings that may differ (folders, flags of
+    the resume)."""
     found = safe_load(folder/"trainer_state.pt")
     for key in ("timestamp", "train_config"): found.pop(key)
     found["progress"].pop("seconds")
@@ -49,7 +54,10 @@ def state(folder):
 def saves(out):
     "What each regular checkpoint says of itself, by stage and step."
     keep = ("loss", "val_loss", "is_best", "epoch", "samples", "tokens")
-    return {(r.stage, r.step): {k: r.metadata.get(k) for k in keep} for r in list_checkpoints(out) if re.match(r"checkpoint-step\d", r.path.name)}
+    return {
+        (r.stage, r.step): {k: r.metadata.get(k) for k in keep} for r in list_checkpoints(out)
+        if re.match(r"checkpoint-step\d", r.path.name)
+    }
 
 
 def equal(a, b):
@@ -72,18 +80,27 @@ def assert_same(whole, resumed, checkpoints=True):
     assert [k for k in one if not equal(one[k], two[k])] == []
     if checkpoints:
         assert saves(whole) == saves(resumed) and len(saves(whole)) > 2
-        for stage in {s for s, _ in saves(whole)}: assert read_record(whole/stage/BEST).step == read_record(resumed/stage/BEST).step
+        for stage in {s for s, _ in saves(whole)}:
+            assert read_record(whole/stage/BEST).step == read_record(resumed/stage/BEST).step
 
 
 LORA = ["--use_lora", "--lora_r", "4", "--lora_dropout", "0.1"]
-COMMON = ["--max_train_samples", "22", "--stage1_epochs", "2", "--stage2_epochs", "2", "--stage3_epochs", "0", "--save_steps", "3", "--keep_last_n_checkpoints", "0"]
+COMMON = [
+    "--max_train_samples", "22", "--stage1_epochs", "2", "--stage2_epochs", "2", "--stage3_epochs", "0", "--save_steps",
+    "3", "--keep_last_n_checkpoints", "0"
+]
 VARIANTS = {
     "full": [],
-    "lora, dropout 0.1, accumulation 3": [*LORA, "--gradient_accumulation_steps", "3", "--stage1_epochs", "4", "--stage2_epochs", "3", "--save_steps", "2"],
+    "lora, dropout 0.1, accumulation 3": [
+        *LORA, "--gradient_accumulation_steps", "3", "--stage1_epochs", "4", "--stage2_epochs", "3", "--save_steps", "2"
+    ],
     "not packed, best by the training loss": ["--no-pack", "--num_val_samples", "0", "--stage1_lr", "0.3"],
-    "gates, several views, worse clouds, drawn parts": ["--stage1_epochs", "30", "--stage1_patience", "2", "--stage1_lr", "0.02", "--stage2_epochs", "2", "--eval_steps", "2", "--draw_parts", "2", "--max_views", "3", "--point_noise", "0.05",
-                                                        "--point_drop", "0.5", "--point_crop", "0.3", "--stage2_until_val_loss", "0.01", "--track", "tensorboard"],
-    "fp16, GradScaler": [*LORA, "--dtype", "float16", "--stage2_epochs", "0"],
+    "gates, several views, worse clouds, drawn parts": [
+        "--stage1_epochs", "30", "--stage1_patience", "2", "--stage1_lr", "0.02", "--stage2_epochs", "2",
+        "--eval_steps", "2", "--draw_parts", "2", "--max_views", "3", "--point_noise", "0.05", "--point_drop", "0.5",
+        "--point_crop", "0.3", "--stage2_until_val_loss", "0.01", "--track", "tensorboard"
+    ],
+    "fp16, GradScaler": [*LORA, "--dtype", "float16", "--stage2_epochs", "0"]
 }
 
 
@@ -108,11 +125,18 @@ def killed_at(data, out, flags, reached, fence):
 
 
 def test_killed_in_an_epoch_at_its_end_and_between_stages(data, whole, tmp_path):
-    "Four lives with 0, 1, 2 and 0 data workers: killed in the middle of an epoch, right after a save at its end, right after a stage's model."
+    """Four lives with 0, 1, 2 and 0 data workers: killed in the middle of an epoch, right after a save at its end,
+    right after a stage's model."""
     out, flags = tmp_path/"killed", [*COMMON, *VARIANTS["full"]]
     killed_at(data, out, flags, after(out, 5, saved=3), 8)
-    said = killed_at(data, out, [*flags, "--num_workers", "1"], lambda: any(r.step == 6 and r.complete for r in list_checkpoints(out)), 8)
-    assert "✓ Restored optimizer state" in said and "✓ Restored scheduler state" in said and "✓ Resuming from epoch 0, step 3" in said
+    said = killed_at(
+        data, out, [*flags, "--num_workers", "1"],
+        lambda: any(r.step == 6 and r.complete for r in list_checkpoints(out)), 8
+    )
+    assert (
+        "✓ Restored optimizer state" in said and "✓ Restored scheduler state" in said
+        and "✓ Resuming from epoch 0, step 3" in said
+    )
     said = killed_at(data, out, [*flags, "--num_workers", "2"], (out/"stage1_text_model"/"manifest.json").exists, 14)
     assert "✓ Resuming from epoch 1, step 6" in said
     done = Training(data, out, *flags, "--resume_from_ckpt", "auto")
@@ -130,16 +154,25 @@ def test_killed_and_resumed_is_as_if_never_stopped(name, data, whole, tmp_path):
     said.wait(0)
     assert "✓ Resuming from" in said.text
     assert_same(whole(name), out)
-    if "best" in name: assert {save["is_best"] for save in saves(out).values()} == {True, False}       # so that a best that was forgotten would show
+    # so that a best that was forgotten would show
+    if "best" in name: assert {save["is_best"] for save in saves(out).values()} == {True, False}
     if "gates" in name:
-        gates = [{(e["stage"], e["step"], e["text"]) for e in read_events(o) if e["event"] == "gate"} for o in (whole(name), out)]
+        gates = [
+            {(e["stage"], e["step"], e["text"]) for e in read_events(o) if e["event"] == "gate"}
+            for o in (whole(name), out)
+        ]
         (stage, step, text), = gates[0]
-        assert gates[0] == gates[1] and stage == "stage1_text" and 5 < step < 6*30 and text.startswith("2 validations without")
+        assert (
+            gates[0] == gates[1] and stage == "stage1_text" and 5 < step < 6*30
+            and text.startswith("2 validations without")
+        )
         drawn = [{p.name: p.read_bytes() for p in (o/"drawn").iterdir()} for o in (whole(name), out)]
         assert drawn[0] == drawn[1] and len(drawn[0]) > 3
     if "fp16" in name:
         scaler, overflows = state(out/"final_model")["scaler"], rows(out)[max(rows(out))]["nan_steps"]
-        assert overflows > 0 and scaler["scale"] == 65536*.5**overflows and 0 < scaler["_growth_tracker"] < len(rows(out))
+        assert (
+            overflows > 0 and scaler["scale"] == 65536*.5**overflows and 0 < scaler["_growth_tracker"] < len(rows(out))
+        )
 
 
 def test_it_stops_when_asked_and_goes_on(data, whole, tmp_path):
@@ -151,7 +184,10 @@ def test_it_stops_when_asked_and_goes_on(data, whole, tmp_path):
         else: process.send(getattr(signal, how))
         assert process.wait() == EXIT_STOPPED == 75
         status = json.loads((out/"status.json").read_text())
-        assert status["state"] == "stopped" and {"SIGINT": "Ctrl-C"}.get(how, how) in status["message"] and not (out/STOP).exists()
+        assert (
+            status["state"] == "stopped" and {"SIGINT": "Ctrl-C"}.get(how, how) in status["message"]
+            and not (out/STOP).exists()
+        )
         assert read_record(latest_checkpoint(out)).step == status["step"] == max(rows(out))
     Training(data, out, *flags, "--resume_from_ckpt", "auto").wait(0)
     assert_same(whole("full"), out, checkpoints=False)
@@ -160,19 +196,25 @@ def test_it_stops_when_asked_and_goes_on(data, whole, tmp_path):
 def test_by_the_clock(data, tmp_path):
     "`--save_minutes` saves between, `--max_minutes` ends the run after its step, saved."
     out = tmp_path/"o"
-    Training(data, out, "--stage1_epochs", "5000", "--save_steps", "0", "--save_minutes", "0.001", "--max_minutes", "0.08").wait(EXIT_STOPPED)
-    status, saved = json.loads((out/"status.json").read_text()), [e["step"] for e in read_events(out) if e["event"] == "checkpoint"]
+    Training(
+        data, out, "--stage1_epochs", "5000", "--save_steps", "0", "--save_minutes", "0.001", "--max_minutes", "0.08"
+    ).wait(EXIT_STOPPED)
+    status = json.loads((out/"status.json").read_text())
+    saved = [e["step"] for e in read_events(out) if e["event"] == "checkpoint"]
     assert status["state"] == "stopped" and "max_minutes" in status["message"]
     assert len(saved) > 1 and saved[-1] == status["step"] == max(rows(out)) and saved == sorted(set(saved))
     assert [e["event"] for e in read_events(out)][-1] == "stop"
 
 
 def test_auto_names_what_it_passes_over(data, tmp_path, capsys):
-    "Two damaged ones and a good one: the damaged are named with what is wrong, the good one is taken; with nothing good the run starts again."
+    """Two damaged ones and a good one: the damaged are named with what is wrong, the good one is taken; with nothing
+    good the run starts again."""
     out = tmp_path/"o"
     flags = ["--max_train_samples", "22", "--save_steps", "2", "--stage1_epochs", "2"]
     Training(data, out, *flags, "--max_steps", "6").wait(0)
-    old, middle, new = sorted((r for r in list_checkpoints(out) if re.match(r"checkpoint-step\d", r.path.name)), key=lambda r: r.step)
+    old, middle, new = sorted(
+        (r for r in list_checkpoints(out) if re.match(r"checkpoint-step\d", r.path.name)), key=lambda r: r.step
+    )
     flipped = next(new.path.glob("*.safetensors"))
     content = bytearray(flipped.read_bytes())
     content[len(content)//2] ^= 1

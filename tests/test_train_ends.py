@@ -1,4 +1,5 @@
-"What a user meets: the two commands of the script, spoiled data, folders that cannot be used, disks that are full, Drive that is away."
+"""What a user meets: the two commands of the script, spoiled data, folders that cannot be used, disks that are full,
+Drive that is away."""
 import errno
 import json
 import os
@@ -29,20 +30,36 @@ def test_the_users_commands(data, tmp_path):
     "The two commands of the script, word for word; the checkpoint's folder is looked for below the output folder."
     script, out = Path(__file__).parent.parent/"scripts/train_curriculum.py", tmp_path/"out"
     small = FLAGS[:FLAGS.index("--max_tokens_per_batch")]
-    base = [*small, "--stage1_epochs", "1", "--stage2_epochs", "1", "--stage3_epochs", "1", "--data_root", str(data), "--use_autocomplete_dataset", "--output_dir", str(out), "--max_seq_length", "4000", "--batch_size", "2"]
-    done = subprocess.run([sys.executable, str(script), *base, "--save_steps", "10", "--keep_last_n_checkpoints", "3"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(script.parent.parent), os.environ.get("PYTHONPATH")]))})
+    base = [
+        *small, "--stage1_epochs", "1", "--stage2_epochs", "1", "--stage3_epochs", "1", "--data_root", str(data),
+        "--use_autocomplete_dataset", "--output_dir", str(out), "--max_seq_length", "4000", "--batch_size", "2"
+    ]
+    done = subprocess.run(
+        [sys.executable, str(script), *base, "--save_steps", "10", "--keep_last_n_checkpoints", "3"],
+        capture_output=True, text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(script.parent.parent), os.environ.get("PYTHONPATH")]))
+        }
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out/"final_model"/"manifest.json").exists()
-    name = next(r for r in list_checkpoints(out) if r.stage == "stage3_all" and r.path.name.startswith("checkpoint-step")).path
-    again = Training(data, out, only=[*base, "--resume_from_ckpt", f"stage3_all/{name.name}", "--start_from_stage", "3"])
+    name = next(
+        r for r in list_checkpoints(out) if r.stage == "stage3_all" and r.path.name.startswith("checkpoint-step")
+    ).path
+    again = Training(
+        data, out, only=[*base, "--resume_from_ckpt", f"stage3_all/{name.name}", "--start_from_stage", "3"]
+    )
     again.wait(0)
     lines = [l.rstrip() for l in again.text.splitlines()]
     step, loss = int(name.name.split("step")[1].split("-")[0]), name.name.split("loss")[1].split("-")[0]
     at = lines.index(f"Loading checkpoint from: {name}")
     assert lines[at + 2:at + 4] == ["  ✓ Loaded image module", "  ✓ Loaded point cloud module"]
     assert lines[at + 4].startswith("  ✓ Resuming from epoch") and lines[at + 4].endswith(f", step {step}, loss {loss}")
-    assert lines[at + 5:at + 9] == ["Restoring optimizer/scheduler state...", "  ✓ Restored optimizer state", "  ✓ Restored scheduler state", f"  ✓ Resuming from step {step}"]
+    assert lines[at + 5:at + 9] == [
+        "Restoring optimizer/scheduler state...", "  ✓ Restored optimizer state", "  ✓ Restored scheduler state",
+        f"  ✓ Resuming from step {step}"
+    ]
 
 
 def test_drawing_needs_something_that_draws(data, tmp_path):
@@ -67,7 +84,10 @@ cli.run_train = work
 sys.argv = ["cad-mllm", "train"]
 cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    )
     assert (done.returncode, done.stdout, done.stderr) == (3, "goodbye\n", "")
 
 
@@ -138,7 +158,9 @@ def test_broken_files_are_skipped_and_named(tmp_path):
 
 def test_a_file_that_goes_bad_while_training_is_counted(tmp_path):
     root, out = make(tmp_path/"data", 14), tmp_path/"o"
-    process = Training(root, out, "--stage1_epochs", "8", "--stage2_epochs", "0", "--stage3_epochs", "0").until(after(out, 2))
+    process = Training(
+        root, out, "--stage1_epochs", "8", "--stage2_epochs", "0", "--stage3_epochs", "0"
+    ).until(after(out, 2))
     for f in sorted((root/"json/0000").glob("*.json"))[:6]: f.write_bytes(f.read_bytes()[:100])
     process.wait(0)
     assert read_metrics(out)[-1]["skipped_samples"] > 0
@@ -158,14 +180,20 @@ def test_samples_that_all_are_too_long_are_an_error(data, tmp_path):
     assert "Traceback" not in done.text and "max_seq_length=24" in done.text and "too long" in done.text
 
 
-RUN = ["--max_train_samples", "22", "--stage1_epochs", "2", "--stage2_epochs", "1", "--stage3_epochs", "0", "--save_steps", "3", "--keep_last_n_checkpoints", "0"]
+RUN = [
+    "--max_train_samples", "22", "--stage1_epochs", "2", "--stage2_epochs", "1", "--stage3_epochs", "0", "--save_steps",
+    "3", "--keep_last_n_checkpoints", "0"
+]
 
 
 def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys):
-    "Checkpoints land in the local folder; killed at once, the next run goes on from them bit for bit and brings everything to the output folder."
+    """Checkpoints land in the local folder; killed at once, the next run goes on from them bit for bit and brings
+    everything to the output folder."""
     out, local = tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
     Training(data, tmp_path/"whole", *RUN).wait(0)
-    process = Training(data, out, *RUN, *local, fence=8).until(lambda: any(r.complete for r in list_checkpoints(tmp_path/"local", depth=5)))
+    process = Training(data, out, *RUN, *local, fence=8).until(
+        lambda: any(r.complete for r in list_checkpoints(tmp_path/"local", depth=5))
+    )
     process.kill()
     shutil.rmtree(out, ignore_errors=True)                 # nothing has arrived
     assert find_to_resume("auto", out, local[1]).is_relative_to(tmp_path/"local")
@@ -178,16 +206,22 @@ def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys
 
 
 def test_training_goes_on_while_the_output_folder_is_away(data, tmp_path):
-    "A file takes the place of the drive: the run trains on and tells; stopped, it names what lies where; when the drive is back, all of it arrives."
+    """A file takes the place of the drive: the run trains on and tells; stopped, it names what lies where; when the
+    drive is back, all of it arrives."""
     drive, out, local = tmp_path/"drive", tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
     flags = [*RUN, *local, "--stage1_epochs", "5000", "--save_steps", "2"]
-    process = Training(data, out, *flags, log=tmp_path/"log").until(lambda: any(r.complete for r in list_checkpoints(out)))
+    process = Training(data, out, *flags, log=tmp_path/"log").until(
+        lambda: any(r.complete for r in list_checkpoints(out))
+    )
     drive.rename(tmp_path/"away")
     drive.write_text("not mounted")
     known = len(read_metrics(tmp_path/"away"/"o"))
     mine = next((tmp_path/"local").iterdir())
-    process.until(lambda: len(read_metrics(mine)) > known + 8 and json.loads((mine/"status.json").read_text())["delivery"]["pending"] > 1
-                  and "cannot be written" in process.text)
+    process.until(
+        lambda: len(read_metrics(mine)) > known + 8
+        and json.loads((mine/"status.json").read_text())["delivery"]["pending"] > 1
+        and "cannot be written" in process.text
+    )
     status = json.loads((mine/"status.json").read_text())
     assert status["state"] == "running" and status["delivery"]["failing_since"]
     drive.unlink()
@@ -195,7 +229,10 @@ def test_training_goes_on_while_the_output_folder_is_away(data, tmp_path):
     (out/"stop").touch()
     process.wait(EXIT_STOPPED)
     assert json.loads((out/"status.json").read_text())["state"] == "stopped" and "answers again" in process.text
-    assert latest_checkpoint(out) is not None and max(r.step for r in list_checkpoints(out)) == max(r["step"] for r in read_metrics(out))
+    assert (
+        latest_checkpoint(out) is not None
+        and max(r.step for r in list_checkpoints(out)) == max(r["step"] for r in read_metrics(out))
+    )
 
 
 def test_trained_to_the_end_without_the_output_folder_has_a_code_of_its_own(data, tmp_path):
@@ -224,7 +261,8 @@ def keeps_nothing(monkeypatch, folder, number=errno.ENOSPC):
 
 
 def test_full_or_read_only_output_folder_keeps_every_line(data, tmp_path, monkeypatch, capsys):
-    "From step 3 on the folder takes nothing: the lines lie beside the checkpoints, are counted in the last line, and `deliver` puts them where they belong."
+    """From step 3 on the folder takes nothing: the lines lie beside the checkpoints, are counted in the last line,
+    and `deliver` puts them where they belong."""
     monkeypatch.setenv("CAD_MLLM_LOCAL", str(tmp_path/"state"))
     out = tmp_path/"o"
     model, settings = configs(data, out, *RUN, "--max_steps", "6")
@@ -237,12 +275,18 @@ def test_full_or_read_only_output_folder_keeps_every_line(data, tmp_path, monkey
     trainer.train_step, trainer.deliver_rest = stepped, lambda stopper: rest(stopper, patience=1.0)
     result = trainer.run()
     said = capsys.readouterr().out
-    assert [r["step"] for r in read_metrics(out)] == [1, 2] and f"{out/'metrics.jsonl'}: cannot be written (Read-only file system" in said
+    assert (
+        [r["step"] for r in read_metrics(out)] == [1, 2]
+        and f"{out/'metrics.jsonl'}: cannot be written (Read-only file system" in said
+    )
     kept = next((tmp_path/"state").iterdir())
     lines = [len((kept/name).read_bytes().splitlines()) for name in ("metrics.jsonl", "events.jsonl")]
     assert lines[0] >= 4 and lines[1] >= 1
     last = said.rstrip().splitlines()[-1]
-    assert f"{sum(lines)} lines of metrics.jsonl and events.jsonl are not in {out} yet" in last and result.exit_code == EXIT_UNDELIVERED and "metrics.jsonl" in result.lines_left
+    assert (
+        f"{sum(lines)} lines of metrics.jsonl and events.jsonl are not in {out} yet" in last
+        and result.exit_code == EXIT_UNDELIVERED and "metrics.jsonl" in result.lines_left
+    )
     monkeypatch.undo()
     monkeypatch.setenv("CAD_MLLM_LOCAL", str(tmp_path/"state"))
     delivery.deliver(out, timeout=60)
@@ -281,7 +325,8 @@ def test_a_disk_too_small_is_noticed_before_it_is_needed(data, tmp_path, monkeyp
 
 
 def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, capsys):
-    "Writing fails with ENOSPC for a while: it is said, the run goes on, the next saves succeed, and nothing half-written is left."
+    """Writing fails with ENOSPC for a while: it is said, the run goes on, the next saves succeed, and nothing
+    half-written is left."""
     import errno
     from chapters import Chapter
     ck = Chapter("cad_mllm.checkpoints")
@@ -301,12 +346,16 @@ def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, c
     assert "No space left on device" in said and "training goes on" in said
     assert any(e["event"] == "save_failed" for e in read_events(tmp_path/"o"))
     saved = {r.step for r in list_checkpoints(tmp_path/"o")}
-    assert {9, 12, 15, 18} <= saved and 3 not in saved and all(r.complete for r in list_checkpoints(tmp_path/"o")) and not list((tmp_path/"o").rglob(".tmp-*"))
+    assert (
+        {9, 12, 15, 18} <= saved and 3 not in saved and all(r.complete for r in list_checkpoints(tmp_path/"o"))
+        and not list((tmp_path/"o").rglob(".tmp-*"))
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, capsys):
-    "As `ulimit -f` sets it: a save that does not fit is told, lines that do not fit are kept, nothing half-written is left, and all is in its place once there is room."
+    """As `ulimit -f` sets it: a save that does not fit is told, lines that do not fit are kept, nothing half-written
+    is left, and all is in its place once there is room."""
     import resource
     monkeypatch.setenv("CAD_MLLM_LOCAL", str(tmp_path/"state"))
     out, old = tmp_path/"o", resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -314,7 +363,8 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
     trainer = Trainer(model, settings)
     save, step = trainer.save, trainer.train_step
     def limited(name=None):
-        if trainer.progress.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, ((out/"metrics.jsonl").stat().st_size + 100, old[1]))
+        if trainer.progress.step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((out/"metrics.jsonl").stat().st_size + 100, old[1]))
         save(name)
         trainer.delivery.wait_written()
     def stepped(*args):
@@ -324,10 +374,16 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
     try: result = trainer.run()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
     said = capsys.readouterr().out
-    assert result.exit_code == 0 and result.step == 18 and "File too large" in said and "training goes on" in said and "its lines are kept in" in said
+    assert (
+        result.exit_code == 0 and result.step == 18 and "File too large" in said and "training goes on" in said
+        and "its lines are kept in" in said
+    )
     saved = {r.step for r in list_checkpoints(out)}
     assert {9, 12, 15, 18} <= saved and 3 not in saved and [r["step"] for r in read_metrics(out)] == list(range(1, 19))
-    assert not [p for p in out.rglob("*") if ".tmp" in p.name] and any(e["event"] == "save_failed" for e in read_events(out))
+    assert (
+        not [p for p in out.rglob("*") if ".tmp" in p.name]
+        and any(e["event"] == "save_failed" for e in read_events(out))
+    )
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -343,13 +399,21 @@ def test_a_folder_named_stop_in_a_mirrored_output_folder_is_told_and_keeps_nothi
     out = tmp_path/"drive"/"o"
     (out/"stop").mkdir(parents=True)
     result = train(*configs(data, out, *RUN, "--max_steps", "3", "--local_dir", tmp_path/"local"))
-    assert (result.step, result.exit_code) == (3, 0) and "'stop' in the output folder cannot be removed" in capsys.readouterr().out
-    assert [r["step"] for r in read_metrics(out)] == [1, 2, 3] and json.loads((out/"status.json").read_text())["state"] == "done" and list_checkpoints(out)
+    assert (
+        (result.step, result.exit_code) == (3, 0)
+        and "'stop' in the output folder cannot be removed" in capsys.readouterr().out
+    )
+    assert (
+        [r["step"] for r in read_metrics(out)] == [1, 2, 3]
+        and json.loads((out/"status.json").read_text())["state"] == "done" and list_checkpoints(out)
+    )
 
 
 def test_the_stop_file_in_a_mirrored_output_folder_stops_the_run(data, tmp_path):
-    "Also one that comes there again after an earlier one was obeyed, and the one that stopped an earlier run is forgotten."
-    out, flags = tmp_path/"drive"/"o", [*RUN, "--stage1_epochs", "5000", "--save_steps", "0", "--local_dir", str(tmp_path/"local")]
+    """Also one that comes there again after an earlier one was obeyed, and the one that stopped an earlier run is
+    forgotten."""
+    out = tmp_path/"drive"/"o"
+    flags = [*RUN, "--stage1_epochs", "5000", "--save_steps", "0", "--local_dir", str(tmp_path/"local")]
     for _ in range(2):
         out.mkdir(parents=True, exist_ok=True)
         (out/"stop").touch()                               # of an earlier run: does not count

@@ -1,4 +1,5 @@
-"""Exact resume from every moment: a short run of three stages is killed after a step or in a phase of a save, goes on, and ends with the same bits.
+"""Exact resume from every moment: a short run of three stages is killed after a step or in a phase of a save, goes on,
+and ends with the same bits.
 
 A seeded sample of the moments; `python benchmarks/kill_everywhere.py` takes all of them.
 """
@@ -15,11 +16,16 @@ from train_runs import Training
 
 COMMON = ["--max_train_samples", "10", "--save_steps", "2", "--keep_last_n_checkpoints", "0"]
 VARIANTS = {
-    "full": [],
-    "lora, dropout": LORA,
-    "accumulation": ["--gradient_accumulation_steps", "2", "--stage1_epochs", "2", "--stage2_epochs", "2", "--save_steps", "1"],
+    "full": [], "lora, dropout": LORA,
+    "accumulation": [
+        "--gradient_accumulation_steps", "2", "--stage1_epochs", "2", "--stage2_epochs", "2", "--save_steps", "1"
+    ]
 }
-STAGE_ENDS = {"full": ("tidied:4", "stage2_text_pc_model"), "lora, dropout": ("tidied:2", "stage1_text_model"), "accumulation": ("tidied:4", "stage1_text_model")}   # when it is the newest
+# when it is the newest
+STAGE_ENDS = {
+    "full": ("tidied:4", "stage2_text_pc_model"), "lora, dropout": ("tidied:2", "stage1_text_model"),
+    "accumulation": ("tidied:4", "stage1_text_model")
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,4 +71,5 @@ def test_exact_resume_from_a_stages_end(name, data, whole, tmp_path):
 def test_exact_resume_from_a_sample_of_all_moments(name, data, whole, tmp_path):
     out, points = whole(name)
     assert len(points) > 40 and {p.split(":")[0] for p in points} == set(kills.PHASES)
-    for point in random.Random(list(VARIANTS).index(name)).sample(points, 2): assert_same(out, killed_and_resumed(data, tmp_path, name, point))
+    for point in random.Random(list(VARIANTS).index(name)).sample(points, 2):
+        assert_same(out, killed_and_resumed(data, tmp_path, name, point))

@@ -18,7 +18,10 @@ from small_data import make
 from test_train import assert_same, rows
 from train_runs import FLAGS, Training, after, configs, peers
 
-RUN = ["--max_train_samples", "22", "--stage1_epochs", "2", "--stage2_epochs", "1", "--stage3_epochs", "0", "--save_steps", "3", "--keep_last_n_checkpoints", "0"]
+RUN = [
+    "--max_train_samples", "22", "--stage1_epochs", "2", "--stage2_epochs", "1", "--stage3_epochs", "0", "--save_steps",
+    "3", "--keep_last_n_checkpoints", "0"
+]
 TWO = [*RUN, "--batch_size", "2", "--use_lora", "--lora_r", "4", "--lora_dropout", "0.1"]
 FOREVER = ["--stage1_epochs", "5000", "--save_steps", "0", "--save_minutes", "0.001", "--batch_size", "2"]
 
@@ -29,7 +32,10 @@ def data(tmp_path_factory):
 
 
 def several(data, out, *flags, size=2, each=None, fence=None):
-    return [Training(data, out, *flags, *((each or {}).get(r, [])), env=env, fence=fence if r == 1 else None) for r, env in enumerate(peers(size))]
+    return [
+        Training(data, out, *flags, *((each or {}).get(r, [])), env=env, fence=fence if r == 1 else None)
+        for r, env in enumerate(peers(size))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +49,18 @@ def whole(data, tmp_path_factory):
 def launch(data, out, *flags, fence=None, how=("--multi_gpu",)):
     "The same under `accelerate launch`, as a process group of its own."
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *how, "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--main_process_port", "0", "-m", "fenced" if fence else "cad_mllm", "train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *flags]
+    command = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *how, "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m",
+        "fenced" if fence else "cad_mllm", "train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *flags
+    ]
     log = open(out.with_suffix(".log"), "ab")
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "PYTHONUNBUFFERED": "1", "FENCE": str(fence)})
+    return subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        env={
+            **os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "PYTHONUNBUFFERED": "1", "FENCE": str(fence)
+        }
+    )
 
 
 def children(pid):
@@ -74,7 +88,11 @@ def test_accelerate_launch_one_dies_the_other_says_so_and_two_go_on_bit_for_bit(
     victim = next(pid for pid in children(process.pid) if pid != json.loads((out/"status.json").read_text())["pid"])
     os.kill(victim, signal.SIGKILL)
     assert process.wait(120) != 0
-    assert "process 1 died or does not answer: process 0 of 2 stops too; start all of them again with --resume_from_ckpt auto" in log.read_text()
+    assert (
+        "process 1 died or does not answer: process 0 of 2 stops too; start all of them again with --resume_from_ckpt "
+        "auto"
+        in log.read_text()
+    )
     process = launch(data, out, *TWO, "--resume_from_ckpt", "auto")
     assert process.wait(300) == 0, log.read_text()[-4000:]
     assert "✓ Resuming from step 3" in log.read_text()
@@ -82,7 +100,8 @@ def test_accelerate_launch_one_dies_the_other_says_so_and_two_go_on_bit_for_bit(
 
 
 def test_stopped_by_one_killed_all_and_still_as_if_never_stopped(data, whole, tmp_path):
-    "A SIGTERM to one process ends both, saved; a SIGKILL to both leaves the last save; the third pair ends as the unbroken pair did."
+    """A SIGTERM to one process ends both, saved; a SIGKILL to both leaves the last save; the third pair ends as the
+    unbroken pair did."""
     out = tmp_path/"o"
     pair = several(data, out, *TWO, fence=6)
     pair[0].until(after(out, 4))
@@ -98,7 +117,8 @@ def test_stopped_by_one_killed_all_and_still_as_if_never_stopped(data, whole, tm
 
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
 def test_other_processes_same_data(first, then, data, tmp_path):
-    "Killed on one and resumed on two, and the other way round, with the same command: the same samples in every step, losses to rounding, and it says so."
+    """Killed on one and resumed on two, and the other way round, with the same command: the same samples in every
+    step, losses to rounding, and it says so."""
     flags = [*RUN, "--lora_dropout", "0", "--projector_dropout", "0", "--batch_size", str(4//first)]
     out = tmp_path/"o"
     for p in several(data, tmp_path/"whole", *flags, size=first): p.wait(0)
@@ -106,14 +126,24 @@ def test_other_processes_same_data(first, then, data, tmp_path):
     again = several(data, out, *flags, "--resume_from_ckpt", "auto", size=then)
     for p in again: p.wait(0)
     said = again[0].text
-    assert re.search(rf"number of processes was 4 samples a step .* x {first} process(es)?\), is 4 samples a step .* x {then} process(es)?\): same data, not bit-exact", said)
+    assert re.search(
+        rf"number of processes was 4 samples a step .* x {first} process(es)?\), is 4 samples a step .* x {then} "
+        r"process(es)?\): same data, not bit-exact",
+        said
+    )
     one, two = read_metrics(tmp_path/"whole"), read_metrics(out)
-    assert [(r["tokens"], r["samples"], r["lr"], r["epoch"]) for r in one] == [(r["tokens"], r["samples"], r["lr"], r["epoch"]) for r in two]
-    assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=1e-3) and rows(tmp_path/"whole") != rows(out)
+    assert [(r["tokens"], r["samples"], r["lr"], r["epoch"]) for r in one] == [
+        (r["tokens"], r["samples"], r["lr"], r["epoch"]) for r in two
+    ]
+    assert (
+        [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=1e-3)
+        and rows(tmp_path/"whole") != rows(out)
+    )
 
 
 def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
-    "Not by counts but by name: the samples of each step on one, two and three processes, over an epoch's end, begun in the middle."
+    """Not by counts but by name: the samples of each step on one, two and three processes, over an epoch's end,
+    begun in the middle."""
     from cad_mllm.data import batches
     from cad_mllm.training import Plan, Trainer
     model, settings = configs(data, tmp_path, *RUN)
@@ -129,7 +159,9 @@ def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
             end, epoch, start = plan.after(position), position//plan.num_samples, position % plan.num_samples
             taken.clear()
             for rank in range(split.world):
-                stream = batches(trainer.data, trainer.model.builder, epoch, start, split.batch_size, 0, rank, split.world)
+                stream = batches(
+                    trainer.data, trainer.model.builder, epoch, start, split.batch_size, 0, rank, split.world
+                )
                 for _ in range(-(-(end - position)//plan.micro)): next(stream)
                 stream.close()
             found.append(sorted(taken))
@@ -137,8 +169,13 @@ def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
         return found
     whole = steps_of(Split(6, 1, 1), 0)
     assert sum(whole, []) != sorted(sum(whole, [])) and len(sum(whole, [])) == 2*22
-    for split in (Split(2, 3, 1), split_for(Split(6, 1, 1), 2), split_for(Split(2, 3, 1), 3), split_for(Split(1, 2, 3), 1)):
-        assert split.per_step == 6 and steps_of(split, 0) == whole and steps_of(split, 6) == whole[1:] and steps_of(split, 22) == whole[4:]
+    for split in (
+        Split(2, 3, 1), split_for(Split(6, 1, 1), 2), split_for(Split(2, 3, 1), 3), split_for(Split(1, 2, 3), 1)
+    ):
+        assert (
+            split.per_step == 6 and steps_of(split, 0) == whole and steps_of(split, 6) == whole[1:]
+            and steps_of(split, 22) == whole[4:]
+        )
 
 
 @pytest.mark.parametrize("victim", [1, 0])
@@ -149,7 +186,10 @@ def test_one_dies_and_the_other_does_not_wait(victim, data, tmp_path):
     pair[victim].kill()
     left = pair[1 - victim]
     left.wait(EXIT_FAILED)
-    assert f"process {victim} died or does not answer: process {1 - victim} of 2 stops too" in left.text and "Traceback" not in left.text
+    assert (
+        f"process {victim} died or does not answer: process {1 - victim} of 2 stops too" in left.text
+        and "Traceback" not in left.text
+    )
     if victim: assert "process 1 died" in json.loads((tmp_path/"o"/"status.json").read_text())["message"]
     assert any(r.complete for r in list_checkpoints(tmp_path/"o"))
 
@@ -180,13 +220,19 @@ def test_one_hangs_and_the_other_gives_up(data, tmp_path):
 def test_one_fails_and_the_other_repeats_its_error(data, tmp_path):
     pair = several(data, tmp_path/"o", *RUN, each={1: ["--data_root", str(tmp_path/"nowhere")]})
     for p in pair: p.wait(EXIT_FAILED)
-    assert re.search(r"process 1 ended with \w+Error: .*nowhere.*: process 0 of 2 stops too", pair[0].text) and "nowhere" in pair[1].text
+    assert (
+        re.search(r"process 1 ended with \w+Error: .*nowhere.*: process 0 of 2 stops too", pair[0].text)
+        and "nowhere" in pair[1].text
+    )
 
 
 def test_told_different_things_they_do_not_begin(data, tmp_path):
     pair = several(data, tmp_path/"o", *RUN, each={1: ["--seed", "7"]})
     for p in pair: p.wait(EXIT_FAILED)
-    assert all("process 1 has other settings or other data than process 0" in p.text for p in pair) and not read_metrics(tmp_path/"o")
+    assert (
+        all("process 1 has other settings or other data than process 0" in p.text for p in pair)
+        and not read_metrics(tmp_path/"o")
+    )
 
 
 def test_one_never_comes(data, tmp_path):
@@ -208,7 +254,7 @@ def process(how, rank):
     from torch.distributed.nn import functional # as building a model does
     kept = dist.group.WORLD if how == "kept" else None
     shared = torch.ones(1000)
-    sys.setswitchinterval(10)                   # the threads behind the group get the interpreter only when it is given up: they are late
+    sys.setswitchinterval(10)   # the threads behind the group get the interpreter only when it is given up: late
     for _ in range(30): world.sum(shared)
     if rank: time.sleep(.3)
     came = time.monotonic()
@@ -234,12 +280,20 @@ for how, ports in (("left", sys.argv[1:2]), ("kept", sys.argv[2:])):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the threads of a process")
 def test_a_process_that_is_done_ends_with_its_code(tmp_path):
-    "Nothing that runs in the background may abort it at its very end: not after leaving the others, and not where the group lives on because somebody refers to it."
+    """Nothing that runs in the background may abort it at its very end: not after leaving the others, and not where
+    the group lives on because somebody refers to it."""
     ports = [peers(2)[0]["MASTER_PORT"] for _ in range(6)]
-    done = subprocess.run([sys.executable, "-c", ENDS, *ports], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, *ports], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    )
     lines = [line.split() for line in done.stdout.splitlines() if line]
-    assert [line[1:] for line in lines if line[0] == "codes"] == [["left", "0", "0"]] + [["kept", "0", "0"]]*5, done.stdout + done.stderr[-3000:]
-    (_, _, _, first_left, first_threads), (_, _, second_came, _, second_threads) = sorted(line for line in lines if line[0] == "left")
+    assert [
+        line[1:] for line in lines if line[0] == "codes"
+    ] == [["left", "0", "0"]] + [["kept", "0", "0"]]*5, done.stdout + done.stderr[-3000:]
+    (_, _, _, first_left, first_threads), (_, _, second_came, _, second_threads) = sorted(
+        line for line in lines if line[0] == "left"
+    )
     assert first_threads == second_threads == "False"
     assert float(first_left) > float(second_came)               # nobody leaves before all have come
     assert done.stdout.count("goodbye\n") == 2*len(ports)

@@ -31,8 +31,12 @@ def tensors(folder): return load_file(folder/"model.safetensors")
 
 
 def test_a_new_run_begins_from_given_weights(trained, tmp_path):
-    "The first step at a learning rate of nothing leaves the weights where they were; the run counts from 0 and says what it began from."
-    done = Training(NAME, tmp_path/"tuned", *ONE_STAGE, "--init_from", str(trained/"final_model"), "--max_steps", "1", "--stage1_lr", "1e-20", "--save_steps", "1")
+    """The first step at a learning rate of nothing leaves the weights where they were; the run counts from 0 and
+    says what it began from."""
+    done = Training(
+        NAME, tmp_path/"tuned", *ONE_STAGE, "--init_from", str(trained/"final_model"), "--max_steps", "1",
+        "--stage1_lr", "1e-20", "--save_steps", "1"
+    )
     done.wait(0)
     made = next((tmp_path/"tuned").rglob("checkpoint-step1-*"))
     first, second = tensors(trained/"final_model"), tensors(made)
@@ -53,15 +57,21 @@ def test_small_are_the_weights_of_the_package_where_it_has_any(trained, tmp_path
 def test_a_name_of_the_hub_is_fetched_with_its_commit(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fetched = shutil.copytree(trained/"final_model", tmp_path/"cache")
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repo, revision=None: type("Info", (), dict(sha="c0ffee")))
-    monkeypatch.setattr(weights, "download", lambda repo, revision: fetched if (repo, revision) == ("user/model", "c0ffee") else None)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", lambda self, repo, revision=None: type("Info", (), dict(sha="c0ffee"))
+    )
+    monkeypatch.setattr(
+        weights, "download", lambda repo, revision: fetched if (repo, revision) == ("user/model", "c0ffee") else None
+    )
     found = find_weights("user/model@v1")
     assert (found.kind, found.folder, found.revision) == ("hub", fetched, "c0ffee")
 
 
 def test_a_name_that_is_nowhere_says_both_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("no connection")))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("no connection"))
+    )
     with pytest.raises(CheckpointError, match="no such checkpoint.*Hub.*no connection"): find_weights("user/model")
 
 

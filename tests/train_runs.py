@@ -1,6 +1,8 @@
-"""Trainings as real processes that start at once: a server imports everything, each training is a fork of it with its own process group, log and environment.
+"""Trainings as real processes that start at once: a server imports everything, each training is a fork of it with its
+own process group, log and environment.
 
-A fork is killed, stopped and timed like any process; only the seconds of importing are shared. Run as a script it is the server: a JSON request a line on
+A fork is killed, stopped and timed like any process; only the seconds of importing are shared. Run as a script it is
+the server: a JSON request a line on
 stdin, an answer a line on stdout.
 """
 import atexit
@@ -18,13 +20,17 @@ import limits
 from small_data import LLM
 
 # a model of the real classes in its smallest size, three short stages; later flags win
-FLAGS = ["--recipe", "tiny", "--llm_config", json.dumps(LLM), "--projector_hidden_dim", "16", "--num_points", "64", "--num_point_tokens", "4", "--image_size", "32",
-         "--point_encoder_hidden_dim", "16", "--device", "cpu", "--logging_steps", "1", "--batch_size", "4", "--num_val_samples", "2", "--warmup_steps", "3", "--max_tokens_per_batch", "0",
-         "--stage1_epochs", "1", "--stage2_epochs", "1", "--stage3_epochs", "1"]
+FLAGS = [
+    "--recipe", "tiny", "--llm_config", json.dumps(LLM), "--projector_hidden_dim", "16", "--num_points", "64",
+    "--num_point_tokens", "4", "--image_size", "32", "--point_encoder_hidden_dim", "16", "--device", "cpu",
+    "--logging_steps", "1", "--batch_size", "4", "--num_val_samples", "2", "--warmup_steps", "3",
+    "--max_tokens_per_batch", "0", "--stage1_epochs", "1", "--stage2_epochs", "1", "--stage3_epochs", "1"
+]
 
 
 def after(out, num, saved=0):
-    "A condition: `num` steps are logged, and with `saved` a checkpoint of that step or a later one is complete; saving goes on in the background."
+    """A condition: `num` steps are logged, and with `saved` a checkpoint of that step or a later one is complete;
+    saving goes on in the background."""
     def reached():
         from cad_mllm.checkpoints import list_checkpoints
         from cad_mllm.training import read_metrics
@@ -54,7 +60,8 @@ def _serve():
 
 
 def _fence(step):
-    "From a step on, a training waits for a signal or the stop file, so that a test that is slow to act does not find it finished."
+    """From a step on, a training waits for a signal or the stop file, so that a test that is slow to act does not
+    find it finished."""
     from cad_mllm.training import Trainer
     ask = Trainer.asked_to_stop
     def wait_and_ask(self, stopper):
@@ -100,8 +107,14 @@ class Server:
         if self.process is None or self.process.poll() is not None:
             here = Path(__file__).resolve()
             path = os.pathsep.join([str(here.parent.parent), str(here.parent), os.environ.get("PYTHONPATH", "")])
-            env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", limits.SECONDS: "0"}   # it serves many tests
-            self.process = subprocess.Popen([sys.executable, str(here)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
+            # it serves many tests
+            env = {
+                **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", limits.SECONDS: "0"
+            }
+            self.process = subprocess.Popen(
+                [sys.executable, str(here)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+            )
             assert self.process.stdout.readline() == "ready\n"
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -125,8 +138,13 @@ class Training:
         self.out, self.code = Path(out), None
         if not log: self.out.parent.mkdir(parents=True, exist_ok=True)
         self.log = Path(log) if log else self.out.with_name(f"{self.out.name}-{time.monotonic_ns()}.log")
-        argv = ["train", *only] if only else ["train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *map(str, flags)]
-        self.pid = SERVER.ask(start=dict(argv=argv, log=str(self.log), env={**(env or {}), **({"FENCE": str(fence)} if fence else {})}))
+        argv = (
+            ["train", *only] if only
+            else ["train", *FLAGS, "--data_root", str(data), "--output_dir", str(out), *map(str, flags)]
+        )
+        self.pid = SERVER.ask(
+            start=dict(argv=argv, log=str(self.log), env={**(env or {}), **({"FENCE": str(fence)} if fence else {})})
+        )
 
     @property
     def text(self): return self.log.read_text(errors="replace")
@@ -165,7 +183,9 @@ class Training:
 def configs(data, out, *flags):
     "The two configurations that a training's flags mean, for training within the test's own process."
     from cad_mllm import cli
-    return cli.configs(cli.train_parser().parse_args([*FLAGS, "--data_root", str(data), "--output_dir", str(out), *map(str, flags)]))
+    return cli.configs(
+        cli.train_parser().parse_args([*FLAGS, "--data_root", str(data), "--output_dir", str(out), *map(str, flags)])
+    )
 
 
 def peers(size):
@@ -173,7 +193,10 @@ def peers(size):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return [dict(WORLD_SIZE=str(size), RANK=str(r), LOCAL_RANK=str(r), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for r in range(size)]
+    return [
+        dict(WORLD_SIZE=str(size), RANK=str(r), LOCAL_RANK=str(r), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        for r in range(size)
+    ]
 
 
 if __name__ == "__main__": _serve()

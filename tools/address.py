@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""The project's address: `python tools/address.py OWNER/REPO` writes it into settings.ini and all that shows it; `--unset` takes it out; without arguments it says what is set.
+"""The project's address: `python tools/address.py OWNER/REPO` writes it into settings.ini and all that shows it;
+`--unset` takes it out; without arguments it says what is set.
 
-settings.ini holds the one setting, `address`. While it is empty, README and the Colab notebook install from a clone, or from a wheel in the user's Drive. `make address OWNER=... REPO=...` exports modules and README afterwards.
+settings.ini holds the one setting, `address`. While it is empty, README and the Colab notebook install from a clone, or
+from a wheel in the user's Drive. `make address OWNER=... REPO=...` exports modules and README afterwards.
 """
 import argparse
 import re
@@ -18,7 +20,8 @@ COLAB = "colab.research.google.com"
 
 @dataclass
 class Place:
-    "A piece of a file that shows the address: how it reads while none is set, and how with one (ADDRESS, OWNER and REPO are filled in)."
+    """A piece of a file that shows the address: how it reads while none is set, and how with one (ADDRESS, OWNER and
+    REPO are filled in)."""
     file: str
     unset: str
     with_address: str
@@ -42,11 +45,21 @@ PLACES = [
     Place("settings.ini", "\nuser =\n", "\nuser = OWNER\n"),
     Place("settings.ini", "\ngit_url =\n", "\ngit_url = https://github.com/ADDRESS\n"),
     Place("settings.ini", "\ndoc_host =\n", "\ndoc_host = https://OWNER.github.io\n"),
-    Place("nbs/index.ipynb", "pip install .        # in a clone of this repository", "pip install git+https://github.com/ADDRESS"),
-    Place("nbs/index.ipynb", f"!pip install -q {WHEEL}     # made by `make dist` in a clone", "!pip install -q git+https://github.com/ADDRESS"),
-    Place("nbs/tutorials/colab.ipynb", "A Colab runtime disappears without warning;",
-          f"[![Open in Colab](https://{COLAB}/assets/colab-badge.svg)](https://{COLAB}/github/ADDRESS/blob/main/nbs/tutorials/colab.ipynb)\n\nA Colab runtime disappears without warning;"),
-    Place("nbs/tutorials/colab.ipynb", 'SOURCE = ""', 'SOURCE = "git+https://github.com/ADDRESS"'),
+    Place(
+        "nbs/index.ipynb", "pip install .        # in a clone of this repository",
+        "pip install git+https://github.com/ADDRESS"
+    ),
+    Place(
+        "nbs/index.ipynb", f"!pip install -q {WHEEL}     # made by `make dist` in a clone",
+        "!pip install -q git+https://github.com/ADDRESS"
+    ),
+    Place(
+        "nbs/tutorials/colab.ipynb", "A Colab runtime disappears without warning;",
+        f"[![Open in Colab](https://{COLAB}/assets/colab-badge.svg)]"
+        f"(https://{COLAB}/github/ADDRESS/blob/main/nbs/tutorials/colab.ipynb)\n\n"
+        "A Colab runtime disappears without warning;"
+    ),
+    Place("nbs/tutorials/colab.ipynb", 'SOURCE = ""', 'SOURCE = "git+https://github.com/ADDRESS"')
 ]
 
 
@@ -63,7 +76,8 @@ def change(address, root=ROOT):
     texts = {file: (root/file).read_text(encoding="utf-8") for file in {place.file for place in PLACES}}
     for place in PLACES:
         old = place.text(before)
-        if texts[place.file].count(old) != 1: raise ValueError(f"{place.file}: {old!r} is there {texts[place.file].count(old)} times, not once")
+        if texts[place.file].count(old) != 1:
+            raise ValueError(f"{place.file}: {old!r} is there {texts[place.file].count(old)} times, not once")
         texts[place.file] = texts[place.file].replace(old, place.text(address))
     for file, text in texts.items(): (root/file).write_text(text, encoding="utf-8")
 
@@ -73,7 +87,8 @@ def main():
     parser.add_argument("address", nargs="?", default="", help="OWNER/REPO")
     parser.add_argument("--unset", action="store_true", help="take the address out")
     args = parser.parse_args()
-    if args.address and not re.fullmatch(f"{NAME}/{NAME}", args.address): sys.exit(f"{args.address!r} is no address: give OWNER/REPO (make address OWNER=... REPO=...)")
+    if args.address and not re.fullmatch(f"{NAME}/{NAME}", args.address):
+        sys.exit(f"{args.address!r} is no address: give OWNER/REPO (make address OWNER=... REPO=...)")
     if args.address or args.unset: change(args.address)
     print(f"the project's address: {current() or 'none is set'}")
 

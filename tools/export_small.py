@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Put trained weights into the package, in half precision: cad_mllm/small_model, which `CADAutocomplete("small")` reads.
+"""Put trained weights into the package, in half precision: cad_mllm/small_model, which `CADAutocomplete("small")`
+reads.
 
     python tools/export_small.py RUN_OR_CHECKPOINT [--out cad_mllm/small_model] [--commit SHA] [--license apache-2.0]
 
-Of a run's folder the checkpoint with the lowest validation loss on held-out procedural parts is taken. The manifest says where the weights come from: commit, seed, data, hours. More than 12 MB is refused.
+Of a run's folder the checkpoint with the lowest validation loss on held-out procedural parts is taken. The manifest
+says where the weights come from: commit, seed, data, hours. More than 12 MB is refused.
 """
 import argparse
 import json
@@ -31,7 +33,9 @@ def provenance(run, checkpoint, commit):
     train, rows = read_config(checkpoint)[1], read_metrics(run)
     spent = dict(hours=round(rows[-1]["seconds"]/3600, 2), samples=rows[-1]["samples"]) if rows else {}
     told = dict(data=train.data_root, seed=train.seed) if train else {}
-    return dict(commit=commit, **told, **spent, trained_on="procedural parts alone; no photograph, no free text, no real part")
+    return dict(
+        commit=commit, **told, **spent, trained_on="procedural parts alone; no photograph, no free text, no real part"
+    )
 
 
 def main():
@@ -46,10 +50,13 @@ def main():
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     if size > MOST:
         shutil.rmtree(out)
-        raise SystemExit(f"{checkpoint}: {size/1e6:.1f} MB in half precision; the package takes {MOST/1e6:.0f} MB at most")
+        raise SystemExit(
+            f"{checkpoint}: {size/1e6:.1f} MB in half precision; the package takes {MOST/1e6:.0f} MB at most"
+        )
     card = write_card(out, out.with_name(f"{out.name}_card"), "small", args.license)
     told = provenance(Path(args.run), checkpoint, args.commit)
-    with Path(card).open("a", encoding="utf-8") as file: file.write("\n## Provenance\n\n" + "".join(f"- {k.replace('_', ' ')}: {v}\n" for k, v in told.items()))
+    with Path(card).open("a", encoding="utf-8") as file:
+        file.write("\n## Provenance\n\n" + "".join(f"- {k.replace('_', ' ')}: {v}\n" for k, v in told.items()))
     print(f"{checkpoint} -> {out} ({size/1e6:.1f} MB); card in {card or out}")
     print(json.dumps(json.loads((out/"manifest.json").read_text(encoding="utf-8"))["metadata"], indent=1)[:600])
 

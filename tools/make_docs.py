@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""The notebooks as a site that needs no network: `make_docs.py --out site` writes it and checks every link, `--check site` only checks.
+"""The notebooks as a site that needs no network: `make_docs.py --out site` writes it and checks every link, `--check
+site` only checks.
 
-Cells are shown as nbdev shows them: `#| hide` and import cells are left out, `#| echo: false` keeps the output. An exported cell becomes a card for each
-public name (signature, one line, parameters from the comments beside them) with its source folded away. Nothing is executed: outputs are those in the notebooks.
+Cells are shown as nbdev shows them: `#| hide` and import cells are left out, `#| echo: false` keeps the output. An
+exported cell becomes a card for each
+public name (signature, one line, parameters from the comments beside them) with its source folded away. Nothing is
+executed: outputs are those in the notebooks.
 """
 import argparse
 import ast
@@ -67,7 +70,10 @@ def read_page(path):
 def find_pages():
     "All pages in reading order: the overview, results, running it, the glossary, the tutorials, the chapters."
     chapters = sorted(p for p in NBS.rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    paths = [NBS/"index.ipynb", NBS/"results.ipynb", NBS/"running.ipynb", NBS/"glossary.ipynb", *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *chapters]
+    paths = [
+        NBS/"index.ipynb", NBS/"results.ipynb", NBS/"running.ipynb", NBS/"glossary.ipynb",
+        *sorted((NBS/"tutorials").glob("*.ipynb"), reverse=True), *chapters
+    ]
     return [read_page(p) for p in paths if p.exists()]
 
 
@@ -112,25 +118,52 @@ def read_function(node, said, owner=""):
     "A function's symbol; comments on a line of their own parameter describe it."
     a = node.args
     every = [*a.posonlyargs, *a.args, *([a.vararg] if a.vararg else []), *a.kwonlyargs, *([a.kwarg] if a.kwarg else [])]
-    defaults = dict(zip([p.arg for p in (a.posonlyargs + a.args)][::-1], a.defaults[::-1])) | {p.arg: d for p, d in zip(a.kwonlyargs, a.kw_defaults) if d is not None}
+    defaults = dict(zip([p.arg for p in (a.posonlyargs + a.args)][::-1], a.defaults[::-1])) | {
+        p.arg: d for p, d in zip(a.kwonlyargs, a.kw_defaults) if d is not None
+    }
     stars = {**({a.vararg.arg: "*"} if a.vararg else {}), **({a.kwarg.arg: "**"} if a.kwarg else {})}
-    shared = {line for line in said if sum(p.lineno == line for p in every) > 1} # several on a line: the comment is of none alone
-    params = [(stars.get(p.arg, "") + p.arg, text_of(p.annotation), text_of(defaults.get(p.arg)), "" if p.lineno in shared or p.lineno == node.lineno else said.get(p.end_lineno, ""))
-              for p in every if not (owner and p.arg == "self")]
+    # several on a line: the comment is of none alone
+    shared = {line for line in said if sum(p.lineno == line for p in every) > 1}
+    params = [
+        (
+            stars.get(p.arg, "") + p.arg, text_of(p.annotation), text_of(defaults.get(p.arg)),
+            "" if p.lineno in shared or p.lineno == node.lineno else said.get(p.end_lineno, "")
+        )
+        for p in every if not (owner and p.arg == "self")
+    ]
     end = node.body[0].lineno if node.body else node.lineno
-    returned = next((said[i] for i in range(max([node.lineno, *(p.end_lineno for p in every if p.lineno != node.lineno)]), end) if i in said and (i == node.lineno or i not in {p.end_lineno for p in every})), "")
-    shown = ", ".join(n + (f": {t}" if t else "") + (f" = {d}" if t and d else f"={d}" if d else "") for n, t, d, _ in params)
+    returned = next(
+        (
+            said[i] for i in range(max([node.lineno, *(p.end_lineno for p in every if p.lineno != node.lineno)]), end)
+            if i in said and (i == node.lineno or i not in {p.end_lineno for p in every})
+        ),
+        ""
+    )
+    shown = ", ".join(
+        n + (f": {t}" if t else "") + (f" = {d}" if t and d else f"={d}" if d else "") for n, t, d, _ in params
+    )
     name = f"{owner}.{node.name}" if owner else node.name
-    return Symbol(name, "method" if owner else "function", f"{name}({shown})" + (f" → {text_of(node.returns)}" if node.returns else ""), ast.get_docstring(node) or "", params, (text_of(node.returns), returned))
+    return Symbol(
+        name, "method" if owner else "function",
+        f"{name}({shown})" + (f" → {text_of(node.returns)}" if node.returns else ""), ast.get_docstring(node) or "",
+        params, (text_of(node.returns), returned)
+    )
 
 
 def read_class(node, said):
     "A class with its fields (of a dataclass) or the parameters of its `__init__`, then its public methods."
     init = next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
     if init is not None: params = read_function(init, said, node.name).params
-    else: params = [(f.target.id, text_of(f.annotation), text_of(f.value), said.get(f.end_lineno, "")) for f in node.body if isinstance(f, ast.AnnAssign) and not f.target.id.startswith("_")]
+    else:
+        params = [
+            (f.target.id, text_of(f.annotation), text_of(f.value), said.get(f.end_lineno, "")) for f in node.body
+            if isinstance(f, ast.AnnAssign) and not f.target.id.startswith("_")
+        ]
     bases = ", ".join(map(text_of, node.bases))
-    yield Symbol(node.name, "class", f"class {node.name}" + (f"({bases})" if bases else ""), ast.get_docstring(node) or "", params, ("", ""))
+    yield Symbol(
+        node.name, "class", f"class {node.name}" + (f"({bases})" if bases else ""), ast.get_docstring(node) or "",
+        params, ("", "")
+    )
     for f in node.body:
         if isinstance(f, ast.FunctionDef) and not f.name.startswith("_"): yield read_function(f, said, node.name)
 
@@ -166,7 +199,10 @@ def code_html(source): return f'<div class="code">{highlight(source, language="p
 def formula(tex, display):
     "A formula as SVG in the color of the text, without a ground of its own; its TeX where it cannot be drawn."
     from matplotlib.mathtext import math_to_image
-    plain = re.sub(r"\\l?r?Vert", r"\\Vert ", re.sub(r"\\(Big|big|!|left|right)(?![a-z])", "", tex.replace("\n", " ").replace(r"\tfrac", r"\frac")))
+    plain = re.sub(
+        r"\\l?r?Vert", r"\\Vert ",
+        re.sub(r"\\(Big|big|!|left|right)(?![a-z])", "", tex.replace("\n", " ").replace(r"\tfrac", r"\frac"))
+    )
     plain = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", plain)
     plain = re.sub(r"\\frac(\w)\{", r"\\frac{\1}{", plain)
     plain = re.sub(r"(\\frac\{[^{}]*\})(\w)", r"\1{\2}", plain)
@@ -175,16 +211,25 @@ def formula(tex, display):
     try: depth = math_to_image(f"${plain}$", out, dpi=72, format="svg", color="#010203")
     except ValueError: return f'<code class="tex">{html.escape(tex)}</code>'
     svg = out.getvalue().decode()
-    svg = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->|<g id="patch_1">.*?</g>', "", svg[svg.index("<svg"):], flags=re.S).replace("#010203", "currentColor")
+    svg = re.sub(
+        r'<metadata>.*?</metadata>|<!--.*?-->|<g id="patch_1">.*?</g>', "", svg[svg.index("<svg"):], flags=re.S
+    ).replace("#010203", "currentColor")
     width, height = (float(re.search(rf'{k}="([\d.]+)pt"', svg)[1])*size/10 for k in ("width", "height"))
-    svg = re.sub(r'\bid="', 'id="@@', re.sub(r'href="#', 'href="#@@', svg)) # @@ becomes a number of its own wherever it is shown
-    svg = re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', lambda m: f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="formula" role="img" aria-label="{html.escape(tex)}" viewBox="{m[1]}" '
-                 f'style="width:{width:.1f}px;height:{height:.1f}px;vertical-align:{-depth*size/10:.1f}px">', svg, count=1).strip()
+    # @@ becomes a number of its own wherever it is shown
+    svg = re.sub(r'\bid="', 'id="@@', re.sub(r'href="#', 'href="#@@', svg))
+    svg = re.sub(
+        r'<svg [^>]*viewBox="([^"]+)"[^>]*>',
+        lambda m: '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="formula" '
+        f'role="img" aria-label="{html.escape(tex)}" viewBox="{m[1]}" '
+        f'style="width:{width:.1f}px;height:{height:.1f}px;vertical-align:{-depth*size/10:.1f}px">',
+        svg, count=1
+    ).strip()
     return f'<div class="display">{svg}</div>' if display else svg
 
 
 def draw_formulas(text, numbers):
-    "Markdown with a sign in place of each formula, and sign -> drawing: a drawing that began a line would end the paragraph. Formulas in code stay as they are."
+    """Markdown with a sign in place of each formula, and sign -> drawing: a drawing that began a line would end the
+    paragraph. Formulas in code stay as they are."""
     drawings = {}
     def drawn(tex, display):
         number = next(numbers)
@@ -198,7 +243,8 @@ def draw_formulas(text, numbers):
     return "".join(p if i % 2 else piece(p) for i, p in enumerate(parts)), drawings
 
 
-def anchor_of(heading): return re.sub(r"[^\w]+", "-", re.sub(r"<[^>]+>|`", "", html.unescape(heading)).lower()).strip("-") or "section"
+def anchor_of(heading):
+    return re.sub(r"[^\w]+", "-", re.sub(r"<[^>]+>|`", "", html.unescape(heading)).lower()).strip("-") or "section"
 
 
 def clean_markdown(made):
@@ -208,25 +254,50 @@ def clean_markdown(made):
 
 def output_html(output):
     "What a cell printed, returned or drew."
-    if output["output_type"] == "stream": return f'<pre class="out">{html.escape("".join(output["text"]))}</pre>' if output.get("name") == "stdout" else ""
-    if output["output_type"] == "error": return f'<pre class="out error">{html.escape(output.get("ename", ""))}: {html.escape(output.get("evalue", ""))}</pre>'
+    if output["output_type"] == "stream":
+        return (
+            f'<pre class="out">{html.escape("".join(output["text"]))}</pre>' if output.get("name") == "stdout" else ""
+        )
+    if output["output_type"] == "error":
+        return (
+            f'<pre class="out error">{html.escape(output.get("ename", ""))}: '
+            f'{html.escape(output.get("evalue", ""))}</pre>'
+        )
     data = {k: "".join(v) if isinstance(v, list) else v for k, v in output.get("data", {}).items()}
     if "application/vnd.jupyter.widget-view+json" in data: return ""
     for kind in ("image/png", "image/jpeg"):
-        if kind in data: return f'<img class="out" alt="output of the cell above" src="data:{kind};base64,{data[kind].strip()}">'
+        if kind in data:
+            return f'<img class="out" alt="output of the cell above" src="data:{kind};base64,{data[kind].strip()}">'
     if "image/svg+xml" in data: return f'<div class="out">{data["image/svg+xml"]}</div>'
     if "text/html" in data: return f'<div class="out html">{data["text/html"]}</div>'
-    if "text/markdown" in data: return f'<div class="out">{clean_markdown(markdown2html_mistune(data["text/markdown"]))}</div>'
+    if "text/markdown" in data:
+        return f'<div class="out">{clean_markdown(markdown2html_mistune(data["text/markdown"]))}</div>'
     plain = data.get("text/plain", "")
-    return "" if re.fullmatch(r"<(Figure|IPython|matplotlib|PIL)[^>]*>", plain) or not plain else f'<pre class="out">{html.escape(plain)}</pre>'
+    return (
+        "" if re.fullmatch(r"<(Figure|IPython|matplotlib|PIL)[^>]*>", plain) or not plain
+        else f'<pre class="out">{html.escape(plain)}</pre>'
+    )
 
 
 def card(symbol):
     "A symbol as a reader wants it."
-    rows = "".join(f"<tr><td><code>{html.escape(n)}</code></td><td><code>{html.escape(t)}</code></td><td>{f'<code>{html.escape(d)}</code>' if d else ''}</td><td>{inline(w)}</td></tr>" for n, t, d, w in symbol.params)
-    back = f"<tr><td><b>returns</b></td><td><code>{html.escape(symbol.returns[0])}</code></td><td></td><td>{inline(symbol.returns[1])}</td></tr>" if symbol.returns[1] else ""
-    table = f'<table class="params"><tr><th>{"field" if symbol.kind == "class" else "parameter"}</th><th>type</th><th>default</th><th></th></tr>{rows}{back}</table>' if any(p[3] or p[1] for p in symbol.params) or back else ""
-    return f'<section class="card" id="{symbol.anchor}"><h4><a href="#{symbol.anchor}">{html.escape(symbol.name)}</a> <small>{symbol.kind}</small></h4><pre class="signature">{wrap_signature(symbol.signature)}</pre><p>{inline(symbol.doc)}</p>{table}</section>'
+    rows = "".join(
+        f"<tr><td><code>{html.escape(n)}</code></td><td><code>{html.escape(t)}</code></td><td>{f'<code>{html.escape(d)}</code>' if d else ''}</td><td>{inline(w)}</td></tr>"
+        for n, t, d, w in symbol.params
+    )
+    back = (
+        f"<tr><td><b>returns</b></td><td><code>{html.escape(symbol.returns[0])}</code></td><td></td><td>{inline(symbol.returns[1])}</td></tr>"
+        if symbol.returns[1] else ""
+    )
+    table = (
+        f'<table class="params"><tr><th>{"field" if symbol.kind == "class" else "parameter"}</th><th>type</th><th>default</th><th></th></tr>{rows}{back}</table>'
+        if any(p[3] or p[1] for p in symbol.params) or back else ""
+    )
+    return (
+        f'<section class="card" id="{symbol.anchor}"><h4><a href="#{symbol.anchor}">{html.escape(symbol.name)}</a> '
+        f'<small>{symbol.kind}</small></h4><pre '
+        f'class="signature">{wrap_signature(symbol.signature)}</pre><p>{inline(symbol.doc)}</p>{table}</section>'
+    )
 
 
 def wrap_signature(text):
@@ -263,14 +334,21 @@ def cell_html(page, cell, taken):
             s.anchor = unique(s.name, taken)
             taken.add(s.anchor)
             page.sections.append((5, s.name, s.anchor, s.doc))
-        if not found: return f'<details class="source"><summary>{html.escape(told(code))}</summary>{code_html(code)}</details>{shown}'
-        return "".join(map(card, found)) + f'<details class="source"><summary>source</summary>{code_html(code)}</details>{shown}'
+        if not found:
+            return (
+                f'<details class="source"><summary>{html.escape(told(code))}</summary>{code_html(code)}</details>{shown}'
+            )
+        source = f'<details class="source"><summary>source</summary>{code_html(code)}</details>'
+        return "".join(map(card, found)) + source + shown
     return ("" if "echo: false" in marks else code_html(code)) + shown
 
 
 def told(code):
     "What a cell without public names holds, for the line that unfolds it."
-    names = [n.name if hasattr(n, "name") else text_of(n.targets[0]) for n in ast.parse(code).body if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Assign))]
+    names = [
+        n.name if hasattr(n, "name") else text_of(n.targets[0]) for n in ast.parse(code).body
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Assign))
+    ]
     return f"source: {', '.join(names[:4])}{' …' if names[4:] else ''}" if names else "source"
 
 
@@ -290,12 +368,16 @@ def markdown_html(page, source, taken):
         following = re.split(r"<h[1-6]", made[m.end():], maxsplit=1)[0]
         words = re.sub(r"\s+", " ", re.sub(r"<(svg|pre).*?</\1>|<[^>]+>", " ", following, flags=re.S)).strip()
         page.sections.append((int(m[1]), re.sub(r"<[^>]+>", "", m[2]), anchor, html.unescape(words)[:240]))
-        return f'<h{m[1]} id="{anchor}">{m[2]} <a class="here" href="#{anchor}" aria-label="link to this section">#</a></h{m[1]}>'
+        return (
+            f'<h{m[1]} id="{anchor}">{m[2]} <a class="here" href="#{anchor}" aria-label="link to this '
+            f'section">#</a></h{m[1]}>'
+        )
     return re.sub(r"<h([1-6])[^>]*>(.*?)</h\1>", heading, made, flags=re.S)
 
 
 def relink(page, made, pages, repository):
-    "Links between notebooks as links between pages; files outside the site are linked at the repository, where the project has an address."
+    """Links between notebooks as links between pages; files outside the site are linked at the repository, where the
+    project has an address."""
     names = {p.notebook: p.name for p in pages}
     def link(m):
         quote, target = m[1], html.unescape(m[2])
@@ -318,7 +400,10 @@ def link_symbols(page, made, where):
         if name not in where: return m[0]
         to, anchor = where[name]
         return f'<a class="symbol" href="{"" if to is page else page.up + to.name}#{anchor}"><code>{m[1]}</code></a>'
-    parts = re.split(r'(<pre.*?</pre>|<a .*?</a>|<div class="code">.*?</div>|<section class="card".*?</section>|<h\d.*?</h\d>)', made, flags=re.S)
+    parts = re.split(
+        r'(<pre.*?</pre>|<a .*?</a>|<div class="code">.*?</div>|<section class="card".*?</section>|<h\d.*?</h\d>)',
+        made, flags=re.S
+    )
     return "".join(p if i % 2 else re.sub(r"<code>([\w.]+(?:\(\))?)</code>", link, p) for i, p in enumerate(parts))
 
 
@@ -377,13 +462,20 @@ SCRIPT = """(function () {
 })();
 """
 
-EARLY = "try{document.documentElement.dataset.theme=localStorage.getItem('theme')||(matchMedia('(prefers-color-scheme: dark)').matches?'dark':'light')}catch(e){document.documentElement.dataset.theme='light'}"
+EARLY = (
+    "try{document.documentElement.dataset.theme=localStorage.getItem('theme')||(matchMedia('(prefers-color-scheme: "
+    "dark)').matches?'dark':'light')}catch(e){document.documentElement.dataset.theme='light'}"
+)
 
 
 def pygments_css():
     "Colours of code, light and dark."
     from pygments.formatters import HtmlFormatter
-    def style(name, scope): return "\n".join(line for line in HtmlFormatter(style=name).get_style_defs(scope).splitlines() if "background" not in line or ".err" in line)
+    def style(name, scope):
+        return "\n".join(
+            line for line in HtmlFormatter(style=name).get_style_defs(scope).splitlines() if "background" not in line
+            or ".err" in line
+        )
     return style("default", ".highlight") + "\n" + style("github-dark", ":root[data-theme=dark] .highlight")
 
 
@@ -391,13 +483,33 @@ def navigation(pages, here, site):
     "The contents, with the sections of the page that is open."
     def item(p):
         number = re.match(r"\d+[a-z]?", p.notebook.stem)
-        label = (f'<span class="number">{number[0]}</span>' if number else "") + html.escape(p.title if p.notebook.stem != "index" else "Overview")
-        inner = "".join(f'<li{" class=part" if level == 1 else ""}><a href="#{a}">{html.escape(html.unescape(h))}</a></li>' for level, h, a, _ in p.sections[1:] if level < 3) if p is here else ""
-        return f'<li{" class=on" if p is here else ""}><a href="{here.up}{p.name}"{" aria-current=page" if p is here else ""}>{label}</a>{f"<ol>{inner}</ol>" if inner else ""}</li>'
-    groups = [("Start", [p for p in pages if not re.match(r"\d", p.notebook.stem)]), ("The chapters, in reading order", [p for p in pages if re.match(r"\d", p.notebook.stem)])]
+        label = (f'<span class="number">{number[0]}</span>' if number else "") + html.escape(
+            p.title if p.notebook.stem != "index" else "Overview"
+        )
+        inner = (
+            "".join(
+                f'<li{" class=part" if level == 1 else ""}><a href="#{a}">{html.escape(html.unescape(h))}</a></li>'
+                for level, h, a, _ in p.sections[1:] if level < 3
+            )
+            if p is here else ""
+        )
+        return (
+            f'<li{" class=on" if p is here else ""}><a '
+            f'href="{here.up}{p.name}"{" aria-current=page" if p is here else ""}>{label}</a>{f"<ol>{inner}</ol>" if inner else ""}</li>'
+        )
+    groups = [
+        ("Start", [p for p in pages if not re.match(r"\d", p.notebook.stem)]),
+        ("The chapters, in reading order", [p for p in pages if re.match(r"\d", p.notebook.stem)])
+    ]
     lists = "".join(f"<h2>{title}</h2><ol>{''.join(map(item, some))}</ol>" for title, some in groups if some)
-    return (f'<nav class="side" aria-label="Contents"><div class="top"><a class="name" href="{here.up}index.html">{html.escape(site["title"])}</a><button id="theme-switch" type="button" title="Switch between light and dark">Dark</button></div>'
-            f'<label class="badge" for="search-box">Search (press /)</label><input id="search-box" type="search" autocomplete="off" placeholder="a name or some words"><ul id="search-hits" aria-live="polite"></ul><div id="contents-list">{lists}</div></nav>')
+    return (
+        '<nav class="side" aria-label="Contents"><div class="top"><a class="name" '
+        f'href="{here.up}index.html">{html.escape(site["title"])}</a><button id="theme-switch" type="button" '
+        'title="Switch between light and dark">Dark</button></div>'
+        '<label class="badge" for="search-box">Search (press /)</label><input id="search-box" type="search" '
+        'autocomplete="off" placeholder="a name or some words"><ul id="search-hits" aria-live="polite"></ul><div '
+        f'id="contents-list">{lists}</div></nav>'
+    )
 
 
 def page_html(page, body, pages, site):
@@ -407,12 +519,26 @@ def page_html(page, body, pages, site):
     source = f"nbs/{page.notebook.relative_to(NBS).as_posix()}"
     shown = f'<a href="{site["blob"]}/{source}">{source}</a>' if site["blob"] else source
     where = f'<p class="badge">module <code>{site["lib_name"]}.{module}</code>, notebook {shown}</p>' if module else ""
-    before = f'<a href="{page.up}{pages[at - 1].name}" rel="prev"><small>before</small>{html.escape(pages[at - 1].title)}</a>' if at else "<span></span>"
-    after = f'<a href="{page.up}{pages[at + 1].name}" rel="next"><small>next</small>{html.escape(pages[at + 1].title)}</a>' if at + 1 < len(pages) else "<span></span>"
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(page.title)} · {html.escape(site["title"])}</title>'
-            f'<meta name="description" content="{html.escape(page.summary)}"><script>{EARLY}</script><link rel="stylesheet" href="{page.up}site.css"></head><body data-up="{page.up}"><a class="skip" href="#the-text">Skip to the text</a>'
-            f'<div class="shell">{navigation(pages, page, site)}<main id="the-text">{body}{where}<div class="pages">{before}{after}</div></main></div>'
-            f'<script src="{page.up}search.js"></script><script src="{page.up}site.js"></script></body></html>')
+    before = (
+        f'<a href="{page.up}{pages[at - 1].name}" '
+        f'rel="prev"><small>before</small>{html.escape(pages[at - 1].title)}</a>'
+        if at else "<span></span>"
+    )
+    after = (
+        f'<a href="{page.up}{pages[at + 1].name}" rel="next"><small>next</small>{html.escape(pages[at + 1].title)}</a>'
+        if at + 1 < len(pages) else "<span></span>"
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><title>{html.escape(page.title)} · '
+        f'{html.escape(site["title"])}</title>'
+        f'<meta name="description" content="{html.escape(page.summary)}"><script>{EARLY}</script><link '
+        f'rel="stylesheet" href="{page.up}site.css"></head><body data-up="{page.up}"><a class="skip" '
+        'href="#the-text">Skip to the text</a>'
+        f'<div class="shell">{navigation(pages, page, site)}<main id="the-text">{body}{where}<div '
+        f'class="pages">{before}{after}</div></main></div>'
+        f'<script src="{page.up}search.js"></script><script src="{page.up}site.js"></script></body></html>'
+    )
 
 
 def build(out):
@@ -422,7 +548,10 @@ def build(out):
     bodies = {}
     for page in pages:
         taken = {"the-text", "search-box", "search-hits", "contents-list", "theme-switch"}
-        page.names = {s.name for c in page.cells if re.search(r"^#\| ?export", "".join(c["source"]), re.M) for s in symbols("".join(c["source"]))}
+        page.names = {
+            s.name for c in page.cells if re.search(r"^#\| ?export", "".join(c["source"]), re.M)
+            for s in symbols("".join(c["source"]))
+        }
         bodies[page.name] = "\n".join(filter(None, (cell_html(page, c, taken) for c in page.cells)))
     where = {}
     for page in pages:
@@ -439,7 +568,9 @@ def build(out):
     (out/"site.css").write_text(CSS + pygments_css(), encoding="utf-8")
     (out/"site.js").write_text(SCRIPT, encoding="utf-8")
     index = [[p.title, h, f"{p.name}#{a}", words] for p in pages for _, h, a, words in p.sections]
-    (out/"search.js").write_text(f"window.SEARCH = {json.dumps(index, ensure_ascii=False, separators=(',', ':'))};\n", encoding="utf-8")
+    (out/"search.js").write_text(
+        f"window.SEARCH = {json.dumps(index, ensure_ascii=False, separators=(',', ':'))};\n", encoding="utf-8"
+    )
     return pages
 
 
@@ -485,7 +616,8 @@ def check_links(site):
             there = (page.parent/unquote(path)).resolve() if path else page
             if not there.is_file(): broken.append((name, link, "there is no such file"))
             elif site not in there.parents: broken.append((name, link, "it lies outside the site"))
-            elif anchor and there in read and unquote(anchor) not in read[there].ids: broken.append((name, link, "there is no such anchor"))
+            elif anchor and there in read and unquote(anchor) not in read[there].ids:
+                broken.append((name, link, "there is no such anchor"))
     return broken
 
 
@@ -496,7 +628,8 @@ def main():
     options = parser.parse_args()
     if not options.check:
         out = Path(options.out)
-        if out.exists() and any(out.iterdir()) and not (out/"search.js").exists(): sys.exit(f"{out} holds something that is no site; choose an empty folder with --out")
+        if out.exists() and any(out.iterdir()) and not (out/"search.js").exists():
+            sys.exit(f"{out} holds something that is no site; choose an empty folder with --out")
         print(f"{len(build(out))} pages in {out}; open {out/'index.html'}")
     broken = check_links(options.check or options.out)
     for page, link, why in broken: print(f"{page}: {link}: {why}")

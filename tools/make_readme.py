@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """README.md from nbs/index.ipynb: its prose, visible code and text outputs; `--check` fails when the file differs.
 
-Only the standard library, so that it runs before anything is installed. Cells with `#| hide` or `#| default_exp` are left out, with `#| echo: false` only
+Only the standard library, so that it runs before anything is installed. Cells with `#| hide` or `#| default_exp` are
+left out, with `#| echo: false` only
 their output is kept. Links and pictures relative to nbs/ are made relative to the top folder.
 """
 import json

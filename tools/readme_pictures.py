@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""The README's pictures, into nbs/images/: a scan that is read here; what the tutorial on fine-tuning stores; with DEMO, the loss curve of a finished demo; with --panel, the real panel in a browser.
+"""The README's pictures, into nbs/images/: a scan that is read here; what the tutorial on fine-tuning stores; with
+DEMO, the loss curve of a finished demo; with --panel, the real panel in a browser.
 
-`readme_pictures.py DEMO --panel` makes them all. The panel's picture is taken by Chromium of Voila showing the panel on its own example folder.
+`readme_pictures.py DEMO --panel` makes them all. The panel's picture is taken by Chromium of Voila showing the panel on
+its own example folder.
 """
 import argparse
 import base64
@@ -45,9 +47,13 @@ def tuned_picture():
 def panel_picture(folder):
     "The panel on its example folder, whose losses are made up."
     example_folder(folder/"checkpoints")
+    title = (
+        '<span class="cadm-title">Runs</span> <span '
+        'class="cadm-dim">/content/drive/MyDrive/CAD-MLLM/checkpoints</span>'
+    )
     notebook = write_notebook(folder/"panel.ipynb", f"""from cad_mllm.panel import CheckpointPanel
 panel = CheckpointPanel({str(folder/"checkpoints")!r})
-panel.title.value = '<span class="cadm-title">Runs</span> <span class="cadm-dim">/content/drive/MyDrive/CAD-MLLM/checkpoints</span>'
+panel.title.value = {title!r}
 panel""")
     with server("voila", notebook) as show, browser_page(width=1180, height=2000) as page:
         page.set_default_timeout(120_000)

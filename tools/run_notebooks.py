@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Run notebooks from top to bottom and store their outputs, for those who read them without running: `run_notebooks.py [NAME ...]`.
+"""Run notebooks from top to bottom and store their outputs, for those who read them without running: `run_notebooks.py
+[NAME ...]`.
 
-Notebooks stay small in git: an output over MAX_OUTPUT characters is left out, as are the largest ones of a notebook over MAX_NOTEBOOK, warnings of
+Notebooks stay small in git: an output over MAX_OUTPUT characters is left out, as are the largest ones of a notebook
+over MAX_NOTEBOOK, warnings of
 the kernel, and text that names a folder of this machine.
 """
 import sys
@@ -20,7 +22,10 @@ def size(output): return len(str(output.get("data", output.get("text", ""))))
 def unfit(output):
     "Whether an output does not belong into git."
     text = str(output.get("text", "")) + str({k: v for k, v in output.get("data", {}).items() if k.startswith("text/")})
-    return size(output) > MAX_OUTPUT or output.get("name") == "stderr" or str(ROOT) in text or sys.prefix in text or str(Path.home()) in text
+    return (
+        size(output) > MAX_OUTPUT or output.get("name") == "stderr" or str(ROOT) in text or sys.prefix in text
+        or str(Path.home()) in text
+    )
 
 
 def trim(notebook):
@@ -39,7 +44,10 @@ def main():
     for path in sorted((ROOT/"nbs").rglob("*.ipynb")):
         if wanted and path.stem not in wanted or "tutorials" in path.parts and not wanted: continue
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=1200, store_widget_state=False, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+        NotebookClient(
+            notebook, timeout=1200, store_widget_state=False, kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}}
+        ).execute()
         trim(notebook)
         nbformat.write(notebook, path)
         print(path.relative_to(ROOT))

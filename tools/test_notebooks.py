@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Test notebooks as `nbdev_test` does, each with a limit: `python tools/test_notebooks.py [--minutes 10] [--jobs 2] [--flags slow] [NOTEBOOK ...]`.
+"""Test notebooks as `nbdev_test` does, each with a limit: `python tools/test_notebooks.py [--minutes 10] [--jobs 2]
+[--flags slow] [NOTEBOOK ...]`.
 
-Each notebook runs in a process of its own, forked from this one after what they all import. One that is not through after its limit prints all its stacks and ends, so that a hang is a failure with a name.
+Each notebook runs in a process of its own, forked from this one after what they all import. One that is not through
+after its limit prints all its stacks and ends, so that a hang is a failure with a name.
 """
 import argparse
 import contextlib
@@ -22,7 +24,8 @@ SHARED_IMPORTS = ("torch", "transformers", "matplotlib.pyplot", "scipy.spatial",
 
 
 def test_one(path, minutes, flags):
-    "In the child: run one notebook's cells; exit code 1 when a cell fails, `SKIPPED` when it failed for want of OpenCascade."
+    """In the child: run one notebook's cells; exit code 1 when a cell fails, `SKIPPED` when it failed for want of
+    OpenCascade."""
     from nbdev.config import get_config
     from nbdev.test import test_nb
     faulthandler.dump_traceback_later(60*minutes, exit=True, file=sys.__stderr__)
@@ -64,7 +67,10 @@ def outcome(running, minutes):
     seconds, name = time.monotonic() - running.began, os.path.relpath(running.path, ROOT)
     skipped = running.process.exitcode == SKIPPED
     passed = running.process.exitcode == 0 or skipped
-    why = "" if passed else f": no end after {minutes:g} minutes, its stacks are above" if seconds >= 60*minutes else f": exit code {running.process.exitcode}"
+    why = (
+        "" if passed else f": no end after {minutes:g} minutes, its stacks are above" if seconds >= 60*minutes
+        else f": exit code {running.process.exitcode}"
+    )
     print(f"{'skipped' if skipped else 'ok     ' if passed else 'FAILED '} {seconds:6.1f} s  {name}{why}", flush=True)
     return passed
 
@@ -102,7 +108,10 @@ def main():
     for name in SHARED_IMPORTS if len(paths) > 1 else (): import_module(name)
     failed = run(paths, args.jobs, args.minutes, args.flags)
     if failed and args.again:
-        print(f"once more, alone: {len(failed)} that failed beside others; what passes now is unsteady, and a fault to look at")
+        print(
+            f"once more, alone: {len(failed)} that failed beside others; what passes now is unsteady, and a fault to "
+            "look at"
+        )
         failed = run(failed, 1, args.minutes, args.flags)
     print(f"{len(paths) - len(failed)} passed, {len(failed)} failed")
     sys.exit(bool(failed))

@@ -1,7 +1,9 @@
 """Give every flag of every command values that cannot work, and say which are not answered with a sentence.
 
-`python tools/walk_flags.py` walks all of them; `--num N --seed S` a sample. Each command line runs in this process; one that is still at work after some
-seconds has taken its values and is interrupted. Wrong is a traceback, an exit code that is not documented, or a refusal of many lines.
+`python tools/walk_flags.py` walks all of them; `--num N --seed S` a sample. Each command line runs in this process; one
+that is still at work after some
+seconds has taken its values and is interrupted. Wrong is a traceback, an exit code that is not documented, or a refusal
+of many lines.
 """
 import argparse
 import contextlib
@@ -16,7 +18,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent/"tests")]
 
-VALUES = ("x", "-1", "0", "nan", "inf", "-inf", "1e400", "9"*30, "", " ", "\0", "[]", "{}", "/dev/null/no/such/place", "/dev/null", "--", "ä\udcff", "%s%n")
+VALUES = (
+    "x", "-1", "0", "nan", "inf", "-inf", "1e400", "9"*30, "", " ", "\0", "[]", "{}", "/dev/null/no/such/place",
+    "/dev/null", "--", "ä\udcff", "%s%n"
+)
 CODES = {0, 1, 2, 71, 74, 75, 76, 130}
 SECONDS = 20
 
@@ -30,10 +35,14 @@ def _take(*args, **kwargs): raise Taken
 
 def stand_ins():
     "What takes long, and is not asked to begin: (module, name)."
-    return [("cad_mllm.training.loop", "train"), ("cad_mllm.inference", "CADAutocomplete"), ("cad_mllm.evaluation", "evaluate"), ("cad_mllm.demo", "run_demo"),
-            ("cad_mllm.data.synthetic", "synthesize"), ("cad_mllm.geometry.engines", "get_engine"), ("cad_mllm.reconstruction", "reconstruct_folder"),
-            ("cad_mllm.data", "doctor"), ("cad_mllm.metrics", "score"), ("cad_mllm.data.packing", "pack"), ("cad_mllm.training.planner", "plan"), ("cad_mllm.geometry.solid", "build_solid"),
-            ("cad_mllm.model_card", "write_card")]
+    return [
+        ("cad_mllm.training.loop", "train"), ("cad_mllm.inference", "CADAutocomplete"),
+        ("cad_mllm.evaluation", "evaluate"), ("cad_mllm.demo", "run_demo"), ("cad_mllm.data.synthetic", "synthesize"),
+        ("cad_mllm.geometry.engines", "get_engine"), ("cad_mllm.reconstruction", "reconstruct_folder"),
+        ("cad_mllm.data", "doctor"), ("cad_mllm.metrics", "score"), ("cad_mllm.data.packing", "pack"),
+        ("cad_mllm.training.planner", "plan"), ("cad_mllm.geometry.solid", "build_solid"),
+        ("cad_mllm.model_card", "write_card")
+    ]
 
 
 @contextlib.contextmanager
@@ -56,20 +65,31 @@ def make_inputs(folder):
     from cad_mllm.config import CADMLLMConfig, TrainConfig
     from cad_mllm.models import CADMLLMModel
     data = small_data.make(folder/"data", 4)
-    config = CADMLLMConfig(llm_model_name="tiny", llm_config=small_data.LLM, use_lora=False, image_encoder_name="", point_encoder_hidden_dim=16, num_points=64, num_point_tokens=4,
-                           projector_hidden_dim=16)
-    checkpoint = save_checkpoint(CADMLLMModel(config), folder/"run", stage="stage1_text", step=1, epoch=0, loss=1.0, train_config=TrainConfig(data_root=str(data)))
+    config = CADMLLMConfig(
+        llm_model_name="tiny", llm_config=small_data.LLM, use_lora=False, image_encoder_name="",
+        point_encoder_hidden_dim=16, num_points=64, num_point_tokens=4, projector_hidden_dim=16
+    )
+    checkpoint = save_checkpoint(
+        CADMLLMModel(config), folder/"run", stage="stage1_text", step=1, epoch=0, loss=1.0,
+        train_config=TrainConfig(data_root=str(data))
+    )
     part = next((data/"json").rglob("*.json"))
-    return dict(data=str(data), checkpoint=str(checkpoint), run=str(folder/"run"), part=str(part), out=str(folder/"out"))
+    return dict(
+        data=str(data), checkpoint=str(checkpoint), run=str(folder/"run"), part=str(part), out=str(folder/"out")
+    )
 
 
 def base_lines(at):
     "Command -> arguments that work."
-    return {"demo": ["--out", at["out"]], "synth": [at["out"], "--num", "1"], "prepare": [at["data"], "--dry_run"], "doctor": [at["data"]], "pack": [at["data"], at["out"]],
-            "plan": ["--gpu", "t4"], "train": ["--recipe", "tiny", "--data_root", at["data"], "--output_dir", at["out"]],
-            "complete": [at["part"], "--checkpoint", at["checkpoint"]], "evaluate": [at["checkpoint"], at["data"]], "score": [at["data"] + "/json", at["data"] + "/json"],
-            "card": [at["checkpoint"]], "checkpoints": [at["run"]], "deliver": [at["run"]], "inspect": [at["part"]], "export": [at["part"], at["out"] + ".json"],
-            "reconstruct": [at["data"] + "/pointcloud"]}
+    return {
+        "demo": ["--out", at["out"]], "synth": [at["out"], "--num", "1"], "prepare": [at["data"], "--dry_run"],
+        "doctor": [at["data"]], "pack": [at["data"], at["out"]], "plan": ["--gpu", "t4"],
+        "train": ["--recipe", "tiny", "--data_root", at["data"], "--output_dir", at["out"]],
+        "complete": [at["part"], "--checkpoint", at["checkpoint"]], "evaluate": [at["checkpoint"], at["data"]],
+        "score": [at["data"] + "/json", at["data"] + "/json"], "card": [at["checkpoint"]], "checkpoints": [at["run"]],
+        "deliver": [at["run"]], "inspect": [at["part"]], "export": [at["part"], at["out"] + ".json"],
+        "reconstruct": [at["data"] + "/pointcloud"]
+    }
 
 
 def cases(at):
@@ -81,12 +101,14 @@ def cases(at):
             if isinstance(action, argparse._HelpAction) or action.nargs == 0: continue
             for value in VALUES:
                 if action.option_strings: yield verb, [*words, f"{action.option_strings[-1]}={value}"]
-                elif number < len(words) and not words[number].startswith("-"): yield verb, [*words[:number], value, *words[number + 1:]]
+                elif number < len(words) and not words[number].startswith("-"):
+                    yield verb, [*words[:number], value, *words[number + 1:]]
             number += not action.option_strings
 
 
 def _run(verb, words):
-    "(exit code, what was said) of a command line; the code is None where it was taken, a traceback's text where one came."
+    """(exit code, what was said) of a command line; the code is None where it was taken, a traceback's text where
+    one came."""
     from cad_mllm import cli
     said = io.StringIO()
     try:

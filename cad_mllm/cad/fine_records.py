@@ -103,7 +103,10 @@ def _drawn(self: _FineEncoder, sketch, measured, directions):
     def known_again(axis, n): return self.places.find(directions[axis], n, again=True)
     made = dict(zip(some, stable_profile(list(some.values()), known, known_again)))
     for id in measured:
-        if not made.get(id): self.notes.append(f"{sketch.id}.{id}: left out, its area vanishes on the grid of {self.grid.unit*1000:g} mm")
+        if not made.get(id):
+            self.notes.append(
+                f"{sketch.id}.{id}: left out, its area vanishes on the grid of {self.grid.unit*1000:g} mm"
+            )
     return {id: p for id, p in made.items() if p}
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #f9813d3e
@@ -125,7 +128,8 @@ def _place(self: _FineEncoder, sketch, axes, drawn, height):
     for id, profile in drawn.items(): alike.setdefault(profile, []).append(id)
     low = np.min([np.subtract(p, l.radius) for profile in alike for l in profile for p in l.points], axis=0)
     corner = (low//FINE*FINE).astype(int)
-    def moved(l): return GridLoop(tuple((int(x - corner[0]), int(y - corner[1])) for x, y in l.points), l.mids, l.radius)
+    def moved(l):
+        return GridLoop(tuple((int(x - corner[0]), int(y - corner[1])) for x, y in l.points), l.mids, l.radius)
     order = sorted(alike, key=lambda profile: [(l.points, l.radius) for l in profile])
     self.written.append((sketch.id, {id: n for n, profile in enumerate(order) for id in alike[profile]}))
     self.ops.append(SketchOp(axes, (*corner.tolist(), height), tuple(tuple(map(moved, p)) for p in order)))
@@ -156,7 +160,10 @@ def _reach(self: _FineEncoder, sketch_id, direction, base, distance):
     true = int(fine.levels(distance)) or int(math.copysign(1, distance))
     n = int(fine.levels(base + distance))
     tries = [self.places.find(direction, n), int(whole_units(n)), int(whole_units(at + true))]
-    end = next((w for w in tries if w is not None and (w - at)*true > 0 and not changed_number(abs(true), abs(w - at))), at + true)
+    end = next(
+        (w for w in tries if w is not None and (w - at)*true > 0 and not changed_number(abs(true), abs(w - at))),
+        at + true
+    )
     self.places.keep(direction, n, end)
     return end - at
 
@@ -166,12 +173,19 @@ def encoder_of(program, grid=None, num_levels=NUM_LEVELS, version=VERSION):
     return (RecordEncoder if version == 1 else _FineEncoder)(program, grid, num_levels)
 
 def to_records(program, kept=0, num_levels=NUM_LEVELS, grid=None, version=VERSION):
-    "The encoder after the kept operations and after all of them: (encoder, number of records that belong to the kept ones)."
+    """The encoder after the kept operations and after all of them: (encoder, number of records that belong to the
+    kept ones)."""
     if not 0 <= kept <= len(program): raise ValueError(f"kept={kept}: this history has {len(program)} operations")
     operations = program.operations()
     encoder = encoder_of(program, grid, num_levels, version).stretch(operations[:kept])
     given = len(encoder.ops)
     encoder.stretch(operations[kept:])
-    if not encoder.ops: raise CADFormatError("nothing in this history can be said on the grid: " + ("; ".join(encoder.notes[:3]) or "it has no profiles"))
-    if not any(isinstance(op, ExtrudeOp) for op in encoder.ops): raise CADFormatError("nothing in this history pushes a profile: " + ("; ".join(encoder.notes[:3]) or "it has no extrude"))
+    if not encoder.ops:
+        raise CADFormatError(
+            "nothing in this history can be said on the grid: " + ("; ".join(encoder.notes[:3]) or "it has no profiles")
+        )
+    if not any(isinstance(op, ExtrudeOp) for op in encoder.ops):
+        raise CADFormatError(
+            "nothing in this history pushes a profile: " + ("; ".join(encoder.notes[:3]) or "it has no extrude")
+        )
     return encoder, given

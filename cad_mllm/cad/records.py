@@ -77,7 +77,8 @@ def _read_again(turn):
     return _turn_of(Frame((0.0, 0.0, 0.0), x, y, z).rotation)
 
 def name_axes(rotation):
-    "The named frame whose normal this frame has, or three numbers that stay when they are read again: a half turn has two."
+    """The named frame whose normal this frame has, or three numbers that stay when they are read again: a half turn
+    has two."""
     for name, axes in AXES.items():
         if (np.abs(rotation[2] - axes[2]).max() < 1e-6
             and np.abs(np.abs(rotation) - np.rint(np.abs(rotation))).max() < 1e-6):

@@ -135,8 +135,8 @@ def _mend_reference(d):
     on one."""
     center, start, end = (np.array(parse_vector(d, k, "")[:2], float)
                           for k in ("center_point", "start_point", "end_point"))
-    radius, (a, b) = (parse_number(d.get("radius"), "radius"),
-                      (parse_number(d.get(k), k) for k in ("start_angle", "end_angle")))
+    radius = parse_number(d.get("radius"), "radius")
+    a, b = (parse_number(d.get(k), k) for k in ("start_angle", "end_angle"))
     if max(abs(np.hypot(*(p - center)) - radius) for p in (start, end)) > 1e-3*abs(radius):
         raise CADFormatError("the ends of an arc are not on its circle")
     def turned(v, t): return np.array([v[0]*math.cos(t) - v[1]*math.sin(t), v[0]*math.sin(t) + v[1]*math.cos(t)])

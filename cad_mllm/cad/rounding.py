@@ -26,14 +26,16 @@ def _arc_kind(a, m, b):
     (center, r), chord, bulge = circle, b - a, m - (a + b)/2
     length = max(np.hypot(*chord), 1e-9)
     side = chord[0]*bulge[1] - chord[1]*bulge[0]
-    out = (chord[0]*(center - a)[1] - chord[1]*(center - a)[0])/length*np.sign(side)   # how far the center lies beyond the chord
+    # how far the center lies beyond the chord
+    out = (chord[0]*(center - a)[1] - chord[1]*(center - a)[0])/length*np.sign(side)
     if r > 4e6*FINE or abs(side)/length < .5: return None
     turn = "cw" if side > 0 else "ccw"
     if abs(out) <= 1e-4*r: return f"half-{turn}", 0
     return (f"wide-{turn}" if out > 0 else turn), max(int(round(r)), 1)
 
 def _arc_middle(a, arc, b):
-    "The middle of an arc of this kind and radius between two points; a radius that is too small for them gives a half circle."
+    """The middle of an arc of this kind and radius between two points; a radius that is too small for them gives a
+    half circle."""
     (kind, r), chord = arc, b - a
     half = np.hypot(*chord)/2
     depth = math.sqrt(max(r*r - half*half, 0))
@@ -72,9 +74,14 @@ def _fine_loop(points, arcs):
 def measured_edge(contour, turn, grid):
     "A contour in thousandths of a level, counter-clockwise."
     if contour.radius is not None:
-        return GridLoop((tuple(grid.levels(turn(contour.vertices))[0].tolist()),), (), max(int(grid.levels(contour.radius)), 1))
+        return GridLoop(
+            (tuple(grid.levels(turn(contour.vertices))[0].tolist()),), (), max(int(grid.levels(contour.radius)), 1)
+        )
     contour = contour if contour.area() > 0 else contour.reversed()
-    arcs = [None if m is None else _measured_arc(*(turn(p[None])[0]/grid.unit for p in (a, m, b))) for a, m, b in contour.edges()]
+    arcs = [
+        None if m is None else _measured_arc(*(turn(p[None])[0]/grid.unit for p in (a, m, b)))
+        for a, m, b in contour.edges()
+    ]
     points, kinds = [tuple(p) for p in grid.levels(turn(contour.vertices)).tolist()], []
     corners = []
     for a, b, arc in zip(points, points[1:] + points[:1], arcs):
@@ -96,7 +103,8 @@ def _measured_arc(a, m, b):
 
 # %% ../../nbs/1_cad/06_rounding.ipynb #ab804bc9
 TOLERANCE = .018                       # of a dimension: what rounding may change
-_SMALLEST, _MAX_EDGES = 50, 1500      # distances below are no dimensions (thousandths); profiles with more edges than this are measured loop by loop
+# distances below are no dimensions (thousandths); profiles with more edges than this are measured loop by loop
+_SMALLEST, _MAX_EDGES = 50, 1500
 
 def whole_units(n):
     "Thousandths rounded to whole levels, away from zero where they tie."
@@ -115,7 +123,8 @@ class _Rounding:
         self.true = [_beside(*both) for both in zip(self.values, held)]
         self.became = [np.where(h, t, whole_units(t)) for h, t in zip(self.held, self.true)]
         self.links = [np.zeros((2, 0), int), np.zeros((2, 0), int)]
-        self.forced, self.exact = [np.zeros(len(v), bool) for v in self.values], set()      # coordinates and loops that keep their thousandths
+        # coordinates and loops that keep their thousandths
+        self.forced, self.exact = [np.zeros(len(v), bool) for v in self.values], set()
 
     def __call__(self, points): # (N, 2) -> (N, 2)
         "Where corners come to lie."
@@ -157,7 +166,8 @@ def _beside(values, held):
     return values + np.where(np.abs(values - fixed[nearest]) < 64*FINE, moves[nearest], 0)
 
 def _onto_levels(values, held):
-    "How far to move coordinates together so that most lie on whole levels; not at all where one does or was written before."
+    """How far to move coordinates together so that most lie on whole levels; not at all where one does or was
+    written before."""
     rests = values % FINE
     if held.any() or (rests == 0).any(): return 0
     kinds, counts = np.unique(rests, return_counts=True)
@@ -168,7 +178,10 @@ def _onto_levels(values, held):
 @patch
 def parallels(self: _Rounding, loops):
     "Link the coordinates of parallel edges whose distance changes; whether that helps any."
-    edges = [(n, a, b) for n, l in enumerate(loops) for a, arc, b in zip(l.points, l.mids, l.points[1:] + l.points[:1]) if arc is None and a != b]
+    edges = [
+        (n, a, b) for n, l in enumerate(loops) for a, arc, b in zip(l.points, l.mids, l.points[1:] + l.points[:1])
+        if arc is None and a != b
+    ]
     of, lines = np.array([e[0] for e in edges]), [e[1:] for e in edges]
     if len(lines) > _MAX_EDGES: return len(loops) > 1 and any([self.parallels([l]) for l in loops])
     if len(lines) < 2: return False
@@ -200,20 +213,29 @@ def _distances(ends, fallback=None):
 @patch
 def arcs(self: _Rounding, loops):
     "Link the ends of arcs whose radius would have to change; whether that helps any."
-    edges = [(a, arc, b) for l in loops for a, arc, b in zip(l.points, l.mids, l.points[1:] + l.points[:1]) if arc is not None and a != b]
+    edges = [
+        (a, arc, b) for l in loops for a, arc, b in zip(l.points, l.mids, l.points[1:] + l.points[:1])
+        if arc is not None and a != b
+    ]
     if not edges: return False
     ends = np.array([(a, b) for a, _, b in edges])
     def chords(e): return np.hypot(*(e[:, 1] - e[:, 0]).T.astype(float))
-    before, now, radius = chords(ends), chords(self(ends).reshape(ends.shape)), np.array([arc[1] for _, arc, _ in edges], float)
+    before = chords(ends)
+    now = chords(self(ends).reshape(ends.shape))
+    radius = np.array([arc[1] for _, arc, _ in edges], float)
     half = radius == 0
-    bad = np.where(half, changed_number(before, now) & (before > _SMALLEST), now > 2*radius*(1 + TOLERANCE)) | (now == 0) & (before > _SMALLEST)
+    bad = np.where(
+        half, changed_number(before, now) & (before > _SMALLEST), now > 2*radius*(1 + TOLERANCE)
+    ) | (now == 0) & (before > _SMALLEST)
     return bool(bad.any()) and any([self.link(axis, *ends[bad, :, axis].T) for axis in (0, 1)])
 
 # %% ../../nbs/1_cad/06_rounding.ipynb #54ee8585
-_THICKNESS, _APART = .25, 3            # thousandths: what lies between crossing edges, and from the corner to where they cross
+# thousandths: what lies between crossing edges, and from the corner to where they cross
+_THICKNESS, _APART = .25, 3
 
 def _second_meeting(corner, one, two):
-    "Where two edges (far end, circle or None) that share a corner meet again, and how thick what lies between them is; None where they do not."
+    """Where two edges (far end, circle or None) that share a corner meet again, and how thick what lies between them
+    is; None where they do not."""
     for (end, circle), (_, other) in ((one, two), (two, one)):
         if circle is None and other:
             along = (end - corner)/np.hypot(*(end - corner))
@@ -223,7 +245,9 @@ def _second_meeting(corner, one, two):
     if np.hypot(*(d - c)) < 1e-6*r: return None
     axis = (d - c)/np.hypot(*(d - c))
     far = 2*c + 2*(axis @ (corner - c))*axis - corner
-    return far, abs(_sagitta(one[1], far - corner) - np.sign((c - corner) @ (d - corner))*_sagitta(two[1], far - corner))
+    return far, abs(
+        _sagitta(one[1], far - corner) - np.sign((c - corner) @ (d - corner))*_sagitta(two[1], far - corner)
+    )
 
 def _sagitta(circle, chord):
     "How far a chord of a circle lies from its arc."
@@ -277,7 +301,9 @@ def _rounded_loop(l, rounding, radii):
     "One loop; None where it vanishes."
     points = [tuple(p) for p in rounding(l.points).tolist()]
     if l.radius: return GridLoop((points[0],), (), radii[l.radius])
-    return _fine_loop(points, [arc and (arc[0], arc[1] if l in rounding.exact else radii.get(arc[1], 0)) for arc in l.mids])
+    return _fine_loop(
+        points, [arc and (arc[0], arc[1] if l in rounding.exact else radii.get(arc[1], 0)) for arc in l.mids]
+    )
 
 @patch
 def crossings(self: _Rounding, loops):

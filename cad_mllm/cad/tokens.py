@@ -210,8 +210,10 @@ class _Builder:
     """Appends records to a program; `written` is (sketch id, [profile id of each number]) for each sketch the sequence
     has named."""
     def __init__(self, grid, program=None, written=(), fine=False):
-        self.grid, self.program, self.written, self.fine = (grid.fine() if fine else grid, program or CADProgram(),
-            list(written), fine)
+        self.grid = grid.fine() if fine else grid
+        self.program = program or CADProgram()
+        self.written = list(written)
+        self.fine = fine
 
     def new_id(self, letter):
         "An entity id that the program does not have yet."

@@ -3,9 +3,9 @@
 from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
-    "safety": ("ADAPTERS JSON_LIMIT KNOWN_KERNELS KNOWN_OWNERS LIMITS LLM_WEIGHTS OWN_NAMES PICKLE_LIMIT TRUST "
-              "UnsafeFile check_pt check_safetensors check_sizes check_trust demands inside kernel_demands load_pt "
-              "read_json read_tensors stated weight_files write_safetensors"),
+    "safety": ("ADAPTERS JSON_LIMIT LIMITS LLM_WEIGHTS PICKLE_LIMIT UnsafeFile check_pt check_safetensors check_sizes "
+              "inside load_pt read_json read_tensors weight_files write_safetensors"),
+    "trust": ("KNOWN_KERNELS KNOWN_OWNERS OWN_NAMES TRUST check_trust demands kernel_demands stated"),
     "format": ("BEST CONFIG CheckpointError DISK Disk FORMAT MANIFEST METADATA PROOF_SECONDS STATE WEIGHT_FILES "
               "active_temporaries checkpoint_name clean_temporaries compare_with_manifest file_sha256 free_name "
               "is_finite is_old_format is_saved_model large_files list_files old_format_problems parse_name publish "

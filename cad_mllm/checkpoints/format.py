@@ -31,14 +31,18 @@ from .safety import check_safetensors, inside, read_json, UnsafeFile, write_safe
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #37ef7e4d
 FORMAT = 1                            # of a checkpoint folder, as its metadata and manifest say
-METADATA, MANIFEST, CONFIG, STATE = "checkpoint_metadata.json", "manifest.json", "cad_mllm_config.json", "trainer_state.pt"
+METADATA = "checkpoint_metadata.json"
+MANIFEST = "manifest.json"
+CONFIG = "cad_mllm_config.json"
+STATE = "trainer_state.pt"
 BEST = "checkpoint-best"
 
 class CheckpointError(ValueError):
     "A checkpoint that cannot be saved, found or trusted: names the folder, the file and the remedy."
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #d3997a55
-_FORM = re.compile(r"(?:[^{}]|\{(?:step|loss|epoch|stage|time)(?::[-+ 0<>^]?\d{0,2}(?:\.\d{1,2})?[a-z%]?)?\})*")   # no attributes, and no width of a billion
+# no attributes, and no width of a billion
+_FORM = re.compile(r"(?:[^{}]|\{(?:step|loss|epoch|stage|time)(?::[-+ 0<>^]?\d{0,2}(?:\.\d{1,2})?[a-z%]?)?\})*")
 
 def checkpoint_name(
     step: int,            # optimizer steps over the whole run
@@ -50,17 +54,32 @@ def checkpoint_name(
 ) -> str: # such as checkpoint-step100-loss0.0385-20251130_014518
     "The folder name of a checkpoint; raises `ConfigError` for a format that cannot name a folder."
     time = time or datetime.now()
-    if not _FORM.fullmatch(form): raise ConfigError(f"checkpoint_name={form[:200]!r}: use only {{step}}, {{loss}}, {{epoch}}, {{stage}} and {{time}}, with plain number formats such as {{loss:.4f}}")
-    try: name = form.format(step=step, loss=math.nan if loss is None else loss, epoch=epoch, stage=stage, time=f"{time:%Y%m%d_%H%M%S}")
+    if not _FORM.fullmatch(form):
+        raise ConfigError(
+            f"checkpoint_name={form[:200]!r}: use only {{step}}, {{loss}}, {{epoch}}, {{stage}} and {{time}}, with "
+            f"plain number formats such as {{loss:.4f}}"
+        )
+    try:
+        name = form.format(
+            step=step, loss=math.nan if loss is None else loss, epoch=epoch, stage=stage, time=f"{time:%Y%m%d_%H%M%S}"
+        )
     except (KeyError, IndexError, ValueError, AttributeError) as e:
-        raise ConfigError(f"checkpoint_name={form!r}: use only {{step}}, {{loss}}, {{epoch}}, {{stage}} and {{time}} ({e})") from e
+        raise ConfigError(
+            f"checkpoint_name={form!r}: use only {{step}}, {{loss}}, {{epoch}}, {{stage}} and {{time}} ({e})"
+        ) from e
     if re.search(r'^\.|^$|[/\\\0]|_model$', name) or name == BEST or len(name.encode()) > 200:
-        raise ConfigError(f"checkpoint_name={form!r}: gives {name[:60]!r}; use a plain folder name of at most 200 bytes that is not reserved")
+        raise ConfigError(
+            f"checkpoint_name={form!r}: gives {name[:60]!r}; use a plain folder name of at most 200 bytes that is not "
+            "reserved"
+        )
     return name
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #dcca0a4b
-_NAME_PARTS = {"step": (r"step(\d+)", int), "epoch": (r"epoch(\d+)", int), "loss": (r"loss(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)", float),
-               "timestamp": (r"(\d{8}_\d{6})", lambda t: datetime.strptime(t, "%Y%m%d_%H%M%S").isoformat())}
+_NAME_PARTS = {
+    "step": (r"step(\d+)", int), "epoch": (r"epoch(\d+)", int),
+    "loss": (r"loss(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)", float),
+    "timestamp": (r"(\d{8}_\d{6})", lambda t: datetime.strptime(t, "%Y%m%d_%H%M%S").isoformat())
+}
 
 def parse_name(
     name: str, # a checkpoint's folder name, of any age
@@ -171,7 +190,8 @@ def file_sha256(
     return digest.hexdigest()
 
 def thread_map(func, items, worth_it, num=8):
-    "`func` of each item, in order; in threads where it is worth it: hashing and waiting for a slow disk both release the interpreter."
+    """`func` of each item, in order; in threads where it is worth it: hashing and waiting for a slow disk both
+    release the interpreter."""
     if not worth_it: return [func(i) for i in items]
     with ThreadPoolExecutor(num) as pool: return list(pool.map(func, items))
 
@@ -197,13 +217,16 @@ def list_files(folder) -> dict:
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #af186aa7
 def _self_hash(manifest):
-    return hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "sha256"}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in manifest.items() if k != "sha256"}, sort_keys=True).encode()
+    ).hexdigest()
 
 def _entry(folder, name, known):
     "Size and hash of one file of a folder: as known from writing it, or from reading it now."
     size = (folder/name).stat().st_size
     if name not in known: return {"size": size, "sha256": file_sha256(folder/name)}
-    if size != known[name]["size"]: raise OSError(errno.EIO, f"{name}: {known[name]['size']:,} bytes were written, {size:,} are there")
+    if size != known[name]["size"]:
+        raise OSError(errno.EIO, f"{name}: {known[name]['size']:,} bytes were written, {size:,} are there")
     return known[name]
 
 def seal(
@@ -213,8 +236,11 @@ def seal(
 ):
     "Make every file durable, then write the manifest, durable too."
     names = sorted(set(list_files(folder)) - {MANIFEST})
-    thread_map(lambda n: DISK.sync(folder/n), names, len(names) > 2)      # one after another, each would wait for the disk
-    entries = thread_map(lambda n: _entry(folder, n, known or {}), names, large_files((folder/n).stat().st_size for n in names))
+    # one after another, each would wait for the disk
+    thread_map(lambda n: DISK.sync(folder/n), names, len(names) > 2)
+    entries = thread_map(
+        lambda n: _entry(folder, n, known or {}), names, large_files((folder/n).stat().st_size for n in names)
+    )
     manifest = {"format": FORMAT, "metadata": json.loads(to_json(metadata)), "files": dict(zip(names, entries))}
     written = DISK.write(folder/MANIFEST, to_json(manifest | {"sha256": _self_hash(manifest)}))
     _entry(folder, MANIFEST, {MANIFEST: written})
@@ -226,11 +252,15 @@ def read_manifest(folder) -> dict:
     "The manifest of a folder; `CheckpointError` when it is missing, unreadable, damaged or lists nothing."
     manifest = read_json_file(Path(folder)/MANIFEST)
     files = manifest.get("files")
-    if manifest.get("sha256") != _self_hash(manifest): raise CheckpointError(f"{MANIFEST}: is damaged: it does not match its own hash")
+    if manifest.get("sha256") != _self_hash(manifest):
+        raise CheckpointError(f"{MANIFEST}: is damaged: it does not match its own hash")
     if not isinstance(files, dict) or not files: raise CheckpointError(f"{MANIFEST}: lists no files")
-    if not isinstance(manifest.get("metadata"), dict) or not all(isinstance(f, dict) for f in files.values()): raise CheckpointError(f"{MANIFEST}: is not built as a manifest is")
+    if not isinstance(manifest.get("metadata"), dict) or not all(isinstance(f, dict) for f in files.values()):
+        raise CheckpointError(f"{MANIFEST}: is not built as a manifest is")
     if manifest.get("format") != FORMAT: 
-        raise CheckpointError(f"{MANIFEST}: has format {manifest.get('format')}; this version reads format {FORMAT}: update cad_mllm")
+        raise CheckpointError(
+            f"{MANIFEST}: has format {manifest.get('format')}; this version reads format {FORMAT}: update cad_mllm"
+        )
     return manifest
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #df155d2c
@@ -240,9 +270,12 @@ def compare_with_manifest(listed, there):
     for name, want in listed.items():
         if name not in there: problems.append(f"{name}: is missing")
         elif not _is_file(there[name]): problems.append(f"{name}: is not a plain file")
-        elif there[name].st_size != want.get("size"): problems.append(f"{name}: has {there[name].st_size:,} bytes instead of {want.get('size')}")
+        elif there[name].st_size != want.get("size"):
+            problems.append(f"{name}: has {there[name].st_size:,} bytes instead of {want.get('size')}")
         else: good.append(name)
-    return good, problems + [f"{name}: is not listed in {MANIFEST}" for name in sorted(set(there) - set(listed) - {MANIFEST})]
+    return good, problems + [
+        f"{name}: is not listed in {MANIFEST}" for name in sorted(set(there) - set(listed) - {MANIFEST})
+    ]
 
 def _sealed_problems(folder, hashes):
     "What is wrong with a folder that has, or should have, a manifest."
@@ -250,12 +283,23 @@ def _sealed_problems(folder, hashes):
     except CheckpointError as e: return [str(e)]
     there = list_files(folder)
     good, problems = compare_with_manifest(listed, there)
-    if hashes: problems += [p for p in thread_map(lambda n: _hash_problem(folder, n, listed[n]), good, large_files(there[n].st_size for n in good)) if p]
+    if hashes:
+        problems += [
+            p
+            for p in thread_map(
+                lambda n: _hash_problem(folder, n, listed[n]), good, large_files(there[n].st_size for n in good)
+            )
+            if p
+        ]
     return problems
 
 def _hash_problem(folder, name, want):
     "One sentence when a file's content is not what was written, or cannot be read; else None."
-    try: return None if file_sha256(Path(folder)/name) == want.get("sha256") else f"{name}: its content has changed (SHA-256 differs)"
+    try:
+        return (
+            None if file_sha256(Path(folder)/name) == want.get("sha256")
+            else f"{name}: its content has changed (SHA-256 differs)"
+        )
     except OSError as e: return f"{name}: cannot be read ({e.strerror})"
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #e9360eeb
@@ -286,9 +330,14 @@ def _led_out(folder, names):
 def old_format_problems(folder):
     "What is visibly wrong with a checkpoint from before the manifest."
     there = {n: s for n, s in list_files(folder).items() if "/" not in n}
-    if not any(WEIGHT_FILES.match(n) for n in there): return ["no weights: neither adapter_model.safetensors nor model.safetensors"]
+    if not any(WEIGHT_FILES.match(n) for n in there):
+        return ["no weights: neither adapter_model.safetensors nor model.safetensors"]
     if led_out := _led_out(folder, [n for n, s in there.items() if not _is_file(s)]): return led_out
-    try: return [p for n in sorted(there) if Path(n).suffix in (".safetensors", ".pt", ".bin", ".json") and (p := _shape_problem(Path(folder)/n))]
+    try:
+        return [
+            p for n in sorted(there) if Path(n).suffix in (".safetensors", ".pt", ".bin", ".json")
+            and (p := _shape_problem(Path(folder)/n))
+        ]
     except OSError as e: return [f"{Path(e.filename or folder).name}: cannot be read ({e.strerror})"]
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #55f4768b
@@ -298,14 +347,16 @@ def is_old_format(
 ) -> bool:
     "Whether a checkpoint comes from before this format: no manifest and none of the files that go with one."
     folder = Path(folder)
-    if any(name in there if there is not None else os.path.lexists(folder/name) for name in (MANIFEST, CONFIG)): return False
+    if any(name in there if there is not None else os.path.lexists(folder/name) for name in (MANIFEST, CONFIG)):
+        return False
     try: return "format" not in read_json_file(folder/METADATA)
     except CheckpointError: return True
 
 def is_saved_model(
     folder: Path, # any folder
 ) -> bool:
-    "Whether a folder is what `model.save_pretrained` writes: a configuration and weights, without the papers of a checkpoint."
+    """Whether a folder is what `model.save_pretrained` writes: a configuration and weights, without the papers of a
+    checkpoint."""
     folder = Path(folder)
     return (folder/CONFIG).is_file() and not any(os.path.lexists(folder/name) for name in (MANIFEST, METADATA, STATE))
 
@@ -319,7 +370,8 @@ def verify_checkpoint(
     if is_old_format(path) or is_saved_model(path): return old_format_problems(path)
     before = _signature(path)
     problems = _sealed_problems(path, hashes)
-    if hashes and not problems and before == _signature(path): _proved[str(path.absolute())] = (time.monotonic(), before)
+    if hashes and not problems and before == _signature(path):
+        _proved[str(path.absolute())] = (time.monotonic(), before)
     return problems
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #3f4ad609
@@ -345,7 +397,8 @@ active_temporaries = set()                        # temporary folders that this 
 def temporary_path(final, kind): return final.parent/f".{kind}-{final.name}.{_HOST}-{os.getpid()}-{next(_SERIAL)}"
 
 def _abandoned(path, host, pid):
-    "Whether nobody can still be working on a temporary folder: its process is gone, or it is another machine's and an hour old."
+    """Whether nobody can still be working on a temporary folder: its process is gone, or it is another machine's and
+    an hour old."""
     if host != _HOST: return datetime.now().timestamp() - path.stat().st_mtime > 3600
     if pid == os.getpid(): return str(path) not in active_temporaries
     return not is_running(pid)
@@ -370,14 +423,19 @@ def clean_temporaries(
 # %% ../../nbs/6_checkpoints/02_format.ipynb #ae35ea30
 def free_name(path):
     "The path, or with -2, -3, ... the first that is not taken."
-    return next(p for n in itertools.count(1) if not (p := path if n == 1 else path.with_name(f"{path.name}-{n}")).exists())
+    return next(
+        p for n in itertools.count(1) if not (p := path if n == 1 else path.with_name(f"{path.name}-{n}")).exists()
+    )
 
 def _take_name(temporary, final, replace):
     "Give a finished folder its name, durably; returns the name it got."
     target, aside, keep = final if replace else free_name(final), None, False
     if target.exists():
         keep = is_old_format(target)
-        DISK.rename(target, aside := free_name(target.with_name(f"{target.name}-old")) if keep else temporary_path(target, "old"))
+        DISK.rename(
+            target,
+            aside := free_name(target.with_name(f"{target.name}-old")) if keep else temporary_path(target, "old")
+        )
     try: DISK.rename(temporary, target)
     except BaseException:
         if aside: os.rename(aside, target)
@@ -394,7 +452,8 @@ def _forget(folder):
 # %% ../../nbs/6_checkpoints/02_format.ipynb #003b3269
 def publish(
     final: Path,            # the folder that shall appear
-    fill,                   # called with a temporary folder, to write the files into it; may return {name: {"size", "sha256"}} of files whose content it knows
+    fill,                   # called with a temporary folder, to write the files into it; may return {name: {"size",
+                            # "sha256"}} of files whose content it knows
     metadata: dict,         # for the manifest
     replace: bool = False,  # take the place of a folder of that name; else a number is added to the name
 ) -> Path: # the folder that appeared

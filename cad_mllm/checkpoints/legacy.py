@@ -36,7 +36,10 @@ def _leaf(value):
     if value is None or type(value) in (bool, int, float, str, bytes): return value
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        return value.clone(memory_format=torch.contiguous_format) if value.untyped_storage().nbytes() != value.numel()*value.element_size() else value
+        return (
+            value.clone(memory_format=torch.contiguous_format)
+            if value.untyped_storage().nbytes() != value.numel()*value.element_size() else value
+        )
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf": return torch.from_numpy(np.array(value))
     if isinstance(value, np.generic): return value.item()
     if isinstance(value, (os.PathLike, torch.dtype, torch.device)): return str(value)
@@ -63,11 +66,17 @@ def plain(
         return seen[id(value)][1]
     seen[id(value)] = None
     if isinstance(value, OldObject): made = plain(value.values, where, seen)
-    elif is_dataclass(value) and not isinstance(value, type): made = {f.name: plain(getattr(value, f.name), f"{where}.{f.name}", seen) for f in fields(value)}
+    elif is_dataclass(value) and not isinstance(value, type):
+        made = {f.name: plain(getattr(value, f.name), f"{where}.{f.name}", seen) for f in fields(value)}
     elif isinstance(value, dict): made = {_key(k, where): plain(v, f"{where}[{k!r}]", seen) for k, v in value.items()}
-    elif isinstance(value, (list, set, frozenset, deque)): made = [plain(v, f"{where}[{i}]", seen) for i, v in enumerate(value)]
+    elif isinstance(value, (list, set, frozenset, deque)):
+        made = [plain(v, f"{where}[{i}]", seen) for i, v in enumerate(value)]
     elif isinstance(value, tuple): made = tuple(plain(v, f"{where}[{i}]", seen) for i, v in enumerate(value))
-    else: raise CheckpointError(f"{where}: a {type(value).__name__} cannot be saved as plain data; give numbers, strings, lists, dictionaries or tensors")
+    else:
+        raise CheckpointError(
+            f"{where}: a {type(value).__name__} cannot be saved as plain data; give numbers, strings, lists, "
+            "dictionaries or tensors"
+        )
     seen[id(value)] = (value, made)   # the value too, so that its id is not given to another
     return made
 
@@ -77,9 +86,14 @@ def rng_state() -> dict: # of plain numbers and tensors
     version, words, gauss = random.getstate()
     _, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
-            "numpy": {"keys": torch.from_numpy(keys.astype(np.int64)), "pos": int(pos), "has_gauss": int(has_gauss), "cached": float(cached)},
-            "torch": torch.get_rng_state(), "cuda": list(cuda)}
+    return {
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "keys": torch.from_numpy(keys.astype(np.int64)), "pos": int(pos), "has_gauss": int(has_gauss),
+            "cached": float(cached)
+        },
+        "torch": torch.get_rng_state(), "cuda": list(cuda)
+    }
 
 def set_rng_state(
     state: dict, # what `rng_state` gave
@@ -91,27 +105,40 @@ def set_rng_state(
     torch.set_rng_state(state["torch"].cpu())
     num = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for device, s in zip(range(num), cuda): torch.cuda.set_rng_state(s.cpu(), device)
-    return [] if num == len(cuda) else [f"random state was saved with {len(cuda)} CUDA devices, there are {num} here: not bit-exact"]
+    return (
+        [] if num == len(cuda)
+        else [f"random state was saved with {len(cuda)} CUDA devices, there are {num} here: not bit-exact"]
+    )
 
 # %% ../../nbs/6_checkpoints/03_legacy.ipynb #7b6a5622
 def _old_path(*parts): return "/".join(str(p).rstrip("/") if str(p) != "/" else "" for p in parts) or "/"
 
-_OLD_NAMES = [(OldObject, f"cad_mllm.config.{name}") for name in ("CADMLLMConfig", "CurriculumStage", "TrainConfig")] + [
-    (_old_path, f"{module}.{name}") for module in ("pathlib", "pathlib._local")
-    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")]
+_OLD_NAMES = (
+    [(OldObject, f"cad_mllm.config.{name}") for name in ("CADMLLMConfig", "CurriculumStage", "TrainConfig")]
+    + [
+        (_old_path, f"{module}.{name}") for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
+    ]
+)
 
 def safe_load(
     path: Path, # a .pt file from anywhere
 ): # what it holds, as plain values and tensors on the CPU
-    "Load a .pt file without running any code from it; raises `CheckpointError` with one sentence when it is damaged or names anything but data."
+    """Load a .pt file without running any code from it; raises `CheckpointError` with one sentence when it is
+    damaged or names anything but data."""
     try: return plain(load_pt(path, _OLD_NAMES), Path(path).name)
     except UnsafeFile as e: raise CheckpointError(str(e)) from e
 
 # %% ../../nbs/6_checkpoints/03_legacy.ipynb #7e59c7fa
-OLD_DEFAULTS = dict(llm_model_name="Qwen/Qwen3-8B", sequence_format="json", image_encoder_name="facebook/dinov2-large", freeze_image_encoder=True,
-                    point_encoder_name="michelangelo", freeze_point_encoder=True, num_point_tokens=1, num_points=2048, max_seq_length=4000)
-_ADAPTER_FIELDS = {"base_model_name_or_path": "llm_model_name", "r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
-                   "target_modules": "lora_target_modules"}
+OLD_DEFAULTS = dict(
+    llm_model_name="Qwen/Qwen3-8B", sequence_format="json", image_encoder_name="facebook/dinov2-large",
+    freeze_image_encoder=True, point_encoder_name="michelangelo", freeze_point_encoder=True, num_point_tokens=1,
+    num_points=2048, max_seq_length=4000
+)
+_ADAPTER_FIELDS = {
+    "base_model_name_or_path": "llm_model_name", "r": "lora_r", "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout", "target_modules": "lora_target_modules"
+}
 
 def config_from_old(
     values: dict, # the fields of an old configuration
@@ -120,12 +147,17 @@ def config_from_old(
     known, notes, taken = {f.name for f in fields(CADMLLMConfig)}, [], dict(OLD_DEFAULTS)
     for key, value in values.items():
         if key not in known: continue
-        if key == "dtype": value = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(str(value), str(value).removeprefix("torch."))
+        if key == "dtype":
+            value = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(
+                str(value), str(value).removeprefix("torch.")
+            )
         try:
             CADMLLMConfig(**{key: value})
             taken[key] = value
-        except (ConfigError, TypeError, ValueError) as e: notes.append(f"old configuration: {e}; using {taken.get(key, getattr(CADMLLMConfig, key, None))!r}")
-    if unknown := sorted(str(k) for k in set(values) - known): notes.append(f"old configuration: not used here: {', '.join(unknown)}")
+        except (ConfigError, TypeError, ValueError) as e:
+            notes.append(f"old configuration: {e}; using {taken.get(key, getattr(CADMLLMConfig, key, None))!r}")
+    if unknown := sorted(str(k) for k in set(values) - known):
+        notes.append(f"old configuration: not used here: {', '.join(unknown)}")
     return CADMLLMConfig(**taken), notes
 
 # %% ../../nbs/6_checkpoints/03_legacy.ipynb #f5ebb2d5
@@ -137,18 +169,27 @@ def read_config(
     if not is_old_format(path):
         both = read_json_file(path/CONFIG)
         try: model = CADMLLMConfig.from_dict(both.get("model", both))
-        except (TypeError, ValueError, AttributeError, KeyError) as e: raise CheckpointError(f"{path/CONFIG}: {e}") from e
+        except (TypeError, ValueError, AttributeError, KeyError) as e:
+            raise CheckpointError(f"{path/CONFIG}: {e}") from e
         try: train = TrainConfig.from_dict(both["train"]) if both.get("train") else None
-        except (KindError, TypeError, AttributeError, KeyError) as e: raise CheckpointError(f"{path/CONFIG}: the training settings are damaged: {e}") from e
+        except (KindError, TypeError, AttributeError, KeyError) as e:
+            raise CheckpointError(f"{path/CONFIG}: the training settings are damaged: {e}") from e
         except ValueError as e: notes.append(f"{CONFIG}: the training settings are not usable here: {e}")
         return model, train, notes
     values = {}
     if (path/"adapter_config.json").exists():
-        values = {_ADAPTER_FIELDS[k]: v for k, v in read_json_file(path/"adapter_config.json").items() if k in _ADAPTER_FIELDS and v is not None}
+        values = {
+            _ADAPTER_FIELDS[k]: v for k, v in read_json_file(path/"adapter_config.json").items() if k in _ADAPTER_FIELDS
+            and v is not None
+        }
     if (path/"config.pt").exists():
         found = safe_load(path/"config.pt")
-        if not isinstance(found, dict): raise CheckpointError(f"{path/'config.pt'}: holds a {type(found).__name__} instead of a configuration")
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path/'config.pt'}: holds a {type(found).__name__} instead of a configuration")
         values |= found
-    else: notes.append("no config.pt: the configuration is taken from adapter_config.json and the usual values of old checkpoints")
+    else:
+        notes.append(
+            "no config.pt: the configuration is taken from adapter_config.json and the usual values of old checkpoints"
+        )
     model, more = config_from_old(values)
     return model, train, notes + more

@@ -14,12 +14,16 @@ from datetime import datetime
 from pathlib import Path
 
 from ..config import CADMLLMConfig, TrainConfig
-from .safety import check_pt, check_safetensors, check_sizes, check_trust, inside, read_tensors, UnsafeFile
-from .format import (
-    BEST, CheckpointError, CONFIG, DISK, free_name, is_old_format, list_files, METADATA, publish, recently_verified, STATE,
-    to_json, verify_checkpoint, WEIGHT_FILES)
+from .trust import check_trust
+from .safety import check_pt, check_safetensors, check_sizes, inside, read_tensors, UnsafeFile
+from cad_mllm.checkpoints.format import (
+    BEST, CheckpointError, CONFIG, DISK, free_name, is_old_format, list_files, METADATA, publish, recently_verified,
+    STATE, to_json, verify_checkpoint, WEIGHT_FILES
+)
 from .legacy import plain, read_config, safe_load
-from .records import human_size, list_checkpoints, newest_good, newness, not_finite_problems, read_record
+from cad_mllm.checkpoints.records import (
+    human_size, list_checkpoints, newest_good, newness, not_finite_problems, read_record
+)
 from .save import as_dict, files_to_save, make_metadata, tensor_bytes, write_one
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #7cbe6649
@@ -55,11 +59,21 @@ def _newest_accepted(folder, depth, skip, trust):
 def _refuse(path, problems, trust):
     "Raise for a damaged checkpoint, with the newest good one beside it, or in its run."
     places = [(path.parent, 1), (path.parent.parent, 2)] if path.is_dir() else []
-    other = next((p for folder, depth in places if depth == 1 or (folder/"run_config.json").exists() if (p := _newest_accepted(folder, depth, path, trust))), None)
-    raise CheckpointError(f"{path}: not loaded: {'; '.join(problems[:5])}" + (f"; the newest good one is {other}" if other else "; there is no good one beside it"))
+    other = next(
+        (
+            p for folder, depth in places if depth == 1 or (folder/"run_config.json").exists()
+            if (p := _newest_accepted(folder, depth, path, trust))
+        ),
+        None
+    )
+    raise CheckpointError(
+        f"{path}: not loaded: {'; '.join(problems[:5])}"
+        + (f"; the newest good one is {other}" if other else "; there is no good one beside it")
+    )
 
 def _proved_state(path, hashes, with_state, trust):
-    "The trainer's state of a folder that is proved whole; it is read while the files are hashed, and thrown away when they are not what was written."
+    """The trainer's state of a folder that is proved whole; it is read while the files are hashed, and thrown away
+    when they are not what was written."""
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_read_state, path) if with_state else None
         if problems := verify_checkpoint(path, hashes): _refuse(path, problems, trust)
@@ -69,7 +83,8 @@ def _read_state(path):
     "The trainer's state of a checkpoint, or None where it has none."
     if not (path/STATE).exists(): return None
     state = safe_load(path/STATE)
-    if not isinstance(state, dict): raise CheckpointError(f"{path/STATE}: holds a {type(state).__name__} instead of a dictionary")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path/STATE}: holds a {type(state).__name__} instead of a dictionary")
     return state
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #4483b957
@@ -77,15 +92,20 @@ def load_checkpoint(
     path: Path,           # a checkpoint folder (`find_checkpoint` gives one from a name)
     model=None,           # with .load_weights(folder) -> notes; None reads everything but the weights
     quiet: bool = False,  # print nothing
-    verify: bool = True,  # read and hash every file first (not again what `latest_checkpoint` has just proved); False looks at names and sizes only
+    verify: bool = True,  # read and hash every file first (not again what `latest_checkpoint` has just proved); False
+                          # looks at names and sizes only
     with_state: bool = True, # read trainer_state.pt; inference needs none
-    trust: tuple = (),    # names of other base models that the user knows and trusts; see `cad_mllm.checkpoints.check_trust`
+    trust: tuple = (),    # names of other base models that the user knows and trusts; see
+                          # `cad_mllm.checkpoints.check_trust`
 ) -> Loaded:
     "Load a checkpoint of any age; raises `CheckpointError` when it is damaged or holds anything but data."
     path, say = Path(path), (lambda *a: None) if quiet else print
     say(f"Loading checkpoint from: {path}")
     told = getattr(model, "config", None)                        # whoever built the model has named its parts
-    trust = (*([trust] if isinstance(trust, str) else trust), getattr(told, "llm_model_name", ""), getattr(told, "image_encoder_name", ""))
+    trust = (
+        *([trust] if isinstance(trust, str) else trust), getattr(told, "llm_model_name", ""),
+        getattr(told, "image_encoder_name", "")
+    )
     state = _proved_state(path, verify and not recently_verified(path), with_state, trust)
     record = read_record(path)
     if bad := not_finite_problems(record.metadata): _refuse(path, bad, trust)
@@ -94,7 +114,9 @@ def load_checkpoint(
         check_sizes(config)
         check_trust(path, config, trust)
     except UnsafeFile as e: raise CheckpointError(f"{path}: not loaded: {e}") from e
-    metadata = record.metadata | {k: v for k, v in (state or {}).items() if k in ("epoch", "step", "loss", "stage", "timestamp") and v is not None}
+    metadata = record.metadata | {
+        k: v for k, v in (state or {}).items() if k in ("epoch", "step", "loss", "stage", "timestamp") and v is not None
+    }
     metadata = {"epoch": record.epoch, "step": record.step, "stage": record.stage, **metadata}
     if model is not None:
         more = list(model.load_weights(path) or [])
@@ -117,10 +139,15 @@ def _module_lines(path, model):
 def _resume_lines(path, metadata, state):
     "Where the run stands, and what an older checkpoint lacks."
     loss = metadata.get("loss")
-    lines = [f"  ✓ Resuming from epoch {metadata['epoch']}, step {metadata['step']}" + (f", loss {loss:.4f}" if isinstance(loss, (int, float)) else "")]
+    lines = [
+        f"  ✓ Resuming from epoch {metadata['epoch']}, step {metadata['step']}"
+        + (f", loss {loss:.4f}" if isinstance(loss, (int, float)) else "")
+    ]
     if state and state.get("optimizer"): return lines
     what = f"No {STATE} found in checkpoint" if state is None else f"No optimizer state in {STATE}"
-    return lines + [f"  ⚠️  {what}", "     Using fresh optimizer/scheduler", "     (This is normal for older checkpoints)"]
+    return lines + [
+        f"  ⚠️  {what}", "     Using fresh optimizer/scheduler", "     (This is normal for older checkpoints)"
+    ]
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #e9496290
 _COPIED = (".json", ".txt", ".md", ".jinja", ".model", ".safetensors")
@@ -131,7 +158,10 @@ def _upgraded_files(path) -> tuple: # (files to write, names to copy, names left
     for name in sorted(n for n in list_files(path) if n not in (METADATA, STATE, "config.pt")):
         suffix, stem = os.path.splitext(name)[1], os.path.splitext(name)[0]
         if suffix in (".pt", ".bin"):
-            made = f"{stem}.pt" if not WEIGHT_FILES.match(name) else "adapter_model.safetensors" if name.startswith("adapter") else "model.safetensors"
+            made = (
+                f"{stem}.pt" if not WEIGHT_FILES.match(name) else "adapter_model.safetensors"
+                if name.startswith("adapter") else "model.safetensors"
+            )
             weights.setdefault(made, {}).update(_tensors_of(path, name))    # several parts of one become one
         elif suffix in _COPIED and not (name.endswith(".index.json") and ".bin." in name): copied.append(name)
         else: left.append(name)
@@ -149,27 +179,46 @@ def upgrade_checkpoint(
     trust: tuple = (),    # names of base models that the user knows and trusts
     quiet: bool = False,  # print nothing
 ) -> Path: # the checkpoint in this format, under the name of the original
-    "Rewrite an old checkpoint in this format; one of this format is left as it is. `CheckpointError` when it is damaged or holds anything but data; then nothing has changed."
+    """Rewrite an old checkpoint in this format; one of this format is left as it is. `CheckpointError` when it is
+    damaged or holds anything but data; then nothing has changed."""
     path = Path(path)
     loaded, record = load_checkpoint(path, quiet=True, trust=trust), read_record(path)
     if not loaded.old_format: return path
     weights, copied, left = _upgraded_files(path)
     state = None if loaded.trainer_state is None else plain({"stage": record.stage, **loaded.trainer_state})
-    when = datetime.fromisoformat(record.timestamp) if record.timestamp else datetime.fromtimestamp(path.stat().st_mtime)
-    metadata = make_metadata(stage=record.stage, step=record.step, epoch=record.epoch, loss=record.loss, val_loss=record.val_loss, is_best=record.is_best or path.name == BEST, serial=0, when=when.astimezone(),
-                             config=loaded.config, extra={k: v for k, v in record.metadata.items() if k != "format"} | {"upgraded": datetime.now().astimezone().isoformat()})
+    when = (
+        datetime.fromisoformat(record.timestamp) if record.timestamp else datetime.fromtimestamp(path.stat().st_mtime)
+    )
+    metadata = make_metadata(
+        stage=record.stage, step=record.step, epoch=record.epoch, loss=record.loss, val_loss=record.val_loss,
+        is_best=record.is_best or path.name == BEST, serial=0, when=when.astimezone(), config=loaded.config,
+        extra={k: v for k, v in record.metadata.items() if k != "format"} | {
+            "upgraded": datetime.now().astimezone().isoformat()
+        }
+    )
     def fill(folder):
         for name in copied:
             DISK.mkdir((folder/name).parent)
             DISK.link(inside(path, name), folder/name)
-        files = {**weights, **({} if state is None else {STATE: state}), CONFIG: to_json({"model": as_dict(loaded.config), "train": None}), METADATA: to_json(metadata)}
+        files = {
+            **weights, **({} if state is None else {STATE: state}),
+            CONFIG: to_json({"model": as_dict(loaded.config), "train": None}), METADATA: to_json(metadata)
+        }
         return {n: write_one(folder, n, c) for n, c in files.items()}
     aside = free_name(path.with_name(f"{path.name}-old"))
     try: new = publish(path, fill, metadata, replace=True)
-    except Exception as e: raise CheckpointError(f"{path}: could not be upgraded ({getattr(e, 'strerror', None) or e}); it is as it was") from e
-    if problems := verify_checkpoint(new): raise CheckpointError(f"{new}: was not written well ({problems[0]}); the original is {aside}")
+    except Exception as e:
+        raise CheckpointError(
+            f"{path}: could not be upgraded ({getattr(e, 'strerror', None) or e}); it is as it was"
+        ) from e
+    if problems := verify_checkpoint(new):
+        raise CheckpointError(f"{new}: was not written well ({problems[0]}); the original is {aside}")
     if not keep_original: DISK.remove(aside)
-    if not quiet: print(f"{path.name}: upgraded" + (f"; the original is {aside.name}" if keep_original else "") + (f"; left out: {', '.join(left)}" if left else ""))
+    if not quiet:
+        print(
+            f"{path.name}: upgraded" + (f"; the original is {aside.name}" if keep_original else "")
+            + (f"; left out: {', '.join(left)}" if left else "")
+        )
     return new
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #83ec233e
@@ -183,7 +232,10 @@ def size_of_next_save(
         newest = max((r for r in list_checkpoints(output_dir) if r.complete), key=newness, default=None)
         return newest.size if newest else 0
     state = optimizer.state_dict()["state"] if optimizer else {}
-    moments = tensor_bytes(list(state.values())) if state else sum(2*p.nbytes for g in (optimizer.param_groups if optimizer else ()) for p in g["params"])
+    moments = (
+        tensor_bytes(list(state.values())) if state
+        else sum(2*p.nbytes for g in (optimizer.param_groups if optimizer else ()) for p in g["params"])
+    )
     return tensor_bytes(files_to_save(model)) + moments + 1_000_000
 
 def check_space(
@@ -196,5 +248,9 @@ def check_space(
     try: free = shutil.disk_usage(there).free
     except OSError as e: return f"{folder}: cannot be asked for its free space ({e.strerror}); is the drive connected?"
     if free >= 1.02*needed*saves: return ""
-    return (f"{folder}: {human_size(free)} are free, and the next {'save needs' if saves == 1 else f'{saves} saves need'} {human_size(needed*saves)}; "
-            "make room there (cad-mllm checkpoints lists what is there; on Drive also empty the trash), keep fewer (--keep_last_n_checkpoints), or choose another output folder")
+    return (
+        f"{folder}: {human_size(free)} are free, and the next {'save needs' if saves == 1 else f'{saves} saves need'} "
+        f"{human_size(needed*saves)}; "
+        "make room there (cad-mllm checkpoints lists what is there; on Drive also empty the trash), keep fewer "
+        "(--keep_last_n_checkpoints), or choose another output folder"
+    )

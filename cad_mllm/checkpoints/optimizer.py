@@ -18,7 +18,8 @@ def _group_names(optimizer, named_parameters=None):
 
 def optimizer_state(
     optimizer,             # a torch optimizer
-    named_parameters=None, # (name, parameter) pairs such as `model.named_parameters()`, when it was made from unnamed ones
+    named_parameters=None, # (name, parameter) pairs such as `model.named_parameters()`, when it was made from unnamed
+                           # ones
 ) -> dict: # its state_dict, with names and shapes of the parameters of each group beside it
     "The state of an optimizer in the form that `restore_optimizer` can match."
     return {**optimizer.state_dict(), "names": _group_names(optimizer, named_parameters),
@@ -26,7 +27,8 @@ def optimizer_state(
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #e13297b4
 def _saved_parameters(saved):
-    "Name -> (state, shape or None) of everything in a saved optimizer state; a name is a position where the saved one has none."
+    """Name -> (state, shape or None) of everything in a saved optimizer state; a name is a position where the saved
+    one has none."""
     groups = saved["param_groups"]
     names = saved.get("names") or [g.get("param_names") or [None]*len(g["params"]) for g in groups]
     shapes = saved.get("shapes") or [[None]*len(g["params"]) for g in groups]
@@ -34,7 +36,10 @@ def _saved_parameters(saved):
     for g, (group, group_names, group_shapes) in enumerate(zip(groups, names, shapes)):
         for i, (index, name, shape) in enumerate(zip(group["params"], group_names, group_shapes)):
             state = saved["state"].get(index)
-            if shape is None: shape = next((list(v.shape) for v in (state or {}).values() if isinstance(v, torch.Tensor) and v.dim()), None)
+            if shape is None:
+                shape = next(
+                    (list(v.shape) for v in (state or {}).values() if isinstance(v, torch.Tensor) and v.dim()), None
+                )
             found[name or (g, i)] = (state, shape)
     return found
 
@@ -49,16 +54,22 @@ def _as_shared(values, parameter):
     "A parameter's state, sharded over processes as the parameter is."
     if not hasattr(parameter, "placements"): return values
     from torch.distributed.tensor import distribute_tensor
-    share = lambda v: distribute_tensor(v.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    share = lambda v: distribute_tensor(
+        v.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
     return {k: share(v) if isinstance(v, torch.Tensor) and v.shape == parameter.shape else v for k, v in values.items()}
 
 def _match(optimizer, saved, named_parameters):
-    "A state_dict for `optimizer` made of what fits in `saved`, with notes on what did not; raises `ValueError` where nothing does."
+    """A state_dict for `optimizer` made of what fits in `saved`, with notes on what did not; raises `ValueError`
+    where nothing does."""
     names, have, notes = _group_names(optimizer, named_parameters), _saved_parameters(saved), []
     sizes = [len(g["params"]) for g in saved["param_groups"]]
     if positional := bool(have) and all(isinstance(k, tuple) for k in have):
         if sizes != [len(n) for n in names]:
-            raise ValueError(f"it has no parameter names, and groups of {sizes} parameters where there are {[len(n) for n in names]} here")
+            raise ValueError(
+                f"it has no parameter names, and groups of {sizes} parameters where there are "
+                f"{[len(n) for n in names]} here"
+            )
         notes.append("optimizer state has no parameter names: matched by order and shape")
     state, index, misfits = {}, 0, []
     for g, group in enumerate(optimizer.param_groups):
@@ -66,14 +77,18 @@ def _match(optimizer, saved, named_parameters):
             key = (g, i) if positional else names[g][i]
             values, shape = have.pop(key, (None, "absent"))
             if shape == "absent": misfits.append(f"{names[g][i] or key} (not in the checkpoint)")
-            elif shape is not None and shape != list(p.shape) or _odd_moment(values, p): misfits.append(f"{names[g][i] or key} (shape {shape} in the checkpoint, {list(p.shape)} here)")
+            elif shape is not None and shape != list(p.shape) or _odd_moment(values, p):
+                misfits.append(f"{names[g][i] or key} (shape {shape} in the checkpoint, {list(p.shape)} here)")
             elif values is not None: state[index] = _as_shared(values, p)
             index += 1
     if misfits and positional: raise ValueError(f"it has no parameter names, and shapes differ: {misfits[0]}")
     if index and len(misfits) == index: raise ValueError(f"no parameter matches; the first: {misfits[0]}")
-    return state, notes + _listed("fresh optimizer state for", misfits) + _listed("optimizer state of parameters that are not here", [str(k) for k in have])
+    return state, notes + _listed("fresh optimizer state for", misfits) + _listed(
+        "optimizer state of parameters that are not here", [str(k) for k in have]
+    )
 
-def _listed(what, items): return [f"{what}: {', '.join(items[:5])}{f' and {len(items)-5} more' if items[5:] else ''}"] if items else []
+def _listed(what, items):
+    return [f"{what}: {', '.join(items[:5])}{f' and {len(items)-5} more' if items[5:] else ''}"] if items else []
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #a6e24760
 def _match_groups(optimizer, saved, names):
@@ -81,9 +96,12 @@ def _match_groups(optimizer, saved, names):
     groups = optimizer.state_dict()["param_groups"]
     saved_names = saved.get("names") or [g.get("param_names") or [] for g in saved["param_groups"]]
     for i, group in enumerate(groups):
-        same = [s for s, n in zip(saved["param_groups"], saved_names)
-                if (group.get("name") is not None and s.get("name") == group["name"]) or (n and set(n) == set(names[i]))]
-        if not same and not any(map(any, saved_names)) and i < len(saved["param_groups"]): same = [saved["param_groups"][i]]
+        same = [
+            s for s, n in zip(saved["param_groups"], saved_names)
+            if (group.get("name") is not None and s.get("name") == group["name"]) or (n and set(n) == set(names[i]))
+        ]
+        if not same and not any(map(any, saved_names)) and i < len(saved["param_groups"]):
+            same = [saved["param_groups"][i]]
         if same: group.update({k: v for k, v in same[0].items() if k not in ("params", "param_names", "name")})
     return groups
 
@@ -116,7 +134,8 @@ def restore_optimizer(
     named_parameters=None, # (name, parameter) pairs, when the optimizer was made from unnamed parameters
     quiet: bool = False,   # print nothing
 ) -> Restored:
-    "Put the optimizer's and scheduler's state back by parameter name and shape; what cannot be restored stays fresh, and is said."
+    """Put the optimizer's and scheduler's state back by parameter name and shape; what cannot be restored stays
+    fresh, and is said."""
     done, say = Restored(), (lambda *a: None) if quiet else print
     if not state or not ("optimizer" in state or "scheduler" in state): return done
     say("Restoring optimizer/scheduler state...")
@@ -129,15 +148,19 @@ def restore_optimizer(
             say(f"  ✓ Restored {what} state")
             for note in notes: say(f"  ⚠️  {note}")
         except Exception as e:         # a foreign state fails in as many ways as there are optimizers
-            done.notes.append(f"Could not restore {what} state: {e if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'}")
+            done.notes.append(
+                f"Could not restore {what} state: {e if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'}"
+            )
             say(f"  ⚠️  {done.notes[-1]}\n     Using fresh {what}")
     if "step" in state: say(f"  ✓ Resuming from step {state['step']}")
     return done
 
 def _restore_scheduler(scheduler, optimizer, saved) -> list:
-    "Load a scheduler's state, or leave it as it was; the optimizer takes the learning rate that goes with it, also when it is a fresh one."
+    """Load a scheduler's state, or leave it as it was; the optimizer takes the learning rate that goes with it, also
+    when it is a fresh one."""
     before, num = dict(scheduler.__dict__), len(getattr(scheduler, "base_lrs", []))
-    if num != (there := len(saved.get("base_lrs", [0]*num))): raise ValueError(f"it has {there} parameter groups, there are {num} here")
+    if num != (there := len(saved.get("base_lrs", [0]*num))):
+        raise ValueError(f"it has {there} parameter groups, there are {num} here")
     try: scheduler.load_state_dict(saved)
     except Exception:
         scheduler.__dict__.update(before)

@@ -57,7 +57,10 @@ def _told(path):
     except CheckpointError: pass
     try: small = safe_load(path/STATE) if (path/STATE).stat().st_size < 100_000 else {}
     except (OSError, CheckpointError): small = {}
-    return {k: small[k] for k in ("epoch", "step", "loss") if isinstance(small, dict) and isinstance(small.get(k), (int, float))}
+    return {
+        k: small[k] for k in ("epoch", "step", "loss") if isinstance(small, dict)
+        and isinstance(small.get(k), (int, float))
+    }
 
 def _look(path, old, there):
     "Metadata and problems of a checkpoint, without hashes."
@@ -79,15 +82,22 @@ def read_record(
     old = MANIFEST not in there and (is_old_format(path, there) or is_saved_model(path))
     metadata, problems = _look(path, old, there)
     told = parse_name(path.name) | {k: v for k, v in metadata.items() if v is not None}
-    number = lambda key, kind, default: kind(told[key]) if isinstance(told.get(key), (int, float)) and abs(told[key]) < 2**62 else default
-    return CheckpointRecord(path, str(told.get("stage") or _stage_of(path)), number("step", int, 0), number("epoch", int, 0), number("loss", float, None),
-        number("val_loss", float, None), str(told.get("timestamp", "")), not problems, bool(told.get("is_best")), old,
-        sum(s.st_size for s in there.values()), (problems[0] + (f" (and {len(problems)-1} more)" if problems[1:] else "")) if problems else "",
-        STATE in there, number("serial", int, 0), told)
+    number = (
+        lambda key, kind, default: kind(told[key]) if isinstance(told.get(key), (int, float)) and abs(told[key]) < 2**62
+        else default
+    )
+    return CheckpointRecord(
+        path, str(told.get("stage") or _stage_of(path)), number("step", int, 0), number("epoch", int, 0),
+        number("loss", float, None), number("val_loss", float, None), str(told.get("timestamp", "")), not problems,
+        bool(told.get("is_best")), old, sum(s.st_size for s in there.values()),
+        (problems[0] + (f" (and {len(problems)-1} more)" if problems[1:] else "")) if problems else "", STATE in there,
+        number("serial", int, 0), told
+    )
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #5634358a
 def newness(record):
-    "Sorts records from the oldest to the newest; of equal ones the one that can be resumed from, and not the copy, is last."
+    """Sorts records from the oldest to the newest; of equal ones the one that can be resumed from, and not the copy,
+    is last."""
     try: when = datetime.fromisoformat(record.timestamp).timestamp()
     except (ValueError, OverflowError): when = 0.0
     return record.serial, record.step, when, record.has_state, record.path.name != BEST
@@ -96,13 +106,18 @@ def _scan(folder):
     "Whether a folder is a checkpoint, and the folders in it; hidden ones are left out."
     try: entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError): return False, []
-    except OSError as e: raise CheckpointError(f"{folder}: cannot be read ({e.strerror}); is the drive connected?") from e
+    except OSError as e:
+        raise CheckpointError(f"{folder}: cannot be read ({e.strerror}); is the drive connected?") from e
     names = {e.name for e in entries}
     marked = bool(names & {MANIFEST, METADATA, STATE, "config.pt"}) or any(WEIGHT_FILES.match(n) for n in names)
-    return marked or folder.name.startswith("checkpoint-"), [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir()]
+    return (
+        marked or folder.name.startswith("checkpoint-"),
+        [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir()]
+    )
 
 def _checkpoint_folders(folder, depth):
-    "Folders that look like checkpoints, at most `depth` levels down, all of a level at a time; the insides of checkpoints are not looked at."
+    """Folders that look like checkpoints, at most `depth` levels down, all of a level at a time; the insides of
+    checkpoints are not looked at."""
     found, level = [], [folder]
     for left in range(depth, -1, -1):
         looked = list(zip(level, thread_map(_scan, level, len(level) > 4, 32)))
@@ -140,7 +155,8 @@ def list_checkpoints(
     depth: int = 3,  # levels of folders to look into
     fresh: bool = False, # look at every file again, also on a slow file system
 ) -> list: # of `CheckpointRecord`, by step
-    "Every checkpoint under a folder, whole or not; reads small files only. `CheckpointError` when the folder cannot be read: that is not empty."
+    """Every checkpoint under a folder, whole or not; reads small files only. `CheckpointError` when the folder
+    cannot be read: that is not empty."""
     folders = _checkpoint_folders(Path(folder), depth)
     slow = _is_slow(folders)
     records = thread_map(read_record if fresh or not slow else _recall, folders, slow, 32)
@@ -160,11 +176,19 @@ def format_checkpoints(
     newest = max((r for r in records if r.complete), key=newness, default=None)
     number = lambda v: "-" if v is None else f"{v:.4f}"
     rows = [("", "stage", "step", "epoch", "loss", "val loss", "saved", "size", "state", "folder")]
-    rows += [((">" if r is newest else " ") + ("*" if r.is_best else " "), r.stage, str(r.step), str(r.epoch), number(r.loss), number(r.val_loss),
-              r.timestamp[:19].replace("T", " ") or "-", human_size(r.size), ("old format" if r.old_format else "complete") if r.complete else "NOT COMPLETE",
-              r.path.name + (f"   {r.problem}" if r.problem else "")) for r in records]
+    rows += [
+        (
+            (">" if r is newest else " ") + ("*" if r.is_best else " "), r.stage, str(r.step), str(r.epoch),
+            number(r.loss), number(r.val_loss), r.timestamp[:19].replace("T", " ") or "-", human_size(r.size),
+            ("old format" if r.old_format else "complete") if r.complete else "NOT COMPLETE",
+            r.path.name + (f"   {r.problem}" if r.problem else "")
+        )
+        for r in records
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    line = lambda row: "  ".join(c.rjust(w) if i in (2, 3, 4, 5, 7) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+    line = lambda row: "  ".join(
+        c.rjust(w) if i in (2, 3, 4, 5, 7) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))
+    ).rstrip()
     return "\n".join(map(line, rows))
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #b282b4d6
@@ -184,11 +208,15 @@ def own_records(
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #6743f557
 def newest_good(folder, depth, skip=()) -> tuple: # (path or None, what was passed over)
-    "The newest checkpoint that is proved whole, and a phrase for each newer one that is not; `skip` are known to be damaged."
+    """The newest checkpoint that is proved whole, and a phrase for each newer one that is not; `skip` are known to
+    be damaged."""
     passed = []
     for record in sorted(own_records(list_checkpoints(folder, depth)), key=newness, reverse=True):
         if record.path in skip: continue
-        problems = [record.problem] if record.problem else [] if recently_verified(record.path) else verify_checkpoint(record.path)
+        problems = (
+            [record.problem] if record.problem else [] if recently_verified(record.path)
+            else verify_checkpoint(record.path)
+        )
         if not problems: return record.path, passed
         passed.append(f"{record.path} is not complete: {problems[0]}")
     return None, passed
@@ -216,9 +244,17 @@ def find_checkpoint(
         if place.is_dir(): return place
     records = list_checkpoints(output_dir) if output_dir else []
     if len(same := [r.path for r in records if r.path.name == Path(name).name == str(name)]) == 1: return same[0]
-    reason = f"is in {len(same)} stages: say which" if same else f"there is no such checkpoint ({' nor '.join(str(p.absolute()) for p in places)})"
-    there = "\n".join(f"  {r.path.relative_to(output_dir).as_posix()}" + ("" if r.complete else "   (not complete)") for r in records)
-    raise CheckpointError(f"{name}: {reason}" + (f"; under {output_dir} there are:\n{there}" if there else "; and no other checkpoints" if output_dir else ""))
+    reason = (
+        f"is in {len(same)} stages: say which" if same
+        else f"there is no such checkpoint ({' nor '.join(str(p.absolute()) for p in places)})"
+    )
+    there = "\n".join(
+        f"  {r.path.relative_to(output_dir).as_posix()}" + ("" if r.complete else "   (not complete)") for r in records
+    )
+    raise CheckpointError(
+        f"{name}: {reason}"
+        + (f"; under {output_dir} there are:\n{there}" if there else "; and no other checkpoints" if output_dir else "")
+    )
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #e4ea6b6d
 def is_better(
@@ -229,7 +265,8 @@ def is_better(
     "Whether a checkpoint is better than the best so far."
     val_loss, loss = is_finite(val_loss), is_finite(loss)
     if best is None: return val_loss is not None or loss is not None
-    if val_loss is not None or best.val_loss is not None: return val_loss is not None and (best.val_loss is None or val_loss < best.val_loss)
+    if val_loss is not None or best.val_loss is not None:
+        return val_loss is not None and (best.val_loss is None or val_loss < best.val_loss)
     return loss is not None and (best.loss is None or loss < best.loss)
 
 def stage_records(
@@ -253,7 +290,8 @@ def update_best(
 ) -> Path | None: # checkpoint-best, if there is one
     "Make checkpoint-best a copy of the best checkpoint of a stage, unless it is already."
     folder = Path(folder)
-    best, target = best_checkpoint(stage_records(list_checkpoints(folder.parent), folder) if records is None else records), folder/BEST
+    best = best_checkpoint(stage_records(list_checkpoints(folder.parent), folder) if records is None else records)
+    target = folder/BEST
     if best is None or best.path.name == BEST or best.old_format: return best and best.path
     if target.exists() and (have := read_record(target)).complete and have.metadata == best.metadata: return target
     files = read_manifest(best.path)["files"]
@@ -274,7 +312,8 @@ def prunable(
     stages, gone, keep = {}, [], {Path(p).resolve() for p in protect}
     for record in records:
         ours = record.complete and not record.old_format
-        if ours and record.path.name != BEST and not record.path.name.endswith("_model"): stages.setdefault((record.path.parent, record.run), []).append(record)
+        if ours and record.path.name != BEST and not record.path.name.endswith("_model"):
+            stages.setdefault((record.path.parent, record.run), []).append(record)
     for same_stage in stages.values() if keep_last_n > 0 else ():
         same_stage.sort(key=newness)
         best = best_checkpoint(same_stage)

@@ -19,7 +19,9 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..utils.files import append_bytes, clean_strays, finite, MOST_LINES, NotPlainError, read_plain, replace_bytes
+from cad_mllm.utils.files import (
+    append_bytes, clean_strays, finite, MOST_LINES, NotPlainError, read_plain, replace_bytes
+)
 from .transfer import OutputFolder, reason_of, size_of
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #54de5223
@@ -33,7 +35,8 @@ def merge_lines(
     older: bytes, # a file of lines
     newer: bytes, # another version of it, or what came after it
 ) -> bytes:
-    "The lines of both, each once, in the order of their times; lines without one stay behind the line before them, and of equal times those of `older` come first."
+    """The lines of both, each once, in the order of their times; lines without one stay behind the line before them,
+    and of equal times those of `older` come first."""
     if older and not older.endswith(b"\n"): older += b"\n"
     known = set(older.splitlines())
     added = [line for line in newer.splitlines(keepends=True) if line.rstrip(b"\n") not in known]
@@ -44,7 +47,8 @@ def merge_lines(
 _TIME = re.compile(rb'"time": ?"([^"]{1,40})"')
 
 def _timed(lines, otherwise=""):
-    "(time, line) with the latest time that was told up to each, so that their order never changes; `otherwise` where none tells a time."
+    """(time, line) with the latest time that was told up to each, so that their order never changes; `otherwise`
+    where none tells a time."""
     found, when = [], "" if any(map(_TIME.search, lines)) else otherwise
     for line in lines:
         if told := _TIME.search(line): when = max(when, told[1].decode(errors="replace"))
@@ -53,26 +57,48 @@ def _timed(lines, otherwise=""):
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #50880cb2
 class RunFiles:
-    "Small files of a run that are written without fail: locally first where there is a local folder, and mirrored to the output folder."
+    """Small files of a run that are written without fail: locally first where there is a local folder, and mirrored
+    to the output folder."""
     def __init__(self,
         output_dir: Path,              # of the run
         local_dir: Path | None = None, # None writes into the output folder directly
         out: OutputFolder | None = None, # operations on the output folder
-        background: bool = True,       # mirror in a thread; False: in the calls themselves, not more often than `interval`
+        background: bool = True,       # mirror in a thread; False: in the calls themselves, not more often than
+                                       # `interval`
         interval: float = 5.0,         # seconds between two rounds
         clock=time.monotonic,
-        spare: Path | None = None,     # without a local folder: where lines are kept that the output folder does not take
+        spare: Path | None = None,     # without a local folder: where lines are kept that the output folder does not
+                                       # take
         tell=None,                     # called with (event, sentence) when a file of lines cannot be written
     ):
-        self.output_dir, self.local_dir, self.out, self.interval, self.clock = Path(output_dir), local_dir and Path(local_dir), out or OutputFolder(output_dir), interval, clock
+        self.output_dir = Path(output_dir)
+        self.local_dir = local_dir and Path(local_dir)
+        self.out = out or OutputFolder(output_dir)
+        self.interval = interval
+        self.clock = clock
         self.spare, self.tell = None if local_dir or not spare else Path(spare), tell or _nobody
-        self.waiting, self.brought, self.troubled = {}, 0, set()   # name -> lines that are not in the output folder yet; lines that came there from elsewhere
-        self.late, self.changed, self.merged, self.watched, self.found, self.unwanted, self.refused = {}, {}, set(), set(), set(), set(), set()
-        self.lock, self.wake, self.closing, self.last_error, self.next_round = threading.Lock(), threading.Event(), False, "", -math.inf
-        self.round = threading.RLock()     # held by the thread that mirrors: its own and that of `close` would meet otherwise
+        # name -> lines that are not in the output folder yet; lines that came there from elsewhere
+        self.waiting, self.brought, self.troubled = {}, 0, set()
+        self.late = {}
+        self.changed = {}
+        self.merged = set()
+        self.watched = set()
+        self.found = set()
+        self.unwanted = set()
+        self.refused = set()
+        self.lock = threading.Lock()
+        self.wake = threading.Event()
+        self.closing = False
+        self.last_error = ""
+        self.next_round = -math.inf
+        # held by the thread that mirrors: its own and that of `close` would meet otherwise
+        self.round = threading.RLock()
         self.untidy = True                 # what kills left in the output folder is not looked for yet
         self._find_kept()
-        self.thread = threading.Thread(target=self._mirror, name="cad_mllm-files", daemon=True) if background and self.local_dir else None
+        self.thread = (
+            threading.Thread(target=self._mirror, name="cad_mllm-files", daemon=True) if background and self.local_dir
+            else None
+        )
         if self.thread: self.thread.start()
 
     @property
@@ -142,7 +168,10 @@ def _mirror_once(files):
         if files.spare: files._merge_kept()
         if files.local_dir:
             files.out.check()
-            files.found = {name for name in files.watched - files.unwanted - files.refused if size_of(files.out, files.output_dir/name) is not None}
+            files.found = {
+                name for name in files.watched - files.unwanted - files.refused
+                if size_of(files.out, files.output_dir/name) is not None
+            }
             for name in list(files.unwanted): files._try_to_unlink(name)
             for name in list(files.changed): _try_to_bring(files, name)
     except OSError as e: files.last_error = reason_of(e)
@@ -152,14 +181,18 @@ def _mirror_once(files):
 @patch
 def clean(self: RunFiles) -> bool:
     "Whether nothing waits."
-    return not (self.late or self.unwanted or self.local_dir and self.changed or self.spare and any(self.waiting.values()))
+    return not (
+        self.late or self.unwanted or self.local_dir and self.changed or self.spare and any(self.waiting.values())
+    )
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #f88ecb51
 @patch
 def _bring_file(self: RunFiles, name):
     "Mirror one file; at the first contact after what the output folder holds already."
     target, path, lines = self.output_dir/name, self.local_dir/name, self.changed[name]
-    older = self.out.read(target) if lines and name not in self.merged and size_of(self.out, target) is not None else b""
+    older = (
+        self.out.read(target) if lines and name not in self.merged and size_of(self.out, target) is not None else b""
+    )
     with self.lock:
         data, waiting = read_plain(path, MOST_LINES), self.waiting.pop(name, 0)
         if lines and name not in self.merged: waiting = _num_missing(data, older)
@@ -214,7 +247,8 @@ def _keep(self: RunFiles, name, line):
         if not self.spare: raise OSError(errno.ENOENT, "there is no other folder")
         self.spare.mkdir(parents=True, exist_ok=True)
         append_bytes(self.spare/name, line)
-        self.waiting[name], kept = self.waiting.get(name, 0) + line.count(b"\n"), f"its lines are kept in {self.spare/name}"
+        self.waiting[name] = self.waiting.get(name, 0) + line.count(b"\n")
+        kept = f"its lines are kept in {self.spare/name}"
     except OSError: kept = "its lines are kept in memory only"
     if name in self.troubled: return
     self.troubled.add(name)
@@ -223,7 +257,8 @@ def _keep(self: RunFiles, name, line):
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #0c256764
 @patch
 def _merge_kept(self: RunFiles):
-    "Put the lines that were kept elsewhere into their files, each in its place; raises `OSError` for the first file that does not take them."
+    """Put the lines that were kept elsewhere into their files, each in its place; raises `OSError` for the first
+    file that does not take them."""
     for name in [n for n in self.waiting if n not in self.late]:
         path, kept = self.root/name, self.spare/name
         with self.lock:
@@ -250,7 +285,10 @@ def probe(self: RunFiles, *names):
 def left_over(self: RunFiles) -> str: # such as "12 lines of metrics.jsonl"; empty where there are none
     "What of the files of lines is not in the output folder, in words."
     found = {name: num for name, num in self.waiting.items() if num}
-    return f"{sum(found.values())} line{'s'*(sum(found.values()) > 1)} of {' and '.join(sorted(found, reverse=True))}" if found else ""
+    return (
+        f"{sum(found.values())} line{'s'*(sum(found.values()) > 1)} of {' and '.join(sorted(found, reverse=True))}"
+        if found else ""
+    )
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #7cf0bf2d
 @patch
@@ -276,11 +314,13 @@ def _tidy(files):
     for folder in filter(None, (files.local_dir, files.output_dir)): clean_strays(folder)
     files.untidy = False
 
-def _is_folder(error): return isinstance(error, IsADirectoryError) or error.errno == errno.EPERM     # unlink says the latter on macOS
+# unlink says the latter on macOS
+def _is_folder(error): return isinstance(error, IsADirectoryError) or error.errno == errno.EPERM
 
 @patch
 def _try_to_unlink(self: RunFiles, name):
-    "Remove a file in the output folder; what cannot go must not keep others from arriving, and a folder of that name is left alone."
+    """Remove a file in the output folder; what cannot go must not keep others from arriving, and a folder of that
+    name is left alone."""
     try: self._unlink(name)
     except OSError as e:
         self.last_error = reason_of(e)

@@ -41,7 +41,10 @@ def _versions():
 def _summary(config, train_config, stage):
     "The three settings that old tools show."
     lrs = {s.name: s.lr for s in getattr(train_config, "stages", [])}
-    return {"batch_size": getattr(train_config, "batch_size", None), "learning_rate": lrs.get(stage), "max_seq_length": getattr(config, "max_seq_length", None)}
+    return {
+        "batch_size": getattr(train_config, "batch_size", None), "learning_rate": lrs.get(stage),
+        "max_seq_length": getattr(config, "max_seq_length", None)
+    }
 
 def as_dict(config): return config.to_dict() if hasattr(config, "to_dict") else plain(config or {})
 
@@ -52,7 +55,8 @@ def not_finite_weights(
     "The first of the tensors that holds a NaN or an infinite number, in words."
     for name, tensors in files.items():
         for key, t in tensors.items() if isinstance(tensors, dict) else ():
-            if isinstance(t, torch.Tensor) and t.is_floating_point() and not torch.isfinite(t).all(): return f"{key} in {name}"
+            if isinstance(t, torch.Tensor) and t.is_floating_point() and not torch.isfinite(t).all():
+                return f"{key} in {name}"
     return ""
 
 def make_metadata(
@@ -64,14 +68,21 @@ def make_metadata(
     extra: dict | None = None, # more entries, such as samples, tokens, seconds
 ) -> dict:
     "What checkpoint_metadata.json holds."
-    known = dict(epoch=int(epoch), step=int(step), loss=is_finite(loss), timestamp=when.isoformat(), is_best=bool(is_best),
-                 config_summary=_summary(config, train_config, stage), stage=stage, val_loss=is_finite(val_loss), samples=0, tokens=0, seconds=0.0, serial=serial, versions=_versions(), format=FORMAT)
-    return known | {k: v for k, v in plain(extra or {}).items() if k not in known or k in ("samples", "tokens", "seconds")}
+    known = dict(
+        epoch=int(epoch), step=int(step), loss=is_finite(loss), timestamp=when.isoformat(), is_best=bool(is_best),
+        config_summary=_summary(config, train_config, stage), stage=stage, val_loss=is_finite(val_loss), samples=0,
+        tokens=0, seconds=0.0, serial=serial, versions=_versions(), format=FORMAT
+    )
+    return known | {
+        k: v for k, v in plain(extra or {}).items() if k not in known or k in ("samples", "tokens", "seconds")
+    }
 
 def _full_state(trainer_state, model, train_config, **known):
     "A trainer's state with what every trainer_state.pt has, made plain; what the trainer gave itself goes first."
     config = {"model": as_dict(getattr(model, "config", None)), "train": as_dict(train_config)}
-    return plain({**known, "config": config, **({} if "rng" in trainer_state else {"rng": rng_state()}), **trainer_state}, STATE)
+    return plain(
+        {**known, "config": config, **({} if "rng" in trainer_state else {"rng": rng_state()}), **trainer_state}, STATE
+    )
 
 # %% ../../nbs/6_checkpoints/05_save.ipynb #feedf4b6
 class SnapshotMemory:
@@ -163,29 +174,46 @@ def snapshot_checkpoint(
     output_dir: Path,            # of the run
     *,
     stage: str,                  # as for `save_checkpoint`, all of them
-    step: int, epoch: int, loss: float | None, trainer_state: dict | None = None, train_config: TrainConfig | None = None, val_loss: float | None = None,
-    is_best: bool | None = None, name: str | None = None, extra_metadata: dict | None = None, keep_last_n: int = 3, protect: tuple = (), serial: int | None = None,
+    step: int, epoch: int, loss: float | None, trainer_state: dict | None = None, train_config: TrainConfig
+    | None = None, val_loss: float | None = None,
+    is_best: bool | None = None, name: str | None = None, extra_metadata: dict
+    | None = None, keep_last_n: int = 3, protect: tuple = (), serial: int | None = None,
     memory: SnapshotMemory | None = None, # to copy into; default: fresh memory
     own: bool = False,           # the tensors are copies already, and nobody else has them
 ) -> Snapshot:
-    "Copy everything a checkpoint needs, at this instant, without touching a disk; training may go on while `write_snapshot` writes it."
+    """Copy everything a checkpoint needs, at this instant, without touching a disk; training may go on while
+    `write_snapshot` writes it."""
     began, copied = time.perf_counter(), _Copier(memory or SnapshotMemory())
-    made = _gather(model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name, extra_metadata, keep_last_n, protect, serial)
-    made.files, made.state, made.model = (files_to_save(model), made.state, None) if own else (copied(files_to_save(model)), copied(made.state), None)
+    made = _gather(
+        model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name,
+        extra_metadata, keep_last_n, protect, serial
+    )
+    made.files, made.state, made.model = (
+        (files_to_save(model), made.state, None) if own else (copied(files_to_save(model)), copied(made.state), None)
+    )
     made.memory, made.taken = copied.memory, copied.taken
     if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.synchronize()
     made.seconds = time.perf_counter() - began
     return made
 
 # %% ../../nbs/6_checkpoints/05_save.ipynb #595f2ecf
-def _gather(model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name, extra_metadata, keep_last_n, protect, serial):
+def _gather(
+    model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name, extra_metadata,
+    keep_last_n, protect, serial
+):
     "A snapshot that still refers to the model's own tensors."
-    if not _PLAIN_NAME.fullmatch(stage) or name and not _PLAIN_NAME.fullmatch(name): raise CheckpointError(f"stage={stage!r}, name={name!r}: use plain folder names")
+    if not _PLAIN_NAME.fullmatch(stage) or name and not _PLAIN_NAME.fullmatch(name):
+        raise CheckpointError(f"stage={stage!r}, name={name!r}: use plain folder names")
     config, when = getattr(model, "config", None), datetime.now().astimezone()
-    known = dict(stage=stage, step=int(step), epoch=int(epoch), loss=loss, val_loss=val_loss, is_best=is_best, when=when)
+    known = dict(
+        stage=stage, step=int(step), epoch=int(epoch), loss=loss, val_loss=val_loss, is_best=is_best, when=when
+    )
     told = dict(epoch=int(epoch), step=int(step), stage=stage, loss=loss, timestamp=when.isoformat())
     state = None if trainer_state is None else _full_state(trainer_state, model, train_config, **told)
-    options = dict(name=name, extra_metadata=dict(extra_metadata or {}), keep_last_n=keep_last_n, protect=tuple(protect), serial=serial)
+    options = dict(
+        name=name, extra_metadata=dict(extra_metadata or {}), keep_last_n=keep_last_n, protect=tuple(protect),
+        serial=serial
+    )
     files = model.saved_files() if hasattr(model, "saved_files") else {}
     return Snapshot(Path(output_dir), known, files, state, config, train_config, options, None if files else model)
 
@@ -195,21 +223,34 @@ _PLAIN_NAME = re.compile(r"(?!\.)[^/\\\0]{1,200}")
 def write_snapshot(
     snapshot: Snapshot, # from `snapshot_checkpoint`; used up afterwards, its memory is given back
 ) -> Path: # the checkpoint's folder
-    "Write a snapshot as a checkpoint, atomically; then update checkpoint-best and prune. `CheckpointError` when it could not be saved."
+    """Write a snapshot as a checkpoint, atomically; then update checkpoint-best and prune. `CheckpointError` when it
+    could not be saved."""
     try:
         s, known, options = snapshot, snapshot.known, snapshot.options
         stage_dir, name = s.output_dir/known["stage"], options["name"]
         records = list_checkpoints(s.output_dir)
         in_stage = own_records(stage_records(records, stage_dir), str(options["extra_metadata"].get("run") or ""))
-        is_best = is_better(known["val_loss"], known["loss"], best_checkpoint(in_stage)) if known["is_best"] is None else known["is_best"]
+        is_best = (
+            is_better(known["val_loss"], known["loss"], best_checkpoint(in_stage)) if known["is_best"] is None
+            else known["is_best"]
+        )
         serial = options["serial"] or 1 + max((r.serial for r in records), default=0)
         form = getattr(s.train_config, "checkpoint_name", TrainConfig.checkpoint_name)
         folder = s.output_dir if name and name.endswith("_model") else stage_dir
-        final = folder/(name or checkpoint_name(known["step"], known["loss"], known["epoch"], known["stage"], known["when"], form))
+        final = folder/(
+            name or checkpoint_name(known["step"], known["loss"], known["epoch"], known["stage"], known["when"], form)
+        )
         bad = not_finite_weights(s.files)
         extra = options["extra_metadata"] | ({"not_finite": bad} if bad else {})
-        metadata = make_metadata(**known | dict(is_best=is_best and not bad), serial=serial, config=s.config, train_config=s.train_config, extra=extra)
-        if bad: print(f"⚠️  {final}: weights are not finite numbers ({bad}): it is marked, and neither resumed from nor the best")
+        metadata = make_metadata(
+            **known | dict(is_best=is_best and not bad), serial=serial, config=s.config, train_config=s.train_config,
+            extra=extra
+        )
+        if bad:
+            print(
+                f"⚠️  {final}: weights are not finite numbers ({bad}): it is marked, and neither resumed from nor the "
+                "best"
+            )
         path = _publish_snapshot(final, s, metadata)
         in_stage = [r for r in in_stage if r.path != path] + stage_records([read_record(path)], stage_dir)
         _tidy(stage_dir, in_stage, options["keep_last_n"], (*options["protect"], path))
@@ -225,22 +266,31 @@ def save_checkpoint(
     step: int,                   # optimizer steps over the whole run
     epoch: int,                  # epoch within the stage
     loss: float | None,          # mean training loss since the save before
-    trainer_state: dict | None = None, # optimizer, scheduler, scaler, rng, data position, ...; random state is added when absent; None for weights alone
+    trainer_state: dict | None = None, # optimizer, scheduler, scaler, rng, data position, ...; random state is added
+                                       # when absent; None for weights alone
     train_config: TrainConfig | None = None, # saved too; its checkpoint_name is the format of names
     val_loss: float | None = None, # validation loss, where one was measured
     is_best: bool | None = None, # None decides by `is_better`
-    name: str | None = None,     # a folder name of your own, which replaces one of that name; names that end in _model lie directly below output_dir
+    name: str | None = None,     # a folder name of your own, which replaces one of that name; names that end in _model
+                                 # lie directly below output_dir
     extra_metadata: dict | None = None, # more entries for the metadata
     keep_last_n: int = 3,        # complete ones that stay in this stage; 0 for all
     protect: tuple = (),         # paths that are never pruned
     serial: int | None = None,   # which save of the run it is; default: one more than the highest in output_dir
 ) -> Path: # the checkpoint's folder
-    "Save a checkpoint, atomically; then update checkpoint-best and prune. `CheckpointError` when it could not be saved."
-    return write_snapshot(_gather(model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name, extra_metadata, keep_last_n, protect, serial))
+    """Save a checkpoint, atomically; then update checkpoint-best and prune. `CheckpointError` when it could not be
+    saved."""
+    return write_snapshot(
+        _gather(
+            model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name,
+            extra_metadata, keep_last_n, protect, serial
+        )
+    )
 
 # %% ../../nbs/6_checkpoints/05_save.ipynb #d60dd957
 def write_one(folder, name, content):
-    "Write one file of a checkpoint, and begin to make a large one durable while others are still being written; its entry for the manifest."
+    """Write one file of a checkpoint, and begin to make a large one durable while others are still being written;
+    its entry for the manifest."""
     path = folder/name
     if "/" in name: DISK.mkdir(path.parent)
     if isinstance(content, bytes): return DISK.write(path, content)
@@ -251,7 +301,9 @@ def write_one(folder, name, content):
 def _publish_snapshot(final, snapshot, metadata):
     "Write one checkpoint; any failure becomes one `CheckpointError` that says what it means."
     s = snapshot
-    small = {CONFIG: to_json({"model": as_dict(s.config), "train": as_dict(s.train_config)}), METADATA: to_json(metadata)}
+    small = {
+        CONFIG: to_json({"model": as_dict(s.config), "train": as_dict(s.train_config)}), METADATA: to_json(metadata)
+    }
     files = {**s.files, **({} if s.state is None else {STATE: s.state}), **small}
     def fill(folder):
         if s.model is not None: s.model.save_pretrained(folder)
@@ -279,8 +331,12 @@ def describe_checkpoint(
     try: hashes = {n: f["sha256"][:12] for n, f in read_manifest(record.path)["files"].items()}
     except CheckpointError: hashes = {}
     loss = "" if record.loss is None else f", loss {record.loss:.4f}"
-    lines = [f"{record.path.name}/   {record.stage}, step {record.step}, epoch {record.epoch}{loss}{', best' if record.is_best else ''}"]
+    lines = [
+        f"{record.path.name}/   {record.stage}, step {record.step}, epoch "
+        f"{record.epoch}{loss}{', best' if record.is_best else ''}"
+    ]
     files = sorted(list_files(record.path).items())
     for i, (name, stat) in enumerate(files):
-        lines.append(f"{'└' if i == len(files)-1 else '├'}── {name:28} {human_size(stat.st_size):>9}  {hashes.get(name, '')}".rstrip())
+        corner = "└" if i == len(files) - 1 else "├"
+        lines.append(f"{corner}── {name:28} {human_size(stat.st_size):>9}  {hashes.get(name, '')}".rstrip())
     return "\n".join(lines + [f"    ⚠️  {p}" for p in verify_checkpoint(record.path, hashes)])

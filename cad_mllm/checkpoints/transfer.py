@@ -27,7 +27,8 @@ from .format import (
 from .records import list_checkpoints
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #d86223ca
-REMOTE_FILE_SYSTEMS = re.compile(r"fuse(\..*)?|nfs4?|cifs|smb\w*|9p|drvfs|davfs|afs|ncpfs|sshfs")   # fuseblk is a local disk with a foreign format
+# fuseblk is a local disk with a foreign format
+REMOTE_FILE_SYSTEMS = re.compile(r"fuse(\..*)?|nfs4?|cifs|smb\w*|9p|drvfs|davfs|afs|ncpfs|sshfs")
 
 def mount_of(
     path: Path, # need not exist
@@ -36,7 +37,8 @@ def mount_of(
     path = os.path.abspath(path)
     point, kind = mount_point_of(path)
     point = point or "/"
-    if path.startswith("/content/drive/") and not point.startswith("/content/drive"): return "/content/drive", "fuse.drive"
+    if path.startswith("/content/drive/") and not point.startswith("/content/drive"):
+        return "/content/drive", "fuse.drive"
     return point, kind
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #5d3fe916
@@ -45,7 +47,10 @@ def local_dir_for(
 ) -> Path:
     "The local folder that belongs to an output folder, whether it is needed or not."
     output_dir = os.path.abspath(output_dir)
-    base = os.environ.get("CAD_MLLM_LOCAL") or os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cad_mllm")
+    base = (
+        os.environ.get("CAD_MLLM_LOCAL")
+        or os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cad_mllm")
+    )
     if REMOTE_FILE_SYSTEMS.fullmatch(mount_of(base)[1]): base = os.path.join(tempfile.gettempdir(), "cad_mllm")
     return Path(base)/f"{Path(output_dir).name or 'output'}-{hashlib.sha256(os.fsencode(output_dir)).hexdigest()[:10]}"
 
@@ -62,7 +67,8 @@ class OutputFolder:
 
     def check(self):
         "OSError 107 while the file system that should be here is not mounted."
-        if self.mount != "/" and not os.path.ismount(self.mount): raise OSError(errno.ENOTCONN, "is not mounted", self.mount)
+        if self.mount != "/" and not os.path.ismount(self.mount):
+            raise OSError(errno.ENOTCONN, "is not mounted", self.mount)
 
     def mkdir(self, path): os.makedirs(path, exist_ok=True)
 
@@ -101,7 +107,8 @@ def write(self: OutputFolder, path, data: bytes):
     try:
         self.put(temporary, data)
         try: self.rename(temporary, path)
-        except FileNotFoundError: self.put(path, data)       # what was just made may show late: better not in one go than never
+        # what was just made may show late: better not in one go than never
+        except FileNotFoundError: self.put(path, data)
     except OSError:
         try: self.unlink(temporary)
         except OSError: pass               # the first error is the one to tell
@@ -142,14 +149,18 @@ def links_work(self: OutputFolder) -> bool:
             self._links = True
         except FileExistsError: self._links = True
         except OSError as e:
-            if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL): raise
+            if e.errno not in (
+                errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL
+            ):
+                raise
             self._links = False
         for p in (b, a): p.unlink(missing_ok=True)
     return self._links
 
 @patch
 def remove(self: OutputFolder, folder):
-    "Remove a folder; where there are no hard links its files are emptied first, so that the trash holds nothing of size."
+    """Remove a folder; where there are no hard links its files are emptied first, so that the trash holds nothing of
+    size."""
     if not self.links_work():
         for root, _, names in os.walk(folder):
             for name in names: os.truncate(os.path.join(root, name), 0)
@@ -165,7 +176,8 @@ class Transfer:
     source: Path                         # the finished local checkpoint
     final: Path                          # the folder it becomes
     replace: bool = False                # take the place of one of that name
-    linked: bool = False                 # the source lies in the output folder, proved, and hard links work: link instead of copying
+    linked: bool = False                 # the source lies in the output folder, proved, and hard links work: link
+                                         # instead of copying
     temporary: Path | None = None        # where it grows
     aside: Path | None = None            # where the one whose place it takes waits
     manifest: bytes = b""                # as it will be there
@@ -181,7 +193,11 @@ class Transfer:
         try: self.manifest, self.files = (self.source/MANIFEST).read_bytes(), read_manifest(self.source)["files"]
         except (OSError, CheckpointError) as e: raise SourceError(f"{self.source.name}: {e}") from e
         self.close()
-        self.temporary, self.written, self.proved, self.wrong, self.renamed = temporary_path(self.final, "tmp"), {}, set(), set(), None
+        self.temporary = temporary_path(self.final, "tmp")
+        self.written = {}
+        self.proved = set()
+        self.wrong = set()
+        self.renamed = None
         active_temporaries.add(str(self.temporary))
 
     def close(self): active_temporaries.discard(str(self.temporary))
@@ -204,7 +220,8 @@ def _copy_one(t, name, out, clock):
     except OSError as e: raise SourceError(f"{name}: cannot be read ({e.strerror})") from e
     if t.linked: out.link(t.source/name, target)
     digest = want["sha256"] if t.linked else out.copy(t.source/name, target)
-    if (size, digest) != (want["size"], want["sha256"]): raise SourceError(f"{name}: its content has changed (SHA-256 differs)")
+    if (size, digest) != (want["size"], want["sha256"]):
+        raise SourceError(f"{name}: its content has changed (SHA-256 differs)")
     t.written[name] = clock()
     t.wrong.discard(name)
 
@@ -223,7 +240,11 @@ def _bring(t, name, out, clock, settle):
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #de7ee5ec
 def _arrived(t, out) -> bool:
     "Whether the checkpoint lies under its final name: the same manifest, and every file of the right size."
-    try: return out.read(t.final/MANIFEST) == t.manifest and all(size_of(out, t.final/n) == f["size"] for n, f in t.files.items())
+    try:
+        return (
+            out.read(t.final/MANIFEST) == t.manifest
+            and all(size_of(out, t.final/n) == f["size"] for n, f in t.files.items())
+        )
     except (FileNotFoundError, NotADirectoryError): return False
 
 def _seal(t, out, clock, settle):
@@ -245,7 +266,8 @@ def _seal(t, out, clock, settle):
     out.sync(t.temporary)
 
 def _take_name(t, out, clock):
-    "Give the finished copy its final name; another whole checkpoint of that name keeps it, and a number is added to ours."
+    """Give the finished copy its final name; another whole checkpoint of that name keeps it, and a number is added
+    to ours."""
     if size_of(out, t.final) is not None:
         if _arrived(t, out):
             t.aside = t.temporary
@@ -280,7 +302,8 @@ def advance(
     clock=time.monotonic, # seconds
     settle: float = 120.0, # what was written may take so many seconds to become visible
 ) -> Path: # the folder under its final name
-    "Take a transfer to its end. `OSError`: it stopped, call again later. `SourceError`: there is nothing fit to deliver."
+    """Take a transfer to its end. `OSError`: it stopped, call again later. `SourceError`: there is nothing fit to
+    deliver."""
     out.check()
     if not _begin(t, out, clock, settle):
         for name in t.files:
@@ -298,9 +321,15 @@ def advance(
 def reason_of(e) -> str:
     "What an error says, in a few words."
     e = next((c for c in (e, e.__cause__) if isinstance(c, OSError)), e)
-    return f"{e.strerror}, errno {e.errno}" if getattr(e, "errno", None) and e.strerror else str(e).strip().split("\n")[0] or type(e).__name__
+    return (
+        f"{e.strerror}, errno {e.errno}" if getattr(e, "errno", None) and e.strerror else str(e).strip().split("\n")[0]
+        or type(e).__name__
+    )
 
 def is_full(e) -> bool:
     "Whether an error, or its cause, says that a disk or a quota is full."
-    return any(getattr(c, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or re.search(r"No space left|os error 28|quota exceeded", str(c), re.I)
-               for c in (e, e.__cause__) if c is not None)
+    return any(
+        getattr(c, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        or re.search(r"No space left|os error 28|quota exceeded", str(c), re.I) for c in (e, e.__cause__)
+        if c is not None
+    )

@@ -34,8 +34,14 @@ def save(self: Delivery,
     if is_best is None:
         known = {**self.there, **self.kept, **self.pending}.values()
         is_best = is_better(val_loss, loss, best_checkpoint([r for r in known if r.stage == stage]))
-    rules = dict(keep_last_n=0) if self.staged else dict(keep_last_n=self.keep_last_n, protect=self._protected(self.output_dir))
-    snapshot = snapshot_checkpoint(model, self.root, stage=stage, loss=loss, val_loss=val_loss, is_best=is_best, memory=self.memory, **rules, **more)
+    rules = (
+        dict(keep_last_n=0) if self.staged
+        else dict(keep_last_n=self.keep_last_n, protect=self._protected(self.output_dir))
+    )
+    snapshot = snapshot_checkpoint(
+        model, self.root, stage=stage, loss=loss, val_loss=val_loss, is_best=is_best, memory=self.memory, **rules,
+        **more
+    )
     path = self.submit(snapshot)
     self.stall_seconds = self.stall_seconds + self.clock() - began
     return path
@@ -43,7 +49,9 @@ def save(self: Delivery,
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #a2134c98
 @patch
 def submit(self: Delivery,
-    what, # a `Snapshot` made for `root`; the path of a finished checkpoint below `local_dir`; or a function that writes one below a root and returns its folder
+    # a `Snapshot` made for `root`; the path of a finished checkpoint below `local_dir`; or a function that writes one
+    # below a root and returns its folder
+    what,
 ) -> Path | None: # the folder it becomes in the output folder, where that is known
     "Enqueue a checkpoint."
     self.poll()
@@ -103,9 +111,12 @@ def status(self: Delivery) -> dict: # plain JSON values
     with self.cond:
         pending, unsaved = dict(self.pending), sum(x is not None for x in (self.waiting, self.unsaved)) + self.writing
     oldest = min((r.timestamp for r in pending.values()), default=None)
-    return dict(pending=len(pending), pending_bytes=sum(r.size for r in pending.values()), oldest_pending=oldest, unsaved=unsaved, **self.counts,
-                last_delivered=self.last_delivered, last_error=self.last_error, failing_since=self.failing_since,
-                stall_seconds=round(self.stall_seconds, 3), local_dir=str(self.local_dir) if self.staged or pending else "")
+    return dict(
+        pending=len(pending), pending_bytes=sum(r.size for r in pending.values()), oldest_pending=oldest,
+        unsaved=unsaved, **self.counts, last_delivered=self.last_delivered, last_error=self.last_error,
+        failing_since=self.failing_since, stall_seconds=round(self.stall_seconds, 3),
+        local_dir=str(self.local_dir) if self.staged or pending else ""
+    )
 
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #76506b56
 @patch
@@ -136,7 +147,10 @@ def forget(self: Delivery, name: str) -> bool: # False where something of that n
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #84a85561
 @patch
 def _start(self: Delivery):
-    self.threads = [threading.Thread(target=f, name=f"cad_mllm-{f.__name__.strip('_')}", daemon=True) for f in (self._writer, self._copier)]
+    self.threads = [
+        threading.Thread(target=f, name=f"cad_mllm-{f.__name__.strip('_')}", daemon=True)
+        for f in (self._writer, self._copier)
+    ]
     for t in self.threads: t.start()
 
 @patch
@@ -201,7 +215,9 @@ def flush(self: Delivery,
 ) -> bool: # whether everything is there
     "Wait until everything lies in the output folder."
     end = math.inf if timeout is None else self.clock() + timeout
-    done = lambda: not (self.pending or self.untidy or self.waiting is not None or self.unsaved is not None or self.writing)
+    done = lambda: not (
+        self.pending or self.untidy or self.waiting is not None or self.unsaved is not None or self.writing
+    )
     with self.cond:
         self.next_try = -math.inf
         self.cond.notify_all()
@@ -219,7 +235,8 @@ _LAST_OPERATION = 10.0 # seconds that the end of a run waits for one that is und
 def close(self: Delivery,
     timeout: float | None = 60.0, # seconds for the output folder; the local disk gets what it needs
 ) -> bool: # whether everything lies in the output folder
-    "The end of a run: everything onto a disk, then into the output folder as far as time allows. `DeliveryError` when the newest state is on no disk."
+    """The end of a run: everything onto a disk, then into the output folder as far as time allows. `DeliveryError`
+    when the newest state is on no disk."""
     if self.closing: return not self.pending
     with self.cond:
         if self.waiting is None: self.waiting, self.unsaved = self.unsaved, None      # the last try
@@ -231,12 +248,25 @@ def close(self: Delivery,
     with self.cond:
         self.closing = True
         self.cond.notify_all()
-    for t, limit in zip(self.threads, (None, _LAST_OPERATION)): t.join(limit)      # a thread that outlives the interpreter can abort the process
+    # a thread that outlives the interpreter can abort the process
+    for t, limit in zip(self.threads, (None, _LAST_OPERATION)): t.join(limit)
     left, lines = self.status(), self.files.left_over()
     if left["pending"] or lines:
-        what = " and ".join(filter(None, [f"{left['pending']} checkpoints ({human_size(left['pending_bytes'])})" if left["pending"] else "", lines]))
-        self._tell("left", f"📦  {what} are not in {self.output_dir} yet ({self.last_error or self.files.last_error or 'no time was left'}). They are safe in "
-                           f"{self.local_dir}; the next run delivers them, or: cad-mllm deliver {self.output_dir}")
+        what = " and ".join(
+            filter(
+                None,
+                [
+                    f"{left['pending']} checkpoints ({human_size(left['pending_bytes'])})" if left["pending"] else "",
+                    lines
+                ]
+            )
+        )
+        self._tell(
+            "left",
+            f"📦  {what} are not in {self.output_dir} yet "
+            f"({self.last_error or self.files.last_error or 'no time was left'}). They are safe in "
+            f"{self.local_dir}; the next run delivers them, or: cad-mllm deliver {self.output_dir}"
+        )
     self.failed_in_a_row = 0
     self.poll()
     if lost is not None: raise DeliveryError(f"the newest checkpoint {self.last_error}")
@@ -245,12 +275,19 @@ def close(self: Delivery,
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #e4f2c3fa
 @patch
 def records(self: Delivery) -> list: # of `CheckpointRecord`, the newest first, of two copies the local one first
-    "Every checkpoint of both places; raises `CheckpointError` when the output folder cannot be looked at and nothing lies locally."
+    """Every checkpoint of both places; raises `CheckpointError` when the output folder cannot be looked at and
+    nothing lies locally."""
     local = list_checkpoints(self.local_dir)
     try: self._look()
     except (OSError, CheckpointError) as e:
-        if not local: raise CheckpointError(f"{self.output_dir}: cannot be looked at ({reason_of(e)}), and no checkpoint lies in {self.local_dir}: mount the drive, or run without resuming") from e
-        self._tell("outage", f"⚠️  {self.output_dir} cannot be looked at ({reason_of(e)}): only {self.local_dir} is known")
+        if not local:
+            raise CheckpointError(
+                f"{self.output_dir}: cannot be looked at ({reason_of(e)}), and no checkpoint lies in {self.local_dir}: "
+                "mount the drive, or run without resuming"
+            ) from e
+        self._tell(
+            "outage", f"⚠️  {self.output_dir} cannot be looked at ({reason_of(e)}): only {self.local_dir} is known"
+        )
         return sorted(local, key=newness, reverse=True)
     here = {r.path for r in local}
     return sorted(local + list(self.there.values()), key=lambda r: (newness(r), r.path in here), reverse=True)
@@ -275,7 +312,8 @@ def find(self: Delivery,
     name: str,           # a path, a name, or "latest"
     quiet: bool = False, # for "latest": do not say what was passed over
 ) -> Path | None: # None only for "latest" when there is no complete one
-    "The folder of a checkpoint in either place; `CheckpointError` that lists what exists when there is none of that name."
+    """The folder of a checkpoint in either place; `CheckpointError` that lists what exists when there is none of
+    that name."""
     if str(name) in ("latest", "auto"): return self.latest(quiet)
     if self.local_dir.is_dir():
         try: return find_checkpoint(name, self.local_dir)
@@ -295,5 +333,8 @@ def deliver(
     try: delivery.flush(timeout)
     finally: delivery.close(0)
     left, lines = len(delivery.pending), delivery.files.brought
-    say(f"{num - left} of {num} checkpoints" + (f" and {lines} lines of metrics and events" if lines else "") + f" delivered from {delivery.local_dir} to {delivery.output_dir}")
+    say(
+        f"{num - left} of {num} checkpoints" + (f" and {lines} lines of metrics and events" if lines else "")
+        + f" delivered from {delivery.local_dir} to {delivery.output_dir}"
+    )
     return left

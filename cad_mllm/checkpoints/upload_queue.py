@@ -41,7 +41,10 @@ def _places(output_dir, local_dir):
     if not str(local_dir): return False, own
     folder = Path(os.path.abspath(local_dir))/own.name
     if folder.is_relative_to(os.path.abspath(output_dir)):
-        raise CheckpointError(f"local_dir={str(local_dir)!r}: lies inside output_dir; choose a folder on a local disk outside it, or leave it empty")
+        raise CheckpointError(
+            f"local_dir={str(local_dir)!r}: lies inside output_dir; choose a folder on a local disk outside it, or "
+            "leave it empty"
+        )
     return True, folder
 
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #b327f2bb
@@ -49,7 +52,8 @@ class Delivery:
     "Saves a run's checkpoints in the background and brings them to its output folder, however long that is away."
     def __init__(self,
         output_dir: Path,              # of the run
-        local_dir: str | Path = "auto", # where checkpoints land first: a folder (a subfolder of the run's own is made in it); "auto": one where output_dir is slow; "": nowhere
+        local_dir: str | Path = "auto", # where checkpoints land first: a folder (a subfolder of the run's own is made
+                                        # in it); "auto": one where output_dir is slow; "": nowhere
         keep_last_n: int = 3,          # complete ones that stay in each stage of the output folder; 0 for all
         protect: tuple = (),           # paths that are never removed, in either place
         max_pending: int = 8,          # undelivered checkpoints kept locally
@@ -61,14 +65,27 @@ class Delivery:
         settle: float = 120.0,         # what was written there may take so many seconds to become visible
         backoff: tuple = (1.0, 60.0),  # seconds after the first failure, and at most
     ):
-        self.output_dir, (self.staged, self.local_dir) = Path(os.path.abspath(output_dir)), _places(output_dir, local_dir)
-        self.keep_last_n, self.protect, self.max_pending, self.max_local_bytes = keep_last_n, tuple(protect), max_pending, max_local_bytes
-        self.background, self.say, self.out, self.clock, self.sleep = background, say, out or OutputFolder(self.output_dir), clock, sleep
-        self.settle, self.backoff, self.cond, self.threads, self.closing = settle, backoff, threading.Condition(), [], False
+        self.output_dir = Path(os.path.abspath(output_dir))
+        self.staged, self.local_dir = _places(output_dir, local_dir)
+        self.keep_last_n = keep_last_n
+        self.protect = tuple(protect)
+        self.max_pending = max_pending
+        self.max_local_bytes = max_local_bytes
+        self.background, self.say, self.out, self.clock, self.sleep = (
+            background, say, out or OutputFolder(self.output_dir), clock, sleep
+        )
+        self.settle = settle
+        self.backoff = backoff
+        self.cond = threading.Condition()
+        self.threads = []
+        self.closing = False
         self.memory = SnapshotMemory()
         self._forget_all()
         self._scan()
-        self.files = RunFiles(self.output_dir, self.local_dir if self.staged else None, self.out, background, clock=clock, spare=self.local_dir, tell=self._tell)
+        self.files = RunFiles(
+            self.output_dir, self.local_dir if self.staged else None, self.out, background, clock=clock,
+            spare=self.local_dir, tell=self._tell
+        )
         if background: self._start()
 
     @property
@@ -86,7 +103,12 @@ def _forget_all(self: Delivery):
     self.pending, self.kept, self.there, self.transfers = {}, {}, {}, {}
     self.events, self.untidy, self.proved = deque(), set(), set()
     self.waiting = self.unsaved = self.carrying = self.failing_since = None
-    self.writing, self.told, self.failed_in_a_row, self.tries, self.next_try, self.failing_from = False, False, 0, 0, -math.inf, 0.0
+    self.writing = False
+    self.told = False
+    self.failed_in_a_row = 0
+    self.tries = 0
+    self.next_try = -math.inf
+    self.failing_from = 0.0
     self.counts = dict(saved=0, delivered=0, dropped=0, failed=0)
     self.last_error, self.last_delivered, self.stall_seconds, self.serial = "", "", 0.0, 0
 
@@ -115,21 +137,36 @@ def _look(self: Delivery):
 def _scan(self: Delivery):
     "Find what earlier runs left undelivered."
     for folder in (self.local_dir, *(p for p in self.local_dir.glob("*") if p.is_dir())): clean_temporaries(folder)
-    local = {self._rel(r.path): r for r in list_checkpoints(self.local_dir) if r.complete and not r.old_format and r.path.name != BEST}
+    local = {
+        self._rel(r.path): r for r in list_checkpoints(self.local_dir) if r.complete and not r.old_format
+        and r.path.name != BEST
+    }
     self.serial = max([0, *(r.serial for r in local.values())])
     try: self._look_patiently(1 if local else 5)
     except (OSError, CheckpointError) as e:
-        if not local: raise DeliveryError(f"output_dir={str(self.output_dir)!r}: cannot be reached ({reason_of(e)}), and no checkpoint lies in {self.local_dir}: mount the drive or choose another folder") from e
+        if not local:
+            raise DeliveryError(
+                f"output_dir={str(self.output_dir)!r}: cannot be reached ({reason_of(e)}), and no checkpoint lies in "
+                f"{self.local_dir}: mount the drive or choose another folder"
+            ) from e
         self._failed(e)
-    same = lambda rel: rel in self.there and self.there[rel].complete and self.there[rel].metadata == local[rel].metadata
+    same = (
+        lambda rel: rel in self.there and self.there[rel].complete and self.there[rel].metadata == local[rel].metadata
+    )
     for rel, record in local.items(): (self.kept if same(rel) else self.pending)[rel] = record
     if self.staged and self.failing_since is None: self.untidy = {r.stage for r in self.there.values()}
-    if self.pending: self._tell("found", f"📦  {len(self.pending)} checkpoint{'s' * (len(self.pending) > 1)} of an earlier run in {self.local_dir} will be delivered to {self.output_dir}")
+    if self.pending:
+        self._tell(
+            "found",
+            f"📦  {len(self.pending)} checkpoint{'s' * (len(self.pending) > 1)} of an earlier run in {self.local_dir} "
+            f"will be delivered to {self.output_dir}"
+        )
     self._trim()
 
 @patch
 def _look_patiently(self: Delivery, num):
-    "Look so many times before an error counts, waiting longer each time; an error that time does not heal counts at once."
+    """Look so many times before an error counts, waiting longer each time; an error that time does not heal counts
+    at once."""
     for i in range(num):
         try: return self._look()
         except (OSError, CheckpointError) as e:
@@ -141,7 +178,10 @@ def _look_patiently(self: Delivery, num):
 @patch
 def _protected(self: Delivery, root) -> tuple:
     "The protected paths, below one of the two places."
-    rels = [self._rel(p) for p in self.protect if any(Path(os.path.abspath(p)).is_relative_to(r) for r in (self.local_dir, self.output_dir))]
+    rels = [
+        self._rel(p) for p in self.protect
+        if any(Path(os.path.abspath(p)).is_relative_to(r) for r in (self.local_dir, self.output_dir))
+    ]
     return tuple(root/rel for rel in rels)
 
 @patch
@@ -151,9 +191,12 @@ def _newest(self: Delivery, records: dict):
 
 @patch
 def _precious(self: Delivery) -> set:
-    "Keys of what must not be dropped: the newest, the best of each stage, ends of stages, what is protected or being copied."
+    """Keys of what must not be dropped: the newest, the best of each stage, ends of stages, what is protected or
+    being copied."""
     here = {**self.kept, **self.pending}
-    keep = {self._newest(self.pending), self._newest(here), self.carrying} | {self._rel(p) for p in self._protected(self.local_dir)}
+    keep = {self._newest(self.pending), self._newest(here), self.carrying} | {
+        self._rel(p) for p in self._protected(self.local_dir)
+    }
     for stage in {r.stage for r in here.values()}:
         best = best_checkpoint([r for r in {**self.there, **here}.values() if r.stage == stage and r.path.name != BEST])
         if best is not None: keep.add(self._rel(best.path))
@@ -175,7 +218,8 @@ def _remove_local(self: Delivery, rel):
     _vanish(self.local_dir/rel)
 
 def _vanish(path):
-    "Remove a folder, which loses its name first: half of one must not carry it. What cannot be removed is left for `clean_temporaries`."
+    """Remove a folder, which loses its name first: half of one must not carry it. What cannot be removed is left for
+    `clean_temporaries`."""
     try:
         DISK.rename(path, aside := temporary_path(path, "tmp"))
         DISK.remove(aside)
@@ -183,9 +227,12 @@ def _vanish(path):
 
 @patch
 def _trim(self: Delivery):
-    "Remove what need not be here: superseded ones, delivered ones but the newest, and a checkpoint-best whose original has gone."
+    """Remove what need not be here: superseded ones, delivered ones but the newest, and a checkpoint-best whose
+    original has gone."""
     for rel in self._superseded(): self._remove_local(rel)
-    keep = {self._newest({**self.kept, **self.pending}), self.carrying} | {self._rel(p) for p in self._protected(self.local_dir)}
+    keep = {self._newest({**self.kept, **self.pending}), self.carrying} | {
+        self._rel(p) for p in self._protected(self.local_dir)
+    }
     for rel in set(self.kept) - keep: self._remove_local(rel)
     alive = {r.serial for r in (*self.kept.values(), *self.pending.values())}
     for best in self.local_dir.glob(f"*/{BEST}") if self.staged else ():
@@ -197,12 +244,20 @@ def _drop_one(self: Delivery) -> bool:
     "Make room locally by the least loss; False when everything that is left is needed."
     keep = self._precious()
     for records in (self.kept, self.pending):
-        protected = keep if records is self.pending else {self.carrying} | {self._rel(p) for p in self._protected(self.local_dir)}
+        protected = (
+            keep if records is self.pending
+            else {self.carrying} | {self._rel(p) for p in self._protected(self.local_dir)}
+        )
         old = sorted((rel for rel in records if rel not in protected), key=lambda rel: newness(records[rel]))
         if not old: continue
         if records is self.pending:
             self.counts["dropped"] += 1
-            self._tell("dropped", f"⚠️  {old[0]} was dropped before it could be delivered: {len(self.pending)} wait in {self.local_dir}, and it is full or may not hold more", path=old[0])
+            self._tell(
+                "dropped",
+                f"⚠️  {old[0]} was dropped before it could be delivered: {len(self.pending)} wait in {self.local_dir}, "
+                "and it is full or may not hold more",
+                path=old[0]
+            )
         self._remove_local(old[0])
         return True
     return False
@@ -222,7 +277,8 @@ def _write_below(self: Delivery, what, root) -> Path:
     "Write one checkpoint below a root."
     if root == self.output_dir: self.out.check()
     if callable(what): return Path(what(root))
-    path = write_snapshot(with_fields(what, output_dir=root, memory=None, taken=[]))      # a view: after a failure the memory is still needed
+    # a view: after a failure the memory is still needed
+    path = write_snapshot(with_fields(what, output_dir=root, memory=None, taken=[]))
     what.release()
     return path
 
@@ -250,14 +306,17 @@ def _write(self: Delivery, what) -> Path:
         else:
             with self.cond: self._written(path, root, errors)
             return path
-    raise DeliveryError("could be saved nowhere: " + "; ".join(f"{root}: {reason_of(e)}" for root, e in errors)) from errors[0][1]
+    raise DeliveryError(
+        "could be saved nowhere: " + "; ".join(f"{root}: {reason_of(e)}" for root, e in errors)
+    ) from errors[0][1]
 
 @patch
 def _written(self: Delivery, path, root, errors):
     "Note where a checkpoint is."
     rel, record = self._rel(path), read_record(path)
     self.counts["saved"] += 1
-    for where, e in errors: self._tell("outage", f"⚠️  {where}: cannot be written ({reason_of(e)}); {rel} was saved in {root}")
+    for where, e in errors:
+        self._tell("outage", f"⚠️  {where}: cannot be written ({reason_of(e)}); {rel} was saved in {root}")
     if root == self.local_dir:
         self.pending[rel] = record
         self.kept.pop(rel, None)
@@ -299,7 +358,9 @@ def step(self: Delivery) -> float | None: # seconds until the next round is due;
 def _bring_one(self: Delivery, rel):
     "Bring one pending checkpoint; afterwards its stage needs tidying."
     record = self.pending[rel]
-    t = self.transfers.setdefault(rel, Transfer(self.local_dir/rel, self.output_dir/rel, replace=rel.endswith("_model")))
+    t = self.transfers.setdefault(
+        rel, Transfer(self.local_dir/rel, self.output_dir/rel, replace=rel.endswith("_model"))
+    )
     try: final = self._rel(advance(t, self.out, self.clock, self.settle))
     except OSError as e:
         t.failures += 1
@@ -331,12 +392,20 @@ def _failed(self: Delivery, e, room=False):
     late = getattr(e, "errno", None) in (errno.EAGAIN, errno.ENOENT) and self.clock() - self.failing_from < self.settle
     if not self.told and not late:
         self.told = True
-        self._tell("outage", f"⚠️  {self.output_dir}: cannot be written ({self.last_error}); checkpoints wait in {self.local_dir}, training goes on")
+        self._tell(
+            "outage",
+            f"⚠️  {self.output_dir}: cannot be written ({self.last_error}); checkpoints wait in {self.local_dir}, "
+            "training goes on"
+        )
 
 @patch
 def _worked(self: Delivery):
     "Note that the output folder answers."
-    if self.told: self._tell("back", f"✓  {self.output_dir} answers again (away since {self.failing_since}); {self.last_delivered} was delivered")
+    if self.told:
+        self._tell(
+            "back",
+            f"✓  {self.output_dir} answers again (away since {self.failing_since}); {self.last_delivered} was delivered"
+        )
     self.failing_since, self.told, self.tries, self.next_try = None, False, 0, -math.inf
 
 @patch
@@ -361,7 +430,8 @@ def _tidy(self: Delivery, stage: str):
     folder = self.output_dir/stage
     records = stage_records(list(self.there.values()), folder)
     self._renew_best(folder, records)
-    for record in prunable(records, self.keep_last_n, self._protected(self.output_dir)): self._remove_there(record, records)
+    for record in prunable(records, self.keep_last_n, self._protected(self.output_dir)):
+        self._remove_there(record, records)
     with self.cond: self.untidy.discard(stage)
 
 @patch
@@ -388,7 +458,10 @@ def _renew_best(self: Delivery, folder, records):
 @patch
 def _remove_there(self: Delivery, record, records):
     "Remove one checkpoint of the output folder, if a newer one is proved to be whole there."
-    newer = sorted((r for r in records if r.complete and r.path.name != BEST and newness(r) > newness(record)), key=newness, reverse=True)
+    newer = sorted(
+        (r for r in records if r.complete and r.path.name != BEST and newness(r) > newness(record)), key=newness,
+        reverse=True
+    )
     if not any(self._rel(r.path) in self.proved for r in newer):
         if not newer or self.out.problems(newer[0].path): return
         self.proved.add(self._rel(newer[0].path))
@@ -406,6 +479,9 @@ def _make_room_there(self: Delivery) -> bool:
         before, records = set(self.there), list(self.there.values())
         for record in sorted(prunable(records, 1, self._protected(self.output_dir)), key=newness)[:1]:
             self._remove_there(record, [r for r in records if r.path.parent == record.path.parent])
-            self._tell("made_room", f"⚠️  {self.output_dir} is full: {self._rel(record.path)} was removed for a newer one", path=self._rel(record.path))
+            self._tell(
+                "made_room", f"⚠️  {self.output_dir} is full: {self._rel(record.path)} was removed for a newer one",
+                path=self._rel(record.path)
+            )
     except (OSError, CheckpointError): return False
     return set(self.there) != before

@@ -19,7 +19,8 @@ from ..config import ConfigError, parse_modalities
 from .preparing import num_processes
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #a5d0675a
-REQUEST_FIELDS = dict(partial="partial_json", caption="caption", image="image", points="point_cloud", unit="unit")   # in a file of requests -> for the model
+# in a file of requests -> for the model
+REQUEST_FIELDS = dict(partial="partial_json", caption="caption", image="image", points="point_cloud", unit="unit")
 
 def _near(folder, value):
     "Paths of a request as seen from the folder of its file."
@@ -31,9 +32,15 @@ def _request_of(line, where, folder):
     try: given = parse_json(line)
     except FileError as e: raise ConfigError(f"{where}: {e}") from None
     if isinstance(given, str): given = dict(partial=given)
-    if not isinstance(given, dict): raise ConfigError(f"{where}: write an object such as {{\"partial\": \"part.json\", \"caption\": \"a bracket\"}}")
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"{where}: write an object such as {{\"partial\": \"part.json\", \"caption\": \"a bracket\"}}"
+        )
     unknown = [k for k in given if k not in REQUEST_FIELDS]
-    if unknown: raise ConfigError(f"{where}: {unknown[0]!r} is not among {', '.join(REQUEST_FIELDS)}{suggestion(unknown[0], REQUEST_FIELDS)}")
+    if unknown:
+        raise ConfigError(
+            f"{where}: {unknown[0]!r} is not among {', '.join(REQUEST_FIELDS)}{suggestion(unknown[0], REQUEST_FIELDS)}"
+        )
     return {REQUEST_FIELDS[k]: v if k in ("caption", "unit") else _near(folder, v) for k, v in given.items()}
 
 def read_requests(
@@ -43,7 +50,9 @@ def read_requests(
     path = Path(path)
     try: lines = read_plain_text(path, MOST_LINES).splitlines()
     except (OSError, FileError) as e: raise ConfigError(f"requests={str(path)!r}: cannot be read ({e})") from None
-    found = [(n, _request_of(line, f"{path}, line {n}", path.parent)) for n, line in enumerate(lines, 1) if line.strip()]
+    found = [
+        (n, _request_of(line, f"{path}, line {n}", path.parent)) for n, line in enumerate(lines, 1) if line.strip()
+    ]
     if not found: raise ConfigError(f"requests={str(path)!r}: holds no request")
     return found
 
@@ -59,11 +68,13 @@ def _check_one(partial, caption, pictures, points, skip_unsupported=False):
     "Raise what is wrong with a request's files."
     from cad_mllm.completion_requests import InputError, POINT_FILES, read_partial
     if partial: read_partial(partial, skip_unsupported)
-    if points and Path(points).suffix.lower() not in POINT_FILES: raise InputError(f"points={points!r}: unknown suffix; give one of {', '.join(POINT_FILES)}")
+    if points and Path(points).suffix.lower() not in POINT_FILES:
+        raise InputError(f"points={points!r}: unknown suffix; give one of {', '.join(POINT_FILES)}")
     pictures = pictures if isinstance(pictures, list) else [pictures]
     missing = next((p for p in (points, *pictures) if p and not Path(p).is_file()), None)
     if missing: raise InputError(f"{missing}: there is no such file")
-    if not (partial or caption.strip() or points or any(pictures)): raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
+    if not (partial or caption.strip() or points or any(pictures)):
+        raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
 
 def _check_settings(checkpoint, temperature, top_p, num, check, best):
     "Raise what is wrong with how it shall be written, or with the checkpoint."
@@ -71,48 +82,70 @@ def _check_settings(checkpoint, temperature, top_p, num, check, best):
     check_sampling(temperature, top_p, num)
     check_choice("check", check, CHECKS)
     check_choice("best", best, BEST)
-    if not checkpoint: raise ConfigError("checkpoint='': name the model to use with --checkpoint FOLDER (cad-mllm checkpoints OUTPUT lists them)")
+    if not checkpoint:
+        raise ConfigError(
+            "checkpoint='': name the model to use with --checkpoint FOLDER (cad-mllm checkpoints OUTPUT lists them)"
+        )
     from cad_mllm.models.given_weights import find_weights
     find_weights(checkpoint)
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #b8254cf6
 def complete(
     partial: Positional = "", # JSON of the beginning; leave it out to start from a caption, points or a picture
-    checkpoint: str = "small", # small: the model that comes with the package; a checkpoint folder, or user/model on the Hub
-    out: str = "", # file to write, such as part.FCStd: its form is written, and those of --format beside it (default: completed.json); with --requests a folder (default: completed)
+    checkpoint: str = "small", # small: the model that comes with the package; a checkpoint folder, or user/model on the
+                               # Hub
+    out: str = "", # file to write, such as part.FCStd: its form is written, and those of --format beside it (default:
+                   # completed.json); with --requests a folder (default: completed)
     caption: str = "", # what the part is, in words
     image: str = "", # a picture of the part; several views, comma separated
     points: str = "", # a point cloud or shape: .npz .npy .ply .xyz .stl .obj .step
-    requests: str = "", # many parts: a file with a JSON object a line, of partial, caption, image, points, unit; what is done already is not done again
-    format: str = "json,step,png", # which files, comma separated: json, step, stl, ply, obj, glb, svg, png; to be edited: fcstd, build123d, cadquery, openscad, fusion, featurescript
+    requests: str = "", # many parts: a file with a JSON object a line, of partial, caption, image, points, unit; what
+                        # is done already is not done again
+    format: str = "json,step,png", # which files, comma separated: json, step, stl, ply, obj, glb, svg, png; to be
+                                   # edited: fcstd, build123d, cadquery, openscad, fusion, featurescript
     num: int = 4, # candidates
-    best: str = "input", # which one is kept: input, the one that fits the points or the picture, by agreement where there is neither; agreement, the one most like the others; likelihood, the model's favourite
-    check: str = "kernel", # kernel: each operation is built, and written again if it is no good; end: whole candidates are built; none
+    best: str = "input", # which one is kept: input, the one that fits the points or the picture, by agreement where
+                         # there is neither; agreement, the one most like the others; likelihood, the model's favourite
+    check: str = "kernel", # kernel: each operation is built, and written again if it is no good; end: whole candidates
+                           # are built; none
     temperature: float = 0.0, # 0 takes the likeliest token, but several candidates are then drawn at 0.7
     top_p: float = 1.0, # sample from the likeliest tokens of this total probability
     seed: int = 0, # of the sampling
     unit: str = "", # of the file of points: mm, cm, m or in; guessed, and said, where it is left out
-    skip_unsupported: bool = False, # leave out of the given part what a history cannot say (revolves, lofts, ...), and tell; fillets and chamfers always are
+    skip_unsupported: bool = False, # leave out of the given part what a history cannot say (revolves, lofts, ...), and
+                                    # tell; fillets and chamfers always are
     device: str = "auto", # auto, cpu, cuda
     max_new_tokens: int = 0, # tokens a candidate may take; 0 for all the room there is
-    parts_at_once: Annotated[int, AtLeast(1)] = 1, # with --requests: parts written together; more is faster on a GPU, and as many are lost by a kill
+    parts_at_once: Annotated[int, AtLeast(1)] = 1, # with --requests: parts written together; more is faster on a GPU,
+                                                   # and as many are lost by a kill
     stream: bool = False, # tell each operation as soon as it is written
     progress: bool = True, # tell on standard error how far it is
 ):
     "Finish a part, or many: the given operations stay as they are, new ones are appended."
     temperature = temperature or (.7 if num > 1 else 0.0)
-    settings = dict(max_new_tokens=max_new_tokens or None, num=num, temperature=temperature, top_p=top_p, seed=seed, check=check, best=best)
+    settings = dict(
+        max_new_tokens=max_new_tokens or None, num=num, temperature=temperature, top_p=top_p, seed=seed, check=check,
+        best=best
+    )
     formats, pictures = _formats(format, "" if requests else out), _pictures(image)
     if requests: asked = read_requests(requests)
     else: _check_one(partial, caption, pictures, points, skip_unsupported)
-    if requests and (partial or caption or image or points): raise ConfigError(f"requests={requests!r}: what each part is given stands in that file; leave the other inputs out")
+    if requests and (partial or caption or image or points):
+        raise ConfigError(
+            f"requests={requests!r}: what each part is given stands in that file; leave the other inputs out"
+        )
     _check_settings(checkpoint, temperature, top_p, num, check, best)
     if progress: print(f"loading {checkpoint}", file=sys.stderr, flush=True)
     from cad_mllm.inference import CADAutocomplete
     model = CADAutocomplete(checkpoint, device=device)
-    if requests: return _complete_all(model, asked, Path(out or "completed"), formats, num*max(1, parts_at_once), settings)
+    if requests:
+        return _complete_all(model, asked, Path(out or "completed"), formats, num*max(1, parts_at_once), settings)
     watch = _Watch(num, progress, stream)
-    with watch: result = model.complete(partial or None, caption, pictures, points or None, unit=unit, skip_unsupported=skip_unsupported, out=out or "completed.json", formats=formats, on_operation=watch, **settings)
+    with watch:
+        result = model.complete(
+            partial or None, caption, pictures, points or None, unit=unit, skip_unsupported=skip_unsupported,
+            out=out or "completed.json", formats=formats, on_operation=watch, **settings
+        )
     _tell_result(result["metadata"])
 
 def _pictures(given):
@@ -122,7 +155,11 @@ def _pictures(given):
 class _Watch:
     "Hears of each operation that is written, and tells of it."
     def __init__(self, num, progress, stream):
-        self.stream, self.shown = stream, Progress(None, f"writing {num} candidate{'s'*(num != 1)}", "operations") if progress and not stream else None
+        self.stream = stream
+        self.shown = (
+            Progress(None, f"writing {num} candidate{'s'*(num != 1)}", "operations") if progress and not stream
+            else None
+        )
 
     def __enter__(self):
         if self.shown: self.shown.__enter__()
@@ -131,12 +168,16 @@ class _Watch:
         if self.shown: self.shown.__exit__(*error)
 
     def __call__(self, row, part):
-        if self.stream: print(f"candidate {row + 1}: {len(part)} operations, {_operation(part.operations()[-1])}", flush=True)
+        if self.stream:
+            print(f"candidate {row + 1}: {len(part)} operations, {_operation(part.operations()[-1])}", flush=True)
         elif self.shown: self.shown.add()
 
 def _tell_result(m):
     "Print what became of a request."
-    print(f"{m['partial_operations']} operations given, {m['generated_operations']} written, {m['total_operations']} in all; {_verdict(m)}: {', '.join(m['files'])}")
+    print(
+        f"{m['partial_operations']} operations given, {m['generated_operations']} written, {m['total_operations']} in "
+        f"all; {_verdict(m)}: {', '.join(m['files'])}"
+    )
     if ranking := _ranking(m): print(ranking)
     for note in m["notes"]: print(f"note: {note}")
 
@@ -152,14 +193,19 @@ def _index_row(line, result):
 def _complete_all(model, asked, out, formats, batch_size, settings):
     "Complete the requests of a file into a folder; the exit code is 1 where one of them could not be served."
     out.mkdir(parents=True, exist_ok=True)
-    results = model.complete_many([request for _, request in asked], out=out, formats=formats, batch_size=batch_size, **settings)
+    results = model.complete_many(
+        [request for _, request in asked], out=out, formats=formats, batch_size=batch_size, **settings
+    )
     rows = [_index_row(line, result) for (line, _), result in zip(asked, results)]
     write_text(out/INDEX, "".join(json.dumps(row) + "\n" for row in rows))
     refused = [row for row in rows if "error" in row]
     for row in refused[:5]: print(f"line {row['line']}: {row['error']}", file=sys.stderr)
     if len(refused) > 5: print(f"and {len(refused) - 5} more, all of them in {out/INDEX}", file=sys.stderr)
     valid = sum(bool(row.get("valid")) for row in rows)
-    print(f"{len(rows) - len(refused)} of {len(rows)} requests completed, {valid} of them valid solids, in {out}; {out/INDEX} says which files are whose")
+    print(
+        f"{len(rows) - len(refused)} of {len(rows)} requests completed, {valid} of them valid solids, in {out}; "
+        f"{out/INDEX} says which files are whose"
+    )
     return 1 if refused else 0
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #9826d525
@@ -177,14 +223,19 @@ def _ranking(metadata):
     "How the candidates fit what was given, in a line; empty where nothing was ranked."
     fits = sorted(c["fit"] for c in metadata["candidates"] if c.get("fit") is not None)
     what = "points, in lengths of their box" if "points" in metadata["modalities"] else "picture"
-    return f"the best of {len(metadata['candidates'])} candidates: {fits[0]:.3f} from the given {what} (0 is perfect), the worst {fits[-1]:.3f}" if len(fits) > 1 else ""
+    return (
+        f"the best of {len(metadata['candidates'])} candidates: {fits[0]:.3f} from the given {what} (0 is perfect), "
+        f"the worst {fits[-1]:.3f}"
+        if len(fits) > 1 else ""
+    )
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #d69772e4
 def evaluate(
     checkpoint: str, # a checkpoint folder
     data_root: str, # a data set in the Omni-CAD layout
     num: Annotated[int, AtLeast(1)] = 100, # beginnings, at most
-    modalities: str = "", # combinations, comma separated, such as text,text+points; all that the model has encoders for if left out
+    modalities: str = "", # combinations, comma separated, such as text,text+points; all that the model has encoders for
+                          # if left out
     split: str = "val", # val: what training held out; all: everything, for data that training never saw
     num_candidates: Annotated[int, AtLeast(1)] = 1, # completions to choose from, without the truth; needs a temperature
     temperature: float = 0.0, # 0 takes the likeliest token
@@ -206,8 +257,14 @@ def evaluate(
     combinations = tuple(m for m in modalities.split(",") if m)
     for combination in combinations: parse_modalities(combination)
     from cad_mllm.evaluation import evaluate
-    print(evaluate(checkpoint, data_root, num=num, modalities=combinations, split=split, num_candidates=num_candidates, temperature=temperature, check=check, robustness=robustness,
-                   from_scratch=from_scratch, max_new_tokens=max_new_tokens or None, batch_size=batch_size, seed=seed, jobs=num_processes(jobs), out=out or None, device=device))
+    print(
+        evaluate(
+            checkpoint, data_root, num=num, modalities=combinations, split=split, num_candidates=num_candidates,
+            temperature=temperature, check=check, robustness=robustness, from_scratch=from_scratch,
+            max_new_tokens=max_new_tokens or None, batch_size=batch_size, seed=seed, jobs=num_processes(jobs),
+            out=out or None, device=device
+        )
+    )
 
 def card(
     checkpoint: str, # a checkpoint folder

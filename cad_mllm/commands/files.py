@@ -16,7 +16,8 @@ from ..config import ConfigError
 def checkpoints(
     folder: Positional = "output", # where runs and checkpoints lie, or one checkpoint
     verify: bool = False, # read and hash every file
-    upgrade: bool = False, # rewrite those of old formats in today's; the originals stay beside them, with -old in their names
+    upgrade: bool = False, # rewrite those of old formats in today's; the originals stay beside them, with -old in their
+                           # names
     remove_original: bool = False, # with --upgrade: keep only the rewritten one
 ):
     "List checkpoints: step, loss, size, and what is wrong with any."
@@ -24,7 +25,8 @@ def checkpoints(
     from cad_mllm.checkpoints.records import format_checkpoints, list_checkpoints
     from cad_mllm.checkpoints.load import upgrade_checkpoint
     if not Path(folder).is_dir(): raise ConfigError(f"folder={folder!r}: there is no such folder")
-    for r in [r for r in list_checkpoints(folder) if r.old_format] if upgrade else (): upgrade_checkpoint(r.path, keep_original=not remove_original)
+    for r in [r for r in list_checkpoints(folder) if r.old_format] if upgrade else ():
+        upgrade_checkpoint(r.path, keep_original=not remove_original)
     records = list_checkpoints(folder)
     print(format_checkpoints(records) if records else f"No checkpoints under {folder}")
     bad = 0
@@ -67,20 +69,25 @@ def _inspect_shape(path, unit):
     else:
         found = read_shape(path, unit)
         mesh, size = found.mesh(), np.ptp(found.bounding_box, axis=0)
-        what = f"{len(mesh.faces):,} triangles, " + (f"closed, {mesh.volume*1e9:.4g} mm³" if mesh.is_watertight else "NOT closed")
+        what = f"{len(mesh.faces):,} triangles, " + (
+            f"closed, {mesh.volume*1e9:.4g} mm³" if mesh.is_watertight else "NOT closed"
+        )
     print(f"{what}, {' x '.join(f'{1000*s:.4g}' for s in size)} mm")
     for note in found.notes: print(f"note: {note}")
 
 def inspect(
-    path: str, # a history (JSON, .FCStd, a build123d or CadQuery script, .h5), a checkpoint folder, or a file of points or faces
-    unit: str = "", # of a script, of points or of a mesh: mm, cm, m or in; by default what the file says, else guessed, and said
+    path: str, # a history (JSON, .FCStd, a build123d or CadQuery script, .h5), a checkpoint folder, or a file of points
+               # or faces
+    unit: str = "", # of a script, of points or of a mesh: mm, cm, m or in; by default what the file says, else guessed,
+                    # and said
 ):
     "Say what a history, a checkpoint or a file of points or faces is."
     from cad_mllm.completion_requests import POINT_FILES
     from cad_mllm.geometry.mesh_readers import UNITS
     if unit and unit not in UNITS: raise ConfigError(f"unit={unit!r}: choose one of {', '.join(UNITS)}")
     suffix = Path(path).suffix.lower()
-    if suffix in POINT_FILES and Path(path).is_file() and Path(path).open("rb").read(1) != b"{": return _inspect_shape(Path(path), unit)
+    if suffix in POINT_FILES and Path(path).is_file() and Path(path).open("rb").read(1) != b"{":
+        return _inspect_shape(Path(path), unit)
     if unit and suffix != ".py": raise ConfigError(f"unit={unit!r}: {path} says its own unit; leave it out")
     if Path(path).is_dir():
         from cad_mllm.checkpoints.save import describe_checkpoint
@@ -103,13 +110,17 @@ def inspect(
 
 def export(
     program: str, # a history: JSON, .FCStd, a build123d or CadQuery script, .h5
-    out: str, # file to write: .step .stl .ply .obj .glb .svg .png; editable: .FCStd, part_cq.py, part_b3d.py, part_fusion.py, .scad, .fs, .json
+    out: str, # file to write: .step .stl .ply .obj .glb .svg .png; editable: .FCStd, part_cq.py, part_b3d.py,
+              # part_fusion.py, .scad, .fs, .json
     skip_unsupported: bool = False, # leave out what a history cannot say (fillets, revolves, ...), and tell
 ):
     "Write a history as a CAD, mesh or picture file, or as a document or script that can be edited in its program."
     from cad_mllm.interop.histories import is_writable, read_history, write_history
     if not is_writable(out) and Path(out).suffix.lower() not in SHAPE_FILES:
-        raise ConfigError(f"out={out!r}: unknown ending; a shape is written as {', '.join(SHAPE_FILES)}, and to be edited as .FCStd, _cq.py, _b3d.py, _fusion.py, .scad, .fs or .json")
+        raise ConfigError(
+            f"out={out!r}: unknown ending; a shape is written as {', '.join(SHAPE_FILES)}, and to be edited as .FCStd, "
+            "_cq.py, _b3d.py, _fusion.py, .scad, .fs or .json"
+        )
     history = read_history(program, skip_unsupported=skip_unsupported)
     for left_out in history.extra.pop("skipped", []): print(f"left out: {left_out}")
     if is_writable(out): write_history(history, out)
@@ -129,7 +140,10 @@ def freecad_macro(
     from cad_mllm.models.given_weights import find_weights
     if num < 1: raise ConfigError(f"num={num}: use 1 or more")
     find_weights(checkpoint)
-    print(f"wrote {install_macro(macro_text(checkpoint, num, caption), folder)}\nin FreeCAD: open a part, then Macro > Macros ... > CompletePart > Execute")
+    print(
+        f"wrote {install_macro(macro_text(checkpoint, num, caption), folder)}\nin FreeCAD: open a part, then Macro > "
+        "Macros ... > CompletePart > Execute"
+    )
 
 # %% ../../nbs/11_commands/01e_files.ipynb #d3ef8f15
 def reconstruct(
@@ -146,7 +160,9 @@ def reconstruct(
     "Make an editable history from a scan, a mesh or a STEP file."
     from cad_mllm.reconstruction import reconstruct_file, reconstruct_folder
     seconds, proposers = seconds if refine else 0, _proposers(methods, checkpoint, num_candidates)
-    out = out or (f"{source.rstrip('/')}_histories" if Path(source).is_dir() else str(Path(source).with_suffix(".json")))
+    out = (
+        out or (f"{source.rstrip('/')}_histories" if Path(source).is_dir() else str(Path(source).with_suffix(".json")))
+    )
     if not Path(source).is_dir():
         line = reconstruct_file(source, out, unit, seconds, picture, proposers)
         print(_told(line) + "".join(f"\nnote: {n}" for n in line["notes"]) + f"\nwrote {out}")
@@ -161,7 +177,8 @@ def reconstruct(
 def _proposers(methods, checkpoint, num_candidates):
     "Who proposes histories, by name."
     known, asked = ("slabs", "model"), [m.strip() for m in methods.split(",")]
-    if unknown := [m for m in asked if m not in known]: raise ConfigError(f"methods={methods!r}: {unknown[0]!r} is not among {', '.join(known)}")
+    if unknown := [m for m in asked if m not in known]:
+        raise ConfigError(f"methods={methods!r}: {unknown[0]!r} is not among {', '.join(known)}")
     from cad_mllm.reconstruction import propose_slabs
     chosen = [propose_slabs] if "slabs" in asked else []
     if "model" not in asked: return tuple(chosen)
@@ -171,7 +188,11 @@ def _proposers(methods, checkpoint, num_candidates):
 def _told(line):
     "What a reconstruction is, in a line."
     from cad_mllm.reconstruction import confidence_words
-    return (f"{line['num_operations']} operations, {line['num_curves']} curves, {1000*line['deviation_mean']:.3g} mm off on the mean "
-            f"and {1000*line['deviation_max']:.3g} mm at most, confidence {line['confidence']:.2f} ({confidence_words(line['confidence'])})"
-            + (f"; {line['num_bodies']} separate bodies" if line["num_bodies"] > 1 else "")
-            + (f"; {line['far']}" if line["far"] else ""))
+    return (
+        f"{line['num_operations']} operations, {line['num_curves']} curves, {1000*line['deviation_mean']:.3g} mm off "
+        "on the mean "
+        f"and {1000*line['deviation_max']:.3g} mm at most, confidence {line['confidence']:.2f} "
+        f"({confidence_words(line['confidence'])})"
+        + (f"; {line['num_bodies']} separate bodies" if line["num_bodies"] > 1 else "")
+        + (f"; {line['far']}" if line["far"] else "")
+    )

@@ -24,15 +24,20 @@ def synth(
     views: int = 8, # pictures a part, 0 to 8
     size: Annotated[int, AtLeast(1)] = 224, # pixels a side
     points: bool = True, # make point clouds too
-    style: str = "families", # "families" with names and rich captions, or "realistic" parts with the statistics of real ones
+    style: str = "families", # "families" with names and rich captions, or "realistic" parts with the statistics of real
+                             # ones
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see the folder
 ):
     "Make procedural parts with captions, truncations, points and pictures."
     from cad_mllm.data.preparation import prepare
     from cad_mllm.data.synthetic import synthesize
     num = synthesize(out, num=num, seed=seed, jobs=num_processes(jobs), style=style, engine=engine)["parts"]
-    prepare(out, points=points, images=views > 0, num_views=views, image_size=size, jobs=num_processes(jobs), engine=engine)
-    print(f"{num} parts in {out}: train on them with `cad-mllm train --recipe tiny --data_root {out} --output_dir output`")
+    prepare(
+        out, points=points, images=views > 0, num_views=views, image_size=size, jobs=num_processes(jobs), engine=engine
+    )
+    print(
+        f"{num} parts in {out}: train on them with `cad-mllm train --recipe tiny --data_root {out} --output_dir output`"
+    )
 
 def num_processes(
     jobs: int, # as a command was told
@@ -42,8 +47,10 @@ def num_processes(
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #56962421
 def prepare_data(
-    root: str, # folder with json/ in the Omni-CAD layout; or DeepCAD's, the Fusion 360 Gallery's or Text2CAD's as it was downloaded
-    out: str = "", # write products here instead, and leave ROOT untouched; of a downloaded data set train/, val/ and test/ as its authors split it
+    root: str, # folder with json/ in the Omni-CAD layout; or DeepCAD's, the Fusion 360 Gallery's or Text2CAD's as it
+               # was downloaded
+    out: str = "", # write products here instead, and leave ROOT untouched; of a downloaded data set train/, val/ and
+                   # test/ as its authors split it
     jobs: int = 0, # processes; 0 for one for each processor that was allotted
     num_points: Annotated[int, AtLeast(1)] = 4096, # points a part
     size: Annotated[int, AtLeast(1)] = 224, # pixels a side of a picture
@@ -54,13 +61,17 @@ def prepare_data(
     shard: str = "", # I/N: only the I-th of N parts of the data set, as one of N array jobs of a cluster
     dry_run: bool = False, # write nothing; time a sample and estimate time and space
     retry: bool = False, # try again what failed, hung or crashed in earlier runs
-    skip_unsupported: bool = False, # of a downloaded data set: leave out operations that a history cannot say (fillets, revolves, ...), not whole histories
-    from_shapes: bool = False, # ROOT is a folder of shapes (STEP, STL, PLY, ...): write histories of them into OUT first, without a model
+    skip_unsupported: bool = False, # of a downloaded data set: leave out operations that a history cannot say (fillets,
+                                    # revolves, ...), not whole histories
+    from_shapes: bool = False, # ROOT is a folder of shapes (STEP, STL, PLY, ...): write histories of them into OUT
+                               # first, without a model
     shards: bool = False, # write OUT as shards at once, without small files
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see both folders
-    unit: str = "", # mm, cm, m or in: the clouds in ROOT/pointcloud/ are in it, and OUT gets them in metres; without it OUT gets points of the histories
+    unit: str = "", # mm, cm, m or in: the clouds in ROOT/pointcloud/ are in it, and OUT gets them in metres; without it
+                    # OUT gets points of the histories
 ):
-    "Make truncations, points, pictures (and STEP files) for histories, or for a data set as it was downloaded; what is done already is skipped."
+    """Make truncations, points, pictures (and STEP files) for histories, or for a data set as it was downloaded;
+    what is done already is skipped."""
     if shards and (not out or steps or shard or dry_run):
         raise ConfigError("--shards needs OUT, an empty folder, and is not for --steps, --shard or --dry_run")
     if unit and shards: raise ConfigError("--unit is not for --shards: prepare a folder with it, and pack that")
@@ -69,9 +80,13 @@ def prepare_data(
     if from_shapes: root, out = _histories_of(root, out), ""
     from cad_mllm.interop.data_sets import find_data_set
     found = find_data_set(root)
-    if unit and found is not None: raise ConfigError(f"--unit is of clouds in pointcloud/ of a data set in our layout; {found.kind} has none")
+    if unit and found is not None:
+        raise ConfigError(f"--unit is of clouds in pointcloud/ of a data set in our layout; {found.kind} has none")
     if found is not None: print(found)
-    folders = [(root, out)] if found is None or not _is_foreign(found, out) else [(folder, "") for folder in _convert(found, out, skip_unsupported)]
+    folders = (
+        [(root, out)] if found is None or not _is_foreign(found, out)
+        else [(folder, "") for folder in _convert(found, out, skip_unsupported)]
+    )
     from cad_mllm.data import describe_estimate, prepare, prepare_shards
     for folder, target in folders:
         if shards: report = prepare_shards(str(folder), target or f"{folder}_shards", **options)
@@ -95,10 +110,14 @@ def _histories_of(root, out, num_named=3):
     return out
 
 def _is_foreign(found, out):
-    "Whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be prepared where they are, all together."
+    """Whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be
+    prepared where they are, all together."""
     if out: return True
     if "JSON" in found.kind and "DeepCAD" in found.kind: return False
-    raise ConfigError(f"root={str(found.root)!r} is a data set of another layout ({found.kind}): name a folder for it with --out FOLDER")
+    raise ConfigError(
+        f"root={str(found.root)!r} is a data set of another layout ({found.kind}): name a folder for it with --out "
+        "FOLDER"
+    )
 
 def _convert(found, out, skip_unsupported):
     "Write a data set in the layout that training reads, with progress; its folders that hold something."
@@ -112,13 +131,22 @@ def _convert(found, out, skip_unsupported):
     return [folder for folder, n in counts.items() if n]
 
 def _summary(report, num_named=3):
-    "A report in lines: what was made of how many histories, and what failed, with names and the file that has all of them."
-    lines = [f"{report['histories']} histories{report['shard'] and ' of shard ' + report['shard']} in {report['seconds']:g} s, written to {report['out']}"]
-    lines += [f"  {product:12} {', '.join(f'{n} {status}' for status, n in counts.items())}" for product, counts in report["products"].items()]
+    """A report in lines: what was made of how many histories, and what failed, with names and the file that has all
+    of them."""
+    lines = [
+        f"{report['histories']} histories{report['shard'] and ' of shard ' + report['shard']} in {report['seconds']:g} "
+        f"s, written to {report['out']}"
+    ]
+    lines += [
+        f"  {product:12} {', '.join(f'{n} {status}' for status, n in counts.items())}"
+        for product, counts in report["products"].items()
+    ]
     if failures := report["failures"]:
         lines += [f"{n} times: {reason}" for reason, n in report["reasons"].items()]
         lines += [f"  {f['file']}: {f['product']}: {f['message'].splitlines()[0][:160]}" for f in failures[:num_named]]
-        lines.append((f"  and {len(failures) - num_named} more; " if len(failures) > num_named else "  ") + f"all of them are in {report['out']}/prepare_{'report.json' if 'shards' in report else 'failures.jsonl'}; --retry tries them again")
+        more = f"and {len(failures) - num_named} more; " if len(failures) > num_named else ""
+        file = "prepare_report.json" if "shards" in report else "prepare_failures.jsonl"
+        lines.append(f"  {more}all of them are in {report['out']}/{file}; --retry tries them again")
     return "\n".join(lines)
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #791d0586
@@ -129,19 +157,31 @@ def pack(
     jobs: int = 0, # processes that check histories; 0 for as many as pay
     readers: Annotated[int, AtLeast(1)] = 8, # threads that read files ahead; more help on a slow disk
     tokens: bool = True, # keep the tokens of every sample: without them packing is quicker, reading slower
-    engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see ROOT
+    engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see
+                           # ROOT
 ):
-    "Pack a data set into tar shards that training reads like the folder; with a packed ROOT alone, check every byte of it."
+    """Pack a data set into tar shards that training reads like the folder; with a packed ROOT alone, check every
+    byte of it."""
     from cad_mllm.data.shards import check_pack, is_pack
     if not out and is_pack(root): return _tell_pack(check_pack(root))
     if not out: raise ConfigError(f"out='': name a folder for the shards: cad-mllm pack {root} OUT")
     from cad_mllm.data.packing import pack
     done = pack(root, out, shard_mb, jobs, readers, tokens, engine)
-    print(f"{done['samples']} samples of {done['histories']} histories in {done['shards']} shard{'s'*(done['shards'] != 1)} ({done['bytes']/1e6:.0f} MB) in {out}: train on them with --data_root {out}")
+    print(
+        f"{done['samples']} samples of {done['histories']} histories in {done['shards']} "
+        f"shard{'s'*(done['shards'] != 1)} ({done['bytes']/1e6:.0f} MB) in {out}: train on them with --data_root {out}"
+    )
     for reason, num in done["left_out"].items(): print(f"left out: {num} times {reason}")
 
 def _tell_pack(found):
     "What a check of a pack found; 1 where something is damaged."
-    print(f"{found['shards']} shards, {found['groups']} groups of files, {found['bytes']/1e6:.0f} MB in {found['root']}: {'every byte is as it was packed' if not found['bad'] else 'DAMAGED'}")
-    for bad in found["bad"]: print(f"{bad['shard']}: {bad['reason']}; lost: {len(bad['lost'])} histories{', such as ' + bad['lost'][0] if bad['lost'] else ''}")
+    print(
+        f"{found['shards']} shards, {found['groups']} groups of files, {found['bytes']/1e6:.0f} MB in {found['root']}: "
+        f"{'every byte is as it was packed' if not found['bad'] else 'DAMAGED'}"
+    )
+    for bad in found["bad"]:
+        print(
+            f"{bad['shard']}: {bad['reason']}; lost: {len(bad['lost'])} "
+            f"histories{', such as ' + bad['lost'][0] if bad['lost'] else ''}"
+        )
     return 1 if found["bad"] else 0

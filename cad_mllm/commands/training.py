@@ -21,25 +21,50 @@ from ..config import CADMLLMConfig, ConfigError, recipe, RECIPES, TrainConfig
 class _Help(argparse.HelpFormatter):
     "Help whose lines at the end stay as they are, each as wide as the terminal."
     def _fill_text(self, text, width, indent):
-        return "\n".join(textwrap.fill(line, width, subsequent_indent=" "*(len(line) - len(line.lstrip()))) for line in text.splitlines())
+        return "\n".join(
+            textwrap.fill(line, width, subsequent_indent=" "*(len(line) - len(line.lstrip())))
+            for line in text.splitlines()
+        )
 
-_STAGE_FLAGS = (("epochs", int, "passes over the data in stage {}; 0 leaves it out (default: the recipe's, see below)"),
-                ("lr", float, "peak learning rate of stage {} (default: the recipe's, see below)"),
-                ("until_val_loss", float, "end stage {} once its validation loss is this low (default: 0.0, never)"),
-                ("patience", int, "end stage {} after so many validations in a row without a lower loss (default: 0, never)"))
+_STAGE_FLAGS = (
+    ("epochs", int, "passes over the data in stage {}; 0 leaves it out (default: the recipe's, see below)"),
+    ("lr", float, "peak learning rate of stage {} (default: the recipe's, see below)"),
+    ("until_val_loss", float, "end stage {} once its validation loss is this low (default: 0.0, never)"),
+    ("patience", int, "end stage {} after so many validations in a row without a lower loss (default: 0, never)")
+)
 
 # %% ../../nbs/11_commands/01c_training.ipynb #3bc57900
 _GROUPS = {
-    "where things are": "output_dir data_root cache_dir truncated_json_root omnicad_txt_path omnicad_json_root omnicad_img_root omnicad_pc_root local_dir max_pending_checkpoints feature_cache",
-    "beginning, going on, ending": "init_from resume_from_ckpt start_over take_over accept_changes start_from_stage max_steps max_minutes notify",
-    "what a sample is": "max_train_samples num_val_samples from_scratch_prob caption_drop max_views point_noise point_drop point_crop point_holes point_noisy point_bare point_estimated num_workers",
-    "a step": "batch_size gradient_accumulation_steps pack max_tokens_per_batch warmup_steps schedule_to weight_decay max_grad_norm projector_lr_multiplier new_token_lr_multiplier bad_steps halve_lr seed",
-    "saving and telling": "save_steps save_minutes keep_last_n_checkpoints checkpoint_name eval_steps logging_steps track use_wandb draw_parts",
+    "where things are": (
+        "output_dir data_root cache_dir truncated_json_root omnicad_txt_path omnicad_json_root omnicad_img_root "
+        "omnicad_pc_root local_dir max_pending_checkpoints feature_cache"
+    ),
+    "beginning, going on, ending": (
+        "init_from resume_from_ckpt start_over take_over accept_changes start_from_stage max_steps max_minutes notify"
+    ),
+    "what a sample is": (
+        "max_train_samples num_val_samples from_scratch_prob caption_drop max_views point_noise point_drop point_crop "
+        "point_holes point_noisy point_bare point_estimated num_workers"
+    ),
+    "a step": (
+        "batch_size gradient_accumulation_steps pack max_tokens_per_batch warmup_steps schedule_to weight_decay "
+        "max_grad_norm projector_lr_multiplier new_token_lr_multiplier bad_steps halve_lr seed"
+    ),
+    "saving and telling": (
+        "save_steps save_minutes keep_last_n_checkpoints checkpoint_name eval_steps logging_steps track use_wandb "
+        "draw_parts"
+    ),
     "the machine": "device compile use_gradient_checkpointing deterministic fsdp peer_minutes",
-    "language model": "llm_model_name llm_config use_lora load_in_4bit lora_r lora_alpha lora_dropout lora_target_modules dtype",
+    "language model": (
+        "llm_model_name llm_config use_lora load_in_4bit lora_r lora_alpha lora_dropout lora_target_modules dtype"
+    ),
     "how parts are written": "sequence_format token_version max_seq_length",
-    "pictures and points": "image_encoder_name freeze_image_encoder image_size point_encoder_name point_encoder_hidden_dim freeze_point_encoder num_points num_point_tokens points_frame measure_version "
-                           "projector_hidden_dim projector_num_layers projector_dropout"}
+    "pictures and points": (
+        "image_encoder_name freeze_image_encoder image_size point_encoder_name point_encoder_hidden_dim "
+        "freeze_point_encoder num_points num_point_tokens points_frame measure_version projector_hidden_dim "
+        "projector_num_layers projector_dropout"
+    )
+}
 _KINDS = {int: "N", float: "X", str: "TEXT", tuple: "NAME", dict: "JSON"}
 
 def _default_of(f):
@@ -59,12 +84,18 @@ def _add_field(parser, f, help):
     note = f"{help} (default: {_shown(default)})".replace("%", "%%")
     if kind is bool: add_switch(parser, f.name, note)
     elif kind is tuple: parser.add_argument(flag, nargs="+", default=None, metavar=_KINDS[kind], help=note)
-    else: parser.add_argument(flag, type=json.loads if kind is dict else kind, default=None, metavar=_KINDS[kind], help=note)
+    else:
+        parser.add_argument(
+            flag, type=json.loads if kind is dict else kind, default=None, metavar=_KINDS[kind], help=note
+        )
 
 def _fields_by_group():
     "Group -> [(field, help)], every field of both configurations in one group; new ones come last."
     helps = docments(CADMLLMConfig) | docments(TrainConfig)
-    known = {f.name: (f, helps[f.name] or "") for cls in (CADMLLMConfig, TrainConfig) for f in fields(cls) if f.name != "stages"}
+    known = {
+        f.name: (f, helps[f.name] or "") for cls in (CADMLLMConfig, TrainConfig) for f in fields(cls)
+        if f.name != "stages"
+    }
     grouped = {title: [known.pop(name) for name in names.split() if name in known] for title, names in _GROUPS.items()}
     return grouped | ({"further settings": list(known.values())} if known else {})
 
@@ -72,7 +103,10 @@ def _differences(name):
     "What a recipe sets otherwise than the defaults, as flags."
     told = []
     for config in recipe(name):
-        told += [f"--{f.name} {_shown(value)}" for f in fields(config) if f.name not in ("stages", "llm_config") and (value := getattr(config, f.name)) != _default_of(f)]
+        told += [
+            f"--{f.name} {_shown(value)}" for f in fields(config) if f.name not in ("stages", "llm_config")
+            and (value := getattr(config, f.name)) != _default_of(f)
+        ]
     return " ".join(told)
 
 def _recipes_help():
@@ -85,17 +119,30 @@ def _recipes_help():
 
 def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     "The command line of training."
-    p = Parser(prog=prog, formatter_class=_Help, epilog=_recipes_help(), usage=f"{prog} [--recipe NAME] [--data_root DATA] [--output_dir RUN] [further flags]",
-               description="Train a model through the curriculum, or go on training. Exit code: 0 when done; 1 when refused or failed; 71 when the system took away a data worker or memory, after saving; 74 when done, but not everything has reached the output folder; "
-                           "75 when stopped before the end after saving (run again with --resume_from_ckpt auto); 76 when its numbers stayed not finite; 130 when interrupted at once.")
+    p = Parser(
+        prog=prog, formatter_class=_Help, epilog=_recipes_help(),
+        usage=f"{prog} [--recipe NAME] [--data_root DATA] [--output_dir RUN] [further flags]",
+        description="Train a model through the curriculum, or go on training. Exit code: 0 when done; 1 when refused "
+        "or failed; 71 when the system took away a data worker or memory, after saving; 74 when done, but not "
+        "everything has reached the output folder; "
+        "75 when stopped before the end after saving (run again with --resume_from_ckpt auto); 76 when its numbers "
+        "stayed not finite; 130 when interrupted at once."
+    )
     first = p.add_argument_group("the recipe and its stages")
-    first.add_argument("--recipe", default=None, metavar="NAME", help=f"where the settings start from: {', '.join(RECIPES)} (default: what the checkpoint has, else qwen3_0_6b)")
+    first.add_argument(
+        "--recipe", default=None, metavar="NAME",
+        help=f"where the settings start from: {', '.join(RECIPES)} (default: what the checkpoint has, else qwen3_0_6b)"
+    )
     for n in (1, 2, 3):
-        for flag, kind, text in _STAGE_FLAGS: first.add_argument(f"--stage{n}_{flag}", type=kind, default=None, metavar=_KINDS[kind], help=text.format(n))
+        for flag, kind, text in _STAGE_FLAGS:
+            first.add_argument(f"--stage{n}_{flag}", type=kind, default=None, metavar=_KINDS[kind], help=text.format(n))
     for title, members in _fields_by_group().items():
         group = p.add_argument_group(title)
         for f, help in members: _add_field(group, f, help)
-    p.add_argument_group("older commands").add_argument("--use_autocomplete_dataset", action="store_true", help="train on pairs of a beginning and its whole history: always the case (default: yes)")
+    p.add_argument_group("older commands").add_argument(
+        "--use_autocomplete_dataset", action="store_true",
+        help="train on pairs of a beginning and its whole history: always the case (default: yes)"
+    )
     return p
 
 # %% ../../nbs/11_commands/01c_training.ipynb #82589709
@@ -104,7 +151,9 @@ def _given(args, cls): return {f.name: v for f in fields(cls) if (v := getattr(a
 def _set_stages(train_config, args):
     "What is given by stage number: epochs, learning rates, gates."
     for n, stage in enumerate(train_config.stages, 1):
-        for flag, name in (("epochs", "num_epochs"), ("lr", "lr"), ("until_val_loss", "until_val_loss"), ("patience", "patience")):
+        for flag, name in (
+            ("epochs", "num_epochs"), ("lr", "lr"), ("until_val_loss", "until_val_loss"), ("patience", "patience")
+        ):
             if (given := getattr(args, f"stage{n}_{flag}", None)) is not None: setattr(stage, name, given)
         stage.__post_init__()
     train_config.validate()
@@ -113,7 +162,8 @@ def _known(path, args, out):
     "The configurations of a checkpoint, unless it names a base model that nobody has given their word for."
     from cad_mllm.checkpoints.format import CheckpointError
     from cad_mllm.checkpoints.legacy import read_config
-    from cad_mllm.checkpoints.safety import UnsafeFile, check_sizes, check_trust
+    from cad_mllm.checkpoints.trust import check_trust
+    from cad_mllm.checkpoints.safety import UnsafeFile, check_sizes
     model, train = read_config(path)[:2]
     from cad_mllm.training.run_files import read_run_config
     run = read_run_config(out)["model"]
@@ -125,7 +175,8 @@ def _known(path, args, out):
     return model, train
 
 def _resumed_configs(args):
-    "(model, training) configuration of the checkpoint to resume, else those the run in the output folder began with, else None; and whether there is a checkpoint."
+    """(model, training) configuration of the checkpoint to resume, else those the run in the output folder began
+    with, else None; and whether there is a checkpoint."""
     from cad_mllm.training.run_folder import find_to_resume
     wanted, out = args.resume_from_ckpt, args.output_dir or TrainConfig.output_dir
     if not wanted: return None, None, False
@@ -134,7 +185,8 @@ def _resumed_configs(args):
     try: run = read_object(Path(out)/"run_config.json")
     except FileNotFoundError: return None, None, False
     except (OSError, FileError) as e: return _without_settings(e)
-    if not all(isinstance(run.get(k), dict) for k in ("model", "train")): return _without_settings(f"{out}/run_config.json: holds no settings")
+    if not all(isinstance(run.get(k), dict) for k in ("model", "train")):
+        return _without_settings(f"{out}/run_config.json: holds no settings")
     return CADMLLMConfig.from_dict(run["model"]), TrainConfig.from_dict(run["train"]), False
 
 def _without_settings(reason):
@@ -143,7 +195,11 @@ def _without_settings(reason):
     return None, None, False
 
 # %% ../../nbs/11_commands/01c_training.ipynb #feb76303
-_MAY_CHANGE = ("max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points", "points_frame", "measure_version", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder", "freeze_point_encoder")
+_MAY_CHANGE = (
+    "max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points",
+    "points_frame", "measure_version", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder",
+    "freeze_point_encoder"
+)
 
 def configs(
     args: argparse.Namespace, # of `train_parser`
@@ -152,7 +208,8 @@ def configs(
     saved_model, saved_train, is_fixed = _resumed_configs(args)
     if args.init_from: from cad_mllm.models.given_weights import find_weights
     initial = _known(find_weights(args.init_from).folder, args, "")[0] if args.init_from and not is_fixed else None
-    if args.recipe or saved_model is None: model, train = recipe(args.recipe or ("points_small" if initial else "qwen3_0_6b"))
+    if args.recipe or saved_model is None:
+        model, train = recipe(args.recipe or ("points_small" if initial else "qwen3_0_6b"))
     else: model, train = saved_model, saved_train or recipe("qwen3_0_6b")[1]
     if is_fixed: model = saved_model
     elif initial: model, is_fixed = initial, True
@@ -160,9 +217,15 @@ def configs(
     for k, v in given.items():
         was = getattr(model, k)
         if is_fixed and k not in _MAY_CHANGE and (tuple(v) if isinstance(was, tuple) else v) != was:
-            raise ConfigError(f"{k}={v!r}: the checkpoint has {was!r}; leave the flag out, or start a new run without --resume_from_ckpt")
+            raise ConfigError(
+                f"{k}={v!r}: the checkpoint has {was!r}; leave the flag out, or start a new run without "
+                "--resume_from_ckpt"
+            )
     model = CADMLLMConfig.from_dict(model.to_dict() | given)
-    fresh = dict(resume_from_ckpt="", notify="", accept_changes="", max_steps=0, max_minutes=0.0, start_from_stage=1, start_over=False, take_over=False)
+    fresh = dict(
+        resume_from_ckpt="", notify="", accept_changes="", max_steps=0, max_minutes=0.0, start_from_stage=1,
+        start_over=False, take_over=False
+    )
     train = TrainConfig.from_dict(train.to_dict() | fresh | _given(args, TrainConfig))
     _set_stages(train, args)
     return model, train
@@ -185,7 +248,8 @@ def check_before(
 def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
     "Train a model through the curriculum, or go on training."
     model, train_config = configs(train_parser(prog).parse_args(argv))
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2: check_before(model, train_config)      # of several processes, each tells the others what it lacks
+    # of several processes, each tells the others what it lacks
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2: check_before(model, train_config)
     from cad_mllm.training.loop import train
     if train_config.draw_parts: from cad_mllm.evaluation import draw_held_out as draw
     else: draw = None
@@ -195,9 +259,19 @@ def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
 
 def _outcome(result):
     "How a training ended, in a sentence or two."
-    if result.status == "done": text = f"Done after {result.step} steps: {result.output_dir}/final_model" if not result.reason else f"Stopped at step {result.step} as --max_steps says"
-    else: text = f"Stopped by {result.reason} after {result.step} steps, saved in {result.checkpoint}; go on with --resume_from_ckpt auto"
-    left = " and ".join(filter(None, [f"{result.undelivered} checkpoints" if result.undelivered else "", result.lines_left]))
+    if result.status == "done":
+        text = (
+            f"Done after {result.step} steps: {result.output_dir}/final_model" if not result.reason
+            else f"Stopped at step {result.step} as --max_steps says"
+        )
+    else:
+        text = (
+            f"Stopped by {result.reason} after {result.step} steps, saved in {result.checkpoint}; go on with "
+            "--resume_from_ckpt auto"
+        )
+    left = " and ".join(
+        filter(None, [f"{result.undelivered} checkpoints" if result.undelivered else "", result.lines_left])
+    )
     return text + (f"\n{left} are not in {result.output_dir} yet: cad-mllm deliver {result.output_dir}" if left else "")
 
 # %% ../../nbs/11_commands/01c_training.ipynb #4acf4106
@@ -214,5 +288,8 @@ def plan(
     from cad_mllm.config import recipe as named
     from cad_mllm.training.planner import plan
     config = named(recipe)[0]
-    config = replace(config, llm_model_name=llm or config.llm_model_name, max_seq_length=max_seq_length or config.max_seq_length, use_lora=config.use_lora and not full)
+    config = replace(
+        config, llm_model_name=llm or config.llm_model_name, max_seq_length=max_seq_length or config.max_seq_length,
+        use_lora=config.use_lora and not full
+    )
     print(plan(gpu, config, data_root, num_gpus))

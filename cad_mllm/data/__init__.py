@@ -13,8 +13,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "products": ("CaptionWriter KnownFailure PRODUCTS PreparedItem Products describe prepare_one"),
     "preparation": ("PrepareError PrepareReport describe_estimate estimate in_shard list_histories prepare"),
     "references": ("check_range check_references"),
-    "shards": ("INDEX_NAME Made Pack PackError ShardError ShardWriter check_pack from_bytes index_arrays is_pack "
-              "member_name save_arrays scan_shard to_bytes write_pack"),
+    "shard_files": ("ShardError ShardWriter from_bytes member_name save_arrays scan_shard to_bytes"),
+    "shards": ("INDEX_NAME Made Pack PackError check_pack index_arrays is_pack write_pack"),
     "attachments": ("Attachments CAPTION_SUFFIXES CLOUD_SUFFIXES MOST_ENDINGS PICTURE_SUFFIXES PartNames caption_entries "
               "clean_text decode_text media_path part_key split_name"),
     "skipped": ("DataError DataWarning Skip SkipReport logger parse_history_bytes parse_program read_history_file "
@@ -27,15 +27,17 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "lengths_between measure_points measure_walls outline_box prepare_points read_points see_points"),
     "captions": ("MAX_CAPTION_BYTES join_captions read_captions"),
     "media": ("Media POINT_SUFFIXES VIEW_SUFFIXES find_attachments find_media"),
-    "draws": ("draw_modalities seeded_rng"),
+    "draws": ("draw_modalities draw_views seeded_rng"),
     "index": ("CACHE_SIZE Sample VerdictTable read_verdicts"),
     "sources": ("FolderSource JSON_FOLDERS MOST_MEDIA ShardSource encode_json_line language_version open_files "
               "require_data"),
     "tokenizer": ("load_tokenizer tiny_tokenizer"),
     "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
+    "index_file": ("index_version judge_designs load_index save_index sequence_hash usable_rows"),
     "stream": ("HELD_OUT SCHEME StreamDataset StreamName maker_files makers open_dataset"),
     "batching": ("DYING DataWorkerError GRACE batches num_batches"),
     "packing": ("MultimodalAutocompleteDataset pack"),
     "direct": ("prepare_group prepare_shards"),
-    "report": ("Diagnosis DoctorError FOLDERS MOST_SPLIT PERCENTILES doctor fingerprint"),
+    "diagnosis": ("Diagnosis DoctorError PERCENTILES"),
+    "report": ("FOLDERS MOST_SPLIT doctor fingerprint"),
 })

@@ -50,7 +50,8 @@ def _pick(entry, keys):
 
 def _objects(text, suffix):
     "The entries of a caption file, as (id, what it holds) or one dict each; a line that is no JSON is None."
-    if suffix in (".csv", ".tsv"): return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","))
+    if suffix in (".csv", ".tsv"):
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","))
     if suffix == ".jsonl": return [_line(line) for line in text.splitlines() if line.strip()]
     content = json.loads(text)
     if isinstance(content, dict): return list(content.items())
@@ -101,7 +102,11 @@ class PartNames:
 # %% ../../nbs/5_data/10_attachments.ipynb #ad923803
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CLOUD_SUFFIXES = (".npz", ".npy", ".ply", ".xyz", ".pts")
-_VIEW = re.compile(r"[-_./ ](?:(?:view|img|image|render|rendering|rgb|cam|camera|v|r)[-_ ]?)?(?:\d{1,3}|front|back|left|right|top|bottom|iso|isometric|default)$", re.I)
+_VIEW = re.compile(
+    r"[-_./ ](?:(?:view|img|image|render|rendering|rgb|cam|camera|v|r)[-_ "
+    r"]?)?(?:\d{1,3}|front|back|left|right|top|bottom|iso|isometric|default)$",
+    re.I
+)
 
 def split_name(
     name: str, # of a file, relative, with forward slashes
@@ -137,22 +142,36 @@ class Attachments:
     num_captions: int = 0                         # parts with a caption
     num_images: int = 0                           # parts with at least one picture
     num_points: int = 0                           # parts with a cloud
-    spare: dict = field(default_factory=dict)     # "txt", "img" or "points" -> [how many belong to no part, an example, the folder's name]
+    spare: dict = field(default_factory=dict)     # "txt", "img" or "points" -> [how many belong to no part, an example,
+                                                  # the folder's name]
     cleaned: int = 0                              # captions whose half characters were replaced
 
     def sentence(self) -> str:
         "One line on all of it."
-        odd = {role: f" ({folder} has {num:,} {'captions' if role == 'txt' else 'files'} that belong to no part, such as {example})" for role, (num, example, folder) in self.spare.items() if num}
+        odd = {
+            role: f" ({folder} has {num:,} {'captions' if role == 'txt' else 'files'} that belong to no part, such as "
+            f"{example})"
+            for role, (num, example, folder) in self.spare.items() if num
+        }
         cleaned = f", {self.cleaned:,} of them cleaned of half characters" if self.cleaned else ""
-        return (f"{self.num_parts:,} parts; captions {self.num_captions:,}{cleaned}{odd.get('txt', '')}; images {self.num_images:,}{odd.get('img', '')}; "
-                f"points {self.num_points:,}{odd.get('points', '')}")
+        return (
+            f"{self.num_parts:,} parts; captions {self.num_captions:,}{cleaned}{odd.get('txt', '')}; images "
+            f"{self.num_images:,}{odd.get('img', '')}; "
+            f"points {self.num_points:,}{odd.get('points', '')}"
+        )
 
     def warnings(self,
         wanted: dict, # modality -> where it is asked for, such as {"image": "stage 2"}
         least: float = .01, # share of the parts that should have it
     ) -> list: # of sentences
         "What is asked for and almost no part has."
-        has = dict(text=("captions", self.num_captions), image=("images", self.num_images), points=("points", self.num_points))
+        has = dict(
+            text=("captions", self.num_captions), image=("images", self.num_images), points=("points", self.num_points)
+        )
         lacking = [(m, *has[m]) for m in wanted if m in has and has[m][1] < max(least*self.num_parts, 1)]
-        return [f"{wanted[m]} asks for {name}, but {num:,} of {self.num_parts:,} parts have any: it will be trained without them. Compare the names of the files with the ids of the histories, or leave {name} out of the stage"
-                for m, name, num in lacking]
+        return [
+            f"{wanted[m]} asks for {name}, but {num:,} of {self.num_parts:,} parts have any: it will be trained "
+            f"without them. Compare the names of the files with the ids of the histories, or leave {name} out of the "
+            "stage"
+            for m, name, num in lacking
+        ]

@@ -30,7 +30,8 @@ def num_batches(
 
 class _MicroBatches(torch.utils.data.Dataset):
     "Micro-batches as items, so that reader processes make whole batches."
-    def __init__(self, dataset, builder, epoch, places, **collate): self.dataset, self.builder, self.epoch, self.places, self.collate = dataset, builder, epoch, places, collate
+    def __init__(self, dataset, builder, epoch, places, **collate):
+        self.dataset, self.builder, self.epoch, self.places, self.collate = dataset, builder, epoch, places, collate
 
     def __len__(self): return len(self.places)
 
@@ -72,7 +73,8 @@ def _begin(loader):
 DYING = 5                        # seconds that a data worker may take to end once its connections are closed
 
 def _ended(workers) -> list:
-    "Those that ended otherwise than well. A process that is ended closes its files first, and has an exit code a little later."
+    """Those that ended otherwise than well. A process that is ended closes its files first, and has an exit code a
+    little later."""
     closed = wait([w.sentinel for w in workers], timeout=DYING)
     for worker in workers:
         if worker.sentinel in closed: worker.join()
@@ -83,11 +85,20 @@ def _each(iterator):
     while True:
         try: batch = next(iterator)
         except StopIteration: return
-        except (RuntimeError, OSError, EOFError):      # it did not come, or what came cannot be taken over from the dead
+        # it did not come, or what came cannot be taken over from the dead
+        except (RuntimeError, OSError, EOFError):
             workers = getattr(iterator, "_workers", ())
             if not (gone := _ended(workers)): raise
-            ends = {f"process {w.pid} " + (f"was ended by {signal.Signals(-w.exitcode).name}" if w.exitcode < 0 else f"ended with code {w.exitcode}") for w in gone}
-            raise DataWorkerError(f"num_workers={len(workers)}: a data worker is gone: {', '.join(sorted(ends))}") from None
+            ends = {
+                f"process {w.pid} " + (
+                    f"was ended by {signal.Signals(-w.exitcode).name}" if w.exitcode < 0
+                    else f"ended with code {w.exitcode}"
+                )
+                for w in gone
+            }
+            raise DataWorkerError(
+                f"num_workers={len(workers)}: a data worker is gone: {', '.join(sorted(ends))}"
+            ) from None
         yield batch
 
 # %% ../../nbs/5_data/24_batching.ipynb #828fb6c0
@@ -106,8 +117,13 @@ def batches(
     "Micro-batches of an epoch from `start` on; what its readers had to skip is counted in `dataset.report`."
     order, group = dataset.order(epoch), batch_size*world
     firsts = start + group*np.arange(num_batches(len(dataset), batch_size, world, start)) + rank*batch_size
-    micro = _MicroBatches(dataset, builder, epoch, [order[f:f + batch_size] for f in firsts], pack=pack, max_tokens=max_tokens)
-    loader = torch.utils.data.DataLoader(micro, batch_size=None, num_workers=num_workers, collate_fn=_as_is, generator=torch.Generator(), worker_init_fn=_outlive_signals)
+    micro = _MicroBatches(
+        dataset, builder, epoch, [order[f:f + batch_size] for f in firsts], pack=pack, max_tokens=max_tokens
+    )
+    loader = torch.utils.data.DataLoader(
+        micro, batch_size=None, num_workers=num_workers, collate_fn=_as_is, generator=torch.Generator(),
+        worker_init_fn=_outlive_signals
+    )
     known = len(dataset.skipped)
     try:
         for batch in _each(_begin(loader)):

@@ -21,7 +21,9 @@ def _caption_file(file, report):
     "The captions of one file as (id, caption); what is wrong with it goes to the report."
     try:
         suffix = file.suffix.lower()
-        entries, bad, cleaned = caption_entries(read_plain(file, MAX_CAPTION_BYTES), suffix if suffix in CAPTION_SUFFIXES else ".json")
+        entries, bad, cleaned = caption_entries(
+            read_plain(file, MAX_CAPTION_BYTES), suffix if suffix in CAPTION_SUFFIXES else ".json"
+        )
     except (OSError, ValueError, RecursionError) as e:
         report.add(file, f"bad caption file: {type(e).__name__}: {e}")
         return []

@@ -23,7 +23,8 @@ from ..utils.system import sync_file
 from ..geometry.engines import get_engine
 from .products import prepare_one, Products
 from .preparation import list_histories, PrepareError, PrepareReport
-from .shards import INDEX_NAME, index_arrays, is_pack, member_name, save_arrays, scan_shard, ShardWriter, to_bytes
+from .shard_files import member_name, save_arrays, scan_shard, ShardWriter, to_bytes
+from .shards import INDEX_NAME, index_arrays, is_pack
 from .skipped import SkipReport
 from .pairs import check_design
 from .media import find_attachments, POINT_SUFFIXES, VIEW_SUFFIXES
@@ -50,7 +51,8 @@ def _verdict(root, id):
 
 def prepare_group(
     task: tuple, # (file, id, Products, caption or "" where an automatic one is wanted)
-) -> tuple: # (product -> what became of it, verdict, [(ending, content)], caption); no contents for a part without a beginning
+) -> tuple: # (product -> what became of it, verdict, [(ending, content)], caption); no contents for a part without a
+            # beginning
     "All products of one history as bytes. Runs in a worker process."
     source, id, options, caption = task
     with tempfile.TemporaryDirectory(prefix="cad_mllm_") as d:
@@ -69,8 +71,14 @@ def _stamp(path, caption):
 class _Shards:
     "Shards while they are written from results that come in order; `candidates` is [(id, file, caption)]."
     def __init__(self, out, candidates, options, shard_bytes, retry, report):
-        self.out, self.candidates, self.shard_bytes, self.retry, self.report = out, candidates, shard_bytes, retry, report
-        self.about = dict(journal=1, shard_bytes=shard_bytes, options=vars(options), version=__version__, language=language_version())
+        self.out = out
+        self.candidates = candidates
+        self.shard_bytes = shard_bytes
+        self.retry = retry
+        self.report = report
+        self.about = dict(
+            journal=1, shard_bytes=shard_bytes, options=vars(options), version=__version__, language=language_version()
+        )
         self.ids, self.members, self.first, self.shard, self.shards, self.endings = [], [], [], [], [], {}
         self.verdicts, self.captions, self.at, self.kept, self.held = {}, {}, 0, 0, []
 
@@ -127,7 +135,8 @@ def resume(self: _Shards):
         path = self.path(len(self.shards))
         if (found := self._is_whole(line, path)) is None: break
         rest = iter(found)
-        for id, endings, verdict, caption in line["rows"]: self.enter((id, endings, _as_verdict(verdict), caption), [next(rest)[1:] for _ in endings])
+        for id, endings, verdict, caption in line["rows"]:
+            self.enter((id, endings, _as_verdict(verdict), caption), [next(rest)[1:] for _ in endings])
         self._finish(line, known=True)
     self.kept = len(self.shards)
     if self.at == len(self.candidates) and is_pack(self.out): return
@@ -143,10 +152,16 @@ def _finish(self: _Shards, line, known=False):
     "Count a finished shard; what it has from an earlier run is skipped in this one."
     for product, counts in line["products"].items():
         for status, num in counts.items():
-            self.report.products.setdefault(product, {}).setdefault("skipped" if known and status == "done" else status, 0)
+            self.report.products.setdefault(product, {}).setdefault(
+                "skipped" if known and status == "done" else status, 0
+            )
             self.report.products[product]["skipped" if known and status == "done" else status] += num
     self.report.failures += [{**f, "known": True} if known else f for f in line["failures"]]
-    self.shards.append(dict(name=self.path(len(self.shards)).name, bytes=line["bytes"], sha256=line["sha256"], groups=len(line["rows"])))
+    self.shards.append(
+        dict(
+            name=self.path(len(self.shards)).name, bytes=line["bytes"], sha256=line["sha256"], groups=len(line["rows"])
+        )
+    )
     self.at += line["num"]
 
 # %% ../../nbs/5_data/25b_direct.ipynb #60ae59f7
@@ -179,7 +194,10 @@ def write(self: _Shards, results):
             verdict, contents, caption = found
             rows.append((task[1], [e for e, _ in contents], verdict, caption))
             self.enter(rows[-1], [shard.add(member_name(task[1], e), data) for e, data in contents])
-    line = dict(num=num, inputs=self.digest(num), sha256=shard.sha256, bytes=shard.size, rows=rows, products=part.products, failures=part.failures)
+    line = dict(
+        num=num, inputs=self.digest(num), sha256=shard.sha256, bytes=shard.size, rows=rows, products=part.products,
+        failures=part.failures
+    )
     self._append(line)
     self._finish(line)
 
@@ -192,13 +210,20 @@ def index(self: _Shards, listed):
     endings = {id: set() for id in self.ids}
     named = list(self.endings)
     for i, id in enumerate(self.ids):
-        for member in self.members[self.first[i]:(self.first + [len(self.members)])[i + 1]]: endings[id].add(named[member[-1]])
+        for member in self.members[self.first[i]:(self.first + [len(self.members)])[i + 1]]:
+            endings[id].add(named[member[-1]])
     table = VerdictTable.of({id: self.verdicts[id] for id in self.ids})
-    views, clouds = (np.array([_bits(endings[id], names) for id in table.ids], "<i4") for names in (VIEW_SUFFIXES, POINT_SUFFIXES))
+    views, clouds = (
+        np.array([_bits(endings[id], names) for id in table.ids], "<i4") for names in (VIEW_SUFFIXES, POINT_SUFFIXES)
+    )
     media = dict(img=list(VIEW_SUFFIXES), points=list(POINT_SUFFIXES), spare={}, cleaned=0)
-    extra = dict(table.arrays(), captions=to_bytes([self.captions[id] for id in table.ids]), views=views, clouds=clouds, listed=to_bytes(listed),
-                 media=to_bytes(media), language=to_bytes(language_version()), cut=np.array(False))
-    save_arrays(self.out/INDEX_NAME, index_arrays(self.ids, self.shards, named, self.members, self.first, self.shard, extra))
+    extra = dict(
+        table.arrays(), captions=to_bytes([self.captions[id] for id in table.ids]), views=views, clouds=clouds,
+        listed=to_bytes(listed), media=to_bytes(media), language=to_bytes(language_version()), cut=np.array(False)
+    )
+    save_arrays(
+        self.out/INDEX_NAME, index_arrays(self.ids, self.shards, named, self.members, self.first, self.shard, extra)
+    )
 
 # %% ../../nbs/5_data/25b_direct.ipynb #6e1791b0
 def _candidates(root, max_samples):
@@ -207,7 +232,9 @@ def _candidates(root, max_samples):
     notes, ids = SkipReport(), [id for id, _ in histories]
     folders = dict(txt=root/"txt" if (root/"txt").is_dir() else None, img=None, points=None)
     captions = find_attachments(folders, ids, ids, notes)[0]
-    return [(id, path, caption) for (id, path), caption in zip(histories, captions)], [(os.path.relpath(file, root), why) for file, why in notes.entries]
+    return [(id, path, caption) for (id, path), caption in zip(histories, captions)], [
+        (os.path.relpath(file, root), why) for file, why in notes.entries
+    ]
 
 def prepare_shards(
     root: str, # data set in the Omni-CAD layout; at least json/0000/*.json
@@ -228,8 +255,12 @@ def prepare_shards(
 ) -> dict: # the report, also written to prepare_report.json
     "Make every product of every history and write it into shards that training reads; goes on where it was killed."
     root, out, start, report = Path(root), Path(out), time.time(), PrepareReport()
-    if (out/"json").exists(): raise PrepareError(f"{out}: holds a data set as a folder; choose an empty folder for the shards")
-    options = Products(True, points, images, False, captions, num_points=num_points, image_size=image_size, num_views=num_views, kernel=kernel)
+    if (out/"json").exists():
+        raise PrepareError(f"{out}: holds a data set as a folder; choose an empty folder for the shards")
+    options = Products(
+        True, points, images, False, captions, num_points=num_points, image_size=image_size, num_views=num_views,
+        kernel=kernel
+    )
     candidates, listed = _candidates(root, max_samples)
     shards = _Shards(out, candidates, options, int(shard_mb*1e6), retry, report)
     try:
@@ -237,9 +268,20 @@ def prepare_shards(
         tasks = [(path, id, options, caption) for id, path, caption in candidates[shards.at:]]
         results = get_engine(engine, jobs).map(prepare_group, tasks, timeout, "preparing")
         while shards.at < len(candidates): shards.write(results)
-        if not shards.ids: raise PrepareError(f"{root}: no history could be prepared: {next(iter(report.failures), {}).get('message', 'none has two operations')}")
+        if not shards.ids:
+            raise PrepareError(
+                f"{root}: no history could be prepared: "
+                f"{next(iter(report.failures), {}).get('message', 'none has two operations')}"
+            )
         shards.index(listed)
-        made = report.to_dict(root=str(root), out=str(out), shard="", histories=len(candidates), shards=len(shards.shards), kept_shards=shards.kept, seconds=round(time.time() - start, 2))
+        made = report.to_dict(
+            root=str(root), out=str(out), shard="", histories=len(candidates), shards=len(shards.shards),
+            kept_shards=shards.kept, seconds=round(time.time() - start, 2)
+        )
         write_text(out/"prepare_report.json", json.dumps(made, indent=1))
-    except OSError as e: raise PrepareError(f"{out}: cannot be written ({e.strerror or e}); free some space or choose another folder, and run again: finished shards are kept") from None
+    except OSError as e:
+        raise PrepareError(
+            f"{out}: cannot be written ({e.strerror or e}); free some space or choose another folder, and run again: "
+            "finished shards are kept"
+        ) from None
     return made

@@ -23,19 +23,35 @@ def _plate(rng):
     columns = int(rng.integers(2, 5))
     num = 2*columns
     part = Part(rng)
-    part.add([rect(w, d, rounding=pick(rng, 0, hole, .5)), *[disc(hole, *p) for p in grid_of(columns, 2, w - 2*hole, d - 2*hole)]], height=t)
+    part.add(
+        [
+            rect(w, d, rounding=pick(rng, 0, hole, .5)),
+            *[disc(hole, *p) for p in grid_of(columns, 2, w - 2*hole, d - 2*hole)]
+        ],
+        height=t
+    )
     free = d - 3*hole - 4
     kind, bore = str(rng.choice(["bore", "slot", "boss"])), pick(rng, hole + 1, free)
     if kind == "bore": part.add(disc(bore), at=(0, 0, t), height=-t, operation="cut")
     wide = max(hole + 1, bore//2)
     if kind == "slot": part.add(slot(min(w - 4*hole, 2*wide), wide), at=(0, 0, t), height=-t, operation="cut")
     if kind == "boss": part.add(disc(bore), at=(0, 0, t), height=pick(rng, 3, 20))
-    extra = {"bore": f"a bore of {mm(bore)} in the middle", "slot": f"a slot {mm(wide)} wide in the middle", "boss": f"a round boss of {mm(bore)} on top"}[kind]
-    return part.tell(rng,
-        [f"a rectangular plate with holes and a {kind}", "a mounting plate", f"a flat plate with several holes and a {kind} in the middle"],
-        [f"a plate of {part.size()} with {count(rng, num, 'hole')} of {mm(hole)} and {extra}",
-         f"a rectangular plate, {mm(t)} thick, with {count(rng, num, 'hole')} in two rows and {extra}",
-         f"a {mm(w)} by {mm(d)} plate with {count(rng, num, 'hole')} of {mm(hole)}"])
+    extra = {
+        "bore": f"a bore of {mm(bore)} in the middle", "slot": f"a slot {mm(wide)} wide in the middle",
+        "boss": f"a round boss of {mm(bore)} on top"
+    }[kind]
+    return part.tell(
+        rng,
+        [
+            f"a rectangular plate with holes and a {kind}", "a mounting plate",
+            f"a flat plate with several holes and a {kind} in the middle"
+        ],
+        [
+            f"a plate of {part.size()} with {count(rng, num, 'hole')} of {mm(hole)} and {extra}",
+            f"a rectangular plate, {mm(t)} thick, with {count(rng, num, 'hole')} in two rows and {extra}",
+            f"a {mm(w)} by {mm(d)} plate with {count(rng, num, 'hole')} of {mm(hole)}"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #53fc2f2a
 @family
@@ -47,17 +63,26 @@ def _l_bracket(rng):
     ell = [(0, 0), (base, 0), (base, t), (t, t), (t, rise), (0, rise)]
     part.add(outline(ell, {3: pick(rng, 2, 6)}), plane="XZ", height=w/2, extent="symmetric")
     part.add(*[disc(hole, (base + t)/2, y) for y in row_of(num, w/2)], at=(0, 0, t), height=-t, operation="cut")
-    part.add(*[disc(hole, y, (rise + t)/2) for y in row_of(num, w/2)], plane="YZ", at=(t, 0, 0), height=-t, operation="cut")
+    part.add(
+        *[disc(hole, y, (rise + t)/2) for y in row_of(num, w/2)], plane="YZ", at=(t, 0, 0), height=-t, operation="cut"
+    )
     gusset = num == 2 and rng.random() < .6
     if gusset:
         leg = pick(rng, 10, 25)
         part.add(outline([(t, t), (t + leg, t), (t, t + leg)]), plane="XZ", height=1 + w//24, extent="symmetric")
     rib = " and a gusset" if gusset else ""
-    return part.tell(rng,
-        ["an L-shaped bracket", f"an angle bracket with holes in both legs{rib}", "a corner bracket for screwing two parts together"],
-        [f"an L-bracket of {part.size()}, {mm(t)} thick, with {count(rng, 2*num, 'hole')} of {mm(hole)}{rib}",
-         f"an angle bracket with legs of {mm(base)} and {mm(rise)}, {mm(w)} wide and {mm(t)} thick{rib}",
-         f"an L-shaped bracket with {count(rng, 2*num, 'hole')} of {mm(hole)}, half of them in each leg{rib}"])
+    return part.tell(
+        rng,
+        [
+            "an L-shaped bracket", f"an angle bracket with holes in both legs{rib}",
+            "a corner bracket for screwing two parts together"
+        ],
+        [
+            f"an L-bracket of {part.size()}, {mm(t)} thick, with {count(rng, 2*num, 'hole')} of {mm(hole)}{rib}",
+            f"an angle bracket with legs of {mm(base)} and {mm(rise)}, {mm(w)} wide and {mm(t)} thick{rib}",
+            f"an L-shaped bracket with {count(rng, 2*num, 'hole')} of {mm(hole)}, half of them in each leg{rib}"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #5d6cd057
 @family
@@ -70,13 +95,24 @@ def _u_channel(rng):
     corners = [(-a, 0), (a, 0), (a, h), (b, h), (b, t), (-b, t), (-b, h), (-a, h)]
     part.add(outline(corners, {4: 2, 5: 2}), plane="YZ", height=length)
     xs = [length/2 + x for x in row_of(num, length - 40)]
-    part.add(*[disc(hole, x, pick(rng, h - hole, h - hole)) for x in xs], plane="XZ", height=a + 1, extent="symmetric", operation="cut")
+    part.add(
+        *[disc(hole, x, pick(rng, h - hole, h - hole)) for x in xs], plane="XZ", height=a + 1, extent="symmetric",
+        operation="cut"
+    )
     part.add(slot(pick(rng, 24, length - 20), pick(rng, 6, w/2), length/2), plane="-XY", height=-t, operation="cut")
-    return part.tell(rng,
-        ["a U-shaped channel", "a U-bracket with holes in its walls and a slot in its floor", "a folded channel profile"],
-        [f"a U-channel of {part.size()} with walls {mm(t)} thick",
-         f"a channel {mm(length)} long and {mm(w)} wide, {mm(t)} thick, with {count(rng, num, 'hole')} of {mm(hole)} drilled through both walls and a slot in its floor",
-         f"a U-bracket, {mm(h)} high, with {count(rng, num, 'hole')} of {mm(hole)} through its walls"])
+    return part.tell(
+        rng,
+        [
+            "a U-shaped channel", "a U-bracket with holes in its walls and a slot in its floor",
+            "a folded channel profile"
+        ],
+        [
+            f"a U-channel of {part.size()} with walls {mm(t)} thick",
+            f"a channel {mm(length)} long and {mm(w)} wide, {mm(t)} thick, with {count(rng, num, 'hole')} of "
+            f"{mm(hole)} drilled through both walls and a slot in its floor",
+            f"a U-bracket, {mm(h)} high, with {count(rng, num, 'hole')} of {mm(hole)} through its walls"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #0d743d8a
 @family
@@ -89,11 +125,16 @@ def _frame(rng):
     part.add([rect(w, d, rounding=pick(rng, 1, 5)), rect(w - 2*bar, d - 2*bar)], height=t)
     part.add(rect(w - 2*bar + 2*step, d - 2*bar + 2*step), at=(0, 0, t), height=-depth, operation="cut")
     part.add(*[disc(hole, *p) for p in grid_of(2, 2, w - 12, d - 12)], at=(0, 0, t), height=-t, operation="cut")
-    return part.tell(rng,
+    return part.tell(
+        rng,
         ["a rectangular frame", "a window frame with a rebate and four corner holes", "a flat frame that holds a pane"],
-        [f"a frame of {part.size()} with bars {mm(bar)} wide and a rebate {mm(depth)} deep",
-         f"a rectangular frame, {mm(t)} thick, around a window of {mm(w - 2*bar)} by {mm(d - 2*bar)}, with four holes of {mm(hole)} in the corners",
-         f"a picture frame with a rebate {mm(depth)} deep and four holes of {mm(hole)}"])
+        [
+            f"a frame of {part.size()} with bars {mm(bar)} wide and a rebate {mm(depth)} deep",
+            f"a rectangular frame, {mm(t)} thick, around a window of {mm(w - 2*bar)} by {mm(d - 2*bar)}, with four "
+            f"holes of {mm(hole)} in the corners",
+            f"a picture frame with a rebate {mm(depth)} deep and four holes of {mm(hole)}"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #86f3fa71
 @family
@@ -128,11 +169,21 @@ def _flange(rng):
     part.extrude(t).extrude(t + h, profiles=["P1"])
     if step := rng.random() < .5: part.add([disc(hub + 4), disc(hub - 2)], at=(0, 0, t + h), height=-2, operation="cut")
     neck = " and a turned end" if step else ""
-    return part.tell(rng,
-        ["a flange with a hub", f"a round flange with a bolt circle{neck}", "a pipe flange with bolt holes around a hub"],
-        [f"a flange of {mm(outer)} diameter with {count(rng, num, 'bolt hole')} of {mm(bolt)} on a {mm(bolt_circle)} bolt circle",
-         f"a hub flange, outer diameter {mm(outer)}, bore {mm(bore)}, {mm(t)} thick, with {count(rng, num, 'hole')} of {mm(bolt)}{neck}",
-         f"a flange {mm(t)} thick with a hub of {mm(hub)} diameter that stands {mm(h)} above it and {count(rng, num, 'bolt hole')}"])
+    return part.tell(
+        rng,
+        [
+            "a flange with a hub", f"a round flange with a bolt circle{neck}",
+            "a pipe flange with bolt holes around a hub"
+        ],
+        [
+            f"a flange of {mm(outer)} diameter with {count(rng, num, 'bolt hole')} of {mm(bolt)} on a "
+            f"{mm(bolt_circle)} bolt circle",
+            f"a hub flange, outer diameter {mm(outer)}, bore {mm(bore)}, {mm(t)} thick, with {count(rng, num, 'hole')} "
+            f"of {mm(bolt)}{neck}",
+            f"a flange {mm(t)} thick with a hub of {mm(hub)} diameter that stands {mm(h)} above it and "
+            f"{count(rng, num, 'bolt hole')}"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #0924eeeb
 @family
@@ -140,17 +191,22 @@ def _stepped_shaft(rng):
     "Cylinders end to end on offset planes, and a blind hole in the first face."
     num = int(rng.integers(2, 6))
     diameters = [pick(rng, 8, 60, 2)]
-    while len(diameters) < num: diameters.append(diameters[-1] + (4 if diameters[-1] < 12 else -2 if rng.random() < .5 else 2)*pick(rng, 1, 2))
+    while len(diameters) < num:
+        diameters.append(diameters[-1] + (4 if diameters[-1] < 12 else -2 if rng.random() < .5 else 2)*pick(rng, 1, 2))
     lengths = [pick(rng, 8, 60) for _ in diameters]
     part = Part(rng)
     for i, (d, l) in enumerate(zip(diameters, lengths)): part.add(disc(d), at=(0, 0, sum(lengths[:i])), height=l)
     hole, depth = pick(rng, 2, min(diameters)/2), pick(rng, 4, sum(lengths)/2)
     part.add(disc(hole), plane="-XY", height=-depth, operation="cut")
-    return part.tell(rng,
-        ["a stepped shaft", "a turned shaft with several diameters and a center hole", "a shaft with steps"],
-        [f"a shaft with {num} sections, {mm(sum(lengths))} long, and a center hole of {mm(hole)} in one end",
-         f"a stepped shaft with diameters of {', '.join(mm(d) for d in diameters)}",
-         f"a turned shaft {mm(sum(lengths))} long, {mm(max(diameters))} at its thickest, with a blind hole {mm(depth)} deep"])
+    return part.tell(
+        rng, ["a stepped shaft", "a turned shaft with several diameters and a center hole", "a shaft with steps"],
+        [
+            f"a shaft with {num} sections, {mm(sum(lengths))} long, and a center hole of {mm(hole)} in one end",
+            f"a stepped shaft with diameters of {', '.join(mm(d) for d in diameters)}",
+            f"a turned shaft {mm(sum(lengths))} long, {mm(max(diameters))} at its thickest, with a blind hole "
+            f"{mm(depth)} deep"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #c0bb0c47
 @family
@@ -166,11 +222,18 @@ def _keyed_shaft(rng):
     where = (front + wide)/2
     z_up = ((0, 0, 1), (1, 0, 0), (0, 1, 0))
     part.add(slot(long, key, where), plane=z_up, at=(0, d/2 - depth, 0), height=depth + 1, operation="cut")
-    return part.tell(rng,
-        ["a shaft with a keyway", "a shaft with a collar and a keyway", "a drive shaft with a round-ended key slot beside its collar"],
-        [f"a {mm(d)} shaft, {mm(front + back)} long, with a collar of {mm(collar)} and a keyway {mm(key)} wide",
-         f"a shaft with a keyway of {mm(long)} by {mm(key)}, {mm(depth)} deep",
-         f"a shaft {mm(front + back)} long with a collar {mm(wide)} wide and one keyway"])
+    return part.tell(
+        rng,
+        [
+            "a shaft with a keyway", "a shaft with a collar and a keyway",
+            "a drive shaft with a round-ended key slot beside its collar"
+        ],
+        [
+            f"a {mm(d)} shaft, {mm(front + back)} long, with a collar of {mm(collar)} and a keyway {mm(key)} wide",
+            f"a shaft with a keyway of {mm(long)} by {mm(key)}, {mm(depth)} deep",
+            f"a shaft {mm(front + back)} long with a collar {mm(wide)} wide and one keyway"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #9a8a91e1
 def _gear_outline(teeth, root, tip):
@@ -194,11 +257,15 @@ def _gear(rng):
     part.add(disc(hub), at=(0, 0, t), height=h)
     part.add(disc(bore), at=(0, 0, t + h), height=-(t + h), operation="cut")
     part.add(rect(key, bore/2 + key/2, 0, (bore/2 + key/2)/2), at=(0, 0, t + h), height=-(t + h), operation="cut")
-    return part.tell(rng,
-        ["a spur gear", "a gear wheel with a hub", "a toothed wheel with a bore and a keyway"],
-        [f"a gear with {count(rng, teeth, 'tooth').replace('tooths', 'teeth')} and an outside diameter of {mm(tip)}",
-         f"a spur gear of module {module:g} with {teeth} teeth, {mm(t)} wide, bore {mm(bore)}",
-         f"a {teeth}-tooth gear, {mm(t)} thick, with a hub of {mm(hub)} diameter, a bore of {mm(bore)} and a keyway {mm(key)} wide"])
+    return part.tell(
+        rng, ["a spur gear", "a gear wheel with a hub", "a toothed wheel with a bore and a keyway"],
+        [
+            f"a gear with {count(rng, teeth, 'tooth').replace('tooths', 'teeth')} and an outside diameter of {mm(tip)}",
+            f"a spur gear of module {module:g} with {teeth} teeth, {mm(t)} wide, bore {mm(bore)}",
+            f"a {teeth}-tooth gear, {mm(t)} thick, with a hub of {mm(hub)} diameter, a bore of {mm(bore)} and a keyway "
+            f"{mm(key)} wide"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #d4ad6b0f
 @family
@@ -209,18 +276,23 @@ def _pulley(rng):
     bore, holes = pick(rng, 6, core*.3), int(rng.integers(3, 7))
     part, total = Part(rng), 2*rim + groove
     if rng.random() < .5:
-        for z, d, h in ((0, outer, rim), (rim, core, groove), (rim + groove, outer, rim)): part.add(disc(d), at=(0, 0, z), height=h)
+        for z, d, h in ((0, outer, rim), (rim, core, groove), (rim + groove, outer, rim)):
+            part.add(disc(d), at=(0, 0, z), height=h)
     else:
         part.add(disc(outer), height=total/2, extent="symmetric", at=(0, 0, total/2))
         part.add([disc(outer + 4), disc(core)], at=(0, 0, rim), height=groove, operation="cut")
     part.add(disc(bore), at=(0, 0, total), height=-total, operation="cut")
     light, middle = pick(rng, 3, core*.1), (bore + core)//2
     part.add(*[disc(light, *p) for p in ring_of(holes, middle)], at=(0, 0, total), height=-total, operation="cut")
-    return part.tell(rng,
-        ["a belt pulley", "a pulley with a flat groove", "a grooved wheel with a bore and a ring of holes"],
-        [f"a pulley of {mm(outer)} diameter with a groove {mm(groove)} wide and a bore of {mm(bore)}",
-         f"a belt pulley {mm(total)} wide, {mm(core)} across its groove, with {count(rng, holes, 'hole')} of {mm(light)} around the bore",
-         f"a grooved wheel with rims of {mm(outer)}, {mm(rim)} thick, and {count(rng, holes, 'lightening hole')}"])
+    return part.tell(
+        rng, ["a belt pulley", "a pulley with a flat groove", "a grooved wheel with a bore and a ring of holes"],
+        [
+            f"a pulley of {mm(outer)} diameter with a groove {mm(groove)} wide and a bore of {mm(bore)}",
+            f"a belt pulley {mm(total)} wide, {mm(core)} across its groove, with {count(rng, holes, 'hole')} of "
+            f"{mm(light)} around the bore",
+            f"a grooved wheel with rims of {mm(outer)}, {mm(rim)} thick, and {count(rng, holes, 'lightening hole')}"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #707a3305
 @family
@@ -234,7 +306,11 @@ def _spoked_wheel(rng):
     inner, end = hub*.4, outer/2 - rim/2
     spokes = []
     for c, s in ring_of(num, 2, start=90):
-        spokes.append(outline([(r*c - q*s, r*s + q*c) for r, q in ((inner, -wide/2), (end, -wide/2), (end, wide/2), (inner, wide/2))]))
+        spokes.append(
+            outline(
+                [(r*c - q*s, r*s + q*c) for r, q in ((inner, -wide/2), (end, -wide/2), (end, wide/2), (inner, wide/2))]
+            )
+        )
     part.add(*spokes, height=t/4, extent="symmetric")
     part.add(disc(hub), height=t/2 + 4, extent="symmetric")
     part.add(disc(bore), height=t/2 + 5, extent="symmetric", operation="cut")
@@ -258,11 +334,15 @@ def _pipe(rng):
     flange = [disc(rim), disc(bore), *[disc(bolt, *p) for p in ring_of(num, bolt_circle, 45 if num == 4 else 0)]]
     part.add(flange, height=t)
     part.add(flange, at=(0, 0, length), height=-t)
-    return part.tell(rng,
-        ["a pipe with flanges", "a tube with a bolted flange at each end", "a flanged pipe piece"],
-        [f"a pipe {mm(length)} long with an inner diameter of {mm(bore)} and a flange of {mm(rim)} at each end",
-         f"a tube of {mm(outer)} outer diameter, walls {mm(wall)} thick, with two flanges that have {count(rng, num, 'hole')} of {mm(bolt)} each",
-         f"a flanged pipe of {mm(length)} with {count(rng, 2*num, 'bolt hole')} in all"])
+    return part.tell(
+        rng, ["a pipe with flanges", "a tube with a bolted flange at each end", "a flanged pipe piece"],
+        [
+            f"a pipe {mm(length)} long with an inner diameter of {mm(bore)} and a flange of {mm(rim)} at each end",
+            f"a tube of {mm(outer)} outer diameter, walls {mm(wall)} thick, with two flanges that have "
+            f"{count(rng, num, 'hole')} of {mm(bolt)} each",
+            f"a flanged pipe of {mm(length)} with {count(rng, 2*num, 'bolt hole')} in all"
+        ]
+    )
 
 # %% ../../nbs/5_data/02_families_round.ipynb #bb77d7af
 @family
@@ -276,8 +356,17 @@ def _washers(rng):
     part = Part(rng)
     part.add(*[[disc(outer, x), disc(inner, x)] for x in xs], height=t)
     part.add(*[disc(step, x) for x in xs], at=(0, 0, t), height=-depth, operation="cut")
-    return part.tell(rng,
-        ["a row of separate washers", "a set of equal washers that lie side by side without touching", "a row of separate spacers"],
-        [f"a row of {count(rng, num, 'separate washer')} of {mm(outer)} outer and {mm(inner)} inner diameter, {mm(t)} thick",
-         f"a set of {count(rng, num, 'separate spacer')}, {mm(pitch)} from center to center, each counterbored to {mm(step)}",
-         f"a row of {count(rng, num, 'separate washer')} with a recess {mm(depth)} deep"])
+    return part.tell(
+        rng,
+        [
+            "a row of separate washers", "a set of equal washers that lie side by side without touching",
+            "a row of separate spacers"
+        ],
+        [
+            f"a row of {count(rng, num, 'separate washer')} of {mm(outer)} outer and {mm(inner)} inner diameter, "
+            f"{mm(t)} thick",
+            f"a set of {count(rng, num, 'separate spacer')}, {mm(pitch)} from center to center, each counterbored to "
+            f"{mm(step)}",
+            f"a row of {count(rng, num, 'separate washer')} with a recess {mm(depth)} deep"
+        ]
+    )

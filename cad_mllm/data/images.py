@@ -16,12 +16,15 @@ import numpy as np
 MAX_PIXELS = 64_000_000
 
 def _in_bytes(image):
-    "A picture of 16 or 32 bits a pixel, or of floats, with its values from 0 to 255: by its format's range, or by its own where that is not known."
+    """A picture of 16 or 32 bits a pixel, or of floats, with its values from 0 to 255: by its format's range, or by
+    its own where that is not known."""
     from PIL import Image
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"): return image
     values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
     low, high = min(values.min(), 0), values.max()
-    top = next((t for t in (1, 255, 65535) if high <= t), high) if image.mode == "F" else 65535 if high <= 65535 else high
+    top = (
+        next((t for t in (1, 255, 65535) if high <= t), high) if image.mode == "F" else 65535 if high <= 65535 else high
+    )
     return Image.fromarray(((values - low)*(255/max(top - low, 1e-300))).round().astype(np.uint8))
 
 def prepare_image(
@@ -34,12 +37,19 @@ def prepare_image(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened: return prepare_image(opened, size)
+                with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                    return prepare_image(opened, size)
         except UnidentifiedImageError: raise ValueError("the file is not a picture of a known format") from None
-        except Image.DecompressionBombError: raise ValueError(f"the picture is far too large; give one of at most {MAX_PIXELS//10**6} million pixels") from None
+        except Image.DecompressionBombError:
+            raise ValueError(
+                f"the picture is far too large; give one of at most {MAX_PIXELS//10**6} million pixels"
+            ) from None
         except SyntaxError as e: raise ValueError(f"the picture is damaged ({e})") from None
     if isinstance(image, np.ndarray): image = Image.fromarray(image)
-    if image.width*image.height > MAX_PIXELS: raise ValueError(f"the picture has {image.width} x {image.height} pixels; give one of at most {MAX_PIXELS//10**6} million")
+    if image.width*image.height > MAX_PIXELS:
+        raise ValueError(
+            f"the picture has {image.width} x {image.height} pixels; give one of at most {MAX_PIXELS//10**6} million"
+        )
     image = _in_bytes(ImageOps.exif_transpose(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..cad.grid import Grid
 from .references import check_range
-from .shards import from_bytes, to_bytes
+from .shard_files import from_bytes, to_bytes
 
 # %% ../../nbs/5_data/18_index.ipynb #2b3ab91f
 @dataclass
@@ -36,7 +36,9 @@ class Sample:
     @property
     def views(self) -> np.ndarray: # (V, S, S, 3) uint8, V = 0 where there is no picture
         "All pictures."
-        return np.zeros((0, 0, 0, 3), np.uint8) if self.image is None else self.image.reshape(-1, *self.image.shape[-3:])
+        return (
+            np.zeros((0, 0, 0, 3), np.uint8) if self.image is None else self.image.reshape(-1, *self.image.shape[-3:])
+        )
 
     def size_only(self, codec) -> bool:
         "Whether all that is given of the history is its grid, which the points tell."
@@ -64,7 +66,10 @@ class VerdictTable:
         ids, suffixes = sorted(verdicts), sorted({row[0] for v in verdicts.values() for row in v[1]})
         code = {s: i for i, s in enumerate(suffixes)}
         samples = [(i, code[s], kept, sig) for i, id in enumerate(ids) for s, kept, sig in verdicts[id][1]]
-        return cls(ids, suffixes, np.array([verdicts[id][0] for id in ids], _DESIGN), np.array(samples, _SAMPLE), [(i, *note) for i, id in enumerate(ids) for note in verdicts[id][2]])
+        return cls(
+            ids, suffixes, np.array([verdicts[id][0] for id in ids], _DESIGN), np.array(samples, _SAMPLE),
+            [(i, *note) for i, id in enumerate(ids) for note in verdicts[id][2]]
+        )
 
 # %% ../../nbs/5_data/18_index.ipynb #3d43255f
 @patch
@@ -72,7 +77,8 @@ def as_dict(self: VerdictTable) -> dict:
     "The verdicts by id again."
     found = {id: (design, [], []) for id, design in zip(self.ids, self.designs.tolist())}
     by_place = list(found.values())
-    for design, suffix, kept, signature in self.samples.tolist(): by_place[design][1].append((self.suffixes[suffix], kept, signature))
+    for design, suffix, kept, signature in self.samples.tolist():
+        by_place[design][1].append((self.suffixes[suffix], kept, signature))
     for place, *note in self.notes: by_place[place][2].append(tuple(note))
     return found
 
@@ -83,24 +89,41 @@ def only(self: VerdictTable, ids):
     place = np.cumsum(keep) - 1
     samples = self.samples[keep[self.samples["design"]]].copy()
     samples["design"] = place[samples["design"]]
-    return VerdictTable([id for id, k in zip(self.ids, keep) if k], self.suffixes, self.designs[keep], samples, [(int(place[i]), *note) for i, *note in self.notes if keep[i]])
+    return VerdictTable(
+        [id for id, k in zip(self.ids, keep) if k], self.suffixes, self.designs[keep], samples,
+        [(int(place[i]), *note) for i, *note in self.notes if keep[i]]
+    )
 
 @patch
 def arrays(self: VerdictTable) -> dict:
     "As arrays for a file."
-    return dict(ids=to_bytes(self.ids), suffixes=to_bytes(self.suffixes), notes=to_bytes(self.notes), designs=self.designs, samples=self.samples)
+    return dict(
+        ids=to_bytes(self.ids), suffixes=to_bytes(self.suffixes), notes=to_bytes(self.notes), designs=self.designs,
+        samples=self.samples
+    )
 
 def read_verdicts(data):
     "The verdicts of a file's arrays; `ValueError` where they do not belong together."
-    table = VerdictTable(*(from_bytes(data[k]) for k in ("ids", "suffixes")), data["designs"], data["samples"], from_bytes(data["notes"]))
+    table = VerdictTable(
+        *(from_bytes(data[k]) for k in ("ids", "suffixes")), data["designs"], data["samples"], from_bytes(data["notes"])
+    )
     _check_table(table)
     return table
 
 def _check_table(table):
     "Raise `ValueError` for the first number of a table that leads nowhere."
-    if not all(isinstance(v, list) and all(isinstance(x, str) for x in v) for v in (table.ids, table.suffixes)): raise ValueError("names of designs and suffixes are expected")
-    if table.designs.dtype != _DESIGN or table.samples.dtype != _SAMPLE or table.designs.shape != (len(table.ids),) or table.samples.ndim != 1: raise ValueError("the tables of designs and samples do not fit its names")
+    if not all(isinstance(v, list) and all(isinstance(x, str) for x in v) for v in (table.ids, table.suffixes)):
+        raise ValueError("names of designs and suffixes are expected")
+    if (
+        table.designs.dtype != _DESIGN or table.samples.dtype != _SAMPLE or table.designs.shape != (len(table.ids),)
+        or table.samples.ndim != 1
+    ):
+        raise ValueError("the tables of designs and samples do not fit its names")
     check_range(table.samples["design"], len(table.ids), "designs of samples")
     check_range(table.samples["suffix"], len(table.suffixes), "suffixes of samples")
-    if not isinstance(table.notes, list) or not all(isinstance(n, list) and len(n) > 2 and type(n[0]) is int for n in table.notes): raise ValueError("its notes are no notes")
+    if (
+        not isinstance(table.notes, list)
+        or not all(isinstance(n, list) and len(n) > 2 and type(n[0]) is int for n in table.notes)
+    ):
+        raise ValueError("its notes are no notes")
     check_range(np.array([n[0] for n in table.notes], int), len(table.ids), "designs of notes")

@@ -58,12 +58,22 @@ def find_attachments(
     everything: list, # ids of all parts of the data set, so that what belongs to others is not called lost
     report: SkipReport, # where bad files are noted
     see = lambda role: None, # gives the dict that takes the times of folders
-) -> tuple: # captions; bits of views and of clouds (int32 arrays); a dict of the endings, of what belongs to no part, and of cleaned captions
+) -> tuple: # captions; bits of views and of clouds (int32 arrays); a dict of the endings, of what belongs to no part,
+            # and of cleaned captions
     "What belongs to the parts of a folder: the one way of counting, for a training as for a report on the data."
     parts = PartNames(everything)
-    captions, lost = join_captions(read_captions(folders["txt"], report, see("txt")) if folders["txt"] else {}, ids, parts)
+    captions, lost = join_captions(
+        read_captions(folders["txt"], report, see("txt")) if folders["txt"] else {}, ids, parts
+    )
     img = find_media(folders["img"], VIEW_SUFFIXES, PICTURE_SUFFIXES, parts, report, see("img"))
     points = find_media(folders["points"], POINT_SUFFIXES, CLOUD_SUFFIXES, parts, report, see("points"))
-    spare = {role: [num, example, f"{folders[role].name}/"] for role, num, example in (("txt", len(lost), lost[0] if lost else ""), ("img", img.spare, img.example), ("points", points.spare, points.example)) if num}
+    spare = {
+        role: [num, example, f"{folders[role].name}/"]
+        for role, num, example in (
+            ("txt", len(lost), lost[0] if lost else ""), ("img", img.spare, img.example),
+            ("points", points.spare, points.example)
+        )
+        if num
+    }
     views, clouds = (np.array([media.bits.get(id, 0) for id in ids], dtype="<i4") for media in (img, points))
     return captions, views, clouds, dict(img=img.endings, points=points.endings, spare=spare, cleaned=report.cleaned)

@@ -6,37 +6,33 @@
 __all__ = ['MultimodalAutocompleteDataset']
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #0560935f
-import hashlib
 import json
-import os
-import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastcore.basics import patch
-from tqdm import tqdm
 
-from .. import __version__
 from ..config import ConfigError, parse_modalities
 from ..cad.program import CADProgram
 from ..cad.grid import NUM_LEVELS
 from ..cad.vocab import VERSION
 from ..cad.codecs import get_codec
-from .shards import from_bytes, save_arrays, to_bytes
 from .attachments import Attachments
-from .skipped import DataError, DataWarning, logger, parse_history_bytes, parse_program, Skip, SkipReport
-from .pairs import check_beginning, hash_order, hold_out
+from .skipped import DataError, DataWarning, parse_history_bytes, parse_program, Skip, SkipReport
+from .pairs import check_beginning, hold_out
 from .images import prepare_image
 from .points import check_belongs, read_points, Scan, see_points
-from .draws import draw_modalities, seeded_rng
-from .index import CACHE_SIZE, read_verdicts, Sample, VerdictTable
+from .draws import draw_modalities, draw_views, seeded_rng
+from .index import CACHE_SIZE, Sample
 from .sources import open_files, ShardSource
+from .index_file import judge_designs, load_index, save_index, sequence_hash, usable_rows
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #84ab0a1b
 class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
-    "Pairs of a beginning and its whole history, joined with captions, pictures and points by id; `ds[i]` is a `Sample` or None."
+    """Pairs of a beginning and its whole history, joined with captions, pictures and points by id; `ds[i]` is a
+    `Sample` or None."""
     def __init__(
         self,
         data_root="data",                # folder in the Omni-CAD layout, or the shards that `pack` made of one
@@ -52,7 +48,8 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         split: str = "all",              # "all", "train" or "val"
         num_val_samples: int = 0,        # samples held out by document, at most a tenth
         max_samples: int = 0,            # use only so many; 0 means all
-        from_scratch_prob: float = 0.0,  # share of draws in which nothing is given and the whole is the target; with 1 each design is one sample
+        from_scratch_prob: float = 0.0,  # share of draws in which nothing is given and the whole is the target; with 1
+                                         # each design is one sample
         num_points: int = 2048,          # points of a cloud, P
         image_size: int = 224,           # pixels a side, S
         points_on_grid: bool = False,    # clouds in the units that the part is written in, else in their own unit box
@@ -61,35 +58,59 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         caption_drop: float = 0.0,       # share of draws with a picture or points that lose their caption
         scan: Scan = Scan(),             # how bad its cloud may be
         seed: int = 0,                   # of every draw
-        report_path=None,                # where the list of what was left out goes; DATA_ROOT/dataset_report.json if left out
-        index_path=None,                 # a file (.npz) that remembers what was found, so that the next start reads it instead of the data
+        report_path=None,                # where the list of what was left out goes; DATA_ROOT/dataset_report.json if
+                                         # left out
+        index_path=None,                 # a file (.npz) that remembers what was found, so that the next start reads it
+                                         # instead of the data
         jobs: int = 0,                   # processes that check files; 0 for as many as pay
-        cache_dir: str = "",             # shards are copied to this folder first; the environment's CAD_MLLM_CACHE_DIR if left out
+        cache_dir: str = "",             # shards are copied to this folder first; the environment's CAD_MLLM_CACHE_DIR
+                                         # if left out
         verify: bool = False,            # hash all shards when opening them
     ):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
-        self.from_scratch_prob, self.num_points, self.image_size, self.points_on_grid, self.epoch = from_scratch_prob, num_points, image_size, points_on_grid, 0
-        self.measure_version, self.max_views, self.caption_drop, self.scan = measure_version, max_views, caption_drop, scan
-        self.codec, self._report, self._cache, self._cache_room = get_codec(sequence_format, token_version), SkipReport(), {}, CACHE_SIZE
-        self.files = open_files(data_root, dict(truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root,
-                                                 img=omnicad_img_root, points=omnicad_pc_root), cache_dir, verify)
+        self.from_scratch_prob = from_scratch_prob
+        self.num_points = num_points
+        self.image_size = image_size
+        self.points_on_grid = points_on_grid
+        self.epoch = 0
+        self.measure_version = measure_version
+        self.max_views = max_views
+        self.caption_drop = caption_drop
+        self.scan = scan
+        self.codec = get_codec(sequence_format, token_version)
+        self._report = SkipReport()
+        self._cache = {}
+        self._cache_room = CACHE_SIZE
+        self.files = open_files(
+            data_root,
+            dict(
+                truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root, img=omnicad_img_root,
+                points=omnicad_pc_root
+            ),
+            cache_dir, verify
+        )
         self.report_path = Path(report_path or self.data_root/f"dataset_report{'_val' if split == 'val' else ''}.json")
         self.index_path = Path(index_path) if index_path else None
         self.set_modalities(modality_probs or {"text": 1.0})
         limits = [n for n in (max_samples, num_val_samples if split == "val" else 0) if n > 0]
-        self._request, self._limit = [split, num_val_samples, max_samples, str(data_root)] + ["wholes"]*self.wholes_only, min(limits, default=0)
+        self._request = [split, num_val_samples, max_samples, str(data_root)] + ["wholes"]*self.wholes_only
+        self._limit = min(limits, default=0)
         self._adopt(*(self._reopen() or self._build(jobs)))
         self.files.forget()
         self._warn(report_path is not None)
 
     @property
-    def _reads_tokens(self): return self.sequence_format == "tokens" and self.codec.version == VERSION # those that a pack holds
+    def _reads_tokens(self):
+        "Whether samples are the tokens that a pack holds."
+        return self.sequence_format == "tokens" and self.codec.version == VERSION
 
     @property
     def folders(self) -> dict: return self.files.folders # role -> folder; None in a pack
 
     @property
-    def wholes_only(self) -> bool: return self.from_scratch_prob >= 1 # then a design is one sample, however many beginnings it has
+    def wholes_only(self) -> bool:
+        "Whether a design is one sample, however many beginnings it has."
+        return self.from_scratch_prob >= 1
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #7ed120ac
 @patch(as_prop=True)
@@ -104,7 +125,9 @@ def set_modalities(
     modality_probs: dict, # combination such as "text+points" -> probability
 ):
     "Choose the modality combinations of a stage; the index stays."
-    self.modality_probs = {c if isinstance(c, tuple) else parse_modalities(c): float(p) for c, p in modality_probs.items()}
+    self.modality_probs = {
+        c if isinstance(c, tuple) else parse_modalities(c): float(p) for c, p in modality_probs.items()
+    }
     if not self.modality_probs or min(self.modality_probs.values()) < 0 or not sum(self.modality_probs.values()) > 0:
         raise ConfigError(f"modality_probs={modality_probs!r}: use probabilities that are not negative and not all 0")
 
@@ -136,9 +159,13 @@ def _usable(self: MultimodalAutocompleteDataset, verdict):
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #4109d9b3
 @patch
 def _build(self: MultimodalAutocompleteDataset, jobs):
-    "Check the candidates, join what belongs to them, and keep both in the index. Returns (verdicts, captions, views, clouds, how they are named)."
+    """Check the candidates, join what belongs to them, and keep both in the index. Returns (verdicts, captions,
+    views, clouds, how they are named)."""
     groups = self._choose()
-    table = self.files.table.only(groups) if isinstance(self.files, ShardSource) and not self._limit else self._judge(groups, jobs)
+    table = (
+        self.files.table.only(groups) if isinstance(self.files, ShardSource) and not self._limit
+        else self._judge(groups, jobs)
+    )
     joined = self.files.join(table.ids, self._report)
     self._save_index(table, joined)
     return table, *joined
@@ -146,63 +173,31 @@ def _build(self: MultimodalAutocompleteDataset, jobs):
 @patch
 def _judge(self: MultimodalAutocompleteDataset, groups, jobs):
     "Verdicts on the candidates, or on as many as a limit needs."
-    known, judged, num, saved = self._known_verdicts(), {}, 0, time.monotonic()
-    ids, limit = hash_order(groups) if self._limit else sorted(groups), self._limit
-    step = 4*limit or max(len(ids), 1)
-    try:
-        with tqdm(total=len(ids), desc="checking histories", unit="", disable=len(ids) < 500) as bar:
-            for at in range(0, len(ids), step):
-                for id, verdict in self.files.verdicts({id: groups[id] for id in ids[at:at + step]}, known, jobs):
-                    judged[id] = verdict
-                    num += self._usable(verdict)
-                    bar.update()
-                    if time.monotonic() - saved > 60:
-                        self._save_index(VerdictTable.of(known | judged))
-                        saved = time.monotonic()
-                if limit and num >= limit: break
-    except BaseException:
-        self._save_index(VerdictTable.of(known | judged))
-        raise
-    return VerdictTable.of(judged)
+    return judge_designs(
+        self.files, groups, self._known_verdicts(), self._usable, self._save_index, limit=self._limit, jobs=jobs
+    )
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #62ea848e
 @patch
 def _save_index(self: MultimodalAutocompleteDataset, verdicts, joined=None):
-    "Write the index to `index_path`, atomically; a folder that cannot be written costs only time."
+    "Keep verdicts, and what belongs to the designs where that is known, in the index."
     if not self.index_path or joined is None and isinstance(self.files, ShardSource): return
-    captions, views, clouds, media = joined or ([], np.zeros(0, "<i4"), np.zeros(0, "<i4"), {})
-    about = dict(made_by=_index_version(), request=self._request, state=self.files.state() if joined else None, listed=self._report.entries if joined else [], media=media)
-    try: save_arrays(self.index_path, dict(about=to_bytes(about), captions=to_bytes(captions), views=views, clouds=clouds, **verdicts.arrays()))
-    except OSError as e: logger.warning("the index of the data set cannot be kept in %s: %s", self.index_path, e.strerror)
-
-def _index_version(): return f"3 {__version__}"
-
-def _checked(about, verdicts, joined):
-    "An index as it was, or `ValueError` where its parts do not belong together; one without captions is of verdicts alone."
-    captions, views, clouds, media = joined
-    if not isinstance(about, dict) or not isinstance(about["listed"], list) or not all(isinstance(e, list) and len(e) == 2 for e in about["listed"]): raise ValueError("it says nothing about itself")
-    if about["state"] and not (isinstance(captions, list) and isinstance(media, dict) and len(captions) == len(verdicts.ids) and views.shape == clouds.shape == (len(captions),)): raise ValueError("captions, views and clouds do not fit its designs")
-    return about, verdicts, joined
-
-@patch
-def _load_index(self: MultimodalAutocompleteDataset):
-    "The content of the index file (about, verdicts, joined), or None."
-    if not self.index_path or not os.path.exists(self.index_path): return None
-    try:
-        with np.load(self.index_path, allow_pickle=False) as data:
-            about = from_bytes(data["about"]) if "about" in data.files else {}
-            if about.get("made_by") != _index_version(): return None
-            return _checked(about, read_verdicts(data), (from_bytes(data["captions"]), data["views"], data["clouds"], about["media"]))
-    except Exception as e: logger.warning("the index %s cannot be read and is made again: %s", self.index_path, e)
+    about = dict(
+        request=self._request, state=self.files.state() if joined else None,
+        listed=self._report.entries if joined else []
+    )
+    save_index(self.index_path, about, verdicts, joined)
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #eb5f4dc4
 @patch
 def _reopen(self: MultimodalAutocompleteDataset):
-    "(verdicts, captions, views, clouds, how they are named) of the index where it answers the same request about the same files, else None."
-    self._index = index = self._load_index()
+    """(verdicts, captions, views, clouds, how they are named) of the index where it answers the same request about
+    the same files, else None."""
+    self._index = index = load_index(self.index_path)
     if index is None: return None
     about, verdicts, joined = index
-    if about["request"] != self._request or not about["state"] or not self.files.is_same(about["state"], verdicts): return None
+    if about["request"] != self._request or not about["state"] or not self.files.is_same(about["state"], verdicts):
+        return None
     for entry in about["listed"]: self._report.add(*entry)
     self._index = None
     return verdicts, *joined
@@ -216,16 +211,10 @@ def _known_verdicts(self: MultimodalAutocompleteDataset):
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #0901a2c5
 @patch
 def _select(self: MultimodalAutocompleteDataset, table):
-    "The rows of `table.samples` that are used, and notes about shards that are not; a limit takes designs in the order of their hash."
-    rows, designs = table.samples, table.designs
-    good = (rows["kept"] > 0) & (designs["total"] > 0)[rows["design"]] & (designs["tokens"] >= (0 if self.sequence_format != "json" else -1))[rows["design"]]
-    chosen = np.flatnonzero(good)
-    if self.wholes_only: chosen = chosen[np.unique(rows["design"][chosen], return_index=True)[1]]
-    if self._limit:
-        rank = np.empty(len(table.ids), int)
-        place = {id: i for i, id in enumerate(table.ids)}
-        rank[[place[id] for id in hash_order(table.ids)]] = np.arange(len(rank))
-        chosen = np.sort(chosen[np.argsort(rank[rows["design"][chosen]], kind="stable")][:self._limit])
+    """The rows of `table.samples` that are used, and notes about shards that are not; a limit takes designs in the
+    order of their hash."""
+    rows = table.samples
+    chosen = usable_rows(table, self.sequence_format, self.wholes_only, self._limit)
     away, shards = self.files.unusable(table.ids)
     for file, why, inside in shards:
         self._report.add(file, f"{why}; its {int(inside[rows['design'][chosen]].sum())} samples are left out")
@@ -237,7 +226,8 @@ def _adopt(self: MultimodalAutocompleteDataset, table, captions, views, clouds, 
     "Take what was found as the samples of this data set: a row of numbers a design and a row a sample."
     self._listed = list(self._report.entries)
     for place, suffix, reason, formats in table.notes:
-        if not formats or self.sequence_format in formats.split(): self._report.add(self.files.where(table.ids[place], suffix), reason)
+        if not formats or self.sequence_format in formats.split():
+            self._report.add(self.files.where(table.ids[place], suffix), reason)
     rows = table.samples[self._select(table)]
     used, design = np.unique(rows["design"], return_inverse=True)
     names, suffix = np.unique(rows["suffix"], return_inverse=True)
@@ -257,8 +247,11 @@ def _warn(self: MultimodalAutocompleteDataset, wanted):
     place = self.save_report() if found or wanted else ""
     text = self._report.sentence(self.data_root, place) if self._report.entries else ""
     if not len(self) and self.split != "val":
-        raise DataError(f"no usable sample: {Path(self.folders['json'] or self.data_root).absolute()} gave none that can be trained on; "
-                        f"{text or 'it holds no history of two operations or more. Make some with `cad-mllm synth DIR --num 200`.'}")
+        raise DataError(
+            f"no usable sample: {Path(self.folders['json'] or self.data_root).absolute()} gave none that can be "
+            "trained on; "
+            f"{text or 'it holds no history of two operations or more. Make some with `cad-mllm synth DIR --num 200`.'}"
+        )
     if text: warnings.warn(text, DataWarning, stacklevel=3)
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #2e62f088
@@ -281,7 +274,8 @@ def skipped(self: MultimodalAutocompleteDataset) -> list: # of (file, reason)
 
 @patch(as_prop=True)
 def num_tokens(self: MultimodalAutocompleteDataset) -> np.ndarray: # (len(ds),)
-    "CAD tokens of each sample's whole history, given and to be written together, end marker included; caption, image and points come on top."
+    """CAD tokens of each sample's whole history, given and to be written together, end marker included; caption,
+    image and points come on top."""
     return self._designs["tokens"][self._samples["design"]]
 
 @patch
@@ -301,7 +295,10 @@ def _unchanged(self: MultimodalAutocompleteDataset, index, signature=None):
     "Whether both files are the ones that were checked; `signature` is the whole's, where it is known."
     row, id, suffix = self._named(index)
     if signature is None: signature = self.files.whole_signature(id)
-    return signature == self._designs["signature"][row["design"]] and self.files.beginning_signature(id, suffix) == row["signature"]
+    return (
+        signature == self._designs["signature"][row["design"]]
+        and self.files.beginning_signature(id, suffix) == row["signature"]
+    )
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #7b633f6f
 @patch
@@ -321,8 +318,12 @@ def _whole(self: MultimodalAutocompleteDataset, index):
     content = parse_history_bytes(data)
     whole = parse_program(content)
     if not self._unchanged(index, signature):
-        kept = check_beginning(whole, content, self.files.where(id, suffix))[0] if self.folders["truncated"] else row["kept"]
-        if kept != row["kept"] or len(whole) != self._designs["total"][row["design"]]: raise Skip("changed while training: it has another number of operations")
+        kept = (
+            check_beginning(whole, content, self.files.where(id, suffix))[0] if self.folders["truncated"]
+            else row["kept"]
+        )
+        if kept != row["kept"] or len(whole) != self._designs["total"][row["design"]]:
+            raise Skip("changed while training: it has another number of operations")
     return whole
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #5cbd3060
@@ -333,7 +334,10 @@ def _split(self: MultimodalAutocompleteDataset, index, kept, grid=None, origin=N
     if key in self._cache and self._unchanged(index): return self._cache[key]
     row, id, _ = self._named(index)
     split = self.files.split(id, kept) if self._reads_tokens and grid is None else None
-    if split is None: split = self.codec.split(self._whole(index) if origin is None else self._whole(index).moved(-origin), kept, grid)
+    if split is None:
+        split = self.codec.split(
+            self._whole(index) if origin is None else self._whole(index).moved(-origin), kept, grid
+        )
     size = len(split[0]) + len(split[1])
     if size <= self._cache_room and key not in self._cache and not (grid and self.scan):
         self._cache[key] = split
@@ -348,25 +352,28 @@ def _media_files(self: MultimodalAutocompleteDataset, name, epoch, index):
     bits, role = (self._views, "img") if name == "image" else (self._clouds, "points")
     endings = [s for i, s in enumerate(self._media_names[role]) if bits[design] >> i & 1]
     if name == "image":
-        rng = seeded_rng("view", self.seed, epoch, index)
-        first = endings.pop(rng.integers(len(endings)))
-        num = rng.integers(min(self.max_views, len(endings) + 1)) if self.max_views > 1 else 0
-        endings = [first, *(endings[i] for i in rng.permutation(len(endings))[:num])]
+        endings = draw_views(endings, self.max_views, seeded_rng("view", self.seed, epoch, index))
     return [(role, self._ids[design], e) for e in (endings if name == "image" else endings[:1])]
 
 @patch
 def _cloud(self: MultimodalAutocompleteDataset, cloud, epoch, index, kept, prefix, own):
     "A cloud as `Sample` fields; `own` is the grid that the part would choose by itself."
-    if own and not .3 < float(np.ptp(cloud[:, :3], axis=0).max())/(NUM_LEVELS*own.unit) < 2: check_belongs(cloud, self._whole(index))
+    if own and not .3 < float(np.ptp(cloud[:, :3], axis=0).max())/(NUM_LEVELS*own.unit) < 2:
+        check_belongs(cloud, self._whole(index))
     if self.scan: cloud = self.scan(cloud, seeded_rng("scan", self.seed, epoch, index))
-    return see_points(cloud, self.num_points, seeded_rng("points", self.seed, epoch, index), self.codec if self.points_on_grid else None, prefix, not kept,
-                      self.measure_version)
+    return see_points(
+        cloud, self.num_points, seeded_rng("points", self.seed, epoch, index),
+        self.codec if self.points_on_grid else None, prefix, not kept, self.measure_version
+    )
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #d597a7e4
 @patch
 def _media_where(self: MultimodalAutocompleteDataset, role, id, ending):
     "A picture or cloud, for a sentence."
-    return self.files.pack.where(self.files.place[id], ending) if isinstance(self.files, ShardSource) else self.files.path(role, id, ending)
+    return (
+        self.files.pack.where(self.files.place[id], ending) if isinstance(self.files, ShardSource)
+        else self.files.path(role, id, ending)
+    )
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #ea7a1b39
 @patch
@@ -383,8 +390,13 @@ def _draw(self: MultimodalAutocompleteDataset, epoch, index, available):
 @patch
 def _fetch(self: MultimodalAutocompleteDataset, epoch, index):
     "Let the files of a sample be read at once, where the form of the data allows it."
-    media = [ending for name in self._draw(epoch, index, self._available(index))[1:] for _, _, ending in self._media_files(name, epoch, index)]
-    self.files.fetch(self._named(index)[1], [*media, ".tokens.json" if self._reads_tokens and self.files.has_tokens else ".json"])
+    media = [
+        ending for name in self._draw(epoch, index, self._available(index))[1:]
+        for _, _, ending in self._media_files(name, epoch, index)
+    ]
+    self.files.fetch(
+        self._named(index)[1], [*media, ".tokens.json" if self._reads_tokens and self.files.has_tokens else ".json"]
+    )
 
 @patch
 def _load_media(self: MultimodalAutocompleteDataset, name, epoch, index, *known):
@@ -393,8 +405,12 @@ def _load_media(self: MultimodalAutocompleteDataset, name, epoch, index, *known)
     for file in self._media_files(name, epoch, index):
         try:
             data = self.files.media(*file)
-            loaded.append(prepare_image(data, self.image_size) if name == "image" else self._cloud(read_points(data), epoch, index, *known))
-        except Exception as e: self._report.add(self._media_where(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
+            loaded.append(
+                prepare_image(data, self.image_size) if name == "image"
+                else self._cloud(read_points(data), epoch, index, *known)
+            )
+        except Exception as e:
+            self._report.add(self._media_where(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
     if not loaded or name != "image": return loaded[0] if loaded else None
     return dict(image=loaded[0] if len(loaded) == 1 else np.stack(loaded))
 
@@ -417,14 +433,17 @@ def sample(
     epoch: int,
     index: int, # from 0 to len(ds) - 1
 ) -> Sample: # None where the files have gone bad since they were checked
-    "The sample at `index` as `epoch` draws it: a pure function of (seed, epoch, index) and the files. Never raises for a file."
+    """The sample at `index` as `epoch` draws it: a pure function of (seed, epoch, index) and the files. Never raises
+    for a file."""
     row, id, suffix = self._named(index)
     try:
         scratch = seeded_rng("from scratch", self.seed, epoch, index).random() < self.from_scratch_prob
         kept = 0 if scratch else int(row["kept"])
         if isinstance(self.files, ShardSource): self._fetch(epoch, index)
         prefix, target = self._split(index, kept)
-        modalities, media = self._media(epoch, index, kept, prefix, self.codec.grid(prefix or target) if self.points_on_grid else None)
+        modalities, media = self._media(
+            epoch, index, kept, prefix, self.codec.grid(prefix or target) if self.points_on_grid else None
+        )
         if media.get("grid") and not prefix: prefix, target = self._split(index, kept, media["grid"], media["origin"])
     except Exception as e:
         reason = str(e) if isinstance(e, Skip) else f"{type(e).__name__}: {e}"
@@ -454,16 +473,18 @@ def order(
 @patch(as_prop=True)
 def fingerprint(self: MultimodalAutocompleteDataset) -> str: # 16 hexadecimal digits
     "A hash of what determines the sample sequence, for noticing that the data changed between two runs."
-    digest = hashlib.sha256(json.dumps([self._ids, self._suffixes]).encode())
-    for table in (self._designs["total"], self._designs["size"], *(self._samples[c] for c in ("design", "suffix", "kept")), self._views, self._clouds):
-        digest.update(np.ascontiguousarray(table, dtype="<i8").tobytes())
-    return digest.hexdigest()[:16]
+    tables = [self._designs[c] for c in ("total", "size")] + [self._samples[c] for c in ("design", "suffix", "kept")]
+    return sequence_hash([self._ids, self._suffixes], [*tables, self._views, self._clouds])
 
 @patch
 def __repr__(self: MultimodalAutocompleteDataset):
     def share(has): return f"{100*float(np.mean(has)) if len(self._ids) else 0:.0f}%"
-    return (f"{len(self)} samples ({self.split}) of {len(self._ids)} histories; with caption {share([bool(c) for c in self._captions])}, "
-            f"pictures {share(self._views > 0)}, points {share(self._clouds > 0)}; {sum(self.report.values())} files left out")
+    return (
+        f"{len(self)} samples ({self.split}) of {len(self._ids)} histories; with caption "
+        f"{share([bool(c) for c in self._captions])}, "
+        f"pictures {share(self._views > 0)}, points {share(self._clouds > 0)}; {sum(self.report.values())} files left "
+        "out"
+    )
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #bf7350be
 @patch
@@ -471,4 +492,7 @@ def check_reachable(self: MultimodalAutocompleteDataset):
     "Raise `DataError` where the folder of histories, or of shards, has gone away."
     try: self.files.check_reachable()
     except OSError as e:
-        raise DataError(f"the data went away while training: {Path(self.folders['json'] or self.data_root).absolute()} ({e.strerror}); mount or restore it and resume from the last checkpoint") from None
+        raise DataError(
+            f"the data went away while training: {Path(self.folders['json'] or self.data_root).absolute()} "
+            f"({e.strerror}); mount or restore it and resume from the last checkpoint"
+        ) from None

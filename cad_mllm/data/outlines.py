@@ -76,7 +76,10 @@ def _zigzag(r, w, h):
 
 def _plus(r, w, h):
     x, y = r.between(.1*w, .4*w), r.between(.1*h, .4*h)
-    return [(x, 0), (w - x, 0), (w - x, y), (w, y), (w, h - y), (w - x, h - y), (w - x, h), (x, h), (x, h - y), (0, h - y), (0, y), (x, y)]
+    return [
+        (x, 0), (w - x, 0), (w - x, y), (w, y), (w, h - y), (w - x, h - y), (w - x, h), (x, h), (x, h - y), (0, h - y),
+        (0, y), (x, y)
+    ]
 
 def _tee(r, w, h):
     x, y = r.between(.15*w, .42*w), r.between(.15*h, .7*h)
@@ -91,7 +94,9 @@ def turned(points, ruler: Ruler, w: float, h: float) -> list: # of (x, y) about 
 
 def stepped_outline(ruler: Ruler, w: float, h: float) -> Loop:
     "An outline of right angles, some of its corners rounded in a few cases."
-    points = turned(ruler.pick((_angle, _channel, _zigzag, _plus, _tee), (30, 22, 14, 14, 20))(ruler, w, h), ruler, w, h)
+    points = turned(
+        ruler.pick((_angle, _channel, _zigzag, _plus, _tee), (30, 22, 14, 14, 20))(ruler, w, h), ruler, w, h
+    )
     if not ruler.chance(.12): return outline(points)
     radius = ruler.between(.03*min(w, h), .09*min(w, h))
     sides = [math.dist(p, q) for p, q in zip(points, points[1:] + points[:1])]
@@ -143,7 +148,8 @@ def _half_disc(r, w, h):
 
 def _ring_sector(r, w, h):
     outer = min(w, h)/2
-    inner, angle = min(r.between(.3*outer, .85*outer), .9*outer), r.pick((math.pi/2, math.pi, 2*math.pi/3, r.rng.uniform(.5, 4.5)))
+    inner = min(r.between(.3*outer, .85*outer), .9*outer)
+    angle = r.pick((math.pi/2, math.pi, 2*math.pi/3, r.rng.uniform(.5, 4.5)))
     at = r.pick((0, math.pi/2, math.pi))
     on = lambda radius, share: (radius*math.cos(at + share*angle), radius*math.sin(at + share*angle))
     return outline([on(outer, 0), via(*on(outer, .5)), on(outer, 1), on(inner, 1), via(*on(inner, .5)), on(inner, 0)])
@@ -153,7 +159,10 @@ def arc_outline(ruler: Ruler, w: float, h: float) -> Loop:
     return ruler.pick((_rounded, _long_slot, _bulged, _half_disc, _ring_sector), (48, 16, 12, 14, 10))(ruler, w, h)
 
 # %% ../../nbs/5_data/04_outlines.ipynb #efd7587d
-OUTLINES = {"disc": round_outline, "rectangle": rectangular_outline, "outline of right angles": stepped_outline, "polygon": slanted_outline, "outline with arcs": arc_outline}
+OUTLINES = {
+    "disc": round_outline, "rectangle": rectangular_outline, "outline of right angles": stepped_outline,
+    "polygon": slanted_outline, "outline with arcs": arc_outline
+}
 SHARES = (27, 30, 12, 7, 24) # of the outlines, in percent
 
 # %% ../../nbs/5_data/04_outlines.ipynb #4cb83254
@@ -202,7 +211,8 @@ def ring_holes(ruler: Ruler, kind: str, w: float, h: float) -> list: # of loops 
         r = min(r, .4*ring/2*math.sin(math.pi/n)*2, .4*(m - ring)/2)
     else:
         a, b = w/2 - ruler.between(.12*m, .24*m), h/2 - ruler.between(.12*m, .24*m)
-        centers, middle = _box(2*a, 2*b) if ruler.chance(.7) else [(-a, 0), (a, 0)] if w > h else [(0, -b), (0, b)], .55*min(a, b)
+        centers = _box(2*a, 2*b) if ruler.chance(.7) else [(-a, 0), (a, 0)] if w > h else [(0, -b), (0, b)]
+        middle = .55*min(a, b)
         r = min(r, .45*a, .45*b)
     holes = [disc(2*r, x, y) for x, y in centers]
     return holes + [disc(2*ruler.rng.uniform(.4, .8)*middle)]*(ruler.chance(.3) and middle > 0 and len(holes) > 2)
@@ -238,7 +248,11 @@ def copies(
     w, h = np.ptp(profile[0].contour().box(), axis=0)*1000
     n = ruler.pick((2, 3, 4, 6), (46, 12, 32, 10))
     dx, dy = (ruler.snap(max(1.15*side, ruler.rng.uniform(.35, .9)*free)) for side, free in zip((w, h), room))
-    if n in (2, 3): at = [(x, 0) if room[0] >= room[1] else (0, x) for x in row_of(n, (dx if room[0] >= room[1] else dy)*(n - 1)/(1 if n == 2 else 1.6))]
+    if n in (2, 3):
+        at = [
+            (x, 0) if room[0] >= room[1] else (0, x)
+            for x in row_of(n, (dx if room[0] >= room[1] else dy)*(n - 1)/(1 if n == 2 else 1.6))
+        ]
     elif n == 4: at = _box(dx, dy)
     else: at = ring_of(6, max(2.4*max(w, h), .7*min(room)))
     return [[shifted(l, p) for l in profile] for p in at]

@@ -17,7 +17,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..geometry.engines import get_engine
-from .shards import INDEX_NAME, is_pack, Made, Pack, PackError, to_bytes, write_pack
+from .shard_files import to_bytes
+from .shards import INDEX_NAME, is_pack, Made, Pack, PackError, write_pack
 from .skipped import DataError
 from .pairs import num_jobs
 from .sources import encode_json_line, language_version
@@ -38,20 +39,34 @@ def _group(self: MultimodalAutocompleteDataset, place, kepts, encode):
     if encode: files.append((".tokens.json", Made([language_version(), kepts], lambda: encode(str(whole), kepts))))
     if caption: files.append((".txt", caption.encode("utf-8", "surrogateescape")))
     for role, bits in (("points", self._clouds), ("img", self._views)):
-        files += [(packed, self.files.path(role, id, e)) for i, (e, packed) in enumerate(_packed_endings(self._media_names[role])) if bits[place] >> i & 1]
+        files += [
+            (packed, self.files.path(role, id, e))
+            for i, (e, packed) in enumerate(_packed_endings(self._media_names[role])) if bits[place] >> i & 1
+        ]
     return id, files
 
 @patch
 def _pack_extra(self: MultimodalAutocompleteDataset, language):
     "What a pack's index keeps beside the members: nothing that depends on where or when."
     table, place = self._table, {id: i for i, id in enumerate(self._ids)}
-    designs, samples, chosen = table.designs.copy(), table.samples.copy(), np.array([place.get(id, -1) for id in table.ids])
+    designs = table.designs.copy()
+    samples = table.samples.copy()
+    chosen = np.array([place.get(id, -1) for id in table.ids])
     designs["signature"], samples["signature"] = 0, 0
     captions = [self._captions[i] if i >= 0 else "" for i in chosen]
     views, clouds = (np.where(chosen >= 0, bits[chosen], 0).astype("<i4") for bits in (self._views, self._clouds))
     listed = [(os.path.relpath(file, self.data_root), reason) for file, reason in self._listed]
-    return dict(replace(table, designs=designs, samples=samples).arrays(), captions=to_bytes(captions), views=views, clouds=clouds,
-                listed=to_bytes(listed), media=to_bytes({**self._media_names, **{role: [p for _, p in _packed_endings(self._media_names[role])] for role in ("img", "points")}}), language=to_bytes(language), cut=np.array(self.folders["truncated"] is None))
+    return dict(
+        replace(table, designs=designs, samples=samples).arrays(), captions=to_bytes(captions), views=views,
+        clouds=clouds, listed=to_bytes(listed),
+        media=to_bytes(
+            {
+                **self._media_names,
+                **{role: [p for _, p in _packed_endings(self._media_names[role])] for role in ("img", "points")}
+            }
+        ),
+        language=to_bytes(language), cut=np.array(self.folders["truncated"] is None)
+    )
 
 @patch
 def _groups(self: MultimodalAutocompleteDataset, encode):
@@ -63,7 +78,8 @@ def _groups(self: MultimodalAutocompleteDataset, encode):
 # %% ../../nbs/5_data/25_packing.ipynb #a21c2eb5
 @contextmanager
 def _processes(func, jobs):
-    "`func` by `jobs` processes or by an engine, callable from several threads; 1 means none but this one. Where a process dies, the rest is done here."
+    """`func` by `jobs` processes or by an engine, callable from several threads; 1 means none but this one. Where a
+    process dies, the rest is done here."""
     if not isinstance(jobs, int):
         yield lambda *args: jobs.call(func, *args)
         return
@@ -86,22 +102,36 @@ def pack(
     jobs: int = 0, # processes that check histories; 0 for as many as pay
     readers: int = 8, # threads that read files ahead; more help on a slow disk
     tokens: bool = True, # keep the tokens of every sample too: packing takes longer, reading a fraction
-    engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see the data set; the shards are written by this machine
+    engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see
+                           # the data set; the shards are written by this machine
 ) -> dict: # samples, histories, shards, bytes, what was left out by reason, and the fingerprint
     "Pack a data set into tar shards (WebDataset's layout) with an index; goes on where it was killed."
     root, out = Path(root), Path(out)
-    if (out/"json").exists(): raise DataError(f"out={str(out)!r}: holds a data set as a folder; choose an empty folder for the shards")
-    if is_pack(root) and not (root/"json").exists(): raise DataError(f"root={str(root)!r}: is packed already; copy it, or pack the folder that it was made of")
+    if (out/"json").exists():
+        raise DataError(f"out={str(out)!r}: holds a data set as a folder; choose an empty folder for the shards")
+    if is_pack(root) and not (root/"json").exists():
+        raise DataError(f"root={str(root)!r}: is packed already; copy it, or pack the folder that it was made of")
     if engine != "local":
         jobs = get_engine(engine)
         readers = max(readers, 2*jobs.width())
-    ds = MultimodalAutocompleteDataset(root, sequence_format="json", index_path=out/"checked.npz", report_path=out/"pack_report.json", jobs=jobs)
+    ds = MultimodalAutocompleteDataset(
+        root, sequence_format="json", index_path=out/"checked.npz", report_path=out/"pack_report.json", jobs=jobs
+    )
     with _processes(encode_json_line, num_jobs(jobs, 4*len(ds))) as encode:
-        made = write_pack(out, ds._groups(encode if tokens else None), ds._pack_extra(language_version() if tokens else ""), shard_mb, readers)
+        made = write_pack(
+            out, ds._groups(encode if tokens else None), ds._pack_extra(language_version() if tokens else ""), shard_mb,
+            readers
+        )
     packed = Pack(out)
     sizes = packed.members["size"][packed.first[:-1]]
     if changed := [id for id, size, known in zip(ds._ids, sizes, ds._designs["size"]) if size != known]:
         (out/INDEX_NAME).unlink()
-        raise PackError(f"{root}: {changed[0]}.json and {len(changed) - 1} others changed while they were packed; run again when nothing writes there")
-    return dict(root=str(root), out=str(out), samples=len(ds), histories=len(ds._ids), shards=len(made["shards"]), bytes=sum(s["bytes"] for s in made["shards"]),
-                kept_shards=made["kept_shards"], left_out=ds.report, fingerprint=ds.fingerprint)
+        raise PackError(
+            f"{root}: {changed[0]}.json and {len(changed) - 1} others changed while they were packed; run again when "
+            "nothing writes there"
+        )
+    return dict(
+        root=str(root), out=str(out), samples=len(ds), histories=len(ds._ids), shards=len(made["shards"]),
+        bytes=sum(s["bytes"] for s in made["shards"]), kept_shards=made["kept_shards"], left_out=ds.report,
+        fingerprint=ds.fingerprint
+    )

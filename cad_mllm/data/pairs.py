@@ -22,7 +22,10 @@ from ..cad.tokens import encode_split
 from .skipped import logger, parse_history_bytes, parse_program, read_history_file, signature_at, Skip
 
 # %% ../../nbs/5_data/12_pairs.ipynb #7d830c47
-_DATED = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph"}
+_DATED = {
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "nfs", "nfs4", "lustre", "gpfs",
+    "beegfs", "ceph"
+}
 
 def dates_folders(path):
     "Whether the file system is known to date a folder when names in it change."
@@ -33,7 +36,12 @@ def file_stamp(path, dated=True):
     try:
         stat = os.stat(path)
         if time.time_ns() - stat.st_mtime_ns < 2e9: return None
-        return [stat.st_mtime_ns, "" if dated else hashlib.sha1("/".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape")).hexdigest()]
+        return [
+            stat.st_mtime_ns,
+            "" if dated else hashlib.sha1(
+                "/".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape")
+            ).hexdigest()
+        ]
     except OSError: return None
 
 # %% ../../nbs/5_data/12_pairs.ipynb #24f7614e
@@ -46,9 +54,12 @@ def _leads_on(path, root, entered):
     return True
 
 def walk_files(root, suffix, report, seen=None):
-    "Yield the paths below `root` that end in `suffix`, relative, with forward slashes, in a fixed order; a folder that cannot be listed is reported."
+    """Yield the paths below `root` that end in `suffix`, relative, with forward slashes, in a fixed order; a folder
+    that cannot be listed is reported."""
     dated, entered = seen is None or dates_folders(root), set()
-    for folder, dirs, names in os.walk(root, onerror=lambda e: report.add(e.filename, f"unreadable folder: {e.strerror}"), followlinks=True):
+    for folder, dirs, names in os.walk(
+        root, onerror=lambda e: report.add(e.filename, f"unreadable folder: {e.strerror}"), followlinks=True
+    ):
         dirs[:] = [d for d in sorted(dirs) if _leads_on(Path(folder, d), root, entered)]
         prefix = "" if Path(folder) == Path(root) else Path(os.path.relpath(folder, root)).as_posix() + "/"
         if seen is not None: seen[prefix] = file_stamp(folder, dated)
@@ -70,9 +81,16 @@ def _num_kept(content, whole_content, whole):
     "How many operations a beginning keeps, where its JSON is part of the whole's; else None."
     try: entities, sequence, all_entities = content["entities"], content["sequence"], whole_content["entities"]
     except (TypeError, KeyError): return None
-    if not (isinstance(entities, dict) and isinstance(sequence, list) and 0 < len(sequence) < len(whole)) or sequence != whole_content["sequence"][:len(sequence)]: return None
+    if (
+        not (isinstance(entities, dict) and isinstance(sequence, list) and 0 < len(sequence) < len(whole))
+        or sequence != whole_content["sequence"][:len(sequence)]
+    ):
+        return None
     if not all(e in entities for e in whole.sequence[:len(sequence)]): return None
-    same = all(k in all_entities and v == all_entities[k] and all(r in entities for r in whole.entities[k].references()) for k, v in entities.items())
+    same = all(
+        k in all_entities and v == all_entities[k] and all(r in entities for r in whole.entities[k].references())
+        for k, v in entities.items()
+    )
     return len(sequence) if same else None
 
 def check_beginning(whole, whole_content, path):
@@ -82,7 +100,8 @@ def check_beginning(whole, whole_content, path):
     kept = _num_kept(content, whole_content, whole)
     if kept: return kept, signature
     part = parse_program(content)
-    if not part.is_prefix_of(whole): raise Skip("not a beginning: its operations are not the first ones of the whole history")
+    if not part.is_prefix_of(whole):
+        raise Skip("not a beginning: its operations are not the first ones of the whole history")
     return len(part), signature
 
 # %% ../../nbs/5_data/12_pairs.ipynb #899488d5
@@ -102,21 +121,26 @@ def _check_beginnings(whole, content, paths):
 
 # %% ../../nbs/5_data/12_pairs.ipynb #1262e371
 def _num_tokens(whole, notes):
-    "CAD tokens of a whole history, end marker included; -1 and a note for the formats that write tokens where it has none."
+    """CAD tokens of a whole history, end marker included; -1 and a note for the formats that write tokens where it
+    has none."""
     try: return sum(map(len, encode_split(whole, 0)))
     except Exception as e:
         notes.append(("", f"cannot be encoded: {type(e).__name__}: {e}", "tokens text"))
         return -1
 
 def check_design(job):
-    "Check one whole with all its beginnings. Returns the verdict ((operations, signature, bytes, tokens), rows, notes); 0 operations where the whole is of no use."
+    """Check one whole with all its beginnings. Returns the verdict ((operations, signature, bytes, tokens), rows,
+    notes); 0 operations where the whole is of no use."""
     full, beginnings = job
     try:
         data, signature = read_history_file(full, "missing whole: there are beginnings of it")
         content = parse_history_bytes(data)
         whole = parse_program(content)
-    except Skip as e: return (0, signature_at(full), 0, 0), [(s, -1, 0) for s, _ in beginnings or ()], [("", str(e), "")]
-    rows, notes = _check_beginnings(whole, content, beginnings) if beginnings is not None else (list_partials(len(whole)), [])
+    except Skip as e:
+        return (0, signature_at(full), 0, 0), [(s, -1, 0) for s, _ in beginnings or ()], [("", str(e), "")]
+    rows, notes = (
+        _check_beginnings(whole, content, beginnings) if beginnings is not None else (list_partials(len(whole)), [])
+    )
     if not rows: notes.append(("", "too short: a single operation has no beginning to complete", ""))
     return (len(whole), signature, len(data), _num_tokens(whole, notes)), rows, notes
 
@@ -129,7 +153,8 @@ def _map_by_engine(func, items, engine, size=16, timeout=600):
     "`func` of each item, in order, by an engine; a batch that its worker did not survive is done here."
     batches = [(func, items[i:i + size]) for i in range(0, len(items), size)]
     for batch, found in engine.map(_each, batches, timeout):
-        if isinstance(found, Exception): logger.warning("a checking process failed (%s); going on with %d items in this one", found, len(batch[1]))
+        if isinstance(found, Exception):
+            logger.warning("a checking process failed (%s); going on with %d items in this one", found, len(batch[1]))
         yield from _each(batch) if isinstance(found, Exception) else found
 
 def map_processes(func, items, jobs):

@@ -77,13 +77,17 @@ def rect(width: float, height: float, x: float = 0, y: float = 0, rounding: floa
 def slot(length: float, width: float, x: float = 0, y: float = 0) -> Loop:
     "A straight slot with round ends along x: overall `length`, in mm."
     a, r = (length - width)/2, width/2
-    return outline([(x - a, y - r), (x + a, y - r), via(x + a + r, y), (x + a, y + r), (x - a, y + r), via(x - a - r, y)])
+    return outline(
+        [(x - a, y - r), (x + a, y - r), via(x + a + r, y), (x + a, y + r), (x - a, y + r), via(x - a - r, y)]
+    )
 
 # %% ../../nbs/5_data/01_parts.ipynb #5db68bb1
 def ring_of(num: int, diameter: float, start: float = 0.0) -> list: # of (x, y)
     "Centers evenly spaced on a circle; `start` in degrees."
     angles = np.radians(start) + 2*np.pi*np.arange(num)/num
-    return [(float(x), float(y)) for x, y in np.round(diameter/2*np.stack([np.cos(angles), np.sin(angles)], 1), 9) + 0.0]
+    return [
+        (float(x), float(y)) for x, y in np.round(diameter/2*np.stack([np.cos(angles), np.sin(angles)], 1), 9) + 0.0
+    ]
 
 def row_of(num: int, width: float) -> list: # of float
     "Positions evenly spaced over a width, about zero."

@@ -42,7 +42,10 @@ def _reason(error):
     text = error.reason if isinstance(error, (CADFormatError, WorkerError)) else str(error)
     if isinstance(error, WorkerError): text = f"worker: {text}"
     if not isinstance(error, (CADFormatError, GeometryError, WorkerError)): text = f"{type(error).__name__}: {text}"
-    for pattern, by in ((r"'[^']*'|\"[^\"]*\"", "..."), (r" ?\([^()]*\)", ""), (r"(?<![\w-])-?\d[\d.,e+-]*\b", "N"), (r"(cyclic reference) .*", r"\1")):
+    for pattern, by in (
+        (r"'[^']*'|\"[^\"]*\"", "..."), (r" ?\([^()]*\)", ""), (r"(?<![\w-])-?\d[\d.,e+-]*\b", "N"),
+        (r"(cyclic reference) .*", r"\1")
+    ):
         text = re.sub(pattern, by, text)
     return text[:120]
 
@@ -58,21 +61,36 @@ class PrepareReport:
     def fail(self, file, product, error):
         self.count(product, "failed")
         row = error.row if isinstance(error, KnownFailure) else dict(reason=_reason(error), message=str(error)[:500])
-        self.failures.append(dict(file=str(file), product=product, reason=row["reason"], message=row["message"], **({"known": True} if isinstance(error, KnownFailure) else {})))
+        self.failures.append(
+            dict(
+                file=str(file), product=product, reason=row["reason"], message=row["message"],
+                **({"known": True} if isinstance(error, KnownFailure) else {})
+            )
+        )
 
     def to_dict(self, **more):
         reasons = Counter(f["reason"] for f in self.failures)
-        return {**more, "products": {k: dict(v) for k, v in self.products.items()}, "reasons": dict(reasons.most_common()), "failures": self.failures}
+        return {
+            **more, "products": {k: dict(v) for k, v in self.products.items()}, "reasons": dict(reasons.most_common()),
+            "failures": self.failures
+        }
 
 # %% ../../nbs/5_data/08_preparation.ipynb #40570523
 def _is_failure(row):
     "Whether a line tells of a failure, or that there is none any more."
-    return all(isinstance(row.get(k), str) for k in ("id", "product", "message", "stamp")) and isinstance(row.get("reason", 0), (str, type(None)))
+    return (
+        all(isinstance(row.get(k), str) for k in ("id", "product", "message", "stamp"))
+        and isinstance(row.get("reason", 0), (str, type(None)))
+    )
 
 class _Failures:
     "Failures of earlier runs by (id, product), and the file that takes new ones."
     def __init__(self, out, ending="", retry=False, kernel="", timeout=0.):
-        self.path, self.retry, self.kernel, self.timeout, self.rows = out/f"prepare_failures{ending}.jsonl", retry, kernel, timeout, {}
+        self.path = out/f"prepare_failures{ending}.jsonl"
+        self.retry = retry
+        self.kernel = kernel
+        self.timeout = timeout
+        self.rows = {}
         for path in sorted(out.glob("prepare_failures*.jsonl")):
             for row in filter(_is_failure, read_lines(path)):
                 self.rows.setdefault(row["id"], {})[row["product"]] = row
@@ -87,7 +105,10 @@ class _Failures:
         if self.retry or not self.rows.get(id): return {}
         try: stamp = self.stamp(source)
         except OSError: return {}
-        return {k: r for k, r in self.rows[id].items() if r["stamp"] == stamp and not (r.get("timeout") and r["timeout"] < self.timeout)}
+        return {
+            k: r for k, r in self.rows[id].items() if r["stamp"] == stamp
+            and not (r.get("timeout") and r["timeout"] < self.timeout)
+        }
 
 # %% ../../nbs/5_data/08_preparation.ipynb #d38c3c71
 @patch
@@ -132,7 +153,10 @@ def _names(out):
     "Path below its folder of every product that is there."
     found = {}
     for folder in ("img", "pointcloud", "step", "json_truncated"):
-        found[folder] = {os.path.relpath(os.path.join(at, f), out/folder).replace(os.sep, "/") for at, _, files in os.walk(out/folder) for f in files}
+        found[folder] = {
+            os.path.relpath(os.path.join(at, f), out/folder).replace(os.sep, "/")
+            for at, _, files in os.walk(out/folder) for f in files
+        }
     return found
 
 def _lacks(id, options, names):
@@ -168,8 +192,11 @@ def _draw_sample(todo, num):
     return [(todo[i], 1/share[i]) for i, new in zip(order, np.diff(reached, prepend=0)) if new]
 
 def _total(values, weights, sizes, num, total_size):
-    "The total of a population of `num` files with `total_size` bytes, and two standard errors of it, from a weighted sample."
-    y, root, x = np.asarray(values, float), np.sqrt(weights), np.stack([np.ones(len(sizes)), np.asarray(sizes, float)/max(np.mean(sizes), 1)], 1)
+    """The total of a population of `num` files with `total_size` bytes, and two standard errors of it, from a
+    weighted sample."""
+    y = np.asarray(values, float)
+    root = np.sqrt(weights)
+    x = np.stack([np.ones(len(sizes)), np.asarray(sizes, float)/max(np.mean(sizes), 1)], 1)
     line = np.linalg.lstsq(x*root[:, None], y*root, rcond=None)[0]
     rest = ((y - x@line)*weights)[np.asarray(weights) > 1]
     n, total = len(rest), float(line @ [num, total_size/max(np.mean(sizes), 1)])
@@ -196,16 +223,27 @@ def estimate(
     names = _names(out)
     todo = [h for h in histories if _lacks(h[0], options, names)]
     sample = _draw_sample(todo, num_samples)
-    made = dict(histories=len(histories), todo=len(todo), sampled=len(sample), jobs=jobs, seconds=0., seconds_range=[0., 0.], files=0, bytes=0, by_folder={}, bytes_free=shutil.disk_usage(_existing(out)).free)
+    made = dict(
+        histories=len(histories), todo=len(todo), sampled=len(sample), jobs=jobs, seconds=0., seconds_range=[0., 0.],
+        files=0, bytes=0, by_folder={}, bytes_free=shutil.disk_usage(_existing(out)).free
+    )
     if not sample: return made
-    with tempfile.TemporaryDirectory() as d: results = _measure([(str(path), d, id, replace(options, overwrite=True), False, {}) for (id, path), _ in sample], jobs, timeout)
-    population = np.array([w for _, w in sample]), [os.stat(p).st_size for (_, p), _ in sample], len(todo), sum(os.stat(p).st_size for _, p in todo)
+    with tempfile.TemporaryDirectory() as d:
+        results = _measure(
+            [(str(path), d, id, replace(options, overwrite=True), False, {}) for (id, path), _ in sample], jobs, timeout
+        )
+    population = np.array([w for _, w in sample]), [os.stat(p).st_size for (_, p), _ in sample], len(todo), sum(
+        os.stat(p).st_size for _, p in todo
+    )
     seconds, error = (v/max(jobs, 1) for v in _total([r[0] for r in results], *population))
     for folder in results[0][1]:
         files, bytes_ = (_total([r[1][folder][i] for r in results], *population)[0] for i in range(2))
         if files: made["by_folder"][folder] = dict(files=round(files), bytes=round(bytes_))
-    return {**made, "seconds": seconds, "seconds_range": [max(seconds - error, 0.), seconds + error],
-            "files": sum(v["files"] for v in made["by_folder"].values()), "bytes": sum(v["bytes"] for v in made["by_folder"].values())}
+    return {
+        **made, "seconds": seconds, "seconds_range": [max(seconds - error, 0.), seconds + error],
+        "files": sum(v["files"] for v in made["by_folder"].values()),
+        "bytes": sum(v["bytes"] for v in made["by_folder"].values())
+    }
 
 # %% ../../nbs/5_data/08_preparation.ipynb #4024f72f
 def _existing(path):
@@ -213,9 +251,13 @@ def _existing(path):
     path = Path(path).resolve()
     return path if path.exists() else _existing(path.parent)
 
-def _duration(seconds): return f"{seconds:.0f} s" if seconds < 120 else f"{seconds/60:.0f} min" if seconds < 7200 else f"{seconds/3600:.1f} h"
+def _duration(seconds):
+    return (
+        f"{seconds:.0f} s" if seconds < 120 else f"{seconds/60:.0f} min" if seconds < 7200 else f"{seconds/3600:.1f} h"
+    )
 
-def _size(num): return f"{num/2**10:.0f} KB" if num < 2**20 else f"{num/2**20:.0f} MB" if num < 10*2**30 else f"{num/2**30:.1f} GB"
+def _size(num):
+    return f"{num/2**10:.0f} KB" if num < 2**20 else f"{num/2**20:.0f} MB" if num < 10*2**30 else f"{num/2**30:.1f} GB"
 
 def describe_estimate(
     e: dict, # what `estimate` gives
@@ -224,15 +266,21 @@ def describe_estimate(
     if not e["todo"]: return f"{e['histories']} histories: nothing is missing"
     low, high = e["seconds_range"]
     parts = ", ".join(f"{k} {_size(v['bytes'])} in {v['files']:,}" for k, v in e["by_folder"].items())
-    lines = [f"{e['todo']} of {e['histories']} histories lack products; timed {e['sampled']} of them in {e['jobs'] or 1} process{'es'*(e['jobs'] > 1)}",
-             f"time: about {_duration(e['seconds'])} ({_duration(low)} to {_duration(high)}) with jobs={e['jobs']} on this machine",
-             f"space: about {_size(e['bytes'])} in {e['files']:,} files ({parts}); free: {_size(e['bytes_free'])}"]
-    if e["bytes"] > e["bytes_free"]: lines.append("there is not room for that: choose another folder, or fewer products")
+    lines = [
+        f"{e['todo']} of {e['histories']} histories lack products; timed {e['sampled']} of them in {e['jobs'] or 1} "
+        f"process{'es'*(e['jobs'] > 1)}",
+        f"time: about {_duration(e['seconds'])} ({_duration(low)} to {_duration(high)}) with jobs={e['jobs']} on this "
+        "machine",
+        f"space: about {_size(e['bytes'])} in {e['files']:,} files ({parts}); free: {_size(e['bytes_free'])}"
+    ]
+    if e["bytes"] > e["bytes_free"]:
+        lines.append("there is not room for that: choose another folder, or fewer products")
     return "\n".join(lines)
 
 # %% ../../nbs/5_data/08_preparation.ipynb #fcf796d0
 def _sweep(out, now, min_age=0.):
-    "Remove temporary files of processes that are gone; with shards, which run on other machines, of those that have not been touched for an hour."
+    """Remove temporary files of processes that are gone; with shards, which run on other machines, of those that
+    have not been touched for an hour."""
     for folder in ("json", "txt", "json_truncated", "img", "pointcloud", "step"):
         for path in (out/folder).rglob(".tmp-*"):
             pid = path.name.split("-")[1]
@@ -241,7 +289,10 @@ def _sweep(out, now, min_age=0.):
             except OSError: pass
 
 def _cannot_write(out, error):
-    return PrepareError(f"{out}: cannot be written ({error.strerror or error}); free some space or choose another folder, and run again: what is complete is kept")
+    return PrepareError(
+        f"{out}: cannot be written ({error.strerror or error}); free some space or choose another folder, and run "
+        "again: what is complete is kept"
+    )
 
 # %% ../../nbs/5_data/08_preparation.ipynb #3dad2696
 def list_histories(
@@ -249,9 +300,13 @@ def list_histories(
 ) -> list:
     "(id, file) of every history, in order of ids."
     folder = root/"json"
-    if not folder.is_dir(): raise PrepareError(f"{folder}: no such folder; a data set has json/0000/NAME.json in it, and `cad-mllm synth {root}` makes one")
+    if not folder.is_dir():
+        raise PrepareError(
+            f"{folder}: no such folder; a data set has json/0000/NAME.json in it, and `cad-mllm synth {root}` makes one"
+        )
     files = sorted(p for p in folder.rglob("*.json") if not p.name.startswith("."))
-    if not files: raise PrepareError(f"{folder}: holds no .json file; put histories into folders such as {folder/'0000'}")
+    if not files:
+        raise PrepareError(f"{folder}: holds no .json file; put histories into folders such as {folder/'0000'}")
     return [(p.relative_to(folder).with_suffix("").as_posix(), p) for p in files]
 
 def _open_out(out, ending, shared):
@@ -278,7 +333,10 @@ def _record(report, captions, failures, task, result):
         elif name in PRODUCTS: failures.clear(id, name)
         if name == "captions":
             if captions.add(id, status): report.count("captions", "done")
-            else: report.fail(file, "captions", CADFormatError("its caption file cannot be read, so no caption was added"))
+            else:
+                report.fail(
+                    file, "captions", CADFormatError("its caption file cannot be read, so no caption was added")
+                )
         elif isinstance(status, Exception): report.fail(file, name, status)
         else: report.count(name, status)
 
@@ -295,7 +353,10 @@ def _check_unit(unit, root, out):
     "Raise where the clouds of a data set cannot be taken over in this unit."
     if not unit: return
     if unit not in UNITS: raise PrepareError(f"unit={unit!r}: choose one of {', '.join(UNITS)}")
-    if _same(root, out): raise PrepareError(f"unit={unit!r}: name another folder with out, so that the clouds of {root} stay as they are")
+    if _same(root, out):
+        raise PrepareError(
+            f"unit={unit!r}: name another folder with out, so that the clouds of {root} stay as they are"
+        )
 
 def _work(tasks, engine, timeout, report, book, failures):
     "Run all tasks and enter their results; captions are written even where the run is cut short."
@@ -333,8 +394,10 @@ def prepare(
     "Make every product of every history that is missing. Bad histories are reported, never fatal."
     root, out, start = Path(root), Path(out or root), time.time()
     _check_unit(unit, root, out)
-    products = Products(truncations, points, images, steps, captions, num_points=num_points, image_size=image_size, num_views=num_views,
-                        kernel=kernel, overwrite=overwrite, unit=unit)
+    products = Products(
+        truncations, points, images, steps, captions, num_points=num_points, image_size=image_size, num_views=num_views,
+        kernel=kernel, overwrite=overwrite, unit=unit
+    )
     which, num, ending = _parse_shard(shard)
     histories = [h for h in list_histories(root)[:max_samples or None] if in_shard(h[0], which, num)]
     if dry_run: return estimate(histories, out, products, jobs, timeout)
@@ -342,9 +405,14 @@ def prepare(
     _open_out(out, ending, shared=bool(ending) or not isinstance(engine, LocalEngine))
     try:
         book, failures = _captions_of(root, out, report, ending), _Failures(out, ending, retry, kernel, timeout)
-        tasks = [(str(path), str(out), id, products, captions and id not in book.known, failures.known(id, path)) for id, path in histories]
+        tasks = [
+            (str(path), str(out), id, products, captions and id not in book.known, failures.known(id, path))
+            for id, path in histories
+        ]
         _work(tasks, engine, timeout, report, book, failures)
-        made = report.to_dict(root=str(root), out=str(out), shard=shard, histories=len(histories), seconds=round(time.time() - start, 2))
+        made = report.to_dict(
+            root=str(root), out=str(out), shard=shard, histories=len(histories), seconds=round(time.time() - start, 2)
+        )
         write_text(out/f"prepare_report{ending}.json", json.dumps(made, indent=1))
     except OSError as e: raise _cannot_write(out, e) from None
     return made

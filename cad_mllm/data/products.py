@@ -34,7 +34,10 @@ def _round_openings(program):
     "Circles that leave a hole in a profile that adds, and circles that cut."
     extrudes = [e for e in program.operations() if isinstance(e, Extrude)]
     contours = [(e, p.contours()) for e in extrudes for _, p in program.profiles_of(e)]
-    return sum(c.radius is not None for e, loops in contours for c in (loops[:1] if e.operation == "cut" else loops[1:] if e.operation != "intersect" else ()))
+    return sum(
+        c.radius is not None for e, loops in contours
+        for c in (loops[:1] if e.operation == "cut" else loops[1:] if e.operation != "intersect" else ())
+    )
 
 # %% ../../nbs/5_data/07_products.ipynb #c803ecc5
 def describe(
@@ -68,7 +71,8 @@ class Products:
     num_views: int = 8            # views a part
     kernel: str = "manifold"      # of points, images and captions: "manifold" or "occ"
     overwrite: bool = False       # make again what is there already
-    unit: str = ""                # of the clouds that the data set came with, which are then taken over; "" samples the parts
+    unit: str = ""                # of the clouds that the data set came with, which are then taken over; "" samples the
+                                  # parts
 
     def wanted(self) -> list:
         "Names of the products that are files of their own."
@@ -178,7 +182,8 @@ def _copy_history(source, item):
     with replacing(path) as temporary: temporary.write_bytes(data)
 
 def prepare_one(
-    task: tuple, # (file, root to write to, id, Products, whether a caption is wanted, what failed in earlier runs by product)
+    task: tuple, # (file, root to write to, id, Products, whether a caption is wanted, what failed in earlier runs by
+                 # product)
 ) -> dict: # product -> what became of it
     "All products of one history. Runs in a worker process."
     source, root, id, options, wants_caption, known = task

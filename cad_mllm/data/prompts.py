@@ -34,7 +34,10 @@ class Batch:
     sample_ids: list = field(default_factory=list) # ids of the samples by row
     skipped: list = field(default_factory=list) # (file, reason) met while it was made
 
-    def _map(self, func): return replace(self, **{f.name: func(v) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)})
+    def _map(self, func):
+        return replace(
+            self, **{f.name: func(v) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        )
 
     def to(self, device): return self._map(lambda t: t.to(device, non_blocking=True))
 
@@ -47,7 +50,8 @@ def pack_rows(
     lengths: list, # tokens of each sample
     capacity: int, # tokens of a row
 ) -> list: # of lists of sample places, one a row
-    "As few rows as first-fit decreasing finds, evenly filled, since a batch is as wide as its longest row; a sample longer than the capacity gets a row of its own."
+    """As few rows as first-fit decreasing finds, evenly filled, since a batch is as wide as its longest row; a
+    sample longer than the capacity gets a row of its own."""
     order, rows, room = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)), [], []
     for i in order:
         row = next((r for r, free in enumerate(room) if free >= lengths[i]), len(rows))
@@ -84,7 +88,10 @@ class PromptBuilder:
         known = tokenizer.get_vocab()
         self.cad_ids = {t: known.get(t) for t in codec.added_tokens}
         if lacking := [t for t, i in self.cad_ids.items() if i is None]:
-            raise ConfigError(f"sequence_format={codec.name!r}: the tokenizer lacks {len(lacking)} CAD tokens such as {lacking[0]}; load it with load_tokenizer")
+            raise ConfigError(
+                f"sequence_format={codec.name!r}: the tokenizer lacks {len(lacking)} CAD tokens such as {lacking[0]}; "
+                "load it with load_tokenizer"
+            )
         self.pad_id = tokenizer.pad_token_id
         self.end_id = self.cad_ids["<end>"] if codec.added_tokens else tokenizer.eos_token_id
 
@@ -97,8 +104,14 @@ def _text_ids(self: PromptBuilder, text):
 @patch
 def context_ids(self: PromptBuilder, sample: Sample) -> list:
     "Ids of what stands before the target, modality tokens left out."
-    box = None if sample.points is None or sample.points_scale is None or sample.origin is not None else (sample.points_scale, sample.points_center)
-    prompt = self.codec.prompt_on_grid(sample.caption, box) if box and sample.grid else self.codec.prompt(sample.caption, box)
+    box = (
+        None if sample.points is None or sample.points_scale is None or sample.origin is not None
+        else (sample.points_scale, sample.points_center)
+    )
+    prompt = (
+        self.codec.prompt_on_grid(sample.caption, box) if box and sample.grid
+        else self.codec.prompt(sample.caption, box)
+    )
     if isinstance(sample.prefix, str): return self._text_ids(prompt + (sample.measures or "") + sample.prefix)
     return self._text_ids(prompt) + [self.cad_ids[t] for t in (*sample.measures, *sample.prefix)]
 
@@ -120,25 +133,40 @@ def _place(self: PromptBuilder, arrays, row, start, number, sample, context, tar
     images, clouds = self.num_modality_tokens(sample)
     ids = [self.pad_id]*(images + clouds) + context + target
     here = np.s_[row, start:start + len(ids)]
-    arrays["input_ids"][here], arrays["position_ids"][here], arrays["segment_ids"][here] = ids, np.arange(len(ids)), number
+    arrays["input_ids"][here] = ids
+    arrays["position_ids"][here] = np.arange(len(ids))
+    arrays["segment_ids"][here] = number
     first = max(len(ids) - len(target), 1)
     arrays["labels"][row, start + first:start + len(ids)] = ids[first:]
-    return [(row, start + i) for i in range(0, images, self.num_image_tokens or 1)], [(row, start + images)] if clouds else []
+    return (
+        [(row, start + i) for i in range(0, images, self.num_image_tokens or 1)],
+        [(row, start + images)] if clouds else []
+    )
 
 @patch
 def _tensors(self: PromptBuilder, arrays, samples, image_slots, point_slots):
     "The tensors of a batch; `samples` in the order of their slots."
-    images = [(view.astype(np.float32)/255 - self.mean)/self.std for s in samples if self.num_image_tokens for view in s.views]
+    images = [
+        (view.astype(np.float32)/255 - self.mean)/self.std for s in samples if self.num_image_tokens for view in s.views
+    ]
     points = [s.points for s in samples if s.points is not None and self.num_point_tokens]
-    return dict({k: torch.from_numpy(v) for k, v in arrays.items()},
-                images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() if images else torch.zeros(0, 3, 0, 0),
-                points=torch.from_numpy(np.stack(points)) if points else torch.zeros(0, 0, 6),
-                image_slots=torch.tensor(image_slots, dtype=torch.long).reshape(-1, 2), point_slots=torch.tensor(point_slots, dtype=torch.long).reshape(-1, 2))
+    return dict(
+        {k: torch.from_numpy(v) for k, v in arrays.items()},
+        images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() if images else torch.zeros(
+            0, 3, 0, 0
+        ),
+        points=torch.from_numpy(np.stack(points)) if points else torch.zeros(0, 0, 6),
+        image_slots=torch.tensor(image_slots, dtype=torch.long).reshape(-1, 2),
+        point_slots=torch.tensor(point_slots, dtype=torch.long).reshape(-1, 2)
+    )
 
 # %% ../../nbs/5_data/21_prompts.ipynb #f21918fc
 def _row_arrays(rows, width, pad_id):
     "Empty rows."
-    return {k: np.full((rows, width), v, np.int64) for k, v in dict(input_ids=pad_id, position_ids=0, segment_ids=-1, labels=-100).items()}
+    return {
+        k: np.full((rows, width), v, np.int64)
+        for k, v in dict(input_ids=pad_id, position_ids=0, segment_ids=-1, labels=-100).items()
+    }
 
 @patch
 def _fill(self: PromptBuilder, rows, left=False):
@@ -153,8 +181,10 @@ def _fill(self: PromptBuilder, rows, left=False):
             image_slots += images
             point_slots += clouds
     samples = [item[0] for row in rows for item in row]
-    return Batch(**self._tensors(arrays, samples, image_slots, point_slots), num_samples=len(samples), num_tokens=int((arrays["labels"] != -100).sum()),
-                 sample_ids=[[item[0].id for item in row] for row in rows])
+    return Batch(
+        **self._tensors(arrays, samples, image_slots, point_slots), num_samples=len(samples),
+        num_tokens=int((arrays["labels"] != -100).sum()), sample_ids=[[item[0].id for item in row] for row in rows]
+    )
 
 # %% ../../nbs/5_data/21_prompts.ipynb #070d7d99
 @patch
@@ -168,10 +198,18 @@ def collate(
     items, skipped = [(s, self.context_ids(s), self.target_ids(s)) for s in samples if s is not None], []
     lengths = [sum(self.num_modality_tokens(s)) + len(c) + len(t) for s, c, t in items]
     for (s, *_), n in zip(items, lengths):
-        if n > self.max_seq_length: skipped.append((f"{s.id}, {s.kept} operations given", f"too long: {n} tokens, max_seq_length is {self.max_seq_length}"))
+        if n > self.max_seq_length:
+            skipped.append(
+                (f"{s.id}, {s.kept} operations given", f"too long: {n} tokens, max_seq_length is {self.max_seq_length}")
+            )
     fitting = [(item, n) for item, n in zip(items, lengths) if n <= self.max_seq_length]
-    rows = pack_rows([n for _, n in fitting], max_tokens or self.max_seq_length) if pack else [[i] for i in range(len(fitting))]
-    return replace(self._fill([[fitting[i][0] for i in row] for row in rows]), num_dropped=len(skipped), skipped=skipped)
+    rows = (
+        pack_rows([n for _, n in fitting], max_tokens or self.max_seq_length) if pack
+        else [[i] for i in range(len(fitting))]
+    )
+    return replace(
+        self._fill([[fitting[i][0] for i in row] for row in rows]), num_dropped=len(skipped), skipped=skipped
+    )
 
 # %% ../../nbs/5_data/21_prompts.ipynb #905d1913
 @patch
@@ -183,20 +221,29 @@ def draw(
     from matplotlib.colors import to_rgb
     from cad_mllm.utils.figures import Figure
     from matplotlib.patches import Patch
-    colours = {"image": "#e8a33d", "points": "#5aa469", "text and given CAD": "#a9c6e8", "to be written": "#1f4e8c", "padding": "#f2f2f2"}
+    colours = {
+        "image": "#e8a33d", "points": "#5aa469", "text and given CAD": "#a9c6e8", "to be written": "#1f4e8c",
+        "padding": "#f2f2f2"
+    }
     kind = np.where(batch.segment_ids < 0, 4, np.where(batch.labels != -100, 3, 2))
-    for code, slots, num in ((0, batch.image_slots, self.num_image_tokens), (1, batch.point_slots, self.num_point_tokens)):
+    for code, slots, num in (
+        (0, batch.image_slots, self.num_image_tokens), (1, batch.point_slots, self.num_point_tokens)
+    ):
         for r, t in slots.tolist(): kind[r, t:t + num] = code
     fig = Figure(figsize=(9, .35*len(kind) + .9), layout="constrained")
     ax = fig.subplots()
     ax.imshow(np.array([to_rgb(c) for c in colours.values()])[kind], aspect="auto", interpolation="nearest")
-    for r, t in np.argwhere(np.diff(batch.segment_ids.numpy(), axis=1)): ax.plot([t + .5]*2, [r - .5, r + .5], color="white", lw=2)
+    for r, t in np.argwhere(np.diff(batch.segment_ids.numpy(), axis=1)):
+        ax.plot([t + .5]*2, [r - .5, r + .5], color="white", lw=2)
     ax.set_yticks(range(len(kind)))
     ax.hlines(np.arange(1, len(kind)) - .5, -.5, kind.shape[1] - .5, color="white", lw=4)
     ax.set_xlabel("token")
     ax.set_ylabel("row")
     ax.spines[:].set_visible(False)
-    fig.legend(handles=[Patch(color=c, label=k) for k, c in colours.items()], loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+    fig.legend(
+        handles=[Patch(color=c, label=k) for k, c in colours.items()], loc="outside upper center", ncols=5,
+        frameon=False, fontsize=8
+    )
     return fig
 
 # %% ../../nbs/5_data/21_prompts.ipynb #f958daa2
@@ -209,5 +256,8 @@ def prompts(
     rows = [[(s, self.context_ids(s), [])] for s in samples]
     for (s, context, _), in rows:
         if (n := sum(self.num_modality_tokens(s)) + len(context)) >= self.max_seq_length:
-            raise DataError(f"{s.id or 'the prompt'}: what is given takes {n} tokens and max_seq_length is {self.max_seq_length}; shorten the caption or give fewer operations")
+            raise DataError(
+                f"{s.id or 'the prompt'}: what is given takes {n} tokens and max_seq_length is {self.max_seq_length}; "
+                "shorten the caption or give fewer operations"
+            )
     return self._fill(rows, left=True)

@@ -33,7 +33,10 @@ class Draft:
         step = float(rng.choice([.1, .25, .5, 1, 2, 2.5, 5]))
         while step > size/14: step /= 2
         self.ruler, self.size = Ruler(rng, size/1000 if rng.random() < .15 else step), size
-        self.program, self.box, self.levels, self.kinds = CADProgram(), np.array([[np.inf]*3, [-np.inf]*3]), ([], [], []), []
+        self.program = CADProgram()
+        self.box = np.array([[np.inf]*3, [-np.inf]*3])
+        self.levels = ([], [], [])
+        self.kinds = []
 
     @property
     def extent(self) -> np.ndarray: # (3,) mm
@@ -79,13 +82,19 @@ def begin(self: Draft):
     kind = r.pick(list(OUTLINES), SHARES)
     profile = [OUTLINES[kind](r, w, h)]
     if r.chance(.45): profile = with_holes(r, kind, profile[0])
-    at = np.zeros(2) if r.chance(.5) else np.array([w, h])/2 if r.chance(.5) else np.array([r.place(v) for v in r.rng.normal(0, .5, 2)*size])
+    at = (
+        np.zeros(2) if r.chance(.5) else np.array([w, h])/2 if r.chance(.5)
+        else np.array([r.place(v) for v in r.rng.normal(0, .5, 2)*size])
+    )
     profiles = copies(r, profile, (2.5*w, 2.5*h)) if r.chance(.04) else [profile]
     depth = r.fine(size*float(np.exp(np.clip(r.rng.normal(math.log(.27), 1.5), math.log(.008), math.log(8)))))
     level = r.place(r.rng.normal(0, .5)*size) if r.chance(.3) else 0.0
     extent = r.pick(("one", "symmetric", "two"), (91, 7, 2))
     self.kinds.append(kind)
-    self.push(r.pick(list(PLANES), (50, 6, 14, 14, 10, 6)), level, [[shifted(l, at) for l in p] for p in profiles], depth*(-1 if r.chance(.1) else 1), "new", extent, r.between(.2*depth, depth))
+    self.push(
+        r.pick(list(PLANES), (50, 6, 14, 14, 10, 6)), level, [[shifted(l, at) for l in p] for p in profiles],
+        depth*(-1 if r.chance(.1) else 1), "new", extent, r.between(.2*depth, depth)
+    )
 
 # %% ../../nbs/5_data/05_realistic.ipynb #d553bd40
 @patch
@@ -147,7 +156,10 @@ def go_on(self: Draft, operation: str):
     depth = self.choose_depth(operation, axis, sign, level)
     extent = r.pick(("one", "symmetric", "two"), (93, 6, 1))
     self.kinds.append(kind)
-    self.push(plane, level, [[shifted(l, at) for l in p] for p in profiles], depth*(-1 if r.chance(.08) else 1), operation, extent, r.between(.2*abs(depth), abs(depth)))
+    self.push(
+        plane, level, [[shifted(l, at) for l in p] for p in profiles], depth*(-1 if r.chance(.08) else 1), operation,
+        extent, r.between(.2*abs(depth), abs(depth))
+    )
 
 # %% ../../nbs/5_data/05_realistic.ipynb #84593a2b
 EXTRUDES = (53, 21, 10, 6, 4, 2.5, 2, 1, .5) # percent of parts with 1, 2, 3, ... extrudes
@@ -195,7 +207,10 @@ def describe_part(
 ) -> str:
     "A caption that is true."
     base = {"disc": "a round", "rectangle": "a rectangular"}.get(made.kinds[0], "a")
-    named = f"{base} base" if base != "a" else f"a base drawn as an {made.kinds[0]}" if made.kinds[0][0] == "o" else f"a {made.kinds[0]} as its base"
+    named = (
+        f"{base} base" if base != "a" else f"a base drawn as an {made.kinds[0]}" if made.kinds[0][0] == "o"
+        else f"a {made.kinds[0]} as its base"
+    )
     ops = Counter(e.operation for e in made.program.operations() if isinstance(e, Extrude))
     more = [count_of(ops[k], noun) for k, noun in (("join", "joined extrusion"), ("cut", "cut")) if ops[k]]
     words = f"a solid with {named}" if not more else f"a solid with {named}, {' and '.join(more)}"
@@ -290,21 +305,38 @@ def history_statistics(
     programs, # of `CADProgram`
 ) -> dict: # row of the table -> numbers
     "What a collection of histories looks like: shares in percent, means, and quantiles (10, 50, 90%)."
-    seen, lists = {k: Counter() for k in ("operation", "extent", "outer", "inner", "normal")}, {k: [] for k in ("extrudes", "profiles", "holes", "curves", "depth")}
+    seen = {k: Counter() for k in ("operation", "extent", "outer", "inner", "normal")}
+    lists = {k: [] for k in ("extrudes", "profiles", "holes", "curves", "depth")}
     for p in programs: _tally(p, seen, lists)
     single = 100*float(np.mean(np.array(lists["extrudes"]) == 1))
-    return {"extrudes, mean": [float(np.mean(lists["extrudes"]))], "parts with one extrude, %": [single],
-            "later operations join/cut/new, %": _percent(seen["operation"], "join", "cut", "new"),
-            "outer loops circle/rectangle/polygon/arcs, %": _percent(seen["outer"], "circle", "rectangle", "polygon", "arcs"),
-            "curves per profile, quantiles": _quantiles(lists["curves"]), "profiles per extrude, mean": [float(np.mean(lists["profiles"]))],
-            "holes per profile, mean": [float(np.mean(lists["holes"]))], "inner loops that are circles, %": _percent(seen["inner"], "circle"),
-            "one side/symmetric/two, %": _percent(seen["extent"], "one", "symmetric", "two"), "axis-aligned normals, %": _percent(seen["normal"], True),
-            "depth/size, quantiles": _quantiles(lists["depth"])}
+    return {
+        "extrudes, mean": [float(np.mean(lists["extrudes"]))], "parts with one extrude, %": [single],
+        "later operations join/cut/new, %": _percent(seen["operation"], "join", "cut", "new"),
+        "outer loops circle/rectangle/polygon/arcs, %": _percent(
+            seen["outer"], "circle", "rectangle", "polygon", "arcs"
+        ),
+        "curves per profile, quantiles": _quantiles(lists["curves"]),
+        "profiles per extrude, mean": [float(np.mean(lists["profiles"]))],
+        "holes per profile, mean": [float(np.mean(lists["holes"]))],
+        "inner loops that are circles, %": _percent(seen["inner"], "circle"),
+        "one side/symmetric/two, %": _percent(seen["extent"], "one", "symmetric", "two"),
+        "axis-aligned normals, %": _percent(seen["normal"], True), "depth/size, quantiles": _quantiles(lists["depth"])
+    }
 
 # %% ../../nbs/5_data/05_realistic.ipynb #3a2a0da7
-REAL = {"Omni-CAD": [[2.17], [46], [43, 36, 21], [25, 28, 16, 31], [1, 4, 11], [2.42], [.52], [63], [94, 5, 1], [98.2], [.03, .29, 4.6]],
-        "CADPrompt": [[1.50], [62], [53, 34, 13], [26, 38, 24, 11], [1, 4, 8], [1.25], [.31], [80], [94, 6, 1], [99.7], [.02, .28, 3.1]],
-        "Fusion 360": [[2.03], [54], [56, 44, 0], [38, 22, 11, 29], [1, 4, 8], [1.51], [.28], [84], [90, 9, 1], [99.4], [.04, .39, 5.2]]}
+REAL = {
+    "Omni-CAD": [
+        [2.17], [46], [43, 36, 21], [25, 28, 16, 31], [1, 4, 11], [2.42], [.52], [63], [94, 5, 1], [98.2],
+        [.03, .29, 4.6]
+    ],
+    "CADPrompt": [
+        [1.50], [62], [53, 34, 13], [26, 38, 24, 11], [1, 4, 8], [1.25], [.31], [80], [94, 6, 1], [99.7],
+        [.02, .28, 3.1]
+    ],
+    "Fusion 360": [
+        [2.03], [54], [56, 44, 0], [38, 22, 11, 29], [1, 4, 8], [1.51], [.28], [84], [90, 9, 1], [99.4], [.04, .39, 5.2]
+    ]
+}
 
 def among_real(
     statistics: dict, # as `history_statistics` gives them

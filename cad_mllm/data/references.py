@@ -19,20 +19,34 @@ def check_range(
     "Raise `ValueError` unless an array holds whole numbers from 0 up to, not including, `end`."
     numbers = np.asarray(numbers)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu": raise ValueError(f"{what}: whole numbers are expected")
-    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < end: raise ValueError(f"{what}: {int(numbers.min())} to {int(numbers.max())} where there are {end}")
+    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+        raise ValueError(f"{what}: {int(numbers.min())} to {int(numbers.max())} where there are {end}")
 
 def check_references(
     pack, # with `ids`, `shards`, `endings`, `digest` and the arrays of its index
     member: np.dtype, # of a row of `members`
 ):
     "Raise `ValueError` for the first number of the index that leads nowhere."
-    if not all(isinstance(v, list) for v in (pack.ids, pack.shards, pack.endings)) or not all(isinstance(v, str) for v in (*pack.ids, *pack.endings, pack.digest)): raise ValueError("names are expected")
+    if (
+        not all(isinstance(v, list) for v in (pack.ids, pack.shards, pack.endings))
+        or not all(isinstance(v, str) for v in (*pack.ids, *pack.endings, pack.digest))
+    ):
+        raise ValueError("names are expected")
     for entry in pack.shards:
-        if not (isinstance(entry, dict) and isinstance(name := entry.get("name"), str) and name and os.path.basename(name) == name and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)):
+        if not (
+            isinstance(entry, dict) and isinstance(name := entry.get("name"), str) and name
+            and os.path.basename(name) == name and type(entry.get("bytes")) is int
+            and isinstance(entry.get("sha256"), str)
+        ):
             raise ValueError(f"{str(entry)[:80]} describes no shard")
-    if pack.members.dtype != member or pack.members.ndim != 1 or len(pack.first) != len(pack.ids) + 1 or len(pack.shard) != len(pack.ids): raise ValueError("its arrays have different lengths")
+    if (
+        pack.members.dtype != member or pack.members.ndim != 1 or len(pack.first) != len(pack.ids) + 1
+        or len(pack.shard) != len(pack.ids)
+    ):
+        raise ValueError("its arrays have different lengths")
     check_range(pack.shard, len(pack.shards), "shard numbers")
     check_range(pack.members["ending"], len(pack.endings), "endings")
     check_range(pack.first, len(pack.members) + 1, "first files")
-    if (np.diff(pack.first) < 0).any() or pack.first[0] != 0 or pack.first[-1] != len(pack.members): raise ValueError("first files: they are not in order")
+    if (np.diff(pack.first) < 0).any() or pack.first[0] != 0 or pack.first[-1] != len(pack.members):
+        raise ValueError("first files: they are not in order")
     if (pack.members["offset"] < 0).any(): raise ValueError("offsets: one is negative")

@@ -32,10 +32,13 @@ class Skip(Exception):
     "A file to leave out; the message is the reason."
 
 # %% ../../nbs/5_data/11_skipped.ipynb #00703184
-_KINDS = {"nested too deeply": "malformed JSON", "unknown curve type": "unknown curve type",
-          "unknown entity type": "unknown entity type", "unknown value": "unknown value", "not a number": "bad number", "usable number": "bad number",
-          "not above 0": "bad number", "cyclic reference": "cyclic reference", "which does not exist": "dangling reference", "does not have": "dangling reference",
-          "before it is drawn": "dangling reference"}
+_KINDS = {
+    "nested too deeply": "malformed JSON", "unknown curve type": "unknown curve type",
+    "unknown entity type": "unknown entity type", "unknown value": "unknown value", "not a number": "bad number",
+    "usable number": "bad number", "not above 0": "bad number", "cyclic reference": "cyclic reference",
+    "which does not exist": "dangling reference", "does not have": "dangling reference",
+    "before it is drawn": "dangling reference"
+}
 
 def _explain(error):
     "A reader's error as 'kind: field: detail'."
@@ -57,7 +60,11 @@ def read_history_file(path, missing="unreadable file: it is not there"):
     try:
         with open_plain(path) as f:
             stat = os.fstat(f.fileno())
-            if stat.st_size > MAX_BYTES: raise Skip(f"too large: the file has {stat.st_size/2**20:.0f} MB; a history is far below {MAX_BYTES/2**20:.0f} MB")
+            if stat.st_size > MAX_BYTES:
+                raise Skip(
+                    f"too large: the file has {stat.st_size/2**20:.0f} MB; a history is far below "
+                    f"{MAX_BYTES/2**20:.0f} MB"
+                )
             return f.read(), _signature(stat)
     except FileNotFoundError: raise Skip(missing) from None
     except OSError as e: raise Skip(f"unreadable file: {e.strerror}") from None    # also a pipe or a folder
@@ -70,7 +77,10 @@ def parse_history_bytes(data):
         if not text.strip(): raise Skip("empty file: there is nothing in it")
         return json.loads(text)
     except UnicodeDecodeError as e: raise Skip(f"not UTF-8 text: byte {e.start}") from None
-    except json.JSONDecodeError as e: raise Skip(f"malformed JSON: it breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}") from None
+    except json.JSONDecodeError as e:
+        raise Skip(
+            f"malformed JSON: it breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}"
+        ) from None
     except RecursionError: raise Skip("malformed JSON: it is nested too deeply") from None
     except ValueError as e: raise Skip(f"malformed JSON: {e}") from None
 
@@ -98,7 +108,8 @@ class SkipReport:
         return dict(Counter(reason.split(":")[0] for _, reason in self.entries).most_common())
 
     def add(self, file, reason: str, log: bool = False):
-        "Note a file once for each reason (a sample that is too long once, whatever was drawn with it); `log` also tells the log, the first few of each kind."
+        """Note a file once for each reason (a sample that is too long once, whatever was drawn with it); `log` also
+        tells the log, the first few of each kind."""
         entry, kind = (str(file), str(reason)), str(reason).split(":")[0]
         key = (entry[0], kind) if kind == "too long" else entry
         if key in self._seen: return
@@ -109,7 +120,10 @@ class SkipReport:
 
     def _tell(self, kind, entry, limit=10):
         self._told[kind] += 1
-        if self._told[kind] <= limit: logger.warning("skipped %s: %s%s", *entry, f" (more of '{kind}' are counted only)" if self._told[kind] == limit else "")
+        if self._told[kind] <= limit:
+            logger.warning(
+                "skipped %s: %s%s", *entry, f" (more of '{kind}' are counted only)" if self._told[kind] == limit else ""
+            )
 
     def take(self) -> list: # of (file, reason)
         "What was added since the last call."

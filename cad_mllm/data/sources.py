@@ -18,12 +18,15 @@ from fastcore.basics import patch
 from ..utils.files import read_plain
 from ..cad.tokens import encode_split
 from .. import cad as cad_chapter
-from .shards import from_bytes, INDEX_NAME, is_pack, Pack, PackError
+from .shard_files import from_bytes
+from .shards import INDEX_NAME, is_pack, Pack, PackError
 from .attachments import media_path
-from .skipped import (
-    DataError, logger, parse_history_bytes, parse_program, read_history_file, signature_at)
-from .pairs import (
-    check_design, dates_folders, file_stamp, find_candidates, list_partials, map_processes, num_jobs, walk_files)
+from cad_mllm.data.skipped import (
+    DataError, logger, parse_history_bytes, parse_program, read_history_file, signature_at
+)
+from cad_mllm.data.pairs import (
+    check_design, dates_folders, file_stamp, find_candidates, list_partials, map_processes, num_jobs, walk_files
+)
 from .media import find_attachments, POINT_SUFFIXES, VIEW_SUFFIXES
 from .index import read_verdicts
 
@@ -32,14 +35,21 @@ JSON_FOLDERS = ("json", "cad_json") # what a folder of histories is called, here
 
 def _find_folders(data_root, given):
     "The folders of a data set by role; raises `DataError` where one that is needed or named is absent."
-    defaults = {"truncated": ("json_truncated",), "txt": ("txt",), "json": JSON_FOLDERS, "img": ("img",), "points": ("pointcloud", "pcd")}
+    defaults = {
+        "truncated": ("json_truncated",), "txt": ("txt",), "json": JSON_FOLDERS, "img": ("img",),
+        "points": ("pointcloud", "pcd")
+    }
     folders = {}
     for role, names in defaults.items():
         paths = [Path(given[role])] if given.get(role) else [Path(data_root, n) for n in names]
         folders[role] = next((p for p in paths if os.path.exists(p)), None)
         if folders[role] is None and (role == "json" or given.get(role)):
-            raise DataError(f"no data: {paths[0].absolute()} does not exist (data_root={str(data_root)!r}). Make some with `cad-mllm synth {data_root} --num 200`, or "
-                            f"fetch Omni-CAD and give the folder that holds json/ and txt/ (or the shards of `cad-mllm pack`) as --data_root, or its parts as --omnicad_json_root and so on.")
+            raise DataError(
+                f"no data: {paths[0].absolute()} does not exist (data_root={str(data_root)!r}). Make some with "
+                f"`cad-mllm synth {data_root} --num 200`, or "
+                "fetch Omni-CAD and give the folder that holds json/ and txt/ (or the shards of `cad-mllm pack`) as "
+                "--data_root, or its parts as --omnicad_json_root and so on."
+            )
     return folders
 
 # %% ../../nbs/5_data/19_sources.ipynb #5df9cb0d
@@ -53,15 +63,24 @@ class FolderSource:
 
     def path(self, role, id, ending): return self.folders[role]/media_path(id, ending)
 
-    def where(self, id, suffix=""): return self.path("truncated", id, f"{suffix}.json") if suffix and self.folders["truncated"] else self.path("json", id, ".json")
+    def where(self, id, suffix=""):
+        return (
+            self.path("truncated", id, f"{suffix}.json") if suffix and self.folders["truncated"]
+            else self.path("json", id, ".json")
+        )
 
     def candidates(self, report):
         "Design id -> suffixes of its beginnings, or None where they are to be cut when read."
-        groups = find_candidates(self.folders["json"], self.folders["truncated"], report, self._see("truncated" if self.folders["truncated"] else "json"))
+        groups = find_candidates(
+            self.folders["json"], self.folders["truncated"], report,
+            self._see("truncated" if self.folders["truncated"] else "json")
+        )
         if not groups and self.folders["truncated"]:
             self.folders["truncated"] = None
             return self.candidates(report)
-        wholes = walk_files(self.folders["json"], ".json", report, self._see("json")) if self.folders["truncated"] else ()
+        wholes = (
+            walk_files(self.folders["json"], ".json", report, self._see("json")) if self.folders["truncated"] else ()
+        )
         self.everything = {*groups, *(name[:-5] for name in wholes)}
         return groups
 
@@ -76,14 +95,16 @@ def _holds(self: FolderSource, id, suffixes, verdict):
     "Whether a verdict is about the files as they are."
     (total, signature, *_), rows, _ = verdict
     if signature_at(self.where(id)) != signature: return False
-    if suffixes is None or not total: return [r[0] for r in rows] == ([r[0] for r in list_partials(total)] if suffixes is None else suffixes)
+    if suffixes is None or not total:
+        return [r[0] for r in rows] == ([r[0] for r in list_partials(total)] if suffixes is None else suffixes)
     return [(s, sig) for s, _, sig in rows] == [(s, signature_at(self.where(id, s))) for s in suffixes]
 
 @patch
 def verdicts(self: FolderSource, groups, known, jobs):
     "Yield (id, verdict) of each candidate: remembered where its files are the same, else by `check_design`."
     unread = [id for id, suffixes in groups.items() if id not in known or not self._holds(id, suffixes, known[id])]
-    fresh, unread = map_processes(check_design, [self._job(id, groups[id]) for id in unread], num_jobs(jobs, len(unread))), set(unread)
+    fresh = map_processes(check_design, [self._job(id, groups[id]) for id in unread], num_jobs(jobs, len(unread)))
+    unread = set(unread)
     for id in groups: yield id, next(fresh) if id in unread else known[id]
 
 # %% ../../nbs/5_data/19_sources.ipynb #677c5940
@@ -106,7 +127,11 @@ def is_same(self: FolderSource, state, verdicts) -> bool:
         if not seen: continue
         if folder is None: return False
         dated = dates_folders(folder)
-        if any(file_stamp(folder/name, dated or bool(name) and not name.endswith("/")) != stamp for name, stamp in seen.items()): return False
+        if any(
+            file_stamp(folder/name, dated or bool(name) and not name.endswith("/")) != stamp
+            for name, stamp in seen.items()
+        ):
+            return False
     if state["cut"]: self.folders["truncated"] = None
     return all(self._bad_is_same(verdicts, *note) for note in verdicts.notes)
 
@@ -143,11 +168,15 @@ def check_reachable(self: FolderSource): next(os.scandir(self.folders["json"]), 
 # %% ../../nbs/5_data/19_sources.ipynb #01917c7b
 def language_version():
     "Names the code that turns histories into tokens: a hash of its source."
-    try: return hashlib.sha256(b"".join(Path(p).read_bytes() for p in sorted(Path(cad_chapter.__file__).parent.glob("*.py")))).hexdigest()[:16]
+    try:
+        return hashlib.sha256(
+            b"".join(Path(p).read_bytes() for p in sorted(Path(cad_chapter.__file__).parent.glob("*.py")))
+        ).hexdigest()[:16]
     except OSError: return "unknown"
 
 def encode_json_line(path, kepts):
-    "The token sequences of a history's samples as JSON: [0, all tokens] and, for each beginning, [kept, how many of them are given] or [kept, given, rest]."
+    """The token sequences of a history's samples as JSON: [0, all tokens] and, for each beginning, [kept, how many
+    of them are given] or [kept, given, rest]."""
     try:
         whole = parse_program(parse_history_bytes(read_history_file(path)[0]))
         everything = encode_split(whole, 0)[1]
@@ -173,14 +202,29 @@ class ShardSource:
     def __init__(self, root, cache_dir="", verify=False):
         try: self.pack = Pack(root, cache_dir, verify)
         except PackError as e: raise DataError(str(e)) from None
-        self.root, self.folders, extra = Path(root), dict.fromkeys(("json", "truncated", "txt", "img", "points")), self.pack.extra
+        self.root = Path(root)
+        self.folders = dict.fromkeys(("json", "truncated", "txt", "img", "points"))
+        extra = self.pack.extra
         try: self.table, self.cut, self.listed = read_verdicts(extra), bool(extra["cut"]), from_bytes(extra["listed"])
-        except KeyError as e: raise DataError(f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm pack ROOT OUT`") from None
-        except (ValueError, TypeError) as e: raise DataError(f"{self.root/INDEX_NAME}: the index is damaged ({e}); fetch it again, or run `cad-mllm pack` again: finished shards are kept") from None
+        except KeyError as e:
+            raise DataError(
+                f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm pack ROOT "
+                "OUT`"
+            ) from None
+        except (ValueError, TypeError) as e:
+            raise DataError(
+                f"{self.root/INDEX_NAME}: the index is damaged ({e}); fetch it again, or run `cad-mllm pack` again: "
+                "finished shards are kept"
+            ) from None
         self._check_joined(extra)
         self.place, self._held = {id: i for i, id in enumerate(self.pack.ids)}, ("", {})
         self.has_tokens = (language := from_bytes(extra["language"])) == language_version()
-        if language and not self.has_tokens: logger.warning("%s: its tokens are those of another version; histories are encoded when they are read, which takes longer (`cad-mllm pack` again to refresh them)", root)
+        if language and not self.has_tokens:
+            logger.warning(
+                "%s: its tokens are those of another version; histories are encoded when they are read, which takes "
+                "longer (`cad-mllm pack` again to refresh them)",
+                root
+            )
 
     def where(self, id, suffix=""):
         if not suffix and id in self.place: return self.pack.where(self.place[id], ".json")
@@ -199,9 +243,17 @@ def _check_joined(self: ShardSource, extra):
     "Raise `DataError` unless every design has a caption, bits of views and bits of clouds."
     try:
         captions = from_bytes(extra["captions"])
-        right = isinstance(captions, list) and len(captions) == len(extra["views"]) == len(extra["clouds"]) == len(self.table.ids) and extra["views"].dtype.kind == extra["clouds"].dtype.kind == "i"
+        right = (
+            isinstance(captions, list)
+            and len(captions) == len(extra["views"]) == len(extra["clouds"]) == len(self.table.ids)
+            and extra["views"].dtype.kind == extra["clouds"].dtype.kind == "i"
+        )
     except (KeyError, ValueError, TypeError): right = False
-    if not right: raise DataError(f"{self.root/INDEX_NAME}: the index is damaged (captions, views and clouds do not fit its {len(self.table.ids)} designs); fetch it again, or run `cad-mllm pack` again")
+    if not right:
+        raise DataError(
+            f"{self.root/INDEX_NAME}: the index is damaged (captions, views and clouds do not fit its "
+            f"{len(self.table.ids)} designs); fetch it again, or run `cad-mllm pack` again"
+        )
 
 # %% ../../nbs/5_data/19_sources.ipynb #36904cc0
 def _no_media(): return dict(img=list(VIEW_SUFFIXES), points=list(POINT_SUFFIXES), spare={}, cleaned=0)
@@ -215,7 +267,11 @@ def join(self: ShardSource, ids, report):
     return [captions[i] for i in chosen], extra["views"][chosen], extra["clouds"][chosen], {**_no_media(), **media}
 
 @patch
-def state(self: ShardSource): return dict(form="pack", digest=self.pack.digest, problems=[[self.pack.shards[i]["name"], why] for i, why in self.pack.problems.items()])
+def state(self: ShardSource):
+    return dict(
+        form="pack", digest=self.pack.digest,
+        problems=[[self.pack.shards[i]["name"], why] for i, why in self.pack.problems.items()]
+    )
 
 @patch
 def is_same(self: ShardSource, state, verdicts): return state == self.state()
@@ -270,11 +326,16 @@ def forget(self: ShardSource): self.table, self.pack.extra = None, {}
 def unusable(self: ShardSource, ids):
     "Which of the ids lie in shards that cannot be used, and for each such shard (file, reason, mask)."
     shard = np.array([self.pack.shard[self.place[id]] if id in self.place else -1 for id in ids], int)
-    return np.isin(shard, list(self.pack.problems)), [(self.root/self.pack.shards[i]["name"], why, shard == i) for i, why in self.pack.problems.items()]
+    problems = self.pack.problems
+    told = [(self.root/self.pack.shards[i]["name"], why, shard == i) for i, why in problems.items()]
+    return np.isin(shard, list(problems)), told
 
 def _is_folder(root, given):
     "Whether a data set is read as a folder of files."
-    return given.get("json") or any((root/name).exists() for name in JSON_FOLDERS) or not (is_pack(root) or next(root.glob("shard-*.tar"), None))
+    return (
+        given.get("json") or any((root/name).exists() for name in JSON_FOLDERS)
+        or not (is_pack(root) or next(root.glob("shard-*.tar"), None))
+    )
 
 def require_data(
     data_root: str, # a data set, packed or not
@@ -288,5 +349,9 @@ def open_files(data_root, given, cache_dir, verify):
     "The files of a data set: a pack where the folder is one, else a folder in the Omni-CAD layout."
     root = Path(data_root)
     if _is_folder(root, given): return FolderSource(_find_folders(data_root, given))
-    if named := [k for k, v in given.items() if v]: raise DataError(f"data_root={str(data_root)!r} holds shards, and a folder for {named[0]} is given beside it; give the one or the other")
+    if named := [k for k, v in given.items() if v]:
+        raise DataError(
+            f"data_root={str(data_root)!r} holds shards, and a folder for {named[0]} is given beside it; give the one "
+            "or the other"
+        )
     return ShardSource(root, cache_dir or os.environ.get("CAD_MLLM_CACHE_DIR", ""), verify)

@@ -58,8 +58,10 @@ class StreamName:
         remedy = "write it like stream:realistic?num=400000&seed=0"
         if style != "realistic" or set(given) - {"num", "seed"}: raise ConfigError(f"data_root={str(text)!r}: {remedy}")
         try: name = cls(style, **{k: int(v) for k, v in given.items()})
-        except ValueError: raise ConfigError(f"data_root={str(text)!r}: num and seed are whole numbers; {remedy}") from None
-        if name.num < 1 or not 0 <= name.seed < HELD_OUT: raise ConfigError(f"data_root={str(text)!r}: num is at least 1 and seed at least 0; {remedy}")
+        except ValueError:
+            raise ConfigError(f"data_root={str(text)!r}: num and seed are whole numbers; {remedy}") from None
+        if name.num < 1 or not 0 <= name.seed < HELD_OUT:
+            raise ConfigError(f"data_root={str(text)!r}: num is at least 1 and seed at least 0; {remedy}")
         return name
 
 # %% ../../nbs/5_data/23_stream.ipynb #403f56cf
@@ -79,7 +81,8 @@ def makers() -> dict: # name -> version
 # %% ../../nbs/5_data/23_stream.ipynb #4c33dd9b
 _DECISIONS = ("from scratch", "beginning", "modality", "surface", "scan", "points", "caption")
 
-def _chance(decision, seed, epoch, index): return np.random.default_rng((_DECISIONS.index(decision), seed % 2**63, epoch, index, 7))
+def _chance(decision, seed, epoch, index):
+    return np.random.default_rng((_DECISIONS.index(decision), seed % 2**63, epoch, index, 7))
 
 class StreamDataset(MultimodalAutocompleteDataset):
     "Pairs of a beginning and its whole history, made when asked for; `ds[i]` is a `Sample`."
@@ -103,11 +106,19 @@ class StreamDataset(MultimodalAutocompleteDataset):
         report_path=None,                # where the list of what failed goes
         **other,                         # what only files need
     ):
-        if unusable := [k for k, v in other.items() if k.endswith("_root") and v]: raise ConfigError(f"{unusable[0]}={other[unusable[0]]!r}: a stream has no files; leave it out")
-        self.name, self.data_root, self.split, self.seed, self.epoch = StreamName.read(data_root), Path(data_root), split, seed, 0
+        if unusable := [k for k, v in other.items() if k.endswith("_root") and v]:
+            raise ConfigError(f"{unusable[0]}={other[unusable[0]]!r}: a stream has no files; leave it out")
+        self.name = StreamName.read(data_root)
+        self.data_root = Path(data_root)
+        self.split = split
+        self.seed = seed
+        self.epoch = 0
         self.from_scratch_prob, self.num_points, self.points_on_grid = from_scratch_prob, num_points, points_on_grid
         self.measure_version, self.caption_drop, self.scan = measure_version, caption_drop, scan
-        self.sequence_format, self.codec, self._report, self.report_path = sequence_format, get_codec(sequence_format, token_version), SkipReport(), report_path
+        self.sequence_format = sequence_format
+        self.codec = get_codec(sequence_format, token_version)
+        self._report = SkipReport()
+        self.report_path = report_path
         held = split == "val"
         self.part_seed, size = self.name.seed + HELD_OUT*held, num_val_samples if held else self.name.num
         self.size = min(size, max_samples) if max_samples else size
@@ -115,7 +126,10 @@ class StreamDataset(MultimodalAutocompleteDataset):
 
     def __len__(self): return self.size
 
-    def __repr__(self): return f"{len(self)} samples ({self.split}) made on demand by {', '.join(f'{k} {v}' for k, v in makers().items())}"
+    def __repr__(self):
+        return (
+            f"{len(self)} samples ({self.split}) made on demand by {', '.join(f'{k} {v}' for k, v in makers().items())}"
+        )
 
 # %% ../../nbs/5_data/23_stream.ipynb #17eac646
 @patch
@@ -128,7 +142,10 @@ def sample(
     part = realistic_part(self.part_seed, index)
     chance = lambda decision: _chance(decision, self.seed, epoch, index)
     counts = truncation_counts(len(part.program))
-    kept = 0 if not counts or chance("from scratch").random() < self.from_scratch_prob else int(chance("beginning").choice(counts))
+    kept = (
+        0 if not counts or chance("from scratch").random() < self.from_scratch_prob
+        else int(chance("beginning").choice(counts))
+    )
     drawn = draw_modalities(self.modality_probs, {"text", "points"}, chance("modality").random())
     untold = "points" in drawn and chance("caption").random() < self.caption_drop
     made = Sample(f"{self.part_seed}/{index:08d}", "" if untold else part.caption, kept=kept, modalities=drawn)

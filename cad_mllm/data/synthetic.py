@@ -14,7 +14,7 @@ import numpy as np
 from ..utils.files import FileError, read_json, read_object, read_plain_text, write_text
 from ..cad.program import CADProgram, MAX_BYTES
 from ..geometry.engines import get_engine
-import cad_mllm.data.families_blocks # fills FAMILIES  # noqa: F401
+import cad_mllm.data.families_links # fills FAMILIES  # noqa: F401
 from .parts import box_json, FAMILIES, history_box
 
 # %% ../../nbs/5_data/06_synthetic.ipynb #91a7fc7d
@@ -35,16 +35,22 @@ class DataFolderError(ValueError):
 
 def _claim(out, seed, style):
     "Mark a folder as the set of this seed and style, or say why it cannot be."
-    marker = {"kind": "synthetic", "seed": seed, **({"families": list(FAMILIES)} if style == "families" else {"style": style})}
+    marker = {
+        "kind": "synthetic", "seed": seed, **({"families": list(FAMILIES)} if style == "families" else {"style": style})
+    }
     path = out/"synthetic.json"
     try:
         if path.exists():
             if (found := read_object(path)) != marker:
-                raise DataFolderError(f"{out}: holds the synthetic set of seed {found.get('seed')}, made by other settings; choose an empty folder or the same seed")
+                raise DataFolderError(
+                    f"{out}: holds the synthetic set of seed {found.get('seed')}, made by other settings; choose an "
+                    "empty folder or the same seed"
+                )
         elif any((out/"json").glob("*/*.json")):
             raise DataFolderError(f"{out}: holds histories that are not synthetic; choose an empty folder")
         else: write_text(path, json.dumps(marker))
-    except OSError as e: raise DataFolderError(f"{out}: cannot be written ({e.strerror}); choose another folder") from None
+    except OSError as e:
+        raise DataFolderError(f"{out}: cannot be written ({e.strerror}); choose another folder") from None
     except FileError as e: raise DataFolderError(f"{e}; remove it, or choose another folder") from None
 
 # %% ../../nbs/5_data/06_synthetic.ipynb #331f7ac8
@@ -87,7 +93,9 @@ _MAX_CAPTIONS = 2**30 # of one file
 def _merge_captions(path, captions):
     "Add captions by id to a caption file, replacing those of the same id."
     given = read_json(path, _MAX_CAPTIONS) if path.exists() else []
-    merged = {e["id"]: e for e in given if isinstance(e, dict) and isinstance(e.get("id"), str)} |{id: {"id": id, "text caption": c} for id, c in captions.items()}
+    merged = {e["id"]: e for e in given if isinstance(e, dict) and isinstance(e.get("id"), str)} |{
+        id: {"id": id, "text caption": c} for id, c in captions.items()
+    }
     write_text(path, json.dumps([merged[id] for id in sorted(merged)], indent=1))
 
 # %% ../../nbs/5_data/06_synthetic.ipynb #e69d0e56
@@ -111,6 +119,10 @@ def synthesize(
         for id, caption in result[0].items(): captions.setdefault(id.split("/")[0], {})[id] = caption
         operations |= result[1]
     kept = _unlike(out, operations) if style == "realistic" else set(operations)
-    for folder, some in captions.items(): _merge_captions(out/"txt"/f"{folder}.json", {id: c for id, c in some.items() if id in kept})
+    for folder, some in captions.items():
+        _merge_captions(out/"txt"/f"{folder}.json", {id: c for id, c in some.items() if id in kept})
     families = min(num, len(FAMILIES)) if style == "families" else 0
-    return dict(parts=len(kept), families=families, mean_operations=round(sum(operations[id] for id in kept)/max(len(kept), 1), 2))
+    return dict(
+        parts=len(kept), families=families,
+        mean_operations=round(sum(operations[id] for id in kept)/max(len(kept), 1), 2)
+    )

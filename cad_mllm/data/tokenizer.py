@@ -12,16 +12,26 @@ from ..utils.hub import why_missing
 from ..config import CADMLLMConfig, ConfigError
 
 # %% ../../nbs/5_data/20_tokenizer.ipynb #da382b97
-_WORDS = """a an the of with and in on at to by from for into through over under between near along across around above below inside outside each every both its is are that
-one two three four five six seven eight nine ten twelve single double several many plate flat bracket flange shaft housing gear block bar rod tube pipe ring disc disk washer bushing
-hub base cover lid box frame angle channel beam rail cap plug pin bolt nut screw key slot slots hole holes bore boss bosses pocket pockets groove grooves rib ribs step steps stepped
-cut cuts cutout notch edge edges corner corners side sides face end ends top bottom center centre left right front back middle upper lower inner outer central opposite
-rectangular rectangle square round rounded circular circle cylindrical cylinder hexagonal hexagon triangular triangle polygon prism cone conical curved arc straight hollow solid
-thin thick small large long short wide narrow tall deep high low length width height depth thickness radius diameter size wall walls shape shaped part body design model piece
-extrude extruded sketch profile loop line joined join mounting mount clamp spacer support bearing pulley wheel lever handle teeth spokes pattern row grid evenly spaced symmetric
-vertical horizontal mm cm metre millimetres about having has have features contains cross tapered threaded blind open closed shows keyway section counterbored grooved all"""
-_KEYS = """entities sequence type Sketch ExtrudeFeature transform origin x_axis y_axis z_axis profiles profile loops profile_curves is_outer Line3D Arc3D Circle3D start_point end_point
-center_point radius normal curve reference_vector start_angle end_angle extent_one extent_two distance value true false Complete this CAD sequence index entity name operation"""
+_WORDS = """
+a an the of with and in on at to by from for into through over under between near along across around above below
+inside outside each every both its is are that one two three four five six seven eight nine ten twelve single double
+several many plate flat bracket flange shaft housing gear block bar rod tube pipe ring disc disk washer bushing hub
+base cover lid box frame angle channel beam rail cap plug pin bolt nut screw key slot slots hole holes bore boss
+bosses pocket pockets groove grooves rib ribs step steps stepped cut cuts cutout notch edge edges corner corners side
+sides face end ends top bottom center centre left right front back middle upper lower inner outer central opposite
+rectangular rectangle square round rounded circular circle cylindrical cylinder hexagonal hexagon triangular triangle
+polygon prism cone conical curved arc straight hollow solid thin thick small large long short wide narrow tall deep
+high low length width height depth thickness radius diameter size wall walls shape shaped part body design model piece
+extrude extruded sketch profile loop line joined join mounting mount clamp spacer support bearing pulley wheel lever
+handle teeth spokes pattern row grid evenly spaced symmetric vertical horizontal mm cm metre millimetres about having
+has have features contains cross tapered threaded blind open closed shows keyway section counterbored grooved all
+"""
+_KEYS = """
+entities sequence type Sketch ExtrudeFeature transform origin x_axis y_axis z_axis profiles profile loops
+profile_curves is_outer Line3D Arc3D Circle3D start_point end_point center_point radius normal curve reference_vector
+start_angle end_angle extent_one extent_two distance value true false Complete this CAD sequence index entity name
+operation
+"""
 
 # %% ../../nbs/5_data/20_tokenizer.ipynb #c49efcd3
 def tiny_tokenizer():
@@ -29,11 +39,17 @@ def tiny_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), special_tokens=["<|endoftext|>", "<|pad|>"],
-                                  show_progress=False)
-    corpus = [f" {w}" for w in _WORDS.split()]*3 + ["A", "The", "This", "An", "Create", "Design", "One"]*2 + _KEYS.split()*2
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=["<|endoftext|>", "<|pad|>"], show_progress=False
+    )
+    corpus = [f" {w}" for w in _WORDS.split()]*3 + [
+        "A", "The", "This", "An", "Create", "Design", "One"
+    ]*2 + _KEYS.split()*2
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>")
 
@@ -51,8 +67,11 @@ def load_tokenizer(
     else:
         try: tokenizer = AutoTokenizer.from_pretrained(config.llm_model_name, trust_remote_code=False)
         except (OSError, ValueError) as e:
-            raise ConfigError(f"llm_model_name={config.llm_model_name!r}: no tokenizer could be loaded ({str(e).splitlines()[0]}); check the name and the connection, "
-                              "or give a local folder or \"tiny\"") from e
+            raise ConfigError(
+                f"llm_model_name={config.llm_model_name!r}: no tokenizer could be loaded ({str(e).splitlines()[0]}); "
+                "check the name and the connection, "
+                "or give a local folder or \"tiny\""
+            ) from e
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in codec.added_tokens])
     if tokenizer.eos_token is None: tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token

@@ -12,7 +12,7 @@ from ..cad.program import CADProgram
 from .mesh import GeometryError
 from .occ import occ_box, occ_children
 from .occ_import import load_occ
-from .solid import Solid, build_solid
+from .solid import build_solid
 
 # %% ../../nbs/2_geometry/11b_brep.ipynb #3e4f60ce
 MOST_BREP = 1 << 26 # bytes of a text that is read

@@ -42,12 +42,19 @@ def split_columns(
 ) -> Cloud:
     "Places, and normals where there are any, of columns without names."
     table = np.asarray(table, float)
-    if table.ndim != 2 or table.shape[1] < 3 or not len(table): raise ValueError(f"points have the shape {table.shape}, not (N, 3) or (N, 6)")
+    if table.ndim != 2 or table.shape[1] < 3 or not len(table):
+        raise ValueError(f"points have the shape {table.shape}, not (N, 3) or (N, 6)")
     width = table.shape[1]
     start = next((k for k in (3, width - 3) if k >= 3 and k + 3 <= width and are_normals(table[:, k:k + 3])), 0)
     points = np.concatenate([table[:, :3], table[:, start:start + 3]], 1) if start else table[:, :3]
     rest = width - points.shape[1]
-    return Cloud(points, [f"{rest} columns beside the places{' and normals' if start else ''} are no normals (their length is not 1) and were left out"] if rest else [])
+    return Cloud(
+        points,
+        [
+            f"{rest} columns beside the places{' and normals' if start else ''} are no normals (their length is not 1) "
+            "and were left out"
+        ] if rest else []
+    )
 
 _AXES = (("x", "y", "z"), ("nx", "ny", "nz"))
 
@@ -59,23 +66,30 @@ def named_columns(
     if not all(k in columns for k in _AXES[0]): raise ValueError("there are no columns x, y and z")
     names = [*_AXES[0], *(_AXES[1] if all(k in columns for k in _AXES[1]) else ())]
     cloud = split_columns(np.stack([np.asarray(columns[k], float) for k in names], 1))
-    if rest := [k for k in columns if k not in names]: cloud.notes.append(f"left out beside the places: {', '.join(rest[:6])}")
+    if rest := [k for k in columns if k not in names]:
+        cloud.notes.append(f"left out beside the places: {', '.join(rest[:6])}")
     return cloud
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #2b8deb35
 MOST_CLOUD_BYTES = 2**29 # of a file, and of what it unpacks to
 MOST_POINTS = 20_000_000
-POINT_NAMES = ("points", "xyz", "pc", "pointcloud", "point_cloud", "pcd", "vertices", "verts", "positions", "pos", "coords", "coord", "surface_points", "arr_0", "data")
+POINT_NAMES = (
+    "points", "xyz", "pc", "pointcloud", "point_cloud", "pcd", "vertices", "verts", "positions", "pos", "coords",
+    "coord", "surface_points", "arr_0", "data"
+)
 NORMAL_NAMES = ("normals", "normal", "point_normals", "vertex_normals", "n")
 
 def _npy(file, room):
     "The array of an .npy stream whose size is looked at first; `room` is the bytes that it can have."
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)): raise ValueError(f"the array's format {version} is not known")
-    shape, fortran, kind = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    shape, fortran, kind = (
+        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    )(file)
     if kind.hasobject: raise ValueError("the array holds Python objects")
     size = int(np.prod([int(n) for n in shape], dtype=object))*kind.itemsize
-    if not 0 <= size <= min(room, MOST_CLOUD_BYTES): raise ValueError(f"the array claims {size/2**20:,.0f} MB, more than it can have")
+    if not 0 <= size <= min(room, MOST_CLOUD_BYTES):
+        raise ValueError(f"the array claims {size/2**20:,.0f} MB, more than it can have")
     data = file.read(size)
     if len(data) < size: raise ValueError("the array breaks off")
     return np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
@@ -83,17 +97,23 @@ def _npy(file, room):
 def _npz(data):
     "The points and normals of an .npz archive, by the names that people use."
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        sizes = {i.filename.removesuffix(".npy"): i.file_size for i in archive.infolist() if i.filename.endswith(".npy")}
+        sizes = {
+            i.filename.removesuffix(".npy"): i.file_size for i in archive.infolist() if i.filename.endswith(".npy")
+        }
         if not sizes: raise ValueError("the file holds no array")
         def load(name):
             with archive.open(f"{name}.npy") as file: return _npy(file, sizes[name])
         low = {name.lower(): name for name in sizes}
-        name = next((low[k] for k in POINT_NAMES if k in low), None) or next((n for n in sizes if n.lower() not in NORMAL_NAMES), None)
+        name = (
+            next((low[k] for k in POINT_NAMES if k in low), None)
+            or next((n for n in sizes if n.lower() not in NORMAL_NAMES), None)
+        )
         if name is None: raise ValueError(f"the file holds no points, only {', '.join(list(sizes)[:5])}")
         normals = next((low[k] for k in NORMAL_NAMES if k in low and low[k] != name), None)
         points, normals = load(name), load(normals) if normals else None
     notes = [] if name in ("points", "xyz") else [f"the points are those of the array {name!r}"]
-    if normals is not None and points.ndim == 2 and points.shape[1] >= 3 and normals.shape == (len(points), 3): return _with_normals(points, normals, notes)
+    if normals is not None and points.ndim == 2 and points.shape[1] >= 3 and normals.shape == (len(points), 3):
+        return _with_normals(points, normals, notes)
     cloud = split_columns(points)
     return Cloud(cloud.points, notes + cloud.notes)
 
@@ -104,13 +124,21 @@ def _with_normals(points, normals, notes):
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #3a6c15e3
 def _text(data):
-    "A table of numbers in text: blanks, commas or semicolons between them; comments, a header of names and a count of points before them."
-    lines = [words for line in data.decode("utf-8-sig", "replace").splitlines() if (words := re.split(r"[\s,;]+", line.split("#")[0].strip()))[0]]
+    """A table of numbers in text: blanks, commas or semicolons between them; comments, a header of names and a count
+    of points before them."""
+    lines = [
+        words for line in data.decode("utf-8-sig", "replace").splitlines()
+        if (words := re.split(r"[\s,;]+", line.split("#")[0].strip()))[0]
+    ]
     names = []
     while lines and not _numbers(lines[0]): names = [w.strip("/").lower() for w in lines.pop(0) if w.strip("/")]
     if len(lines) > 1 and len(lines[0]) == 1 and len(lines[1]) > 1: lines.pop(0)
     rows = [row for words in lines if (row := _numbers(words))]
-    if not rows or len(rows) < len(lines): raise ValueError(f"line {len(rows) + 1} of numbers is {' '.join(lines[len(rows)])[:40]!r}" if lines else "there are no numbers in it")
+    if not rows or len(rows) < len(lines):
+        raise ValueError(
+            f"line {len(rows) + 1} of numbers is {' '.join(lines[len(rows)])[:40]!r}" if lines
+            else "there are no numbers in it"
+        )
     if len({len(r) for r in rows}) > 1: raise ValueError("its lines have different numbers of columns")
     table = np.array(rows)
     known = len(names) == table.shape[1] and {"x", "y", "z"} <= set(names)
@@ -128,8 +156,10 @@ def _ply(data):
 def cloud_of(
     data: bytes, # of a file
 ) -> Cloud:
-    "The cloud in a file's bytes: NumPy, PLY, or text. Raises `ValueError`, `zipfile.BadZipFile` and the like for what is none."
-    if len(data) > MOST_CLOUD_BYTES: raise ValueError(f"it has {len(data)/2**20:,.0f} MB; a cloud may have {MOST_CLOUD_BYTES/2**20:,.0f}")
+    """The cloud in a file's bytes: NumPy, PLY, or text. Raises `ValueError`, `zipfile.BadZipFile` and the like for
+    what is none."""
+    if len(data) > MOST_CLOUD_BYTES:
+        raise ValueError(f"it has {len(data)/2**20:,.0f} MB; a cloud may have {MOST_CLOUD_BYTES/2**20:,.0f}")
     if data[:4] == b"PK\x03\x04": return _npz(data)
     if data[:6] == b"\x93NUMPY": return split_columns(_npy(io.BytesIO(data), len(data)))
     if data[:3] == b"ply": return _ply(data)
@@ -159,7 +189,10 @@ def in_metres(
     "The same cloud in metres, finite and without strays."
     finite = cloud.points[np.isfinite(cloud.points).all(1)]
     if len(finite) < 2: raise ValueError(f"{len(finite)} finite points are no cloud")
-    notes = [f"{len(cloud.points) - len(finite):,} points that are not finite were left out"] if len(finite) < len(cloud.points) else []
+    notes = (
+        [f"{len(cloud.points) - len(finite):,} points that are not finite were left out"]
+        if len(finite) < len(cloud.points) else []
+    )
     points, strays = without_strays(finite)
     if strays: notes.append(f"{strays:,} of {len(finite):,} points lie far from all others and were left out")
     unit, note = guess_unit(float(np.ptp(points[:, :3], axis=0).max()), unit)
@@ -222,10 +255,12 @@ def read_cloud(
     name = "the cloud" if isinstance(source, bytes) else str(source)
     try:
         if not isinstance(source, bytes):
-            if (size := Path(source).stat().st_size) > MOST_CLOUD_BYTES: raise ValueError(f"it has {size/2**20:,.0f} MB; a cloud may have {MOST_CLOUD_BYTES/2**20:,.0f}")
+            if (size := Path(source).stat().st_size) > MOST_CLOUD_BYTES:
+                raise ValueError(f"it has {size/2**20:,.0f} MB; a cloud may have {MOST_CLOUD_BYTES/2**20:,.0f}")
             source = read_plain(source, MOST_CLOUD_BYTES)
         cloud = cloud_of(source)
     except OSError as e: raise GeometryError(f"{name}: the file cannot be read: {e.strerror or e}") from None
     except Exception as e: raise GeometryError(f"{name}: cannot be read as points ({e or type(e).__name__})") from None
-    if len(cloud.points) > MOST_POINTS: raise GeometryError(f"{name}: has {len(cloud.points):,} points; give at most {MOST_POINTS:,}")
+    if len(cloud.points) > MOST_POINTS:
+        raise GeometryError(f"{name}: has {len(cloud.points):,} points; give at most {MOST_POINTS:,}")
     return cloud

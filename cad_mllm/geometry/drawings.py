@@ -19,7 +19,8 @@ from .render import camera_frame, fit_to_frame, Mesh, zbuffer
 # %% ../../nbs/2_geometry/05_drawings.ipynb #17b9d718
 @dataclass
 class Drawing:
-    "Lines (K, 2) in metres, x to the right and y up: the `visible` and the `hidden` ones. A notebook shows it by itself."
+    """Lines (K, 2) in metres, x to the right and y up: the `visible` and the `hidden` ones. A notebook shows it by
+    itself."""
     visible: list
     hidden: list
 
@@ -34,11 +35,29 @@ class Drawing:
         margin = max(.04*(high - low).max(), 1e-9)
         width, height = high - low + 2*margin
         digits = max(0, 4 - math.floor(math.log10(max(width, height))))
-        def path(lines): return "".join("M" + "L".join(f"{x:.{digits}f} {y:.{digits}f}" for x, y in (1000*line - low)*[1, -1] + [margin, height - margin]) for line in lines)
-        style = 'fill="none" stroke="currentColor" stroke-linejoin="round" stroke-linecap="round" vector-effect="non-scaling-stroke"'
-        dashed = f'<path {style} stroke-width=".8" stroke-dasharray="4 3" opacity=".55" d="{path(self.hidden)}"/>' if hidden and self.hidden else ""
-        shape = f'width="{size*width/max(width, height):.0f}" height="{size*height/max(width, height):.0f}" viewBox="0 0 {width:.{digits}f} {height:.{digits}f}"'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" {shape}><desc>lengths in mm</desc>{dashed}<path {style} stroke-width="1.5" d="{path(self.visible)}"/></svg>'
+        def path(lines):
+            return "".join(
+                "M" + "L".join(
+                    f"{x:.{digits}f} {y:.{digits}f}" for x, y in (1000*line - low)*[1, -1] + [margin, height - margin]
+                )
+                for line in lines
+            )
+        style = (
+            'fill="none" stroke="currentColor" stroke-linejoin="round" stroke-linecap="round" '
+            'vector-effect="non-scaling-stroke"'
+        )
+        dashed = (
+            f'<path {style} stroke-width=".8" stroke-dasharray="4 3" opacity=".55" d="{path(self.hidden)}"/>' if hidden
+            and self.hidden else ""
+        )
+        shape = (
+            f'width="{size*width/max(width, height):.0f}" height="{size*height/max(width, height):.0f}" viewBox="0 0 '
+            f'{width:.{digits}f} {height:.{digits}f}"'
+        )
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" {shape}><desc>lengths in mm</desc>{dashed}<path {style} '
+            f'stroke-width="1.5" d="{path(self.visible)}"/></svg>'
+        )
 
     def _repr_svg_(self): return self.svg()
 
@@ -52,7 +71,12 @@ def _chains(
 ) -> list: # of (K, 3)
     "Segments joined to lines wherever exactly two of them meet."
     if not len(segments): return []
-    ends, number = np.unique(np.round(segments.reshape(-1, 3)/max(np.ptp(segments.reshape(-1, 3), axis=0).max(), 1e-30)*1e7).astype(np.int64), axis=0, return_inverse=True)
+    ends, number = np.unique(
+        np.round(
+            segments.reshape(-1, 3)/max(np.ptp(segments.reshape(-1, 3), axis=0).max(), 1e-30)*1e7
+        ).astype(np.int64),
+        axis=0, return_inverse=True
+    )
     pairs = np.unique(np.sort(number.reshape(-1, 2), 1), axis=0)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     where, at = np.empty((len(ends), 3)), [[] for _ in ends]

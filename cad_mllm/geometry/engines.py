@@ -56,7 +56,10 @@ def _attempt(func, args, timeout, max_memory):
 def _join_cluster():
     "Ray, connected to the cluster that RAY_ADDRESS or this machine knows of, else to one of this machine alone."
     try: import ray
-    except ImportError: raise EngineError("engine='ray': the package ray is not installed; pip install 'cad_mllm[ray]' here and on every node") from None
+    except ImportError:
+        raise EngineError(
+            "engine='ray': the package ray is not installed; pip install 'cad_mllm[ray]' here and on every node"
+        ) from None
     if ray.is_initialized(): return ray
     try: ray.init(address="auto", log_to_driver=False)
     except ConnectionError: ray.init(num_cpus=allotted_cpus(), include_dashboard=False, log_to_driver=False)
@@ -72,14 +75,17 @@ class RayEngine:
     def width(self):
         "Processors of the cluster, asked for every few seconds."
         num, asked = self._width
-        if not num or time.monotonic() - asked > 5: self._width = max(int(self.ray.cluster_resources().get("CPU", 1)), 1), time.monotonic()
+        if not num or time.monotonic() - asked > 5:
+            self._width = max(int(self.ray.cluster_resources().get("CPU", 1)), 1), time.monotonic()
         return self._width[0]
 
     def _outcome(self, ref):
         "Result or exception of a task."
         try: kind, value = self.ray.get(ref)
         except self.ray.exceptions.RayError as e:
-            return WorkerError(f"no node of the cluster finished it in {_RETRIES + 1} tries ({type(e).__name__})", "crash")
+            return WorkerError(
+                f"no node of the cluster finished it in {_RETRIES + 1} tries ({type(e).__name__})", "crash"
+            )
         return value
 
     def call(self, func, *args, timeout: float = 3600, max_memory: float = 4*2**30):

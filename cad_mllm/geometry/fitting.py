@@ -17,14 +17,16 @@ from ..cad.curves import Contour
 # %% ../../nbs/2_geometry/14_fitting.ipynb #157f860a
 @dataclass(frozen=True)
 class Noise:
-    "How good the points are: standard deviations of `place` (in the unit of the points) and `normal` (radians), and the `price` of one more piece in squared deviations."
+    """How good the points are: standard deviations of `place` (in the unit of the points) and `normal` (radians),
+    and the `price` of one more piece in squared deviations."""
     place: float = 1e-3
     normal: float = .12
     price: float = 14.
 
 @dataclass(frozen=True)
 class Piece:
-    "A line (`normal` and `offset`: `normal @ p == offset`) or, with a `radius`, an arc around `center`; `first` and `last` number its points; `sign` is 1 where normals point away from the center."
+    """A line (`normal` and `offset`: `normal @ p == offset`) or, with a `radius`, an arc around `center`; `first`
+    and `last` number its points; `sign` is 1 where normals point away from the center."""
     first: int
     last: int
     normal: np.ndarray
@@ -67,7 +69,10 @@ def _fit_lines(s, noise):
     for mx, my in (mean, (least[0]*facing, least[1]*facing)):
         away = np.maximum(mx*mx*cxx + 2*mx*my*cxy + my*my*cyy, 0)
         misfit = away/noise.place**2 + _lean(s, mx, my)/noise.normal**2
-        best = (misfit, mx, my) if best is None else tuple(np.where(misfit < best[0], new, old) for new, old in zip((misfit, mx, my), best))
+        best = (
+            (misfit, mx, my) if best is None
+            else tuple(np.where(misfit < best[0], new, old) for new, old in zip((misfit, mx, my), best))
+        )
     return best
 
 # %% ../../nbs/2_geometry/14_fitting.ipynb #ebe3e34a
@@ -92,11 +97,15 @@ def _circle_misfit(s, circle, noise):
     "Squared misfits of places and normals to a circle, and whether the normals point away from its center."
     a, b, r = circle
     q = a*a + b*b - r*r
-    square = s["zz"] - 4*(a*s["zx"] + b*s["zy"]) + 2*q*s["z"] + 4*(a*a*s["xx"] + 2*a*b*s["xy"] + b*b*s["yy"]) - 4*q*(a*s["x"] + b*s["y"]) + q*q*s["one"]
+    square = s["zz"] - 4*(a*s["zx"] + b*s["zy"]) + 2*q*s["z"] + 4*(
+        a*a*s["xx"] + 2*a*b*s["xy"] + b*b*s["yy"]
+    ) - 4*q*(a*s["x"] + b*s["y"]) + q*q*s["one"]
     outward = s["np"] - a*s["nx"] - b*s["ny"]
     reach = s["z"] - 2*(a*s["x"] + b*s["y"]) + (a*a + b*b)*s["one"]
     lean = s["nn"] + reach/(r*r) - 2*np.abs(outward)/r
-    return np.maximum(square, 0)/(4*r*r)/noise.place**2 + np.maximum(lean, 0)/noise.normal**2, np.where(outward < 0, -1, 1)
+    return np.maximum(square, 0)/(4*r*r)/noise.place**2 + np.maximum(lean, 0)/noise.normal**2, np.where(
+        outward < 0, -1, 1
+    )
 
 def _fit_arcs(s, noise):
     "Misfit, center, radius and sign of the best arc through each stretch; infinite where it is as good as straight."
@@ -147,10 +156,13 @@ def _make_piece(points, normals, first, last, is_arc, noise):
         return Piece(first, last, normal, float(normal @ np.array([s["x"], s["y"]]))/(last + 1 - first))
     _, a, b, r, sign = _fit_arcs(s, noise)
     mean = normals[first:last + 1].mean(0)
-    return Piece(first, last, mean/(np.linalg.norm(mean) + 1e-12), 0., np.array([float(a), float(b)]), float(r), int(sign))
+    return Piece(
+        first, last, mean/(np.linalg.norm(mean) + 1e-12), 0., np.array([float(a), float(b)]), float(r), int(sign)
+    )
 
 def _cut_in_two_walks(points, normals, noise):
-    "Cuts of a closed chain, which pieces are arcs, and by how much the chain was turned: the second walk begins at a cut of the first."
+    """Cuts of a closed chain, which pieces are arcs, and by how much the chain was turned: the second walk begins at
+    a cut of the first."""
     cost, is_arc = _stretch_costs(points, normals, noise)
     cuts, _ = cheapest_cuts(cost)
     turn = cuts[len(cuts)//2] if len(cuts) > 2 else 0
@@ -169,7 +181,8 @@ def _misfit(piece, points, normals, noise):
     return np.minimum((away/noise.place)**2, 50) + np.minimum(((normals - ways)**2).sum(1)/noise.normal**2, 50)
 
 def _settle(points, normals, pieces, cuts, stride, noise):
-    "Where each piece begins: of the points between two that were looked at, those that fit the piece before better belong to it."
+    """Where each piece begins: of the points between two that were looked at, those that fit the piece before better
+    belong to it."""
     num, settled = len(points), []
     for n, cut in enumerate(cuts):
         before = np.arange(cut - stride + 1, cut) % num
@@ -182,21 +195,27 @@ def fit_pieces(
     normals: np.ndarray, # (N, 2) unit normals
     noise: Noise = Noise(),
     num_points: int = 128, # the cuts are sought among so many points; among more where the pieces come out short
-) -> tuple: # (points, normals, pieces): turned so that the first piece begins at 0; one piece with a radius is a whole circle
+) -> tuple: # (points, normals, pieces): turned so that the first piece begins at 0; one piece with a radius is a whole
+            # circle
     "Cut a closed outline into the lines and arcs that say most with least."
     stride, num = max(1, math.ceil(len(points)/num_points)), len(points)
     some = np.arange(0, num, stride)
     cuts, is_arc, turn = _cut_in_two_walks(points[some], normals[some], noise)
-    if stride > 1 and len(cuts) > num_points/8 and num_points < 320: return fit_pieces(points, normals, noise, 2*num_points)
+    if stride > 1 and len(cuts) > num_points/8 and num_points < 320:
+        return fit_pieces(points, normals, noise, 2*num_points)
     some, starts = np.roll(some, -turn), cuts[:-1]
     if stride > 1 and len(starts) > 1:
-        rough = [_make_piece(points[some], normals[some], a, b - 1, arc, noise) for a, b, arc in zip(cuts, cuts[1:], is_arc)]
+        rough = [
+            _make_piece(points[some], normals[some], a, b - 1, arc, noise) for a, b, arc in zip(cuts, cuts[1:], is_arc)
+        ]
         starts = _settle(points, normals, rough, some[starts], stride, noise)
     else: starts = some[starts]
     first = starts[0]
     points, normals = np.roll(points, -first, 0), np.roll(normals, -first, 0)
     ends = [*((int(s) - int(first)) % num for s in starts), num]
-    return points, normals, [_make_piece(points, normals, a, b - 1, arc, noise) for a, b, arc in zip(ends, ends[1:], is_arc) if b > a]
+    return points, normals, [
+        _make_piece(points, normals, a, b - 1, arc, noise) for a, b, arc in zip(ends, ends[1:], is_arc) if b > a
+    ]
 
 # %% ../../nbs/2_geometry/14_fitting.ipynb #2375dda2
 def walk(
@@ -209,7 +228,10 @@ def walk(
         t = 2*math.pi*np.arange(num)/num
         way = np.stack([np.cos(t), np.sin(t)], 1)
         return contour.vertices[0] + contour.radius*way, way
-    chains = [np.stack([a, b]) if m is None else np.concatenate([arc_points(a, m, b, 64), b[None]]) for a, m, b in contour.edges()]
+    chains = [
+        np.stack([a, b]) if m is None else np.concatenate([arc_points(a, m, b, 64), b[None]])
+        for a, m, b in contour.edges()
+    ]
     ends = np.concatenate([np.stack([c[:-1], c[1:]], 1) for c in chains])
     length = np.hypot(*(ends[:, 1] - ends[:, 0]).T)
     at = (np.arange(num) + .5)/num*length.sum()
@@ -293,7 +315,8 @@ def _halfway(piece, start, mid, end, second):
 
 @dataclass
 class Outline:
-    "A closed outline: `points` (N, 2) and `normals` in order, the `pieces` fitted to them, and the noise they were fitted with."
+    """A closed outline: `points` (N, 2) and `normals` in order, the `pieces` fitted to them, and the noise they were
+    fitted with."""
     points: np.ndarray
     normals: np.ndarray
     pieces: list
@@ -312,14 +335,19 @@ class Outline:
         return np.array(out)
 
     def contour(self) -> Contour:
-        "The pieces as a closed contour; an arc of more than about two thirds of a turn becomes two, as three points would say its circle badly."
-        if len(self.pieces) == 1 and self.pieces[0].radius: return Contour(self.pieces[0].center[None], [], self.pieces[0].radius)
+        """The pieces as a closed contour; an arc of more than about two thirds of a turn becomes two, as three
+        points would say its circle badly."""
+        if len(self.pieces) == 1 and self.pieces[0].radius:
+            return Contour(self.pieces[0].center[None], [], self.pieces[0].radius)
         corners, vertices, mids = self.corners(), [], []
         for piece, start, end in zip(self.pieces, corners, np.roll(corners, -1, 0)):
             on = self.points[(piece.first + piece.last)//2]
             mid = _arc_middle(piece, start, end, on) if piece.radius else None
             long = mid is not None and np.linalg.norm(mid - start) > 1.8*piece.radius
-            edges = [(start, mid)] if not long else [(start, _halfway(piece, start, mid, end, False)), (mid, _halfway(piece, start, mid, end, True))]
+            edges = (
+                [(start, mid)] if not long
+                else [(start, _halfway(piece, start, mid, end, False)), (mid, _halfway(piece, start, mid, end, True))]
+            )
             vertices += [v for v, _ in edges]
             mids += [m for _, m in edges]
         return Contour(np.array(vertices), mids)
@@ -383,7 +411,8 @@ def _share_circles(outlines, tolerance):
     weight = [p.last - p.first + 1 for _, _, p in found]
     radii = common_values([p.radius for _, _, p in found], weight, tolerance)
     x, y = (common_values([p.center[k] for _, _, p in found], weight, tolerance) for k in (0, 1))
-    for (i, j, p), r, *center in zip(found, radii, x, y): outlines[i].pieces[j] = replace(p, center=np.array(center), radius=float(r))
+    for (i, j, p), r, *center in zip(found, radii, x, y):
+        outlines[i].pieces[j] = replace(p, center=np.array(center), radius=float(r))
 
 def share_values(
     outlines: list, # of `Outline`, in one plane

@@ -19,7 +19,8 @@ from .mesh_files import Mesh
 # %% ../../nbs/2_geometry/08_manifold.ipynb #208ab0b1
 @dataclass
 class _Neighbours:
-    "What is drawn on planes parallel to a region's, in its coordinates: `corners` (K, 2); `circles` (M, 3) center and radius, best known first; how far apart equal things may be; how many times finer than usual to sample."
+    """What is drawn on planes parallel to a region's, in its coordinates: `corners` (K, 2); `circles` (M, 3) center
+    and radius, best known first; how far apart equal things may be; how many times finer than usual to sample."""
     corners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     circles: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     near: float = 1e-6
@@ -29,7 +30,10 @@ class _Neighbours:
 
     def circle(self, *points):
         "The first circle that goes through the points, or through the last three exactly."
-        away = np.abs([np.hypot(*(p - self.circles[:, :2]).T) - self.circles[:, 2] for p in points]).max(0) if len(self.circles) else np.zeros(0)
+        away = (
+            np.abs([np.hypot(*(p - self.circles[:, :2]).T) - self.circles[:, 2] for p in points]).max(0)
+            if len(self.circles) else np.zeros(0)
+        )
         good = np.flatnonzero(away < self.near)
         if len(good): return self.circles[good[0], :2], float(self.circles[good[0], 2])
         return arc_circle(*points)
@@ -63,7 +67,8 @@ def _sample_line(start, end, others):
     "The start and the corners inside a straight edge (K, 2), in order."
     way = end - start
     length = np.hypot(*way)
-    along, off = (others.corners - start)@way/length, np.abs((others.corners - start)@np.array([-way[1], way[0]]))/length
+    along = (others.corners - start)@way/length
+    off = np.abs((others.corners - start)@np.array([-way[1], way[0]]))/length
     at = np.sort(along[(off < 2*others.near) & (along > 4*others.near) & (along < length - 4*others.near)])
     return start + np.append(0, _distinct(at, 4*others.near))[:, None]*way/length
 
@@ -101,7 +106,12 @@ def sample_loop(contour: Contour, others=_Neighbours()) -> np.ndarray: # (N, 2)
     if contour.radius is not None: return _sample_circle(contour.vertices[0], contour.radius, others)
     starts, ends = contour.vertices, np.concatenate([contour.vertices[1:], contour.vertices[:1]])
     crowded = np.concatenate([_crowded(starts[i:i + 256], ends[i:i + 256], others) for i in range(0, len(starts), 256)])
-    return np.concatenate([_sample_arc(a, m, b, others) if m is not None else _sample_line(a, b, others) if many else a[None] for a, m, b, many in zip(starts, contour.mids, ends, crowded)])
+    return np.concatenate(
+        [
+            _sample_arc(a, m, b, others) if m is not None else _sample_line(a, b, others) if many else a[None]
+            for a, m, b, many in zip(starts, contour.mids, ends, crowded)
+        ]
+    )
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #38e788c4
 def _arc_sweep(a, m, b):
@@ -113,12 +123,18 @@ def _known_circles(region):
     "(center (3,), radius, how well it is known) of each circle and arc."
     for c in region.contours:
         if c.radius is not None: yield region.lift(c.vertices[0]), c.radius, 2.
-        else: yield from ((region.lift(circle[0]), circle[1], _arc_sweep(a, m, b)) for a, m, b in c.edges() if m is not None and (circle := arc_circle(a, m, b)))
+        else:
+            yield from (
+                (region.lift(circle[0]), circle[1], _arc_sweep(a, m, b)) for a, m, b in c.edges() if m is not None
+                and (circle := arc_circle(a, m, b))
+            )
 
 def region_drawing(region):
     "Normal (3,), corners (K, 3) and circles (M, 5) of a region, for others to look at."
     corners = [np.zeros((0, 3))] + [region.lift(c.vertices) for c in region.contours if c.radius is None]
-    return region.axes[2], np.concatenate(corners), np.array([(*p, r, known) for p, r, known in _known_circles(region)]).reshape(-1, 5)
+    return region.axes[2], np.concatenate(corners), np.array(
+        [(*p, r, known) for p, r, known in _known_circles(region)]
+    ).reshape(-1, 5)
 
 def region_neighbors(region, drawings, plan):
     "The corners and circles of all drawings on parallel planes."
@@ -161,7 +177,10 @@ def _aligner(points, gap):
 def manifold_tools(plan):
     "For each step, the prisms of its regions, with coordinates aligned."
     drawings = [region_drawing(r) for step in plan.steps for r in step.regions]
-    tools = [[_manifold_prism(r, region_neighbors(r, drawings, plan), step.extrude.operation == "cut") for r in step.regions] for step in plan.steps]
+    tools = [
+        [_manifold_prism(r, region_neighbors(r, drawings, plan), step.extrude.operation == "cut") for r in step.regions]
+        for step in plan.steps
+    ]
     align = _aligner(np.concatenate([_triangles(t)[0] for step in tools for t in step]), plan.near)
     return [[t.warp_batch(align) for t in step] for step in tools]
 
@@ -175,12 +194,16 @@ def manifold_step(body, step, tools):
     "The body after one more step. Raises `GeometryError` where nothing is left."
     from manifold3d import Manifold, OpType
     operation = step.extrude.operation
-    if body is None and operation in ("cut", "intersect"): raise GeometryError(f"{step.label} comes before there is any material")
+    if body is None and operation in ("cut", "intersect"):
+        raise GeometryError(f"{step.label} comes before there is any material")
     if operation == "cut": body = Manifold.batch_boolean([body, *tools], OpType.Subtract)
     elif operation == "intersect": body = body ^ Manifold.batch_boolean(tools, OpType.Add)
     else: body = Manifold.batch_boolean(([] if body is None else [body]) + tools, OpType.Add)
     if body.volume() < 1e-12:
-        raise GeometryError(f"{step.label} leaves nothing of the part" if operation in ("cut", "intersect") else f"{step.label} has no volume")
+        raise GeometryError(
+            f"{step.label} leaves nothing of the part" if operation in ("cut", "intersect")
+            else f"{step.label} has no volume"
+        )
     return body
 
 def manifold_steps(plan):

@@ -18,7 +18,8 @@ class GeometryError(ValueError):
 # %% ../../nbs/2_geometry/01_mesh.ipynb #7cb468d8
 @dataclass
 class Mesh:
-    "Triangles: `vertices` (V, 3) float64 in metres, `faces` (F, 3) int; `lines` (L, 2, 3) are the edges to draw, where a kernel knows them."
+    """Triangles: `vertices` (V, 3) float64 in metres, `faces` (F, 3) int; `lines` (L, 2, 3) are the edges to draw,
+    where a kernel knows them."""
     vertices: np.ndarray
     faces: np.ndarray
     lines: np.ndarray | None = None
@@ -78,13 +79,15 @@ def _sample(self: Mesh, num, seed, normals=None):
     rng, total = np.random.default_rng(seed), np.cumsum(np.sqrt(np.einsum("ij,ij->i", normals, normals)))
     if not len(total) or not total[-1] > 0: raise GeometryError("the mesh has no area to take points from")
     first = np.searchsorted((np.arange(num) + rng.random(num))*(total[-1]/num), total[:-1])
-    face = np.repeat(np.arange(len(total)), np.diff(first, prepend=0, append=num))[rng.permutation(num)] # in no order, so that the first half is a cloud too
+    # in no order, so that the first half is a cloud too
+    face = np.repeat(np.arange(len(total)), np.diff(first, prepend=0, append=num))[rng.permutation(num)]
     u, v = rng.random((2, num))
     fold = u + v > 1
     np.subtract(1, u, out=u, where=fold)
     np.subtract(1, v, out=v, where=fold)
     a, b, c = self.vertices[self.faces].transpose(1, 2, 0)
-    return face, np.stack([a[k].take(face) + u*(b[k] - a[k]).take(face) + v*(c[k] - a[k]).take(face) for k in range(3)]) # column by column: twice as fast as rows
+    # column by column: twice as fast as rows
+    return face, np.stack([a[k].take(face) + u*(b[k] - a[k]).take(face) + v*(c[k] - a[k]).take(face) for k in range(3)])
 
 @patch
 def points(
@@ -95,7 +98,8 @@ def points(
     "Points spread evenly over the surface."
     normals = self._normals()
     face, where = self._sample(num, seed, normals)
-    unit, out = (normals/np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-300)).astype(np.float32), np.empty((num, 6), np.float32)
+    unit = (normals/np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-300)).astype(np.float32)
+    out = np.empty((num, 6), np.float32)
     for k in range(3): out[:, k], out[:, 3 + k] = where[k], unit[:, k].take(face)
     return out
 
@@ -129,7 +133,9 @@ def surface_distance(
     triangles = target.vertices[target.faces]
     face, spread = target._sample(20_000, 0)
     marks = np.concatenate([face, np.arange(len(triangles))])
-    best = _to_triangle(points[:, None], triangles[marks[cKDTree(np.concatenate([spread.T, triangles.mean(1)])).query(points, k=8)[1]]]).min(1)
+    best = _to_triangle(
+        points[:, None], triangles[marks[cKDTree(np.concatenate([spread.T, triangles.mean(1)])).query(points, k=8)[1]]]
+    ).min(1)
     low, high = triangles.min(1), triangles.max(1)
     for part in np.array_split(np.arange(len(points)), len(points)*len(triangles)//4_000_000 + 1):
         p, d = points[part, None], best[part, None, None]*(1 + 1e-9)

@@ -31,8 +31,17 @@ def _stl_bytes(mesh):
 def _ply_bytes(mesh):
     faces = np.zeros(len(mesh.faces), np.dtype([("count", "u1"), ("corners", "<i4", 3)]))
     faces["count"], faces["corners"] = 3, mesh.faces
-    head = f"""ply\nformat binary_little_endian 1.0\ncomment UNITS=mm\nelement vertex {len(mesh.vertices)}\nproperty double x\nproperty double y\nproperty double z
-element face {len(mesh.faces)}\nproperty list uchar int vertex_indices\nend_header\n"""
+    head = f"""ply
+format binary_little_endian 1.0
+comment UNITS=mm
+element vertex {len(mesh.vertices)}
+property double x
+property double y
+property double z
+element face {len(mesh.faces)}
+property list uchar int vertex_indices
+end_header
+"""
     return head.encode() + (mesh.vertices*1000).astype("<f8").tobytes() + faces.tobytes()
 
 def _obj_bytes(mesh):
@@ -44,7 +53,8 @@ def _corner_normals(
     mesh,
     angle: float = 30., # degrees
 ) -> np.ndarray: # (F, 3, 3): a unit normal for each corner of each face
-    "The mean normal of those faces around a corner that lean little, weighted by area: smooth over curves, sharp at edges."
+    """The mean normal of those faces around a corner that lean little, weighted by area: smooth over curves, sharp
+    at edges."""
     flat, unit, corner = mesh._normals(), mesh._unit_normals(), mesh.faces.reshape(-1)
     order = np.argsort(corner, kind="stable")
     first, count = np.searchsorted(corner[order], corner), np.bincount(corner, minlength=len(mesh.vertices))[corner]
@@ -57,8 +67,12 @@ def _corner_normals(
 def _glb_parts(mesh):
     "Arrays of a GLB: positions, normals, triangles, line ends."
     rows = np.concatenate([mesh.vertices[mesh.faces], _corner_normals(mesh)], 2).reshape(-1, 6)
-    key, first, index = np.unique(np.column_stack([mesh.faces.reshape(-1), np.round(rows[:, 3:]*1e4)]).astype(np.int64), axis=0, return_index=True, return_inverse=True)
-    return rows[first, :3].astype("<f4"), rows[first, 3:].astype("<f4"), index.reshape(-1).astype("<u4"), mesh.feature_edges().reshape(-1, 3).astype("<f4")
+    key, first, index = np.unique(
+        np.column_stack([mesh.faces.reshape(-1), np.round(rows[:, 3:]*1e4)]).astype(np.int64), axis=0,
+        return_index=True, return_inverse=True
+    )
+    positions, normals = rows[first, :3].astype("<f4"), rows[first, 3:].astype("<f4")
+    return positions, normals, index.reshape(-1).astype("<u4"), mesh.feature_edges().reshape(-1, 3).astype("<f4")
 
 def _glb_bytes(mesh):
     "Binary glTF 2.0: one mesh of triangles with normals and, as a second primitive, its edges."
@@ -67,16 +81,32 @@ def _glb_bytes(mesh):
     for a in arrays:
         views.append(dict(buffer=0, byteOffset=len(blob), byteLength=a.nbytes, target=34963 if a.ndim == 1 else 34962))
         limits = dict(min=a.min(0).tolist(), max=a.max(0).tolist()) if a.ndim == 2 else {}
-        accessors.append(dict(bufferView=len(accessors), componentType=5125 if a.ndim == 1 else 5126, count=len(a), type="SCALAR" if a.ndim == 1 else "VEC3", **limits))
+        accessors.append(
+            dict(
+                bufferView=len(accessors), componentType=5125 if a.ndim == 1 else 5126, count=len(a),
+                type="SCALAR" if a.ndim == 1 else "VEC3", **limits
+            )
+        )
         blob += a.tobytes()
-    def paint(rgb, rough): return dict(pbrMetallicRoughness=dict(baseColorFactor=[*rgb, 1.], metallicFactor=.1, roughnessFactor=rough), doubleSided=True)
-    primitives = [dict(attributes=dict(POSITION=0, NORMAL=1), indices=2, material=0)] + [dict(attributes=dict(POSITION=3), mode=1, material=1)]*(len(arrays) > 3)
-    head = dict(asset=dict(version="2.0", generator="cad_mllm"), scene=0, scenes=[dict(nodes=[0])], nodes=[dict(mesh=0, rotation=[-.5**.5, 0, 0, .5**.5])], meshes=[dict(primitives=primitives)],
-                materials=[paint((.43, .57, .74), .6), paint((.02, .03, .05), 1.)], buffers=[dict(byteLength=len(blob))], bufferViews=views, accessors=accessors)
+    def paint(rgb, rough):
+        return dict(
+            pbrMetallicRoughness=dict(baseColorFactor=[*rgb, 1.], metallicFactor=.1, roughnessFactor=rough),
+            doubleSided=True
+        )
+    primitives = [dict(attributes=dict(POSITION=0, NORMAL=1), indices=2, material=0)] + [
+        dict(attributes=dict(POSITION=3), mode=1, material=1)
+    ]*(len(arrays) > 3)
+    head = dict(
+        asset=dict(version="2.0", generator="cad_mllm"), scene=0, scenes=[dict(nodes=[0])],
+        nodes=[dict(mesh=0, rotation=[-.5**.5, 0, 0, .5**.5])], meshes=[dict(primitives=primitives)],
+        materials=[paint((.43, .57, .74), .6), paint((.02, .03, .05), 1.)], buffers=[dict(byteLength=len(blob))],
+        bufferViews=views, accessors=accessors
+    )
     text = json.dumps(head).encode()
     text += b" "*(-len(text) % 4)
     blob += bytes(-len(blob) % 4)
-    return struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(blob), len(text), 0x4E4F534A) + text + struct.pack("<II", len(blob), 0x004E4942) + blob
+    head = struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(blob), len(text), 0x4E4F534A)
+    return head + text + struct.pack("<II", len(blob), 0x004E4942) + blob
 
 # %% ../../nbs/2_geometry/06_mesh_files.ipynb #1e3dbb50
 @patch
@@ -90,7 +120,10 @@ def export(
     suffix = Path(path).suffix.lower()
     if suffix == ".png": return _write_png(path, self.image(**{"size": 512, **kwargs}))
     if suffix == ".svg": return self.drawing(**kwargs).save(path)
-    if suffix not in writers: raise GeometryError(f"{path}: unknown suffix {suffix!r}; a mesh can be written as {', '.join(writers)}, .png or .svg")
+    if suffix not in writers:
+        raise GeometryError(
+            f"{path}: unknown suffix {suffix!r}; a mesh can be written as {', '.join(writers)}, .png or .svg"
+        )
     data = writers[suffix](self)
     write_bytes_atomic(path, lambda p: p.write_bytes(data))
 

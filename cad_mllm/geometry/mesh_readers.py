@@ -54,11 +54,17 @@ def triangles_of(
 ) -> np.ndarray: # (F, 3)
     "All polygons as triangles, in order."
     if isinstance(polygons, np.ndarray) and polygons.shape[1:] == (3,): return polygons
-    _check_numbers(np.concatenate([np.asarray(p, np.int64) for p in polygons]) if len(polygons) else np.zeros(0, int), vertices)
-    return np.array([[p[k] for k in t] for p in polygons for t in ([(0, 1, 2)] if len(p) == 3 else cut_polygon(vertices[p]))], np.int64).reshape(-1, 3)
+    _check_numbers(
+        np.concatenate([np.asarray(p, np.int64) for p in polygons]) if len(polygons) else np.zeros(0, int), vertices
+    )
+    return np.array(
+        [[p[k] for k in t] for p in polygons for t in ([(0, 1, 2)] if len(p) == 3 else cut_polygon(vertices[p]))],
+        np.int64
+    ).reshape(-1, 3)
 
 def _check_numbers(numbers, vertices):
-    if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(vertices)): raise ValueError("a face names a vertex that does not exist")
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(vertices)):
+        raise ValueError("a face names a vertex that does not exist")
 
 # %% ../../nbs/2_geometry/02_mesh_readers.ipynb #663e0872
 _PLY_TYPES = dict(char="i1", int8="i1", uchar="u1", uint8="u1", short="i2", int16="i2", ushort="u2", uint16="u2",
@@ -67,7 +73,8 @@ MOST_HEADER = 100_000 # bytes
 
 @dataclass
 class Element:
-    "One kind of thing in a PLY file: its properties are (name, type), or (name, (type of the count, type of the items))."
+    """One kind of thing in a PLY file: its properties are (name, type), or (name, (type of the count, type of the
+    items))."""
     name: str
     count: int
     properties: list = field(default_factory=list)
@@ -77,7 +84,10 @@ class Element:
 
     def least(self, ascii: bool) -> int:
         "Bytes that one of it takes at least."
-        sizes = [2 if ascii else np.dtype(kind[0] if isinstance(kind, tuple) else kind).itemsize for _, kind in self.properties]
+        sizes = [
+            2 if ascii else np.dtype(kind[0] if isinstance(kind, tuple) else kind).itemsize
+            for _, kind in self.properties
+        ]
         return sum(sizes)
 
 def ply_header(
@@ -90,16 +100,22 @@ def ply_header(
     for words in (line.split() for line in data[:found.start()].decode("ascii", "replace").splitlines()):
         if words[:1] == ["format"]: kind = words[1]
         elif words[:1] == ["element"]: elements.append(Element(words[1], int(words[2])))
-        elif words[:2] == ["property", "list"]: elements[-1].properties.append((words[4], (_PLY_TYPES[words[2]], _PLY_TYPES[words[3]])))
+        elif words[:2] == ["property", "list"]:
+            elements[-1].properties.append((words[4], (_PLY_TYPES[words[2]], _PLY_TYPES[words[3]])))
         elif words[:1] == ["property"]: elements[-1].properties.append((words[2], _PLY_TYPES[words[1]]))
     _check_claim(kind, elements, len(data) - found.end())
     return kind, elements, found.end()
 
 def _check_claim(kind, elements, room):
-    if kind not in ("ascii", "binary_little_endian", "binary_big_endian"): raise ValueError(f"the format {kind!r} is not known")
+    if kind not in ("ascii", "binary_little_endian", "binary_big_endian"):
+        raise ValueError(f"the format {kind!r} is not known")
     for e in elements:
-        if e.count < 0 or e.count and not e.properties: raise ValueError(f"it claims {e.count} of {e.name!r} without a property")
-    if (least := sum(e.count*e.least(kind == "ascii") for e in elements)) > room + 2: raise ValueError(f"its header claims at least {least:,} bytes and {room:,} follow: it breaks off, or the header is wrong")
+        if e.count < 0 or e.count and not e.properties:
+            raise ValueError(f"it claims {e.count} of {e.name!r} without a property")
+    if (least := sum(e.count*e.least(kind == "ascii") for e in elements)) > room + 2:
+        raise ValueError(
+            f"its header claims at least {least:,} bytes and {room:,} follow: it breaks off, or the header is wrong"
+        )
 
 # %% ../../nbs/2_geometry/02_mesh_readers.ipynb #e0eaaad2
 class _Rows:
@@ -136,7 +152,10 @@ class _Rows:
         columns = {name: [] for name, _ in element.properties}
         for _ in range(element.count):
             for name, kind in element.properties:
-                columns[name].append(self.take(kind[1], int(self.take(kind[0])[0])).tolist() if isinstance(kind, tuple) else float(self.take(kind)[0]))
+                columns[name].append(
+                    self.take(kind[1], int(self.take(kind[0])[0])).tolist() if isinstance(kind, tuple)
+                    else float(self.take(kind)[0])
+                )
         return columns
 
 def ply_elements(
@@ -181,7 +200,9 @@ def _read_off(data):
     num_vertices, num_faces = int(head[0]), int(head[1])
     if num_vertices < 0 or num_faces < 0 or num_vertices + num_faces > len(lines) - 1: raise ValueError("it breaks off")
     vertices = np.array([[float(w) for w in words[:3]] for words in lines[1:1 + num_vertices]], float).reshape(-1, 3)
-    polygons = [[int(w) for w in words[1:1 + int(words[0])]] for words in lines[1 + num_vertices:1 + num_vertices + num_faces]]
+    polygons = [
+        [int(w) for w in words[1:1 + int(words[0])]] for words in lines[1 + num_vertices:1 + num_vertices + num_faces]
+    ]
     return vertices, triangles_of(vertices, [p for p in polygons if len(p) > 2])
 
 # %% ../../nbs/2_geometry/02_mesh_readers.ipynb #f8eb785e
@@ -190,18 +211,21 @@ MOST_UNPACKED = 2**29 # bytes of an archive
 def _gltf_head(data, binary):
     "The JSON of a glTF file."
     if not binary: return json.loads(data)
-    if data[:4] != b"glTF" or int.from_bytes(data[4:8], "little") != 2 or data[16:20] != b"JSON": raise ValueError("no binary glTF 2.0")
+    if data[:4] != b"glTF" or int.from_bytes(data[4:8], "little") != 2 or data[16:20] != b"JSON":
+        raise ValueError("no binary glTF 2.0")
     return json.loads(data[20:20 + int.from_bytes(data[12:16], "little")])
 
 def _check_tree(nodes):
     "Raise where a node is the child of two, of itself, or of one that does not exist."
     children = [c for node in nodes for c in node.get("children", ())]
     if len(set(children)) < len(children): raise ValueError("its nodes are no tree: one is the child of two")
-    if any(not isinstance(c, int) or not 0 <= c < len(nodes) for c in children): raise ValueError("it names a node that does not exist")
+    if any(not isinstance(c, int) or not 0 <= c < len(nodes) for c in children):
+        raise ValueError("it names a node that does not exist")
     parent = {c: i for i, node in enumerate(nodes) for c in node.get("children", ())}
     roots = [i for i in range(len(nodes)) if i not in parent]
     reached, depth = list(roots), 0
-    while (level := [c for i in roots for c in nodes[i].get("children", ())]): reached, roots, depth = reached + level, level, depth + 1
+    while (level := [c for i in roots for c in nodes[i].get("children", ())]):
+        reached, roots, depth = reached + level, level, depth + 1
     if len(reached) < len(nodes): raise ValueError("its nodes go in a circle")
     if depth > 64: raise ValueError("its nodes are nested too deeply")
 
@@ -210,11 +234,13 @@ def _check_gltf(head, room):
     if not isinstance(head, dict): raise ValueError("its JSON is no object")
     _check_tree(head.get("nodes", []))
     for accessor in head.get("accessors", []):
-        if "sparse" in accessor or "bufferView" not in accessor: raise ValueError("it has an array without data of its own")
+        if "sparse" in accessor or "bufferView" not in accessor:
+            raise ValueError("it has an array without data of its own")
         if not 0 <= accessor["count"] <= room: raise ValueError("it claims more than it holds")
     for mesh in head.get("meshes", []):
         for primitive in mesh.get("primitives", []):
-            if names := [n for n in primitive.get("extensions", {}) if "compression" in n.lower()]: raise ValueError(f"it needs the extension {', '.join(names)}")
+            if names := [n for n in primitive.get("extensions", {}) if "compression" in n.lower()]:
+                raise ValueError(f"it needs the extension {', '.join(names)}")
 
 def _beside(path, head):
     "Files that a glTF takes its arrays from: plain names in its own folder."
@@ -222,7 +248,8 @@ def _beside(path, head):
     for buffer in head.get("buffers", []):
         uri = buffer.get("uri", "")
         if not uri or uri.startswith("data:"): continue
-        if "/" in uri or "\\" in uri or uri.startswith("."): raise ValueError(f"it takes data from {uri!r}, which is not beside it")
+        if "/" in uri or "\\" in uri or uri.startswith("."):
+            raise ValueError(f"it takes data from {uri!r}, which is not beside it")
         found[uri] = _bytes_of(path.with_name(uri))
     return found
 
@@ -230,21 +257,30 @@ def _beside(path, head):
 def _check_archive(data):
     "Raise `ValueError` where a 3MF unpacks to too much, or its XML defines words of its own."
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if (size := sum(i.file_size for i in archive.infolist())) > MOST_UNPACKED: raise ValueError(f"it unpacks to {size/2**20:,.0f} MB")
+        if (size := sum(i.file_size for i in archive.infolist())) > MOST_UNPACKED:
+            raise ValueError(f"it unpacks to {size/2**20:,.0f} MB")
         for info in archive.infolist():
-            if info.filename.endswith((".model", ".rels", ".xml")) and b"<!ENTITY" in archive.read(info): raise ValueError("its XML defines entities")
+            if info.filename.endswith((".model", ".rels", ".xml")) and b"<!ENTITY" in archive.read(info):
+                raise ValueError("its XML defines entities")
 
 def _scene(data, kind, files=None):
     "Corners (F, 3, 3) of all triangles that trimesh finds."
     import trimesh
-    resolver = trimesh.resolvers.ZipResolver({name: io.BytesIO(content) for name, content in (files or {}).items()}) if kind == "gltf" else None
-    loaded = trimesh.load(io.BytesIO(data), file_type=kind, process=False, resolver=resolver, skip_materials=True) if kind in ("glb", "gltf") else trimesh.load(io.BytesIO(data), file_type=kind, process=False)
+    resolver = (
+        trimesh.resolvers.ZipResolver({name: io.BytesIO(content) for name, content in (files or {}).items()})
+        if kind == "gltf" else None
+    )
+    loaded = (
+        trimesh.load(io.BytesIO(data), file_type=kind, process=False, resolver=resolver, skip_materials=True)
+        if kind in ("glb", "gltf") else trimesh.load(io.BytesIO(data), file_type=kind, process=False)
+    )
     if isinstance(loaded, trimesh.Trimesh): return np.asarray(loaded.vertices, float)[loaded.faces]
     corners = []
     for node in loaded.graph.nodes_geometry:
         place, name = loaded.graph[node]
         mesh = loaded.geometry[name]
-        if isinstance(mesh, trimesh.Trimesh): corners.append((np.asarray(mesh.vertices, float) @ place[:3, :3].T + place[:3, 3])[mesh.faces])
+        if isinstance(mesh, trimesh.Trimesh):
+            corners.append((np.asarray(mesh.vertices, float) @ place[:3, :3].T + place[:3, 3])[mesh.faces])
     return np.concatenate(corners) if corners else np.zeros((0, 3, 3))
 
 def _weld_corners(corners):
@@ -266,7 +302,8 @@ def _read_stl(data):
 
 def _read_3mf(data):
     _check_archive(data)
-    for name in ("lxml", "networkx"): importlib.import_module(name)      # trimesh needs both for this form, and does not say so
+    # trimesh needs both for this form, and does not say so
+    for name in ("lxml", "networkx"): importlib.import_module(name)
     return _weld_corners(_scene(data, "3mf"))
 
 _UNITS_OF_3MF = dict(micron=1e-6, millimeter=1e-3, centimeter=1e-2, inch=.0254, foot=.3048, meter=1.0)
@@ -305,13 +342,21 @@ def _once(faces):
 MESH_SUFFIXES = (".stl", ".ply", ".obj", ".glb", ".gltf", ".off", ".3mf")
 MOST_BYTES = 2**30 # of a file
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "in": .0254}
-_FAULTS = (ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration, RuntimeError, OverflowError, MemoryError, RecursionError, AssertionError, NotImplementedError, struct.error, zipfile.BadZipFile, EOFError)
+_FAULTS = (
+    ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration, RuntimeError, OverflowError,
+    MemoryError, RecursionError, AssertionError, NotImplementedError, struct.error, zipfile.BadZipFile, EOFError
+)
 
 def _bytes_of(path):
     "A file's bytes. Raises `GeometryError` where it cannot be read or is far too large."
     try:
-        if not Path(path).is_file(): raise GeometryError(f"{path}: the file cannot be read: {'it is a folder' if Path(path).is_dir() else 'there is no such file'}")
-        if (size := Path(path).stat().st_size) > MOST_BYTES: raise GeometryError(f"{path}: the file has {size/2**20:,.0f} MB; a mesh may have {MOST_BYTES/2**20:,.0f}")
+        if not Path(path).is_file():
+            raise GeometryError(
+                f"{path}: the file cannot be read: "
+                f"{'it is a folder' if Path(path).is_dir() else 'there is no such file'}"
+            )
+        if (size := Path(path).stat().st_size) > MOST_BYTES:
+            raise GeometryError(f"{path}: the file has {size/2**20:,.0f} MB; a mesh may have {MOST_BYTES/2**20:,.0f}")
         return read_plain(path, MOST_BYTES)
     except OSError as e: raise GeometryError(f"{path}: the file cannot be read: {e.strerror}") from None
 
@@ -328,14 +373,20 @@ def read_mesh(
     unit: str = "", # mm, cm, m or in; by default what the file says, else metres
 ) -> Mesh:
     "Triangles from a file, welded. Raises `GeometryError` with the file and what is wrong."
-    if (suffix := Path(path).suffix.lower()) not in MESH_SUFFIXES: raise GeometryError(f"{path}: unknown suffix {suffix!r}; known are {', '.join(MESH_SUFFIXES)}")
+    if (suffix := Path(path).suffix.lower()) not in MESH_SUFFIXES:
+        raise GeometryError(f"{path}: unknown suffix {suffix!r}; known are {', '.join(MESH_SUFFIXES)}")
     if unit and unit not in UNITS: raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}")
     try: vertices, faces, said = _triangles(path, suffix)
-    except ImportError as e: raise GeometryError(f"{path}: {suffix} needs the package {e.name or 'trimesh'}: pip install {e.name or 'trimesh'}") from None
+    except ImportError as e:
+        raise GeometryError(
+            f"{path}: {suffix} needs the package {e.name or 'trimesh'}: pip install {e.name or 'trimesh'}"
+        ) from None
     except GeometryError: raise
-    except _FAULTS as e: raise GeometryError(f"{path}: not a {suffix[1:].upper()} file, or it breaks off ({e})") from None
+    except _FAULTS as e:
+        raise GeometryError(f"{path}: not a {suffix[1:].upper()} file, or it breaks off ({e})") from None
     if not len(faces): raise GeometryError(f"{path}: the file holds no triangles")
-    if faces.min() < 0 or faces.max() >= len(vertices): raise GeometryError(f"{path}: a face names a vertex that does not exist")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise GeometryError(f"{path}: a face names a vertex that does not exist")
     if not np.isfinite(vertices).all(): raise GeometryError(f"{path}: a coordinate is not a finite number")
     scale = UNITS[unit] if unit else said or UNITS["m"]
     vertices, faces = weld(vertices, faces)
@@ -360,7 +411,8 @@ def read_surface(
 ) -> tuple: # (Mesh in metres, notes)
     "Triangles of a part in metres, and what was decided. Raises `GeometryError`."
     suffix = Path(path).suffix.lower()
-    if unit or suffix in (".stl", ".3mf", ".glb", ".gltf"): return read_mesh(path, unit or ("mm" if suffix == ".stl" else "")), []
+    if unit or suffix in (".stl", ".3mf", ".glb", ".gltf"):
+        return read_mesh(path, unit or ("mm" if suffix == ".stl" else "")), []
     mesh = read_mesh(path)
     unit, note = guess_unit(float(np.ptp(mesh.vertices, axis=0).max()))
     return (Mesh(mesh.vertices*UNITS[unit], mesh.faces), [note]) if note else (mesh, [])

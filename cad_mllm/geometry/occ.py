@@ -25,7 +25,9 @@ def _occ_wire(region, contour, height, reverse=False):
     occ, wire = load_occ(), load_occ().BRepBuilderAPI_MakeWire()
     def point(p): return occ.gp_Pnt(*map(float, region.lift(p, height)))
     if contour.radius is not None:
-        axis = occ.gp_Ax2(point(contour.vertices[0]), occ.gp_Dir(*map(float, region.axes[2])), occ.gp_Dir(*map(float, region.axes[0])))
+        axis = occ.gp_Ax2(
+            point(contour.vertices[0]), occ.gp_Dir(*map(float, region.axes[2])), occ.gp_Dir(*map(float, region.axes[0]))
+        )
         wire.Add(occ.BRepBuilderAPI_MakeEdge(occ.gp_Circ(axis, contour.radius)).Edge())
         return occ.cast["Wire"](wire.Wire().Reversed()) if reverse else wire.Wire()
     corners = [occ.BRepBuilderAPI_MakeVertex(point(v)).Vertex() for v in contour.vertices]
@@ -38,7 +40,9 @@ def _occ_face(region, contours):
     "A plane face at the low end of a region."
     occ = load_occ()
     origin = occ.gp_Pnt(*map(float, region.lift([0, 0], region.low)))
-    plane = occ.gp_Pln(occ.gp_Ax3(origin, occ.gp_Dir(*map(float, region.axes[2])), occ.gp_Dir(*map(float, region.axes[0]))))
+    plane = occ.gp_Pln(
+        occ.gp_Ax3(origin, occ.gp_Dir(*map(float, region.axes[2])), occ.gp_Dir(*map(float, region.axes[0])))
+    )
     face = occ.BRepBuilderAPI_MakeFace(plane, _occ_wire(region, contours[0], region.low))
     for hole in contours[1:]: face.Add(_occ_wire(region, hole, region.low, reverse=True))
     return face.Face()
@@ -59,7 +63,11 @@ def _prism_tries(region):
     "Ways to make a region's solid, best first."
     outer, *holes = region.contours
     yield lambda: _occ_push(region, region.contours)
-    if holes: yield lambda: _occ_boolean("cut", [_occ_push(region, [outer])], [_occ_push(region, [h if h.radius is not None else h.reversed()]) for h in holes])
+    if holes:
+        yield lambda: _occ_boolean(
+            "cut", [_occ_push(region, [outer])],
+            [_occ_push(region, [h if h.radius is not None else h.reversed()]) for h in holes]
+        )
     yield lambda: _occ_compound([_occ_push(region, rings) for rings in _clean_polygons(region)])
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #9123f475
@@ -100,7 +108,8 @@ def _occ_list(shapes):
     return out
 
 def _occ_boolean(operation, bodies, tools, fuzzy=0., keep=True):
-    "Bodies and tools joined, cut or intersected; None where the algorithm gives up. Without `keep` it may touch what it was given, and is a fifth faster."
+    """Bodies and tools joined, cut or intersected; None where the algorithm gives up. Without `keep` it may touch
+    what it was given, and is a fifth faster."""
     occ = load_occ()
     kind = {"cut": occ.BRepAlgoAPI_Cut, "intersect": occ.BRepAlgoAPI_Common}.get(operation, occ.BRepAlgoAPI_Fuse)
     algorithm = kind()
@@ -148,7 +157,10 @@ def _boolean_tries(body, step, tools, near):
         body, tools = tools[0], tools[1:]
     for fuzzy in ladder: yield lambda: _occ_boolean(operation, [body], tools, fuzzy)
     if operation == "intersect": # with several tools in one call, OpenCascade can lose what lies in two of them
-        for fuzzy in ladder[:4]: yield lambda: _occ_boolean(operation, [body], [_occ_boolean("join", tools[:1], tools[1:], fuzzy)] if tools[1:] else tools, fuzzy)
+        for fuzzy in ladder[:4]:
+            yield lambda: _occ_boolean(
+                operation, [body], [_occ_boolean("join", tools[:1], tools[1:], fuzzy)] if tools[1:] else tools, fuzzy
+            )
         return
     for fuzzy in ladder[:4]:
         yield lambda: functools.reduce(lambda b, t: _occ_boolean(operation, [b], [t], fuzzy), tools, _occ_unify(body))
@@ -180,19 +192,29 @@ def _runs(history):
     if run: yield run
 
 def _covered(run):
-    "For each manifold3d solid of a run, whether one of another step contains it (of two equal ones, the first is kept)."
+    """For each manifold3d solid of a run, whether one of another step contains it (of two equal ones, the first is
+    kept)."""
     solids, owner = [t for _, tools, _ in run for t in tools], [i for i, (_, tools, _) in enumerate(run) for _ in tools]
     if len(run) < 2: return [False]*len(solids)
     boxes, volumes = np.array([s.bounding_box() for s in solids]), [s.volume() for s in solids]
-    within = ((boxes[:, None, :3] >= boxes[None, :, :3] - 1e-6) & (boxes[:, None, 3:] <= boxes[None, :, 3:] + 1e-6)).all(2) & np.not_equal.outer(owner, owner)
+    within = (
+        (boxes[:, None, :3] >= boxes[None, :, :3] - 1e-6) & (boxes[:, None, 3:] <= boxes[None, :, 3:] + 1e-6)
+    ).all(2) & np.not_equal.outer(owner, owner)
     def inside(i, j): return volumes[i] < volumes[j]*(1 + 1e-9) and (solids[i] - solids[j]).volume() < 1e-9*volumes[i]
-    return [any(inside(i, j) and (j < i or not (within[j, i] and inside(j, i))) for j in np.flatnonzero(within[i])) for i in range(len(solids))]
+    return [
+        any(inside(i, j) and (j < i or not (within[j, i] and inside(j, i))) for j in np.flatnonzero(within[i]))
+        for i in range(len(solids))
+    ]
 
 def _flat_groups(run):
-    "The regions of a run of joins, without those inside others, in groups that stand on one plane and reach equally far."
+    """The regions of a run of joins, without those inside others, in groups that stand on one plane and reach
+    equally far."""
     groups = {}
     for r, covered in zip((r for step, _, _ in run for r in step.regions), _covered(run)):
-        if not covered: groups.setdefault((*np.round(r.axes[2], 9), *np.round(r.axes[2]@r.origin + np.array([r.low, r.high]), 6)), []).append(r)
+        if not covered:
+            groups.setdefault(
+                (*np.round(r.axes[2], 9), *np.round(r.axes[2]@r.origin + np.array([r.low, r.high]), 6)), []
+            ).append(r)
     return list(groups.values())
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #f01f7bab
@@ -206,7 +228,8 @@ def _occ_flat_prism(regions, near):
 def _occ_quick_run(body, run, near):
     "The body after a run, without any check."
     operation = run[0][0].extrude.operation
-    if operation == "cut": return _occ_boolean("cut", [body], [_occ_push(r, r.contours) for r in run[0][0].regions], near, keep=False)
+    if operation == "cut":
+        return _occ_boolean("cut", [body], [_occ_push(r, r.contours) for r in run[0][0].regions], near, keep=False)
     first, *others = [_occ_flat_prism(regions, near) for regions in _flat_groups(run)]
     if operation != "intersect" and body is not None: first, others = body, [first, *others]
     for tool in others: first = _occ_unify(_occ_boolean("join", [first], [tool], near, keep=False))
@@ -220,19 +243,33 @@ def _occ_quick(history, near):
         body = _occ_compound([body])
         for result in (lambda: _occ_unify(body), lambda: body):
             shape = result()
-            if _agree(occ_volume(shape), light.volume()) and _agree(occ_area(shape), light.surface_area(), .01) and occ_valid(shape): return shape
+            if (
+                _agree(occ_volume(shape), light.volume()) and _agree(occ_area(shape), light.surface_area(), .01)
+                and occ_valid(shape)
+            ):
+                return shape
     except Exception: pass # OpenCascade raises its own types, which differ between versions
     return None
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #844248a9
 def occ_single(plan):
-    "The valid prism of a history that pushes one profile once; None where it is another, or OpenCascade cannot draw it at once."
-    if len(plan.steps) != 1 or len(plan.steps[0].regions) != 1 or plan.steps[0].extrude.operation in ("cut", "intersect"): return None
+    """The valid prism of a history that pushes one profile once; None where it is another, or OpenCascade cannot
+    draw it at once."""
+    if (
+        len(plan.steps) != 1 or len(plan.steps[0].regions) != 1
+        or plan.steps[0].extrude.operation in ("cut", "intersect")
+    ):
+        return None
     region = plan.steps[0].regions[0]
-    volume = cross_section(region, region_neighbors(region, [region_drawing(region)], plan)).area()*(region.high - region.low)
+    volume = cross_section(
+        region, region_neighbors(region, [region_drawing(region)], plan)
+    ).area()*(region.high - region.low)
     try:
         shape = _occ_push(region, region.contours)
-        return next(occ_children(shape, "Solid")) if volume > 1e-12 and _agree(occ_volume(shape), volume) and occ_valid(shape) else None
+        return (
+            next(occ_children(shape, "Solid")) if volume > 1e-12 and _agree(occ_volume(shape), volume)
+            and occ_valid(shape) else None
+        )
     except Exception: return None # OpenCascade raises its own types, which differ between versions
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #dce45050
@@ -274,8 +311,11 @@ def _occ_triangles(face):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #b07f9da4
 def _weld(vertices, faces, tolerance):
-    "One vertex for all that are equal within the tolerance; faces that collapse are dropped. Returns vertices, faces, new number of each vertex."
-    _, first, number = np.unique(np.round(vertices/tolerance + .1234).astype(np.int64), axis=0, return_index=True, return_inverse=True)
+    """One vertex for all that are equal within the tolerance; faces that collapse are dropped. Returns vertices,
+    faces, new number of each vertex."""
+    _, first, number = np.unique(
+        np.round(vertices/tolerance + .1234).astype(np.int64), axis=0, return_index=True, return_inverse=True
+    )
     number = number.reshape(-1)
     faces = number[faces]
     good = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
@@ -284,7 +324,9 @@ def _weld(vertices, faces, tolerance):
 def occ_mesh(shape):
     "The triangles of a shape at kernel size."
     settings = load_occ().IMeshTools_Parameters()
-    settings.Deflection, settings.Angle, settings.MeshAlgo = _DEFLECTION, _ANGLE, load_occ().IMeshTools_MeshAlgoType.IMeshTools_MeshAlgoType_Delabella
+    settings.Deflection = _DEFLECTION
+    settings.Angle = _ANGLE
+    settings.MeshAlgo = load_occ().IMeshTools_MeshAlgoType.IMeshTools_MeshAlgoType_Delabella
     load_occ().BRepMesh_IncrementalMesh(shape, settings)
     nodes, triangles, segments, offset = [], [], [], 0
     for face in occ_children(shape, "Face"):
@@ -311,7 +353,9 @@ def occ_drawing(shape, axes, center, scale):
     right, _, away = (tuple(map(float, v)) for v in axes)
     algorithm = occ.HLRBRep_Algo()
     algorithm.Add(shape)
-    algorithm.Projector(occ.HLRAlgo_Projector(occ.gp_Ax2(occ.gp_Pnt(0, 0, 0), occ.gp_Dir(*(-c for c in away)), occ.gp_Dir(*right))))
+    algorithm.Projector(
+        occ.HLRAlgo_Projector(occ.gp_Ax2(occ.gp_Pnt(0, 0, 0), occ.gp_Dir(*(-c for c in away)), occ.gp_Dir(*right)))
+    )
     algorithm.Update()
     algorithm.Hide()
     result, lines = occ.HLRBRep_HLRToShape(algorithm), []

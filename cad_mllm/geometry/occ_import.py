@@ -19,10 +19,14 @@ from types import SimpleNamespace
 from .mesh import GeometryError
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #2f3086db
-_OCC_NAMES = """APIHeaderSection: MakeHeader; BRep: Builder Tool; BRepAdaptor: Curve; BRepAlgoAPI: Common Cut Fuse; BRepBndLib: BRepBndLib; BRepBuilderAPI: MakeEdge MakeFace MakeVertex MakeWire Transform
-BRepCheck: Analyzer; BRepLib: BRepLib; BRepGProp: BRepGProp; BRepMesh: IncrementalMesh; BRepPrimAPI: MakePrism; BRepTools: BRepTools; Bnd: Box; GC: MakeArcOfCircle; GProp: GProps
-GeomAbs: CurveType; HLRAlgo: Projector; HLRBRep: Algo HLRToShape; IMeshTools: Parameters MeshAlgoType; IFSelect: ReturnStatus; Interface: Static; Message: Message; STEPControl: Reader Writer StepModelType; TCollection: HAsciiString; ShapeFix: Face Shape; ShapeUpgrade: UnifySameDomain
-TopAbs: ShapeEnum Orientation; TopExp: Explorer; TopLoc: Location; TopoDS: TopoDS Compound Shape; gp: Ax2 Ax3 Circ Dir Pln Pnt Trsf Vec"""
+_OCC_NAMES = """APIHeaderSection: MakeHeader; BRep: Builder Tool; BRepAdaptor: Curve; BRepAlgoAPI: Common Cut Fuse
+BRepBndLib: BRepBndLib; BRepBuilderAPI: MakeEdge MakeFace MakeVertex MakeWire Transform; BRepCheck: Analyzer
+BRepLib: BRepLib; BRepGProp: BRepGProp; BRepMesh: IncrementalMesh; BRepPrimAPI: MakePrism; BRepTools: BRepTools
+Bnd: Box; GC: MakeArcOfCircle; GProp: GProps; GeomAbs: CurveType; HLRAlgo: Projector; HLRBRep: Algo HLRToShape
+IMeshTools: Parameters MeshAlgoType; IFSelect: ReturnStatus; Interface: Static; Message: Message
+STEPControl: Reader Writer StepModelType; TCollection: HAsciiString; ShapeFix: Face Shape
+ShapeUpgrade: UnifySameDomain; TopAbs: ShapeEnum Orientation; TopExp: Explorer; TopLoc: Location
+TopoDS: TopoDS Compound Shape; gp: Ax2 Ax3 Circ Dir Pln Pnt Trsf Vec"""
 
 def _occ_import():
     "All names of `_OCC_NAMES`, as attributes such as `BRepAlgoAPI_Fuse`."
@@ -35,7 +39,9 @@ def _occ_import():
             setattr(occ, full, getattr(module, full))
     try: occ.List = importlib.import_module("OCP.TopTools").TopTools_ListOfShape
     except AttributeError: occ.List = importlib.import_module("OCP.collections").List_TopoDS_Shape
-    occ.cast = {k: getattr(occ.TopoDS, f"{k}_s", None) or getattr(occ.TopoDS, k) for k in ("Edge", "Face", "Solid", "Wire")}
+    occ.cast = {
+        k: getattr(occ.TopoDS, f"{k}_s", None) or getattr(occ.TopoDS, k) for k in ("Edge", "Face", "Solid", "Wire")
+    }
     occ.Message.DefaultMessenger_s().ChangePrinters().Clear()
     return occ
 
@@ -57,7 +63,8 @@ def _undefined_names(file, prefix):
     return names
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #64431bd5
-_RETURN_ZERO = {"x86_64": (62, bytes.fromhex("31c0c3")), "aarch64": (183, bytes.fromhex("000080d2c0035fd6"))} # ELF machine, code
+# ELF machine, code
+_RETURN_ZERO = {"x86_64": (62, bytes.fromhex("31c0c3")), "aarch64": (183, bytes.fromhex("000080d2c0035fd6"))}
 
 def _stand_in_bytes(soname, names, machine):
     "A shared library of that name whose functions all return zero."
@@ -75,11 +82,19 @@ def _stand_in_bytes(soname, names, machine):
     end = at_strings + len(strings)
     at_dynamic = end + -end % page
     symbols = bytes(24) + b"".join(struct.pack("<IBBHQQ", p, 0x12, 0, 1, at_code, len(code)) for p in places)
-    chain = struct.pack(f"<{3 + count}I", 1, count, min(1, count - 1), 0, *[i + 1 if i + 1 < count else 0 for i in range(1, count)])
+    chain = struct.pack(
+        f"<{3 + count}I", 1, count, min(1, count - 1), 0, *[i + 1 if i + 1 < count else 0 for i in range(1, count)]
+    )
     dynamic = struct.pack("<14Q", 14, 1, 4, at_hash, 5, at_strings, 6, at_symbols, 10, len(strings), 11, 24, 0, 0)
     header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, number, 1, 0, 64, 0, 0, 64, 56, 4, 64, 0, 0)
-    segments = [(1, 5, 0, end, page), (1, 6, at_dynamic, len(dynamic), page), (2, 6, at_dynamic, len(dynamic), 8), (0x6474e551, 6, 0, 0, 16)]
-    header += b"".join(struct.pack("<IIQQQQQQ", kind, flags, at, at, at, size, size, align) for kind, flags, at, size, align in segments)
+    segments = [
+        (1, 5, 0, end, page), (1, 6, at_dynamic, len(dynamic), page), (2, 6, at_dynamic, len(dynamic), 8),
+        (0x6474e551, 6, 0, 0, 16)
+    ]
+    header += b"".join(
+        struct.pack("<IIQQQQQQ", kind, flags, at, at, at, size, size, align)
+        for kind, flags, at, size, align in segments
+    )
     body = (header + symbols + chain).ljust(at_code, b"\0") + code.ljust(16, b"\0") + strings
     return body.ljust(at_dynamic, b"\0") + dynamic
 
@@ -88,9 +103,15 @@ def _load_stand_in(soname):
     "Load a stand-in for a missing library into this process; False where that cannot be done."
     import ctypes, platform
     spec = importlib.util.find_spec("OCP")
-    if soname not in _STAND_INS or sys.platform != "linux" or platform.machine() not in _RETURN_ZERO or spec is None: return False
+    if soname not in _STAND_INS or sys.platform != "linux" or platform.machine() not in _RETURN_ZERO or spec is None:
+        return False
     home = Path(spec.origin).parent
-    names = set().union(*(_undefined_names(f, _STAND_INS[soname]) for folder in home.parent.glob("*ocp*.libs") for f in folder.iterdir() if ".so" in f.name))
+    names = set().union(
+        *(
+            _undefined_names(f, _STAND_INS[soname]) for folder in home.parent.glob("*ocp*.libs")
+            for f in folder.iterdir() if ".so" in f.name
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/soname
         file.write_bytes(_stand_in_bytes(soname, sorted(names), platform.machine()))
@@ -106,8 +127,16 @@ def _remedy(found):
     installed = [n for n in _OCP_PACKAGES if n in names]
     kept = _OCP_PACKAGES[0] if "cadquery" in names else _OCP_PACKAGES[1]
     remedy = f"'pip uninstall -y {' '.join(installed)}', then 'pip install --no-deps {kept}'"
-    if len(installed) > 1: return f"{' and '.join(installed)} are both installed and lay the same folder OCP, so that one has overwritten the other; keep one: {remedy}"
-    if installed and not found: return f"{installed[0]} is listed as installed, but its files are gone (another package of the same folder was removed): {remedy}"
+    if len(installed) > 1:
+        return (
+            f"{' and '.join(installed)} are both installed and lay the same folder OCP, so that one has overwritten "
+            f"the other; keep one: {remedy}"
+        )
+    if installed and not found:
+        return (
+            f"{installed[0]} is listed as installed, but its files are gone (another package of the same folder was "
+            f"removed): {remedy}"
+        )
     return "on Debian and Ubuntu run 'apt-get install libgl1'" if found else "pip install cadquery-ocp-novtk"
 
 @functools.lru_cache(None)
@@ -116,8 +145,12 @@ def load_occ():
     for _ in range(len(_STAND_INS) + 1):
         try: return _occ_import()
         except ModuleNotFoundError as e:
-            raise GeometryError(f"OpenCascade is not installed ({e}): {_remedy(False)}, or use kernel='manifold'") from None
+            raise GeometryError(
+                f"OpenCascade is not installed ({e}): {_remedy(False)}, or use kernel='manifold'"
+            ) from None
         except (ImportError, AttributeError) as e:
             reason = str(e)
             if not _load_stand_in(reason.split(":")[0]): break
-    raise GeometryError(f"OpenCascade cannot be loaded ({reason}): {_remedy(True)}, or use kernel='manifold', which needs none")
+    raise GeometryError(
+        f"OpenCascade cannot be loaded ({reason}): {_remedy(True)}, or use kernel='manifold', which needs none"
+    )

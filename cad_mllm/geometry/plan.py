@@ -25,7 +25,10 @@ def _tidy(vertices, mids):
         n = len(v)
         j, k = (i + 1) % n, (i + 2) % n
         flat = m[i] is None or near(m[i], v[i])
-        back = n > 2 and near(v[i], v[k]) and ((m[i] is None and m[j] is None) or (m[i] is not None and m[j] is not None and near(m[i], m[j])))
+        back = (
+            n > 2 and near(v[i], v[k])
+            and ((m[i] is None and m[j] is None) or (m[i] is not None and m[j] is not None and near(m[i], m[j])))
+        )
         if near(v[i], v[j]) and flat: gone = [(i, j)]
         elif back: gone = [(i, j), (j, k)]
         else:
@@ -63,7 +66,8 @@ def _clean(
 # %% ../../nbs/2_geometry/07_plan.ipynb #180347e5
 @dataclass
 class _Region:
-    "One profile at kernel size: the `contours` (outer first), the plane they lie in, and from where to where they are pushed."
+    """One profile at kernel size: the `contours` (outer first), the plane they lie in, and from where to where they
+    are pushed."""
     contours: list
     origin: np.ndarray # (3,)
     axes: np.ndarray # (3, 3), rows x, y, normal
@@ -88,7 +92,8 @@ class _Step:
     regions: list
 
     @property
-    def label(self): return f"operation {self.index + 1} ({self.extrude.operation} {self.extrude.name or self.extrude.id!r})"
+    def label(self):
+        return f"operation {self.index + 1} ({self.extrude.operation} {self.extrude.name or self.extrude.id!r})"
 
 @dataclass
 class _Plan:
@@ -124,8 +129,15 @@ def make_plan(program):
         step = _Step(i, e, [])
         pushed, span = _profile_contours(program, e, step.label), e.span()
         work.append((step, pushed, span, list(_reach(pushed, span))))
-    adding = [p for step, _, (low, high), boxes in work for p in boxes if step.extrude.operation in ("new", "join") and high > low]
-    if not adding: raise GeometryError(f"no operation of this history adds material: {'; '.join(_idle_reason(*w) for w in work) or 'it has no extrude'}")
+    adding = [
+        p for step, _, (low, high), boxes in work for p in boxes if step.extrude.operation in ("new", "join")
+        and high > low
+    ]
+    if not adding:
+        raise GeometryError(
+            "no operation of this history adds material: "
+            f"{'; '.join(_idle_reason(*w) for w in work) or 'it has no extrude'}"
+        )
     low, high = np.concatenate(adding).min(0), np.concatenate(adding).max(0)
     plan = _Plan((low + high)/2, float((high - low).max()), [])
     if plan.scale < 1e-12: raise GeometryError("the history has no size: everything it draws lies within a picometre")
@@ -146,4 +158,7 @@ def plan_region(plan, frame, contours, name, span):
     outer, *holes = [_clean(c, plan.scale) for c in contours]
     low, high = span[0]/plan.scale, span[1]/plan.scale
     if outer is None or high - low < TINY: return None
-    return _Region([outer, *(h for h in holes if h is not None)], (np.array(frame.origin, float) - plan.center)/plan.scale, _exact(frame.rotation), low, high, name)
+    return _Region(
+        [outer, *(h for h in holes if h is not None)], (np.array(frame.origin, float) - plan.center)/plan.scale,
+        _exact(frame.rotation), low, high, name
+    )

@@ -25,7 +25,11 @@ def view_direction(view):
     "The look direction of length 1; -z with the picture's up at +y where one looks straight down."
     if isinstance(view, (int, np.integer)): view = VIEWS[view]
     view = np.asarray(_look(*view) if len(view) == 2 else view, float)
-    if view.shape != (3,) or not np.linalg.norm(view) > 0: raise ValueError(f"view={view!r}: choose a number from 0 to {len(VIEWS) - 1}, a direction (x, y, z) or angles (azimuth, elevation)")
+    if view.shape != (3,) or not np.linalg.norm(view) > 0:
+        raise ValueError(
+            f"view={view!r}: choose a number from 0 to {len(VIEWS) - 1}, a direction (x, y, z) or angles (azimuth, "
+            "elevation)"
+        )
     return view/np.linalg.norm(view)
 
 def camera_frame(
@@ -53,7 +57,8 @@ def _spans(tri, size):
     with np.errstate(all="ignore"): long, upper, lower = (x2 - x0)/(y2 - y0), (x1 - x0)/(y1 - y0), (x2 - x1)/(y2 - y1)
     down, below = row + .5 - y0[face], row + .5 >= y1[face]
     one = x0[face] + long[face]*down      # each edge from its own top corner, so that neighbours agree to the last bit
-    with np.errstate(all="ignore"): two = np.where(below, x1[face] + lower[face]*(row + .5 - y1[face]), x0[face] + upper[face]*down)
+    with np.errstate(all="ignore"):
+        two = np.where(below, x1[face] + lower[face]*(row + .5 - y1[face]), x0[face] + upper[face]*down)
     left, right = np.ceil(np.minimum(one, two) - .5).clip(0, size), np.ceil(np.maximum(one, two) - .5).clip(0, size)
     return face, row, left.astype(int), (right - left).astype(int)
 
@@ -66,7 +71,8 @@ def zbuffer(
     face, row, first, count = _spans(tri, size)
     (ax, ay, az), b, c = tri[:, 0].T, tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0]
     det = b[:, 0]*c[:, 1] - b[:, 1]*c[:, 0]
-    flat = np.where(np.abs(det) < 1e-9, 0, 1/np.where(np.abs(det) < 1e-9, 1, det)) # a triangle seen edge-on has no slope
+    # a triangle seen edge-on has no slope
+    flat = np.where(np.abs(det) < 1e-9, 0, 1/np.where(np.abs(det) < 1e-9, 1, det))
     dzdx, dzdy = (b[:, 2]*c[:, 1] - c[:, 2]*b[:, 1])*flat, (c[:, 2]*b[:, 0] - b[:, 2]*c[:, 0])*flat
     left = (az + dzdx*(.5 - ax) + dzdy*(.5 - ay))[face] + dzdy[face]*row
     span, column = expand_ranges(first, count)
@@ -76,7 +82,9 @@ def zbuffer(
     np.minimum.at(buffer, (row*size)[span] + column, packed)
     hit = buffer != empty
     depth = np.where(hit, (buffer >> np.uint64(32)).astype(np.float32)/2**31, np.inf)
-    return depth.reshape(size, size), np.where(hit, (buffer & np.uint64(2**32 - 1)).astype(np.int64), -1).reshape(size, size)
+    return depth.reshape(size, size), np.where(
+        hit, (buffer & np.uint64(2**32 - 1)).astype(np.int64), -1
+    ).reshape(size, size)
 
 # %% ../../nbs/2_geometry/04_render.ipynb #036cb21b
 @patch
@@ -144,7 +152,8 @@ def _draw_lines(canvas, segments, depth, color, thick):
     row, column = _visible_samples(segments, depth)
     mask, size = np.zeros(depth.shape, bool), len(depth)
     for i in range(thick):
-        for j in range(thick): mask[(row + i - thick//2).clip(0, size - 1), (column + j - thick//2).clip(0, size - 1)] = True
+        for j in range(thick):
+            mask[(row + i - thick//2).clip(0, size - 1), (column + j - thick//2).clip(0, size - 1)] = True
     canvas[mask] = (*color, 0)
 
 # %% ../../nbs/2_geometry/04_render.ipynb #220ee1bb
@@ -163,7 +172,9 @@ def fit_to_frame(box, axes, margin):
     "Center of the picture in camera axes and the size of what it shows, for a box of points."
     low, high = np.asarray(box, float)
     corners = np.stack(np.meshgrid(*zip(low, high)), -1).reshape(-1, 3) @ axes.T
-    return (corners.min(0) + corners.max(0))/2, max(np.ptp(corners[:, :2], axis=0).max()*(1 + 2*margin), np.ptp(corners[:, 2])*1.001, 1e-30)
+    return (corners.min(0) + corners.max(0))/2, max(
+        np.ptp(corners[:, :2], axis=0).max()*(1 + 2*margin), np.ptp(corners[:, 2])*1.001, 1e-30
+    )
 
 # %% ../../nbs/2_geometry/04_render.ipynb #bf78bfb5
 @patch
@@ -184,9 +195,11 @@ def image(
     faces = np.flatnonzero(self._normals() @ axes[2] < 0) if self.is_watertight else np.arange(len(self.faces))
     depth, seen = zbuffer(screen(self.vertices[self.faces[faces]]), big)
     colors = np.append(_shade(self, faces, axes), [_BACKGROUND], 0).astype(np.uint8) # -1 is the last color
-    canvas = np.pad(colors, ((0, 0), (0, 1))).view(np.uint32)[:, 0][seen].view(np.uint8).reshape(big, big, 4) # one number a pixel is fetched at once
+    # one number a pixel is fetched at once
+    canvas = np.pad(colors, ((0, 0), (0, 1))).view(np.uint32)[:, 0][seen].view(np.uint8).reshape(big, big, 4)
     thick = max(smooth, round(big/220))
     if len(faces): _draw_lines(canvas, screen(self._feature_lines(axes[2])), depth, _EDGE, thick)
-    if len(strokes): _draw_lines(canvas, screen(np.asarray(strokes, float)), np.full_like(depth, np.inf), _SKETCH, thick + smooth//2)
+    if len(strokes):
+        _draw_lines(canvas, screen(np.asarray(strokes, float)), np.full_like(depth, np.inf), _SKETCH, thick + smooth//2)
     rows = sum(canvas[i::smooth].astype(np.uint16) for i in range(smooth))
     return ((sum(rows[:, j::smooth] for j in range(smooth)) + smooth**2//2)//smooth**2)[..., :3].astype(np.uint8)

@@ -16,7 +16,8 @@ from .fitting import common_values
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #4f47c608
 def _peaks(heights, width, least, apart):
-    "(height, votes) of heights on which at least so many values agree within the width, more than anywhere nearby; flanks of a peak are none."
+    """(height, votes) of heights on which at least so many values agree within the width, more than anywhere nearby;
+    flanks of a peak are none."""
     heights, found = np.sort(heights), []
     votes = np.searchsorted(heights, heights + width, side="right") - np.searchsorted(heights, heights - width)
     open_ = votes >= least
@@ -24,13 +25,15 @@ def _peaks(heights, width, least, apart):
         best = int(np.argmax(np.where(open_, votes, 0)))
         near = np.abs(heights - heights[best]) <= apart
         top = votes[near].max()
-        if votes[best] == top: found.append((float(np.median(heights[np.abs(heights - heights[best]) <= width])), int(top)))
+        if votes[best] == top:
+            found.append((float(np.median(heights[np.abs(heights - heights[best]) <= width])), int(top)))
         open_ &= ~near
     return found
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #17555252
 def _fit_mixture(heights, centers, noise, rounds=40):
-    "Expectation and maximization for normal distributions of one width and a constant: (log likelihood, centers, shares, width)."
+    """Expectation and maximization for normal distributions of one width and a constant: (log likelihood, centers,
+    shares, width)."""
     width, shares = noise, np.full(len(centers) + 1, 1/(len(centers) + 1))
     even = 1/max(float(np.ptp(heights)), 4*noise)
     for _ in range(rounds):
@@ -69,7 +72,10 @@ def find_levels(
     width, least = max(2e-3, 1.5*noise), max(4, len(heights)*(3e-3 if noise else 8e-4))
     flat = .9 if noise or estimated else .985
     if noise and estimated: found = _faces_in_noise(heights[np.abs(facing) > flat], noise, least)
-    else: found = [p for sign in (-1, 1) for p in _peaks(heights[sign*facing > flat], width, least, max(2*width, 3.6*noise))]
+    else:
+        found = [
+            p for sign in (-1, 1) for p in _peaks(heights[sign*facing > flat], width, least, max(2*width, 3.6*noise))
+        ]
     ends = np.quantile(heights, [.003, .997]) if noise else np.array([heights.min(), heights.max()])
     reach = max(4e-3, (4 if estimated else 2.5)*noise)
     found += [(e, 1) for e in ends if not any(abs(e - z) < reach for z, _ in found)]
@@ -80,7 +86,8 @@ def find_levels(
 # %% ../../nbs/2_geometry/14c_sections.ipynb #cf0e0c9b
 @dataclass
 class Sections:
-    "Indicators `fields` (K, G, G) of K slabs on a grid with lower corner `corner` and step `step`; row is v, column is u; `iso` (K, G, G) is the value on the outlines of each."
+    """Indicators `fields` (K, G, G) of K slabs on a grid with lower corner `corner` and step `step`; row is v,
+    column is u; `iso` (K, G, G) is the value on the outlines of each."""
     fields: np.ndarray
     corner: np.ndarray
     step: float
@@ -165,15 +172,24 @@ def cross_sections(
         flow = areas[mine, None]*normals[mine, :2]/thick
         walls.append(_smear(places[mine], flow/step**2, _spacing(places[mine]), size))
         lengths.append(np.linalg.norm(flow, axis=1).sum() if mine.any() else 5.)
-    caps = [_splat(places[m], (areas[m]*normals[m, 2])[:, None]/step**2, size)[0] for m in (~steep & (nearest == k) for k in range(len(levels)))]
+    caps = [
+        _splat(places[m], (areas[m]*normals[m, 2])[:, None]/step**2, size)[0]
+        for m in (~steep & (nearest == k) for k in range(len(levels)))
+    ]
     faces = [areas[~steep & (nearest == k)].sum() for k in range(len(levels))]
-    fields = _solve_sections(np.array(walls), np.array(caps), thickness, np.array(lengths), np.array(faces), step, noise)
+    fields = _solve_sections(
+        np.array(walls), np.array(caps), thickness, np.array(lengths), np.array(faces), step, noise
+    )
     border = np.concatenate([fields[:, :2].reshape(len(fields), -1), fields[:, -2:].reshape(len(fields), -1)], 1)
     fields -= np.median(border, 1)[:, None, None]
-    return Sections(fields, corner, step, levels, np.array([_middle_value(f, places[steep & (slab == k)]) for k, f in enumerate(fields)]))
+    return Sections(
+        fields, corner, step, levels,
+        np.array([_middle_value(f, places[steep & (slab == k)]) for k, f in enumerate(fields)])
+    )
 
 def _middle_value(field, places, reach=5.):
-    "A map (G, G) of the indicator's value on the walls nearby: where material is thinner than the grid can show, its middle value is lower too."
+    """A map (G, G) of the indicator's value on the walls nearby: where material is thinner than the grid can show,
+    its middle value is lower too."""
     if len(places) < 12: return np.full_like(field, .5)
     on = look_up(field, places)
     usual = float(np.clip(np.median(on), .15, .65))
@@ -187,7 +203,8 @@ def _middle_value(field, places, reach=5.):
 # %% ../../nbs/2_geometry/14c_sections.ipynb #0add5ecb
 @dataclass
 class Chain:
-    "A closed polyline (M, 2) with material on its left; `depth` 0 bounds material from outside, 1 a hole in it, 2 an island in the hole."
+    """A closed polyline (M, 2) with material on its left; `depth` 0 bounds material from outside, 1 a hole in it, 2
+    an island in the hole."""
     line: np.ndarray
     depth: int = 0
 
@@ -211,7 +228,10 @@ def trace_chains(
 ) -> list: # of `Chain`
     "The closed lines on which the indicator passes its middle value."
     from contourpy import contour_generator
-    lines = [l[:-1]*sections.step + sections.corner for l in contour_generator(z=field - iso).lines(0) if len(l) > 4 and np.allclose(l[0], l[-1])]
+    lines = [
+        l[:-1]*sections.step + sections.corner for l in contour_generator(z=field - iso).lines(0) if len(l) > 4
+        and np.allclose(l[0], l[-1])
+    ]
     lines = sorted((l for l in lines if abs(_area(l)) > least), key=lambda l: -abs(_area(l)))
     chains = []
     for line in lines:
@@ -257,7 +277,9 @@ def gather_supports(
 def _fraction(points, line, which):
     "How far along its tangent each point lies from its nearest vertex, in steps."
     way = np.roll(line, -1, 0)[which] - np.roll(line, 1, 0)[which]
-    return (np.einsum("ni,ni->n", points - line[which], way)/np.einsum("ni,ni->n", way, way).clip(1e-18)).clip(-.49, .49)*2
+    return (
+        np.einsum("ni,ni->n", points - line[which], way)/np.einsum("ni,ni->n", way, way).clip(1e-18)
+    ).clip(-.49, .49)*2
 
 def _bare(at, num, gap=14):
     "Vertices of a chain that are far from any point of it: one in four."

@@ -42,16 +42,24 @@ def _load_step(
     for key in ("xstep.cascade.unit", "write.step.unit"): occ.Interface_Static.SetCVal_s(key, "MM")
     reader = occ.STEPControl_Reader()
     with tempfile.TemporaryDirectory() as folder: read = reader.ReadFile(_without_mark(path, folder))
-    if read != occ.IFSelect_ReturnStatus.IFSelect_RetDone: raise GeometryError(f"{path}: not a STEP file, or it breaks off")
+    if read != occ.IFSelect_ReturnStatus.IFSelect_RetDone:
+        raise GeometryError(f"{path}: not a STEP file, or it breaks off")
     reader.TransferRoots()
     shape = reader.OneShape()
-    if shape is None or shape.IsNull() or next(occ_children(shape, "Face"), None) is None: raise GeometryError(f"{path}: the STEP file holds no faces")
+    if shape is None or shape.IsNull() or next(occ_children(shape, "Face"), None) is None:
+        raise GeometryError(f"{path}: the STEP file holds no faces")
     low, high = occ_box(shape)/1000
     center, scale = (low + high)/2, max(float((high - low).max()), 1e-12)
     place, factor = occ.gp_Trsf(), 1/(1000*scale)
-    place.SetValues(factor, 0, 0, float(-center[0]/scale), 0, factor, 0, float(-center[1]/scale), 0, 0, factor, float(-center[2]/scale))
-    solid = Solid("occ", SimpleNamespace(center=center, scale=scale), occ.BRepBuilderAPI_Transform(shape, place, True).Shape())
-    if not len(solid._unit_mesh().faces): raise GeometryError(f"{path}: OpenCascade cannot make triangles of the file's faces")
+    place.SetValues(
+        factor, 0, 0, float(-center[0]/scale), 0, factor, 0, float(-center[1]/scale), 0, 0, factor,
+        float(-center[2]/scale)
+    )
+    solid = Solid(
+        "occ", SimpleNamespace(center=center, scale=scale), occ.BRepBuilderAPI_Transform(shape, place, True).Shape()
+    )
+    if not len(solid._unit_mesh().faces):
+        raise GeometryError(f"{path}: OpenCascade cannot make triangles of the file's faces")
     return solid
 
 # %% ../../nbs/2_geometry/13_shapes.ipynb #a2a4487d
@@ -66,15 +74,20 @@ def read_step(
 
 def read_shape(
     path: str | Path, # .step, .stp, or one of `MESH_SUFFIXES`
-    unit: str = "", # mm, cm, m or in, for the mesh formats; by default what the file says, else millimetres for STL, and for others whose numbers are above a few metres, which `notes` then says
+    unit: str = "", # mm, cm, m or in, for the mesh formats; by default what the file says, else millimetres for STL,
+                    # and for others whose numbers are above a few metres, which `notes` then says
     timeout: float = 120, # seconds, for STEP
 ) -> Solid:
-    "A part from a file of any program: `points()`, `image()`, `mesh()`. Raises `GeometryError` with the file and what is wrong."
+    """A part from a file of any program: `points()`, `image()`, `mesh()`. Raises `GeometryError` with the file and
+    what is wrong."""
     suffix = Path(path).suffix.lower()
     if suffix in (".step", ".stp"):
         if unit: raise ValueError(f"{path}: a STEP file states its own unit; leave unit out")
         return read_step(path, timeout)
-    if suffix not in MESH_SUFFIXES: raise GeometryError(f"{path}: unknown suffix {suffix!r}; a shape can be read from .step, .stp, {', '.join(MESH_SUFFIXES)}")
+    if suffix not in MESH_SUFFIXES:
+        raise GeometryError(
+            f"{path}: unknown suffix {suffix!r}; a shape can be read from .step, .stp, {', '.join(MESH_SUFFIXES)}"
+        )
     mesh, notes = read_surface(path, unit)
     low, high = np.array(mesh.bounding_box)
     plan = SimpleNamespace(center=(low + high)/2, scale=max(float((high - low).max()), 1e-12))
@@ -90,9 +103,15 @@ def _check_file(path):
     seconds = time.perf_counter() - start
     light = build_solid(program, kernel="manifold")
     given = program.extra.get("properties", {}).get("bounding_box")
-    row = dict(seconds=seconds, valid=solid.is_valid and light.is_valid, closed=solid.mesh().is_watertight, error=abs(light.volume/solid.volume - 1))
+    row = dict(
+        seconds=seconds, valid=solid.is_valid and light.is_valid, closed=solid.mesh().is_watertight,
+        error=abs(light.volume/solid.volume - 1)
+    )
     if given:
         low, high = (np.array([given[k][c] for c in "xyz"]) for k in ("min_point", "max_point"))
         (l, h), slack = np.array(solid.bounding_box), 1e-3*np.linalg.norm(high - low)
-        row["box"] = "equal" if np.abs([l - low, h - high]).max() < slack else "inside" if (l > low - slack).all() and (h < high + slack).all() else "beyond"
+        row["box"] = (
+            "equal" if np.abs([l - low, h - high]).max() < slack else "inside" if (l > low - slack).all()
+            and (h < high + slack).all() else "beyond"
+        )
     return row

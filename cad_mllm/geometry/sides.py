@@ -154,6 +154,8 @@ def turn_outward(
     def value(slab, places): return look_up(field[slab], np.clip(places, 0, top))
     for k in range(len(levels)):
         wall, face = steep & (at == k), ~steep & (at == k)
-        along[wall] = sum(value(k + 1, places[wall] - t*ways[wall]) - value(k + 1, places[wall] + t*ways[wall]) for t in (1., 2.))
+        along[wall] = sum(
+            value(k + 1, places[wall] - t*ways[wall]) - value(k + 1, places[wall] + t*ways[wall]) for t in (1., 2.)
+        )
         along[face] = (value(k, places[face]) - value(k + 1, places[face]))*normals[face, 2]
     return normals*np.where(along < 0, -1, 1)[:, None]

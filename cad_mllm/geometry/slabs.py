@@ -50,7 +50,9 @@ def _fit_slab(cloud, points, normals, sections, k):
     "(depth, outline) of each outline of a slab."
     low, high = sections.levels[k:k + 2]
     margin = min(max(.2*cloud.noise, 1e-3), .1*(high - low))
-    walls = (points[:, 2] > low + margin) & (points[:, 2] < high - margin) & (np.abs(normals[:, 2]) < (.6 if cloud.noise or cloud.estimated else .3))
+    walls = (points[:, 2] > low + margin) & (points[:, 2] < high - margin) & (
+        np.abs(normals[:, 2]) < (.6 if cloud.noise or cloud.estimated else .3)
+    )
     flat = normals[walls, :2]/np.linalg.norm(normals[walls, :2], axis=1, keepdims=True).clip(1e-9)
     chains = trace_chains(sections.fields[k], sections.iso[k], sections, 8*sections.step**2)
     if cloud.noise: chains = _clear_chains(chains, sections.fields[k], sections.iso[k], sections) or chains[:1]
@@ -90,7 +92,9 @@ def find_prisms(
     prisms, tolerance = [], max(3e-3, .8*cloud.noise)
     for k in range(len(levels) - 1):
         for depth, outline in _fit_slab(cloud, points, normals, sections, k):
-            below = [p for p in prisms if p.high == k and p.depth == depth and same_outline(p.outline, outline, tolerance)]
+            below = [
+                p for p in prisms if p.high == k and p.depth == depth and same_outline(p.outline, outline, tolerance)
+            ]
             if below: _extend(below[0], outline, k + 1)
             elif _is_closed(outline): prisms.append(Prism(outline, k, k + 1, depth))
     shared = share_values([p.outline for p in prisms], max(1.5e-3, .8*cloud.noise))
@@ -107,7 +111,10 @@ def _extend(prism, outline, high):
 def _around(prism, prisms):
     "The prism that a hole is drawn into: one outline further out that reaches equally far."
     point = prism.outline.points[0]
-    fits = [p for p in prisms if p.depth == prism.depth - 1 and (p.low, p.high) == (prism.low, prism.high) and goes_around(point, flatten(p.contour()))]
+    fits = [
+        p for p in prisms if p.depth == prism.depth - 1 and (p.low, p.high) == (prism.low, prism.high)
+        and goes_around(point, flatten(p.contour()))
+    ]
     return fits[0] if fits else None
 
 def _groups(prisms):
@@ -117,7 +124,10 @@ def _groups(prisms):
         host = _around(p, prisms) if p.depth % 2 else None
         if host is not None: drawn.setdefault(id(host), []).append(p)
         else: groups.setdefault((p.depth, p.low, p.high), []).append(p)
-    return {key: [[p.contour(), *(h.contour() for h in drawn.get(id(p), ()))] for p in group] for key, group in groups.items()}
+    return {
+        key: [[p.contour(), *(h.contour() for h in drawn.get(id(p), ()))] for p in group]
+        for key, group in groups.items()
+    }
 
 def _in_metres(contour, cloud, shift):
     "A contour of unit size in metres, in the plane's coordinates."
@@ -141,7 +151,10 @@ def write_program(
         profiles = [[contour_loop(_in_metres(c, cloud, center[:2])) for c in loops] for loops in groups[key]]
         origin = axes[2]*(levels[low]*cloud.scale + center[2])
         program.sketch(*profiles, frame=Frame(tuple(map(float, origin)), *(tuple(map(float, a)) for a in axes)))
-        program.extrude(float((levels[high] - levels[low])*cloud.scale), "cut" if depth % 2 else "join" if len(program) > 1 else "new")
+        program.extrude(
+            float((levels[high] - levels[low])*cloud.scale),
+            "cut" if depth % 2 else "join" if len(program) > 1 else "new"
+        )
     return program
 
 # %% ../../nbs/2_geometry/15_slabs.ipynb #a61f382d
@@ -161,7 +174,8 @@ def slab_programs(
     axes: tuple = ("+z", "+x", "+y"), # names of `cad_mllm.cad.AXES`
     slack: float = .12, # an axis that says less of the surface than the best one by more than this is left out
 ): # yields (name of the axis, `CADProgram`)
-    "A history along each axis that is worth it (two where normals had to be estimated, and along nearly any axis where they are noisy too), the likeliest first; an axis along which nothing is found is left out."
+    """A history along each axis that is worth it (two where normals had to be estimated, and along nearly any axis
+    where they are noisy too), the likeliest first; an axis along which nothing is found is left out."""
     cloud = points if isinstance(points, SurfaceCloud) else read_surface_cloud(points)
     frames = {name: np.array(AXES[name], float) for name in axes}
     shares = prism_shares(cloud, frames)

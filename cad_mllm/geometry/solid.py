@@ -23,14 +23,17 @@ from .render import camera_frame
 from .drawings import Drawing
 from .mesh_files import Mesh
 from .plan import make_plan, plan_region
-from .manifold import face_origins, manifold_mesh, manifold_step, manifold_steps, manifold_tools, sample_loop, traced_mesh
+from cad_mllm.geometry.manifold import (
+    face_origins, manifold_mesh, manifold_step, manifold_steps, manifold_tools, sample_loop, traced_mesh
+)
 from .occ_import import load_occ
 from .occ import (
     occ_area, occ_box, occ_build, occ_children, occ_drawing, occ_mesh, occ_single, occ_valid, occ_volume)
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #2f2e609e
 class Solid:
-    "A part: `volume`, `area`, `bounding_box`, `is_valid`, `num_bodies`, `mesh()`, `points()`, `image()`, `export()`. Made by `build_solid`."
+    """A part: `volume`, `area`, `bounding_box`, `is_valid`, `num_bodies`, `mesh()`, `points()`, `image()`,
+    `export()`. Made by `build_solid`."""
     def __init__(self, kernel, plan, shape=None, unit_mesh=None, light=None):
         self.kernel, self.center, self.scale = kernel, plan.center, plan.scale
         self._shape, self._unit, self._light = shape, unit_mesh, light
@@ -58,7 +61,8 @@ class Solid:
 # %% ../../nbs/2_geometry/11_solid.ipynb #46624f29
 def build_solid(
     program: CADProgram, # a history with at least one extrude that adds material
-    kernel: str = "occ", # "occ": OpenCascade, exact, STEP; "manifold": manifold3d, triangles only, needs no system library
+    kernel: str = "occ", # "occ": OpenCascade, exact, STEP; "manifold": manifold3d, triangles only, needs no system
+                         # library
 ) -> Solid:
     "Run a history through a geometry kernel. Raises `GeometryError`, which names the operation that fails."
     if kernel not in ("occ", "manifold"): raise ValueError(f"kernel={kernel!r}: choose 'occ' or 'manifold'")
@@ -67,7 +71,9 @@ def build_solid(
     def light(): return manifold_mesh(list(manifold_steps(plan))[-1][2])
     if kernel == "occ" and (shape := occ_single(plan)) is not None: return Solid(kernel, plan, shape, light=light)
     history = list(manifold_steps(plan))
-    return Solid(kernel, plan, occ_build(plan, history) if kernel == "occ" else None, light=lambda: manifold_mesh(history[-1][2]))
+    return Solid(
+        kernel, plan, occ_build(plan, history) if kernel == "occ" else None, light=lambda: manifold_mesh(history[-1][2])
+    )
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #1f4e853f
 def build_counted(
@@ -111,7 +117,8 @@ def drawing(self: Solid, view=0) -> Drawing:
     "A line drawing with hidden lines apart: exact where OpenCascade has the faces, else from the mesh."
     if self._shape is not None:
         try: return occ_drawing(self._shape, camera_frame(view), self.center, self.scale)
-        except Exception: pass # OpenCascade raises its own types, which differ between versions; the mesh can always be drawn
+        # OpenCascade raises its own types, which differ between versions; the mesh can always be drawn
+        except Exception: pass
     return self.mesh().drawing(view)
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #6400391c
@@ -163,7 +170,10 @@ def export(
     suffix = Path(path).suffix.lower()
     if suffix == ".svg": return self.drawing(**kwargs).save(path)
     if suffix not in (".step", ".stp"): return self.mesh().export(path, **kwargs)
-    if self._shape is None: raise GeometryError(f"{path}: STEP needs exact faces, which kernel={self.kernel!r} does not have; build with kernel='occ'")
+    if self._shape is None:
+        raise GeometryError(
+            f"{path}: STEP needs exact faces, which kernel={self.kernel!r} does not have; build with kernel='occ'"
+        )
     name = name or Path(path).stem
     write_bytes_atomic(path, lambda p: _write_step(self._shape, self.center, self.scale, p, name, caption))
 
@@ -207,7 +217,8 @@ def _write_step(shape, center, scale, path, name, caption=""):
     occ.Interface_Static.SetIVal_s("write.surfacecurve.mode", 0)
     writer.Transfer(_placed(shape, center, scale), occ.STEPControl_StepModelType.STEPControl_AsIs)
     _fill_header(writer.Model(), name, caption)
-    if writer.Write(str(path)) != occ.IFSelect_ReturnStatus.IFSelect_RetDone: raise GeometryError(f"{path}: OpenCascade could not write the file")
+    if writer.Write(str(path)) != occ.IFSelect_ReturnStatus.IFSelect_RetDone:
+        raise GeometryError(f"{path}: OpenCascade could not write the file")
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #69844cbf
 def _sketch_strokes(plan, sketch):
@@ -226,7 +237,8 @@ def _makers(steps):
     return {int(n): i for i, (_, tools) in steps.items() for tool in tools for n in np.unique(face_origins(tool))}
 
 def _film(program, plan):
-    "(label, mesh, strokes, makers) after each operation, in metres; makers (F,): the index of the operation that made a face. What cannot be built leaves the part as it was."
+    """(label, mesh, strokes, makers) after each operation, in metres; makers (F,): the index of the operation that
+    made a face. What cannot be built leaves the part as it was."""
     mesh, made, body = Mesh(np.zeros((0, 3)), np.zeros((0, 3))), np.zeros(0, int), None
     steps = {s.index: (s, t) for s, t in zip(plan.steps, manifold_tools(plan) if plan.steps else ())}
     makers = _makers(steps)
@@ -239,7 +251,8 @@ def _film(program, plan):
             try:
                 body = manifold_step(body, *steps[i])
                 unit, origins = traced_mesh(body)
-                mesh, made = Mesh(world(unit.vertices), unit.faces), np.array([makers.get(n, i) for n in origins.tolist()], int)
+                mesh = Mesh(world(unit.vertices), unit.faces)
+                made = np.array([makers.get(n, i) for n in origins.tolist()], int)
             except GeometryError: pass
         yield f"{i + 1} {entity.operation}", mesh, (), made
 
@@ -252,7 +265,10 @@ def film_frames(histories, max_frames):
         except GeometryError as e: plans[name], problem = None, e
     some = next((p for p in plans.values() if p), None)
     if some is None: raise problem
-    return {name: [f for f, _ in zip(_film(program, plans[name] or replace(some, steps=[])), range(max_frames))] for name, program in histories.items()}
+    return {
+        name: [f for f, _ in zip(_film(program, plans[name] or replace(some, steps=[])), range(max_frames))]
+        for name, program in histories.items()
+    }
 
 def _caption(image, text):
     "The text in the upper left corner of a picture."
@@ -265,7 +281,10 @@ def _sheet(rows, columns):
     "Pictures (S, S, 3) in rows, wrapped after so many columns; rows that belong together stay together."
     width = min(columns, max(map(len, rows)))
     blank = np.full_like(next(i for r in rows for i in r), 255)
-    wrapped = [[*row[at:at + width], *[blank]*(width - len(row[at:at + width]))] for at in range(0, max(map(len, rows)), width) for row in rows]
+    wrapped = [
+        [*row[at:at + width], *[blank]*(width - len(row[at:at + width]))] for at in range(0, max(map(len, rows)), width)
+        for row in rows
+    ]
     return np.concatenate([np.concatenate(r, 1) for r in wrapped])
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #ed10e752
@@ -275,7 +294,8 @@ def film_strip(
     view=0, # an index into `VIEWS`, a look direction, or (azimuth, elevation) in degrees
     columns: int = 8, # frames in a row
     max_frames: int = 48, # of a longer history, the first ones
-    labels: bool | None = None, # number and name of the operation in each frame; by default where there are several histories
+    labels: bool | None = None, # number and name of the operation in each frame; by default where there are several
+                                # histories
 ) -> np.ndarray: # (rows * size, columns * size, 3) uint8
     "The part after each operation of its history. Raises `GeometryError` where no history builds anything."
     histories = program if isinstance(program, dict) else {"": program}

@@ -16,7 +16,9 @@ from .mesh import GeometryError
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #b1399f7f
 @dataclass
 class SurfaceCloud:
-    "Points of a surface and what they say: `points` (N, 3) of size 1 around the origin, unit `normals`, the `areas` each stands for, `noise` (standard deviation), whether normals were `estimated`; metres = `center` + `scale` * points."
+    """Points of a surface and what they say: `points` (N, 3) of size 1 around the origin, unit `normals`, the
+    `areas` each stands for, `noise` (standard deviation), whether normals were `estimated`; metres = `center` +
+    `scale` * points."""
     points: np.ndarray
     normals: np.ndarray
     areas: np.ndarray
@@ -27,7 +29,8 @@ class SurfaceCloud:
     num_strays: int = 0
 
 def _neighbour_planes(points, num):
-    "Distances to the nearest others (N, num), their middle (N, 3), and spreads (ascending) with directions of each neighbourhood."
+    """Distances to the nearest others (N, num), their middle (N, 3), and spreads (ascending) with directions of each
+    neighbourhood."""
     from scipy.spatial import cKDTree
     distance, which = cKDTree(points).query(points, k=num + 1)
     around = points[which]
@@ -40,7 +43,8 @@ def _lay_flat(spread): return np.sqrt(np.maximum(spread[:, 0], 0))
 
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #b60b758b
 def _orient(points, normals, areas, seed=0):
-    "The sign that makes each normal look outward: the field of all normals together must be 1/2 on the surface (Gauss' formula), solved by least squares on a part of the points."
+    """The sign that makes each normal look outward: the field of all normals together must be 1/2 on the surface
+    (Gauss' formula), solved by least squares on a part of the points."""
     from scipy.spatial import cKDTree
     chosen = np.random.default_rng(seed).permutation(len(points))[:1200]
     p = points[chosen]
@@ -111,7 +115,8 @@ def _in_company(points):
     return distance < 6*np.median(distance)
 
 def _lies_in_planes(points):
-    "Whether points have neighbours in one plane with them, to a small share of the distance between them, as points without noise have."
+    """Whether points have neighbours in one plane with them, to a small share of the distance between them, as
+    points without noise have."""
     from scipy.spatial import cKDTree
     distance, which = cKDTree(points).query(points, k=17)
     off = np.sort(np.abs(np.einsum("nki,ni->nk", points[which[:, 1:]] - points[:, None], _voted(points, 0.))), 1)
@@ -127,7 +132,8 @@ def _spread_across(points):
     return noise
 
 def _measured_noise(points, normals):
-    "Standard deviation across the surface: by given normals from neighbours that look the same way, else from the flattest fifth of all neighbourhoods."
+    """Standard deviation across the surface: by given normals from neighbours that look the same way, else from the
+    flattest fifth of all neighbourhoods."""
     from scipy.spatial import cKDTree
     if normals is None: return 0. if _lies_in_planes(points) else _spread_across(points)
     which = cKDTree(points).query(points, k=9)[1]
@@ -139,10 +145,12 @@ def _measured_noise(points, normals):
 def _checked(points, num_points):
     "Finite points, as many as wanted, without strays; and how many strays there were."
     points = np.asarray(points, float)
-    if points.ndim != 2 or points.shape[1] not in (3, 6): raise GeometryError(f"points of shape {points.shape}: they must be (N, 3), or (N, 6) with normals")
+    if points.ndim != 2 or points.shape[1] not in (3, 6):
+        raise GeometryError(f"points of shape {points.shape}: they must be (N, 3), or (N, 6) with normals")
     points = points[np.isfinite(points).all(1)]
     if len(points) < 32: raise GeometryError(f"{len(points)} points are too few to see a part; 32 is the least")
-    if len(points) > num_points: points = points[np.sort(np.random.default_rng(0).permutation(len(points))[:num_points])]
+    if len(points) > num_points:
+        points = points[np.sort(np.random.default_rng(0).permutation(len(points))[:num_points])]
     kept = points[_in_company(points[:, :3])]
     return kept, len(points) - len(kept)
 
@@ -150,7 +158,8 @@ def read_surface_cloud(
     points: np.ndarray, # (N, 3), or (N, 6) with normals, metres
     num_points: int = 8192, # of more, so many are drawn
 ) -> SurfaceCloud:
-    "Points as they come: strays left out and counted, normals estimated where there are none, noise measured. Raises `GeometryError` for what is no cloud."
+    """Points as they come: strays left out and counted, normals estimated where there are none, noise measured.
+    Raises `GeometryError` for what is no cloud."""
     points, num_strays = _checked(points, num_points)
     center, scale = _unit_size(points[:, :3])
     place, normals = (points[:, :3] - center)/scale, None

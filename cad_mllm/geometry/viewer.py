@@ -26,16 +26,21 @@ from .shapes import read_shape
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #9d3c4b65
 def _planes(array, dtype):
-    "The columns of an array one after the other, each as differences to the row before: small numbers, which deflate well."
+    """The columns of an array one after the other, each as differences to the row before: small numbers, which
+    deflate well."""
     array = np.asarray(array, np.int64)
     return np.diff(array, axis=0, prepend=np.zeros_like(array[:1])).T.astype(dtype).tobytes() if len(array) else b""
 
 def _pack(mesh, low, extent, given=None):
-    "A mesh as the viewer reads it: how many vertices, faces (`given` of them grey) and line ends, whether closed, and the numbers in base64."
+    """A mesh as the viewer reads it: how many vertices, faces (`given` of them grey) and line ends, whether closed,
+    and the numbers in base64."""
     def steps(p): return np.round((np.asarray(p).reshape(-1, 3) - low)/extent*65535)
     lines = steps(mesh.feature_edges())
     data = _planes(mesh.faces, "<i4") + _planes(steps(mesh.vertices), "<i2") + _planes(lines, "<i2")
-    return dict(v=len(mesh.vertices), f=len(mesh.faces), l=len(lines), given=given, closed=bool(mesh.is_watertight), data=base64.b64encode(zlib.compress(data, 9)).decode())
+    return dict(
+        v=len(mesh.vertices), f=len(mesh.faces), l=len(lines), given=given, closed=bool(mesh.is_watertight),
+        data=base64.b64encode(zlib.compress(data, 9)).decode()
+    )
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #e59f546f
 _JS_LOAD = r"""
@@ -306,15 +311,25 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #71c661ae
 class View3D:
-    "One or more parts to turn and look at. A notebook shows it by itself; `iframe()` goes into other HTML, `html()` is a page of its own, `save()` writes that."
+    """One or more parts to turn and look at. A notebook shows it by itself; `iframe()` goes into other HTML,
+    `html()` is a page of its own, `save()` writes that."""
     def __init__(self, parts: dict, height=380, view=0, theme="auto", slider=False, first=0, num_given=None):
         if theme not in ("auto", "light", "dark"): raise ValueError(f"theme={theme!r}: choose auto, light or dark")
-        if not any(len(m.faces) for m in parts.values()): raise GeometryError("there is nothing to show: no part has a face")
-        self.parts, self.height, self.view, self.theme, self.slider, self.first = parts, int(height), view, theme, slider, first
+        if not any(len(m.faces) for m in parts.values()):
+            raise GeometryError("there is nothing to show: no part has a face")
+        self.parts = parts
+        self.height = int(height)
+        self.view = view
+        self.theme = theme
+        self.slider = slider
+        self.first = first
         self.num_given = num_given or {}       # name -> how many of its faces, the first ones, are shown in grey
 
     def __repr__(self):
-        return f"View3D({', '.join(f'{n}: {len(m.faces):,} triangles' for n, m in self.parts.items())}; {len(self.html())/1024:.0f} KB)"
+        return (
+            f"View3D({', '.join(f'{n}: {len(m.faces):,} triangles' for n, m in self.parts.items())}; "
+            f"{len(self.html())/1024:.0f} KB)"
+        )
 
     def html(self) -> str:
         "A whole page that needs nothing else."
@@ -322,14 +337,20 @@ class View3D:
 
     def _page(self, theme):
         names = ", ".join(self.parts)
-        fields = dict(title=html.escape(names[:80]), css=_CSS, theme=theme, data=json.dumps(self._data()).replace("<", "\\u003c"), script=_SCRIPT,
-                      label=html.escape(f"3D view of {names[:200]}; arrow keys turn it, plus and minus zoom", quote=True))
+        fields = dict(
+            title=html.escape(names[:80]), css=_CSS, theme=theme, data=json.dumps(self._data()).replace("<", "\\u003c"),
+            script=_SCRIPT,
+            label=html.escape(f"3D view of {names[:200]}; arrow keys turn it, plus and minus zoom", quote=True)
+        )
         return _PAGE % fields
 
     def iframe(self) -> str:
         "The page in an `<iframe>`, for an `ipywidgets.HTML` or any other page."
-        return (f'<iframe srcdoc="{html.escape(self._page(self.theme), quote=True)}" sandbox="allow-scripts" title="3D view" loading="lazy" '
-                f'style="width:100%;height:{self.height}px;border:0;color-scheme:light"></iframe>')
+        return (
+            f'<iframe srcdoc="{html.escape(self._page(self.theme), quote=True)}" sandbox="allow-scripts" title="3D '
+            'view" loading="lazy" '
+            f'style="width:100%;height:{self.height}px;border:0;color-scheme:light"></iframe>'
+        )
 
     def _repr_html_(self): return self.iframe()
 
@@ -343,10 +364,16 @@ _SCRIPT = "".join((_JS_LOAD, _JS_NORMALS, _JS_FILL, _JS_LINES, _JS_DRAW, _JS_HAN
 def _angles(view):
     "Azimuth and elevation in degrees of a view."
     x, y, z = view_direction(view)
-    return [round(math.degrees(math.atan2(-y, -x)), 3) if abs(z) < .999999 else -90., round(math.degrees(math.asin(max(-1, min(1, -z)))), 3)]
+    return [
+        round(math.degrees(math.atan2(-y, -x)), 3) if abs(z) < .999999 else -90.,
+        round(math.degrees(math.asin(max(-1, min(1, -z)))), 3)
+    ]
 
 def _size_text(mesh):
-    return " x ".join(f"{1000*s:.4g}" for s in np.ptp(mesh.bounding_box, axis=0)) + " mm" if len(mesh.faces) else "nothing yet"
+    return (
+        " x ".join(f"{1000*s:.4g}" for s in np.ptp(mesh.bounding_box, axis=0)) + " mm" if len(mesh.faces)
+        else "nothing yet"
+    )
 
 @patch
 def _data(self: View3D):
@@ -355,9 +382,14 @@ def _data(self: View3D):
     low, high = boxes[:, 0].min(0), boxes[:, 1].max(0)
     extent = max(float((high - low).max()), 1e-30)
     azimuth, elevation = _angles(self.view)
-    parts = [dict(_pack(m, low, extent, self.num_given.get(n)), name=n, size=_size_text(m)) for n, m in self.parts.items()]
-    return dict(parts=parts, middle=[float(c) for c in (high - low)/2/extent],
-                fit=round(.94*extent/float(np.linalg.norm(high - low)), 4), azimuth=azimuth, elevation=elevation, views=[_angles(v) for v in VIEWS], slider=self.slider, first=self.first)
+    parts = [
+        dict(_pack(m, low, extent, self.num_given.get(n)), name=n, size=_size_text(m)) for n, m in self.parts.items()
+    ]
+    return dict(
+        parts=parts, middle=[float(c) for c in (high - low)/2/extent],
+        fit=round(.94*extent/float(np.linalg.norm(high - low)), 4), azimuth=azimuth, elevation=elevation,
+        views=[_angles(v) for v in VIEWS], slider=self.slider, first=self.first
+    )
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #4663bd34
 def _as_mesh(part):
@@ -371,7 +403,8 @@ def _as_mesh(part):
 def view3d(
     part, # a `Solid`, `Mesh`, `CADProgram` or path of a shape file; or several: a dict of name -> part
     height: int = 380, # pixels; the width is that of the page
-    view=0, # where to look from first: an index into `VIEWS`, a look direction (x, y, z), or (azimuth, elevation) in degrees
+    view=0, # where to look from first: an index into `VIEWS`, a look direction (x, y, z), or (azimuth, elevation) in
+            # degrees
     theme: str = "auto", # "auto": transparent, so the notebook's; "light" or "dark"
     name: str = "", # what to write above a single part
 ) -> View3D:

@@ -53,7 +53,10 @@ def _answer(message):
         try: return pickle.dumps(("error", pickle.loads(pickle.dumps(e))))
         except Exception: return pickle.dumps(("error", WorkerError(f"{type(e).__name__}: {e}", "pickle")))
     try: return pickle.dumps(("ok", result))
-    except Exception as e: return pickle.dumps(("error", WorkerError(f"the result of {func.__name__} cannot be sent to another process: {e}", "pickle")))
+    except Exception as e:
+        return pickle.dumps(
+            ("error", WorkerError(f"the result of {func.__name__} cannot be sent to another process: {e}", "pickle"))
+        )
 
 def _worker_main():
     "Answer calls from standard input until it closes."
@@ -73,9 +76,14 @@ class _Worker:
     "The parent's side of one worker process."
     def __init__(self):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        code = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; from cad_mllm.geometry.workers import _worker_main; _worker_main()"
+        code = (
+            f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; from cad_mllm.geometry.workers import "
+            "_worker_main; _worker_main()"
+        )
         self.calls = 0
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
+        )
         self._exchange(pickle.dumps(sys.path), 120, 2**62)
 
     def close(self):
@@ -93,8 +101,12 @@ def _exchange(self: _Worker, data, timeout, max_memory):
     def watch():
         end = time.monotonic() + timeout
         while not done.wait(min(.1, timeout)):
-            if time.monotonic() > end: verdict.append(WorkerError(f"no answer within {timeout:g} s; the worker was stopped", "timeout"))
-            elif memory_of(self.process.pid) > max_memory: verdict.append(WorkerError(f"the worker grew beyond {max_memory/2**30:.1f} GB and was stopped", "memory"))
+            if time.monotonic() > end:
+                verdict.append(WorkerError(f"no answer within {timeout:g} s; the worker was stopped", "timeout"))
+            elif memory_of(self.process.pid) > max_memory:
+                verdict.append(
+                    WorkerError(f"the worker grew beyond {max_memory/2**30:.1f} GB and was stopped", "memory")
+                )
             if verdict: return self.process.kill()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -105,7 +117,10 @@ def _exchange(self: _Worker, data, timeout, max_memory):
     finally:
         done.set()
         watcher.join()
-    if answer is None: raise verdict[0] if verdict else WorkerError(f"the worker process died (exit code {self.process.wait()})", "crash")
+    if answer is None:
+        raise verdict[0] if verdict else WorkerError(
+            f"the worker process died (exit code {self.process.wait()})", "crash"
+        )
     return pickle.loads(answer)
 
 # %% ../../nbs/2_geometry/12_workers.ipynb #f410b241
@@ -132,7 +147,10 @@ def isolated(
 ):
     "`func(*args)` in a worker process. Raises what it raises, or `WorkerError` where the worker hung, grew or died."
     if getattr(func, "__module__", "__main__") == "__main__":
-        raise ValueError(f"{getattr(func, '__name__', func)} is defined in a notebook or script, where a worker process cannot find it; put it into a module")
+        raise ValueError(
+            f"{getattr(func, '__name__', func)} is defined in a notebook or script, where a worker process cannot find "
+            "it; put it into a module"
+        )
     message = struct.pack("<d", timeout) + pickle.dumps((func, args))
     worker = _borrow()
     try:
@@ -167,7 +185,8 @@ def map_isolated(
         try:
             for item in items:
                 waiting.append(threads.submit(attempt, item))
-                if len(running := [f for f in waiting if not f.done()]) >= 3*width: wait(running, return_when=FIRST_COMPLETED)
+                if len(running := [f for f in waiting if not f.done()]) >= 3*width:
+                    wait(running, return_when=FIRST_COMPLETED)
                 while waiting and (waiting[0].done() or len(waiting) >= _AHEAD*width): yield waiting.popleft().result()
             while waiting: yield waiting.popleft().result()
         finally:

@@ -6,8 +6,9 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "script_values": ("BINARY CONSTANTS FUNCTIONS MAX_SCRIPT ScriptError UNITS Values parse_script power shown"),
     "drawing": ("CURVE_TOLERANCE PLANES arcs_along center_arc closed_loops ellipse_arcs frame_of holds line_curve "
               "named_plane nested_profiles profiles_of_faces spline_arcs three_point_arc"),
-    "build123d_read": ("Arguments GALLERY_SIGN LINE_READERS LineReader METRES_IN MODES OPERATION_OF PartReader SketchReader "
-              "aligned only_context part_blocks placed read_build123d read_plane unit_of_script"),
+    "build123d_sketch": ("Arguments LINE_READERS LineReader METRES_IN MODES OPERATION_OF SketchReader aligned only_context placed "
+              "read_plane"),
+    "build123d_read": ("GALLERY_SIGN PartReader part_blocks read_build123d unit_of_script"),
     "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence MANY MILLIMETRES NEAR ORIGIN START "
               "SketchConstraints X_AXIS Y_AXIS add_common add_dimensions add_directions add_distance add_joints "
               "constrain curves_of"),
@@ -22,10 +23,10 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "VECTOR_EXTENTS VECTOR_OPERATIONS is_gallery is_minimal plane_from_angles read_gallery read_minimal "
               "read_vector_file read_vectors"),
     "freecad_patterns": ("MAX_COPIES Motion mirrored_loop moved_sketch reflection ring_of rotation row_of translation"),
-    "freecad_read": ("COMMONS DRESSINGS DocumentReader FUSIONS Item KNOWN MAX_XML ORIGIN_DIRECTIONS PATTERNS PER_MILLIMETRE "
-              "Push SKETCH_AXES THROUGH_ALL document_bytes document_xml feature_span finite is_construction "
-              "operation_number pattern_line pattern_motions placed_frame program_of read_curve read_freecad read_items "
-              "read_sketch results_of rotation_of"),
+    "freecad_objects": ("Item MAX_XML PER_MILLIMETRE document_bytes document_xml finite is_construction placed_frame read_curve "
+              "read_items read_sketch rotation_of"),
+    "freecad_read": ("COMMONS DRESSINGS DocumentReader FUSIONS KNOWN ORIGIN_DIRECTIONS PATTERNS Push SKETCH_AXES THROUGH_ALL "
+              "feature_span operation_number pattern_line pattern_motions program_of read_freecad results_of"),
     "freecad_append": ("MAX_ARCHIVE Span TAG TextEditor append_features continue_freecad element_spans"),
     "script_parts": ("Names ScriptFeature Shape comment scaled_feature script_features shape_of shown_number"),
     "build123d_write": ("B3D_MODES INDENT b3d_feature one_tool point_text write_build123d"),

@@ -34,7 +34,8 @@ class Feature:
 
 @dataclass
 class BodyPlan:
-    "`bodies`: lists of `Feature`, or one list for `is_part` (solids and booleans); `notes` say why, and what was left out."
+    """`bodies`: lists of `Feature`, or one list for `is_part` (solids and booleans); `notes` say why, and what was
+    left out."""
     bodies: list = field(default_factory=list)
     is_part: bool = False
     notes: list = field(default_factory=list)
@@ -63,12 +64,14 @@ def contours_touch(
     other: list, # the same
     tolerance: float = 1e-3, # parts of the larger outline's size
 ) -> bool:
-    "Whether two profiles meet, or come so close that a sketch should not hold both. Nested profiles that keep apart do not touch."
+    """Whether two profiles meet, or come so close that a sketch should not hold both. Nested profiles that keep
+    apart do not touch."""
     boxes = np.array([one[0].box(), other[0].box()])
     near = tolerance*np.ptp(boxes, axis=1).max()
     if (boxes[:, 0].max(0) > boxes[:, 1].min(0) + near).any(): return False
     outlines = [[_outline(c) for c in contours] for contours in (one, other)]
-    def distance(p, q): return min(_segment_distance(p, q, np.roll(q, -1, 0)), _segment_distance(q, p, np.roll(p, -1, 0)))
+    def distance(p, q):
+        return min(_segment_distance(p, q, np.roll(q, -1, 0)), _segment_distance(q, p, np.roll(p, -1, 0)))
     return any(distance(p, q) < near for p in outlines[0] for q in outlines[1])
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #8033a8cd
@@ -88,7 +91,8 @@ def sketch_groups(
 def features_of(
     program: CADProgram,
 ) -> tuple: # (list of `Feature`, notes)
-    "The history as features, each with profiles that may share a sketch; extrudes that push nothing are left out and noted."
+    """The history as features, each with profiles that may share a sketch; extrudes that push nothing are left out
+    and noted."""
     features, notes = [], []
     for number, e in enumerate(program.operations(), 1):
         if not isinstance(e, Extrude): continue
@@ -97,7 +101,8 @@ def features_of(
             continue
         for id in e.references():
             sketch = program.entities[id]
-            for group in sketch_groups(sketch, [p for s, p in e.profiles if s == id]): features.append(Feature(e, sketch, group, number))
+            for group in sketch_groups(sketch, [p for s, p in e.profiles if s == id]):
+                features.append(Feature(e, sketch, group, number))
     return features, notes
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #a7a7cbfa
@@ -126,7 +131,9 @@ def _box(features):
     for f in features:
         for p in f.profiles:
             (x0, y0), (x1, y1) = f.sketch.profiles[p].contours()[0].box()
-            corners.append(f.sketch.frame.to_world([(x, y, z) for x in (x0, x1) for y in (y0, y1) for z in f.extrude.span()]))
+            corners.append(
+                f.sketch.frame.to_world([(x, y, z) for x in (x0, x1) for y in (y0, y1) for z in f.extrude.span()])
+            )
     points = np.concatenate(corners)
     return np.stack([points.min(0), points.max(0)])
 
@@ -151,7 +158,9 @@ def touches(
     alone, before, after = _volume([feature]), _volume(body), _volume(body + [feature])
     if alone + before - after > 1e-6*min(alone, before): return True
     step = 1e-4*np.ptp(box, axis=0).max()
-    gained = [alone + before - _volume(body + [_shifted(feature, axis, sign*step)]) for axis in range(3) for sign in (1, -1)]
+    gained = [
+        alone + before - _volume(body + [_shifted(feature, axis, sign*step)]) for axis in range(3) for sign in (1, -1)
+    ]
     return max(gained) > 1e-3*step*min(alone, before)**(2/3)
 
 def _split(feature):
@@ -166,7 +175,8 @@ class _Dealer:
 
     def deal_each(self, features):
         "The features of a history, operation by operation."
-        for number in dict.fromkeys(f.number for f in features): self.deal_all([f for f in features if f.number == number])
+        for number in dict.fromkeys(f.number for f in features):
+            self.deal_all([f for f in features if f.number == number])
 
     def deal_all(self, features):
         "The features of one extrude, in an order in which each touches what is there, where there is one."
@@ -187,7 +197,8 @@ class _Dealer:
         touched = [b for b in self.bodies if touches(b, feature)]
         if len(touched) == 1: touched[0].append(feature)
         elif len(touched) > 1: self.reason = f"operation {feature.number} connects bodies"
-        elif len(self.bodies) + len(feature.profiles) > MAX_BODIES: self.reason = f"operation {feature.number} makes more than {MAX_BODIES} bodies"
+        elif len(self.bodies) + len(feature.profiles) > MAX_BODIES:
+            self.reason = f"operation {feature.number} makes more than {MAX_BODIES} bodies"
         elif len(feature.profiles) > 1:
             for piece in _split(feature): self._add(piece)
         elif _num_pieces([feature]) == 1: self.bodies.append([feature])
@@ -221,7 +232,8 @@ def plan_bodies(
 def plan_more(
     bodies: list, # of lists of `Feature`, which stay as they are
     features: list, # of `Feature` that follow them
-) -> BodyPlan: # the bodies with what was added to each, then new ones; or the further features alone, as solids and booleans
+) -> BodyPlan: # the bodies with what was added to each, then new ones; or the further features alone, as solids and
+               # booleans
     "Deal further features out to bodies that exist."
     dealer = _Dealer(bodies)
     if sum(map(len, bodies)) + len(features) > MANY_FEATURES: dealer.reason = f"more than {MANY_FEATURES} features"

@@ -22,7 +22,10 @@ def point_text(
 def _plane(feature, offset=0.0):
     "The plane of a sketch."
     frame = feature.frame
-    text = f"Plane(origin={point_text(feature.origin)}, x_dir={point_text(frame.x_axis)}, z_dir={point_text(frame.z_axis)})"
+    text = (
+        f"Plane(origin={point_text(feature.origin)}, x_dir={point_text(frame.x_axis)}, "
+        f"z_dir={point_text(frame.z_axis)})"
+    )
     return text if offset == 0.0 else f"{text}.offset({shown_number(offset)})"
 
 def _b3d_path(shape, mode):
@@ -47,7 +50,8 @@ def _b3d_shape(shape, names, hole):
 def _b3d_extrudes(feature, names, sketch, first):
     "The calls that push a sketch."
     mode = "" if first else f", mode=Mode.{B3D_MODES[feature.operation]}"
-    if feature.extent == "symmetric": return [f"extrude(amount={names.shared('depth', feature.high, feature.note)}, both=True{mode})"]
+    if feature.extent == "symmetric":
+        return [f"extrude(amount={names.shared('depth', feature.high, feature.note)}, both=True{mode})"]
     if feature.operation == "intersect" or feature.low*feature.high >= 0:
         whole = feature.operation == "intersect" and feature.low*feature.high < 0
         amount = feature.high - feature.low if whole else feature.high if feature.high > 0 else feature.low
@@ -78,7 +82,9 @@ def write_build123d(
     names, body = Names(), []
     tools = [tool for features in script_features(program, num_given) for tool in one_tool(features)]
     for number, feature in enumerate(tools, 1): body += b3d_feature(feature, names, number, number == 1)
-    head = ["from build123d import *", "", "# Dimensions in millimetres", *names.lines(), "", "with BuildPart() as part:"]
+    head = [
+        "from build123d import *", "", "# Dimensions in millimetres", *names.lines(), "", "with BuildPart() as part:"
+    ]
     return "\n".join(head + [INDENT + l for l in body]) + "\n"
 
 def one_tool(
@@ -86,7 +92,10 @@ def one_tool(
 ) -> list: # of `ScriptFeature`
     "Features of one operation; an intersection with several sketches on one plane is one sketch."
     if features[0].operation != "intersect" or len(features) == 1: return features
-    if len({f.frame for f in features}) > 1: raise ValueError(f"{features[0].note}: intersects with several planes at once, which build123d's builder cannot say")
+    if len({f.frame for f in features}) > 1:
+        raise ValueError(
+            f"{features[0].note}: intersects with several planes at once, which build123d's builder cannot say"
+        )
     one = features[0]
     profiles = sorted((p for f in features for p in f.profiles), key=lambda p: -abs(_extent(p[0])))
     return [ScriptFeature(one.frame, profiles, one.low, one.high, one.operation, one.extent, one.note)]
@@ -96,4 +105,6 @@ def _extent(shape: Shape):
     if shape.kind == "circle": return 4*shape.size[0]**2
     if shape.kind == "rectangle": return shape.size[0]*shape.size[1]
     points = [shape.start] + [p for step in shape.steps for p in step if p is not None]
-    return (max(p[0] for p in points) - min(p[0] for p in points))*(max(p[1] for p in points) - min(p[1] for p in points))
+    return (max(p[0] for p in points) - min(p[0] for p in points))*(
+        max(p[1] for p in points) - min(p[1] for p in points)
+    )

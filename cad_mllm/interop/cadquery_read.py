@@ -14,7 +14,7 @@ import numpy as np
 
 from ..cad.curves import CADFormatError, Contour, Frame
 from ..cad.program import CADProgram, circle, contour_loop, polygon
-from .build123d_read import METRES_IN, Arguments, placed
+from .build123d_sketch import METRES_IN, Arguments, placed
 from .drawing import closed_loops, frame_of, line_curve, named_plane, nested_profiles, three_point_arc
 from .script_values import ScriptError, Values, parse_script, shown
 
@@ -55,18 +55,25 @@ class ChainReader:
         "The chain after one more call."
         name = call.func.attr
         method = getattr(self, f"_call_{name.lower()}", None)
-        if method is None: raise ScriptError.at(call, f"{name} cannot be said in a history of sketches and extrudes, or is not known here")
+        if method is None:
+            raise ScriptError.at(
+                call, f"{name} cannot be said in a history of sketches and extrudes, or is not known here"
+            )
         given = Arguments(call, self.values)
         chain = method(chain, given)
         given.finish()
         return chain
 
-    def _pair(self, given, names=("x", "y"), default=None): return np.array([given.number(n, default)*self.unit for n in names])
+    def _pair(self, given, names=("x", "y"), default=None):
+        return np.array([given.number(n, default)*self.unit for n in names])
 
     def _to(self, chain, end, curve=None):
         "Draw to a point."
         curve = curve or line_curve(chain.at, end)
-        return replace(chain, curves=[*chain.curves, curve], at=np.array(end, float), start=chain.start if chain.curves else chain.at)
+        return replace(
+            chain, curves=[*chain.curves, curve], at=np.array(end, float),
+            start=chain.start if chain.curves else chain.at
+        )
 
     def _moved(self, chain, at): return replace(chain, at=at, start=at, points=[at])
 
@@ -121,7 +128,8 @@ class ChainReader:
 # %% ../../nbs/3_interop/13_cadquery_read.ipynb #ceda7c32
 class ShapeReader(ChainReader):
     "Adds the calls that draw circles, rectangles, polygons and slots."
-    def _stamped(self, chain, loop): return replace(chain, loops=chain.loops + [placed(loop, (*p, 0.0)) for p in chain.points])
+    def _stamped(self, chain, loop):
+        return replace(chain, loops=chain.loops + [placed(loop, (*p, 0.0)) for p in chain.points])
 
     def _call_circle(self, chain, given): return self._stamped(chain, circle(0, 0, given.length("radius", self.unit)))
 
@@ -135,13 +143,16 @@ class ShapeReader(ChainReader):
 
     def _call_polygon(self, chain, given):
         count, diameter = given.number("nSides"), given.length("diameter", self.unit)
-        if count != int(count) or not 3 <= count <= 1000: raise ScriptError.at(given.call, f"nSides is not a usable count: {count}")
+        if count != int(count) or not 3 <= count <= 1000:
+            raise ScriptError.at(given.call, f"nSides is not a usable count: {count}")
         radius = diameter/2/(math.cos(math.pi/count) if given.flag("circumscribed") else 1)
         angles = 2*math.pi*np.arange(int(count))/count
         return self._stamped(chain, polygon(radius*np.stack([np.cos(angles), np.sin(angles)], 1)))
 
     def _call_slot2d(self, chain, given):
-        length, diameter, angle = given.length("length", self.unit), given.length("diameter", self.unit), math.radians(given.number("angle", 0.0))
+        length = given.length("length", self.unit)
+        diameter = given.length("diameter", self.unit)
+        angle = math.radians(given.number("angle", 0.0))
         half, radius = (length - diameter)/2, diameter/2
         corners = np.array([(-half, -radius), (half, -radius), (half, radius), (-half, radius)])
         loop = contour_loop(Contour(corners, [None, np.array([half + radius, 0]), None, np.array([-half - radius, 0])]))
@@ -156,7 +167,10 @@ class SolidReader(ShapeReader):
         step = [given.number(n)*self.unit for n in ("xSpacing", "ySpacing")]
         counts = [int(given.number(n)) for n in ("xCount", "yCount")]
         if not all(1 <= c <= 1000 for c in counts): raise ScriptError.at(given.call, "has no usable count")
-        places = [((i - (counts[0] - 1)/2)*step[0], (j - (counts[1] - 1)/2)*step[1]) for i in range(counts[0]) for j in range(counts[1])]
+        places = [
+            ((i - (counts[0] - 1)/2)*step[0], (j - (counts[1] - 1)/2)*step[1]) for i in range(counts[0])
+            for j in range(counts[1])
+        ]
         return replace(chain, points=[np.array(p) for p in places])
 
     def _call_workplane(self, chain, given):
@@ -176,26 +190,41 @@ class SolidReader(ShapeReader):
         if operation is None: raise ScriptError.at(given.call, f"combine={word!r} is not supported")
         return self._pushed(chain, given, distance, both, operation)
 
-    def _call_cutblind(self, chain, given): return self._pushed(chain, given, given.number("until")*self.unit, given.flag("both"), "cut")
+    def _call_cutblind(self, chain, given):
+        return self._pushed(chain, given, given.number("until")*self.unit, given.flag("both"), "cut")
 
     def _pushed(self, chain, given, distance, both, operation):
         "Extrude what was drawn."
         if chain.curves: raise ScriptError.at(given.call, "extrudes a line that is not closed")
         if not chain.loops: raise ScriptError.at(given.call, "extrudes before anything is drawn")
         low, high = (-abs(distance), abs(distance)) if both else (min(distance, 0.0), max(distance, 0.0))
-        solid = Solid(nested_profiles(chain.loops), chain.frame, low, high, both, "join" if operation == "new" else operation)
+        solid = Solid(
+            nested_profiles(chain.loops), chain.frame, low, high, both, "join" if operation == "new" else operation
+        )
         kept = [] if operation == "new" else chain.solids
         return replace(chain.fresh(), solids=[*kept, solid])
 
     def _combined(self, chain, given, operation):
         node = given.node("toUnion" if operation == "join" else "toCut" if operation == "cut" else "toIntersect")
-        other = self.values.names.get(node.id) if isinstance(node, ast.Name) else self.chain(node) if isinstance(node, ast.Call) else None
-        if not isinstance(other, Chain) or not other.solids: raise ScriptError.at(given.call, "combines with something that is no extruded part")
+        other = (
+            self.values.names.get(node.id) if isinstance(node, ast.Name) else self.chain(node)
+            if isinstance(node, ast.Call) else None
+        )
+        if not isinstance(other, Chain) or not other.solids:
+            raise ScriptError.at(given.call, "combines with something that is no extruded part")
         given.flag("clean")
-        if operation != "join" and any(s.operation != "join" for s in other.solids): raise ScriptError.at(given.call, "its tool is itself cut or intersected")
-        added = [replace(s, operation=operation if i == 0 or s.operation == "join" else s.operation) for i, s in enumerate(other.solids)]
-        if operation == "intersect" and len({(s.low, s.high) for s in added}) > 1: raise ScriptError.at(given.call, "intersects with several solids at once")
-        if len(added) > 1 and len({(s.low, s.high, s.frame) for s in added}) == 1 and {s.operation for s in added} == {operation}:
+        if operation != "join" and any(s.operation != "join" for s in other.solids):
+            raise ScriptError.at(given.call, "its tool is itself cut or intersected")
+        added = [
+            replace(s, operation=operation if i == 0 or s.operation == "join" else s.operation)
+            for i, s in enumerate(other.solids)
+        ]
+        if operation == "intersect" and len({(s.low, s.high) for s in added}) > 1:
+            raise ScriptError.at(given.call, "intersects with several solids at once")
+        if (
+            len(added) > 1 and len({(s.low, s.high, s.frame) for s in added}) == 1
+            and {s.operation for s in added} == {operation}
+        ):
             added = [replace(added[0], profiles=[p for s in added for p in s.profiles])]
         return replace(chain, solids=[*chain.solids, *added])
 
@@ -220,7 +249,10 @@ class SolidReader(ShapeReader):
     def chain(self, node: ast.Call) -> Chain:
         "What a chain of calls stands for."
         calls = []
-        while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and shown(node.func) not in ("cq.Workplane", "cadquery.Workplane"):
+        while (
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            and shown(node.func) not in ("cq.Workplane", "cadquery.Workplane")
+        ):
             calls.append(node)
             node = node.func.value
             if len(calls) > 5000: raise ScriptError.at(node, "the chain is too long")
@@ -230,8 +262,12 @@ class SolidReader(ShapeReader):
 
     def _begin(self, node):
         "What a chain starts from: a workplane, or a name."
-        if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Chain): return self.values.names[node.id]
-        if not isinstance(node, ast.Call) or shown(node.func) not in ("cq.Workplane", "cadquery.Workplane", "Workplane"):
+        if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Chain):
+            return self.values.names[node.id]
+        if (
+            not isinstance(node, ast.Call)
+            or shown(node.func) not in ("cq.Workplane", "cadquery.Workplane", "Workplane")
+        ):
             raise ScriptError.at(node, f"is no chain that begins with a Workplane: {shown(node)!r}")
         given = Arguments(node, self.values)
         plane = given.node("inPlane")
@@ -243,8 +279,10 @@ class SolidReader(ShapeReader):
         "A plane by its name, or `cq.Plane(origin=..., xDir=..., normal=...)`."
         if node is None: return named_plane("XY", origin)
         if isinstance(node, ast.Constant) and isinstance(node.value, str): return named_plane(node.value, origin)
-        if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Frame): return self.values.names[node.id]
-        if not isinstance(node, ast.Call) or shown(node.func) not in ("cq.Plane", "cadquery.Plane", "Plane"): raise ScriptError.at(node, f"is no plane: {shown(node)!r}")
+        if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Frame):
+            return self.values.names[node.id]
+        if not isinstance(node, ast.Call) or shown(node.func) not in ("cq.Plane", "cadquery.Plane", "Plane"):
+            raise ScriptError.at(node, f"is no plane: {shown(node)!r}")
         given = Arguments(node, self.values)
         place = [v*self.unit for v in given.point("origin", 3, (0.0, 0.0, 0.0))]
         x, normal = given.point("xDir", 3, (1.0, 0.0, 0.0)), given.point("normal", 3, (0.0, 0.0, 1.0))
@@ -258,8 +296,12 @@ def define_name(
 ) -> Chain | None: # where it is one
     "Take in the chain, plane or number that an assignment defines."
     name, value = shown(statement.targets[0]), statement.value
-    if isinstance(value, ast.Call) and shown(value.func) in ("cq.Plane", "cadquery.Plane"): reader.values.names[name] = reader.plane(value)
-    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and not shown(value.func).startswith("math."):
+    if isinstance(value, ast.Call) and shown(value.func) in ("cq.Plane", "cadquery.Plane"):
+        reader.values.names[name] = reader.plane(value)
+    elif (
+        isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)
+        and not shown(value.func).startswith("math.")
+    ):
         reader.values.names[name] = reader.chain(value)
         return reader.values.names[name]
     elif isinstance(value, ast.Name) and isinstance(reader.values.names.get(value.id), Chain):
@@ -294,7 +336,8 @@ def read_cadquery(
     skip_unsupported: bool = False, # leave out calls that a history cannot say; `extra["skipped"]` lists them
     file: str = "", # its name, for messages
 ) -> CADProgram: # lengths in metres
-    "The history of a CadQuery script of Workplane chains. Raises `CADFormatError` with file, line and reason; nothing is executed."
+    """The history of a CadQuery script of Workplane chains. Raises `CADFormatError` with file, line and reason;
+    nothing is executed."""
     if unit not in METRES_IN: raise ValueError(f"unit={unit!r}: choose from {', '.join(METRES_IN)}")
     skipped, part = [], None
     try:

@@ -17,20 +17,28 @@ def _numbers(point): return ", ".join(map(shown_number, point))
 
 def _cq_shape(shape, names):
     "The calls that draw a loop."
-    if shape.kind == "circle": return [f".moveTo({_numbers(shape.center)}).circle({names.add('radius', shape.size[0])})"]
+    if shape.kind == "circle":
+        return [f".moveTo({_numbers(shape.center)}).circle({names.add('radius', shape.size[0])})"]
     if shape.kind == "rectangle":
-        return [f".moveTo({_numbers(shape.center)}).rect({names.add('width', shape.size[0])}, {names.add('height', shape.size[1])})"]
+        return [
+            f".moveTo({_numbers(shape.center)}).rect({names.add('width', shape.size[0])}, "
+            f"{names.add('height', shape.size[1])})"
+        ]
     calls = [f".moveTo({_numbers(shape.start)})"]
     straight = shape.steps[-1][0] is None
     for mid, end in shape.steps[:-1] if straight else shape.steps:
-        calls.append(f".lineTo({_numbers(end)})" if mid is None else f".threePointArc({point_text(mid)}, {point_text(end)})")
+        calls.append(
+            f".lineTo({_numbers(end)})" if mid is None else f".threePointArc({point_text(mid)}, {point_text(end)})"
+        )
     return calls + [".close()"]
 
 def _cq_depth(feature, names):
     "(calls before drawing, the extrude call)."
-    if feature.extent == "symmetric": return [], f".extrude({names.shared('depth', feature.high, feature.note)}, both=True)"
+    if feature.extent == "symmetric":
+        return [], f".extrude({names.shared('depth', feature.high, feature.note)}, both=True)"
     if feature.low < 0 < feature.high:
-        back, depth = names.shared("back", -feature.low, feature.note), names.shared("depth", feature.high, feature.note)
+        back = names.shared("back", -feature.low, feature.note)
+        depth = names.shared("depth", feature.high, feature.note)
         return [f".workplane(offset=-{back})"], f".extrude({back} + {depth})"
     amount = feature.high if feature.high > 0 else feature.low
     return [], f".extrude({'-' if amount < 0 else ''}{names.shared('depth', abs(amount), feature.note)})"
@@ -38,7 +46,10 @@ def _cq_depth(feature, names):
 def _cq_solid(feature, names, name):
     "The lines that make a solid under a name, a workplane chain each profile."
     frame, lines = feature.frame, []
-    plane = f"cq.Plane(origin={point_text(feature.origin)}, xDir={point_text(frame.x_axis)}, normal={point_text(frame.z_axis)})"
+    plane = (
+        f"cq.Plane(origin={point_text(feature.origin)}, xDir={point_text(frame.x_axis)}, "
+        f"normal={point_text(frame.z_axis)})"
+    )
     before, push = _cq_depth(feature, names)
     for i, profile in enumerate(feature.profiles):
         calls = [*before, *(c for shape in profile for c in _cq_shape(shape, names)), push]

@@ -21,7 +21,8 @@ ORIGIN, X_AXIS, Y_AXIS = (-1, START), -1, -2 # the sketch's own origin and axes
 
 @dataclass
 class Curve:
-    "A curve of a sketch: `kind` is line, arc or circle; `numbers` describe it, lengths in millimetres, angles in radians."
+    """A curve of a sketch: `kind` is line, arc or circle; `numbers` describe it, lengths in millimetres, angles in
+    radians."""
     kind: str
     numbers: np.ndarray # line (x0, y0, x1, y1); arc (x, y, radius, angle0, angle1); circle (x, y, radius)
     turned: bool = False # an arc that its loop passes from end to start
@@ -69,7 +70,9 @@ def curves_of(
     short = smallest*(high - low).max()
     kept = [(v, m) for v, m, w in contour.edges() if m is not None or np.hypot(*(w - v)) > short]
     after = [v for v, _ in kept[1:] + kept[:1]]
-    return [_curve(v*MILLIMETRES, None if m is None else m*MILLIMETRES, w*MILLIMETRES) for (v, m), w in zip(kept, after)]
+    return [
+        _curve(v*MILLIMETRES, None if m is None else m*MILLIMETRES, w*MILLIMETRES) for (v, m), w in zip(kept, after)
+    ]
 
 def _curve(start, mid, end):
     "A line, or the arc through three points."
@@ -84,8 +87,10 @@ def _curve(start, mid, end):
 # %% ../../nbs/3_interop/04_constraints.ipynb #2e4933a2
 @dataclass
 class Constraint:
-    "One constraint: `first` and `second` are curve numbers (negative: the sketch's own axes), each with the point meant (0: the curve itself)."
-    kind: str # Coincident, Horizontal, Vertical, Parallel, Tangent, Perpendicular, DistanceX, DistanceY, Radius, Equal, PointOnObject
+    """One constraint: `first` and `second` are curve numbers (negative: the sketch's own axes), each with the point
+    meant (0: the curve itself)."""
+    kind: str # Coincident, Horizontal, Vertical, Parallel, Tangent, Perpendicular, DistanceX, DistanceY, Radius, Equal,
+              # PointOnObject
     first: int
     first_point: int = EDGE
     second: int | None = None
@@ -95,7 +100,8 @@ class Constraint:
 
 class Independence:
     "Rows that were accepted, as an orthonormal basis; `accept` tells whether further rows are independent of them."
-    def __init__(self, size: int, least: float = 1e-4): self.basis, self.count, self.least = np.zeros((size, size)), 0, least
+    def __init__(self, size: int, least: float = 1e-4):
+        self.basis, self.count, self.least = np.zeros((size, size)), 0, least
 
     @property
     def is_full(self): return self.count == len(self.basis)
@@ -129,8 +135,12 @@ class SketchConstraints:
     ):
         self.loops, self.curves = loops, [c for loop in loops for c in loop]
         self.starts = np.cumsum([0] + [len(c.numbers) for c in self.curves])
-        points = np.array([c.point(p)[0] for c in self.curves for p in ((CENTER,) if c.kind == "circle" else (START, END))])
-        self.size = max(np.abs(points).max(), max((c.numbers[2] for c in self.curves if c.kind != "line"), default=0.0), 1e-9)
+        points = np.array(
+            [c.point(p)[0] for c in self.curves for p in ((CENTER,) if c.kind == "circle" else (START, END))]
+        )
+        self.size = max(
+            np.abs(points).max(), max((c.numbers[2] for c in self.curves if c.kind != "line"), default=0.0), 1e-9
+        )
         self.rows = Independence(int(self.starts[-1]))
         self.constraints, self.names = [], {}
 
@@ -145,7 +155,10 @@ class SketchConstraints:
     def _scale(self):
         "Lengths are weighed by the sketch's size, angles as they are."
         if not hasattr(self, "_weights"):
-            parts = [np.where(np.arange(len(c.numbers)) >= 3, 1.0, self.size) if c.kind == "arc" else np.full(len(c.numbers), self.size) for c in self.curves]
+            parts = [
+                np.where(np.arange(len(c.numbers)) >= 3, 1.0, self.size) if c.kind == "arc"
+                else np.full(len(c.numbers), self.size) for c in self.curves
+            ]
             self._weights = np.concatenate(parts)
         return self._weights
 
@@ -184,14 +197,16 @@ def add_joints(
             meet = sketch.point(one, position)[1] - sketch.point(other, other_position)[1]
             row = _tangent_row(sketch, one, position, other, other_position)
             smooth = row is not None and "arc" in (sketch.curves[one].kind, sketch.curves[other].kind) and len(loop) > 2
-            if smooth and sketch.add([*meet, row], Constraint("Tangent", one, position, other, other_position)): continue
+            if smooth and sketch.add([*meet, row], Constraint("Tangent", one, position, other, other_position)):
+                continue
             sketch.add(meet, Constraint("Coincident", one, position, other, other_position))
         base += len(loop)
 
 def add_directions(
     sketch: SketchConstraints,
 ):
-    "Lines along the axes are horizontal or vertical; others are parallel or perpendicular to an earlier one where they are."
+    """Lines along the axes are horizontal or vertical; others are parallel or perpendicular to an earlier one where
+    they are."""
     slanted = []
     for i, c in enumerate(sketch.curves):
         if c.kind != "line": continue
@@ -200,7 +215,10 @@ def add_directions(
         elif abs(math.cos(angle)) < NEAR: sketch.add(sketch._row(i, gradient), Constraint("Vertical", i))
         else:
             for j, other, row in slanted:
-                kind = "Parallel" if abs(math.sin(angle - other)) < NEAR else "Perpendicular" if abs(math.cos(angle - other)) < NEAR else ""
+                kind = (
+                    "Parallel" if abs(math.sin(angle - other)) < NEAR else "Perpendicular"
+                    if abs(math.cos(angle - other)) < NEAR else ""
+                )
                 if kind:
                     sketch.add(sketch._row(i, gradient) - row, Constraint(kind, i, EDGE, j))
                     break
@@ -257,7 +275,10 @@ def add_dimensions(
         if np.abs(at).max() < 1e-7*sketch.size: sketch.add(rows, Constraint("Coincident", *place, *ORIGIN))
     for i, c in enumerate(sketch.curves):
         if c.kind != "line":
-            sketch.add(sketch._row(i, np.eye(len(c.numbers))[2]), Constraint("Radius", i, value=float(c.numbers[2])), name="radius")
+            sketch.add(
+                sketch._row(i, np.eye(len(c.numbers))[2]), Constraint("Radius", i, value=float(c.numbers[2])),
+                name="radius"
+            )
     for i, c in enumerate(sketch.curves):
         if c.kind != "line": continue
         for axis, name in enumerate(("width", "height")): add_distance(sketch, (i, START), (i, END), axis, name)

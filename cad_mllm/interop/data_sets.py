@@ -45,7 +45,8 @@ def _first_json(folder):
     return None
 
 MOST_SPLIT = 500_000_000   # bytes of a split file; ids of a million parts need 20 million
-_PARTS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}   # as split files call them -> as folders are called
+# as split files call them -> as folders are called
+_PARTS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
 
 def _read_split(path):
     "Part -> ids, if a JSON file is a split; empty otherwise."
@@ -88,14 +89,23 @@ def find_data_set(
 ) -> DataSet | None: # None for a folder in the Omni-CAD layout, and for any other
     "Recognise the data set in a folder."
     root = Path(root)
-    for name, suffix, what in (("cad_json", ".json", "DeepCAD, JSON"), ("cad_vec", ".h5", "DeepCAD, vectors of 8 bits")):
+    for name, suffix, what in (
+        ("cad_json", ".json", "DeepCAD, JSON"), ("cad_vec", ".h5", "DeepCAD, vectors of 8 bits")
+    ):
         if (root/name).is_dir(): return DataSet(what, root, _history_files(root/name, suffix), _find_split(root))
     if (root/"json").is_dir() or not root.is_dir(): return None
-    folder = root/"reconstruction" if (root/"reconstruction").is_dir() else root/"minimal_json" if (root/"minimal_json").is_dir() else root
+    folder = (
+        root/"reconstruction" if (root/"reconstruction").is_dir() else root/"minimal_json"
+        if (root/"minimal_json").is_dir() else root
+    )
     first = _first_json(folder)
-    files = {id: path for id, path in _history_files(folder, ".json").items() if not _read_split(path)} if is_gallery(first) or is_minimal(first) else {}
+    files = (
+        {id: path for id, path in _history_files(folder, ".json").items() if not _read_split(path)} if is_gallery(first)
+        or is_minimal(first) else {}
+    )
     if is_gallery(first): return DataSet("Fusion 360 Gallery, reconstruction", root, files, _find_split(root))
-    if is_minimal(first): return DataSet("Text2CAD, minimal JSON", root, _design_ids(files), _find_split(root), _find_captions(root))
+    if is_minimal(first):
+        return DataSet("Text2CAD, minimal JSON", root, _design_ids(files), _find_split(root), _find_captions(root))
     return None
 
 # %% ../../nbs/3_interop/17_data_sets.ipynb #c3c50244
@@ -119,7 +129,8 @@ def _folders(data, out):
 def convert_data_set(
     data: DataSet,
     out: str | Path, # folder for train/, val/, test/, or for all where there is no split
-    skip_unsupported: bool = False, # leave out operations that a history cannot say (fillets, revolves, ...), not whole histories
+    skip_unsupported: bool = False, # leave out operations that a history cannot say (fillets, revolves, ...), not whole
+                                    # histories
     on_file=None, # called with each id, such as for progress
 ) -> tuple: # (folder -> number of histories, reason -> number of those left out)
     "Write a data set in the Omni-CAD layout, each part of its split into a folder of its own."
@@ -127,7 +138,10 @@ def convert_data_set(
     for folder, ids in _folders(data, out).items():
         counts[folder] = 0
         for id in ids:
-            reason = _convert_one(data.files[id], folder/"json"/f"{id}.json", skip_unsupported) if id in data.files else "is in the split, but not in the folder"
+            reason = (
+                _convert_one(data.files[id], folder/"json"/f"{id}.json", skip_unsupported) if id in data.files
+                else "is in the split, but not in the folder"
+            )
             counts[folder] += not reason
             if reason:
                 reasons[reason] += 1

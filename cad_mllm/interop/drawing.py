@@ -71,7 +71,8 @@ def closed_loops(
         chain, (start, at) = [rest[0][0]], rest.pop(0)[1]
         while not (len(chain) > 1 and np.hypot(*(at - start)) <= tolerance):
             gaps = np.array([np.hypot(*(e - at).T) for _, e in rest]).reshape(-1, 2)
-            if not len(gaps) or gaps.min() > tolerance: raise CADFormatError(f"the curves do not close: a gap at ({at[0]:.6g}, {at[1]:.6g}) m")
+            if not len(gaps) or gaps.min() > tolerance:
+                raise CADFormatError(f"the curves do not close: a gap at ({at[0]:.6g}, {at[1]:.6g}) m")
             nearest, end = np.unravel_index(gaps.argmin(), gaps.shape)
             curve, ends = rest.pop(nearest)
             chain.append(curve)
@@ -188,9 +189,12 @@ def arcs_along(
 ) -> list: # of `Arc` and `Line`, end to end
     "Follow a curve by arcs."
     start, mid, end = (np.asarray(point_at(t), float) for t in (low, (low + high)/2, high))
-    if depth == 0 or _strays(point_at, low, high, start, mid, end) <= tolerance: return [three_point_arc(start, mid, end)]
+    if depth == 0 or _strays(point_at, low, high, start, mid, end) <= tolerance:
+        return [three_point_arc(start, mid, end)]
     half = (low + high)/2
-    return arcs_along(point_at, low, half, tolerance, depth - 1) + arcs_along(point_at, half, high, tolerance, depth - 1)
+    return arcs_along(point_at, low, half, tolerance, depth - 1) + arcs_along(
+        point_at, half, high, tolerance, depth - 1
+    )
 
 def spline_arcs(
     points, # (N, 2) control points, metres
@@ -199,8 +203,13 @@ def spline_arcs(
     degree: int,
 ) -> list: # of `Arc` and `Line`
     "A rational B-spline as arcs, piece by piece between its knots."
-    points, weights, knots = np.array(points, float), np.maximum(np.array(weights, float), 1e-10), np.array(knots, float)
-    if not 1 <= degree <= 15 or len(weights) != len(points) or len(knots) != len(points) + degree + 1 or (np.diff(knots) < 0).any():
+    points = np.array(points, float)
+    weights = np.maximum(np.array(weights, float), 1e-10)
+    knots = np.array(knots, float)
+    if (
+        not 1 <= degree <= 15 or len(weights) != len(points) or len(knots) != len(points) + degree + 1
+        or (np.diff(knots) < 0).any()
+    ):
         raise CADFormatError("is no spline: the numbers of points, weights and knots do not agree")
     homogeneous = np.column_stack([points*weights[:, None], weights])
     def point_at(t):

@@ -27,14 +27,19 @@ def _fs_vector(point, unit=" * millimeter"): return "vector(" + ", ".join(map(sh
 def _fs_shape(shape, names, sketch, key):
     "The calls that draw a loop."
     if shape.kind == "circle":
-        return [f'skCircle({sketch}, "{key}", {{ "center" : {_fs_vector(shape.center)}, "radius" : {names.add("radius", shape.size[0])} }});']
+        return [
+            f'skCircle({sketch}, "{key}", {{ "center" : {_fs_vector(shape.center)}, "radius" : '
+            f'{names.add("radius", shape.size[0])} }});'
+        ]
     if shape.kind == "rectangle":
         corners = [_fs_vector([c + sign*s/2 for c, s in zip(shape.center, shape.size)]) for sign in (-1, 1)]
         return [f'skRectangle({sketch}, "{key}", {{ "firstCorner" : {corners[0]}, "secondCorner" : {corners[1]} }});']
     lines, at = [], shape.start
     for i, (mid, end) in enumerate(shape.steps):
         call, middle = ("skLineSegment", "") if mid is None else ("skArc", f'"mid" : {_fs_vector(mid)}, ')
-        lines.append(f'{call}({sketch}, "{key}_{i}", {{ "start" : {_fs_vector(at)}, {middle}"end" : {_fs_vector(end)} }});')
+        lines.append(
+            f'{call}({sketch}, "{key}_{i}", {{ "start" : {_fs_vector(at)}, {middle}"end" : {_fs_vector(end)} }});'
+        )
         at = end
     return lines
 
@@ -42,7 +47,10 @@ def _fs_bounds(feature, names):
     "How far an extrude reaches to both sides of its sketch."
     ends = []
     for side, depth in (("end", feature.high), ("start", -feature.low)):
-        if depth > 0: ends.append(f'"{side}Bound" : BoundingType.BLIND, "{side}Depth" : {names.shared("depth", depth, feature.note)}')
+        if depth > 0:
+            ends.append(
+                f'"{side}Bound" : BoundingType.BLIND, "{side}Depth" : {names.shared("depth", depth, feature.note)}'
+            )
     if feature.high <= 0: ends.insert(0, '"endBound" : BoundingType.BLIND, "endDepth" : 0 * millimeter')
     return ", ".join(ends)
 
@@ -53,7 +61,9 @@ def _fs_feature(feature, names, number):
     bounds = _fs_bounds(feature, names)
     for i, profile in enumerate(feature.profiles):
         key = f"{number}_{i + 1}"
-        lines.append(f'const sketch_{key} = newSketchOnPlane(context, id + "sketch_{key}", {{ "sketchPlane" : {plane} }});')
+        lines.append(
+            f'const sketch_{key} = newSketchOnPlane(context, id + "sketch_{key}", {{ "sketchPlane" : {plane} }});'
+        )
         for j, shape in enumerate(profile): lines += _fs_shape(shape, names, f"sketch_{key}", f"loop_{j}")
         lines += [f"skSolve(sketch_{key});",
                   f'opExtrude(context, id + "extrude_{key}", {{ "entities" : qSketchRegion(id + "sketch_{key}", true), '
@@ -65,9 +75,18 @@ def _fs_boolean(operation, number, made):
     "The lines that combine what an operation made with what was there."
     tools = f"const tools_{number} = qUnion([{', '.join(made)}]);"
     call = f'opBoolean(context, id + "boolean_{number}", {{ '
-    if operation == "cut": return [tools, call + f'"tools" : tools_{number}, "targets" : qSubtraction(solids, tools_{number}), "operationType" : BooleanOperationType.SUBTRACTION }});']
-    if operation == "intersect": return [call + '"tools" : solids, "operationType" : BooleanOperationType.INTERSECTION });']
-    return ["try silent", "{", "    " + call + '"tools" : solids, "operationType" : BooleanOperationType.UNION });', "}"]
+    if operation == "cut":
+        return [
+            tools,
+            call
+            + f'"tools" : tools_{number}, "targets" : qSubtraction(solids, tools_{number}), "operationType" : '
+            f'BooleanOperationType.SUBTRACTION }});'
+        ]
+    if operation == "intersect":
+        return [call + '"tools" : solids, "operationType" : BooleanOperationType.INTERSECTION });']
+    return [
+        "try silent", "{", "    " + call + '"tools" : solids, "operationType" : BooleanOperationType.UNION });', "}"
+    ]
 
 def write_featurescript(
     program: CADProgram, # a history, metres

@@ -18,7 +18,8 @@ from ..cad.program import CADProgram
 from ..geometry.brep import MOST_BREP
 from .bodies import BodyPlan, features_of, plan_more
 from .constraints import MILLIMETRES
-from .freecad_read import DocumentReader, document_bytes, document_xml, program_of, read_items, results_of
+from .freecad_objects import document_bytes, document_xml, read_items
+from .freecad_read import DocumentReader, program_of, results_of
 from .freecad_view import gui_xml, view_provider
 from .freecad_write import Document, PartWriter, add_body, add_features, add_shape
 
@@ -42,7 +43,12 @@ def element_spans(
     def begin(tag, attributes):
         path, at = f"{open_spans[-1].path}/{tag}" if open_spans else tag, parser.CurrentByteIndex
         opened = TAG.match(data, at)[0]
-        open_spans.append(Span(path, attributes.get("name") or attributes.get("Name") or "", at, at + len(opened)*opened.endswith(b"/>")))
+        open_spans.append(
+            Span(
+                path, attributes.get("name") or attributes.get("Name") or "", at,
+                at + len(opened)*opened.endswith(b"/>")
+            )
+        )
         if len(open_spans) <= depth: spans.append(open_spans[-1])
     def finish(tag):
         span = open_spans.pop()
@@ -66,7 +72,8 @@ class TextEditor:
     def need(self, path: str, name: str = "", inside: Span | None = None) -> Span:
         "As `find`; raises `CADFormatError` where there is none."
         found = self.find(path, name, inside)
-        if found is None: raise CADFormatError("is missing, so nothing can be appended", " ".join(filter(None, (path, name))))
+        if found is None:
+            raise CADFormatError("is missing, so nothing can be appended", " ".join(filter(None, (path, name))))
         return found
 
     def count(self, span: Span, more: int):
@@ -89,7 +96,8 @@ class TextEditor:
     def replace(self, span: Span, pattern: bytes, new):
         "Replace the one piece of an element that fits a pattern; `new` as in `re.sub`."
         changed, num = re.subn(pattern, new, self.data[span.start:span.end], count=1)
-        if not num: raise CADFormatError("is written in an unknown way, so nothing can be appended", f"{span.path} {span.name}")
+        if not num:
+            raise CADFormatError("is written in an unknown way, so nothing can be appended", f"{span.path} {span.name}")
         self.edits.append((span.start, span.end, changed))
 
     def result(self) -> bytes:
@@ -115,7 +123,8 @@ def _body_planes(items, body):
     origin = next((items[n] for n in body.links("Origin") if n in items), None)
     names = origin.links("OriginFeatures") if origin is not None else []
     planes = {items[n].text("Role")[:2]: n for n in names if n in items and items[n].kind == "App::Plane"}
-    if set(planes) != {"XY", "XZ", "YZ"}: raise CADFormatError("has no origin planes to draw on; open and save it in FreeCAD 0.17 or later", body.name)
+    if set(planes) != {"XY", "XZ", "YZ"}:
+        raise CADFormatError("has no origin planes to draw on; open and save it in FreeCAD 0.17 or later", body.name)
     return planes
 
 def _continue_body(editor, document, items, body, features, num_given, stored):
@@ -162,7 +171,8 @@ def append_features(
     features: list, # of `Feature`, which follow what the document does
     num_given: int, # operations that the document does
     stored=lambda item: b"", # gives the text of the shape that the document holds of an object
-) -> tuple: # (Document.xml with further objects, names of what they replace in the view, `BodyPlan`, the further objects as a `Document`)
+) -> tuple: # (Document.xml with further objects, names of what they replace in the view, `BodyPlan`, the further
+            # objects as a `Document`)
     "Add features to the text of a document."
     results = results_of(items)
     alone = all(r.kind == "PartDesign::Body" for r in results)
@@ -174,7 +184,8 @@ def append_features(
     if plan.is_part: tips = _append_solids(document, results, features, num_given, stored)
     else:
         for (body, before), after in zip(bodies, plan.bodies):
-            if more := after[len(before):]: tips.append(_continue_body(editor, document, items, body, more, num_given, stored))
+            if more := after[len(before):]:
+                tips.append(_continue_body(editor, document, items, body, more, num_given, stored))
         for further in plan.bodies[len(bodies):]: add_body(document, further, num_given)
     _list_objects(editor, document)
     return editor.result(), tips, plan, document
@@ -187,13 +198,18 @@ def _list_objects(editor, document):
     first = 1 + max((int(n) for n in re.findall(rb'<Object [^>]*?\bid="(\d{1,15})"', listed)), default=0)
     for span in (objects, data): editor.count(span, len(document.objects))
     if b"<ObjectDeps" in listed:
-        editor.insert(editor.need("Document/Objects/Object").start, "".join(_dependencies(name, ps) for _, name, ps in document.objects))
+        editor.insert(
+            editor.need("Document/Objects/Object").start,
+            "".join(_dependencies(name, ps) for _, name, ps in document.objects)
+        )
     editor.append(objects, document.listed(first))
     editor.append(data, document.data())
 
 def _dependencies(name, properties):
     "The entry that tells which objects one is made from."
-    found = [n for p in properties if "LinkHidden" not in p for n in re.findall(r'<Link(?:Sub)? (?:value|obj)="([^"]+)"', p)]
+    found = [
+        n for p in properties if "LinkHidden" not in p for n in re.findall(r'<Link(?:Sub)? (?:value|obj)="([^"]+)"', p)
+    ]
     inside = "".join(f'<Dep Name="{n}"/>' for n in found)
     return f'<ObjectDeps Name="{name}" Count="{len(found)}">{inside}</ObjectDeps>'
 
@@ -203,7 +219,11 @@ MAX_ARCHIVE = 2**31 # bytes that an archive may unpack to
 def _hide(gui: bytes, names) -> bytes:
     "The view of a document with some objects hidden."
     for name in filter(None, names):
-        pattern = rb'(?s)(<ViewProvider name="%b".*?<Property name="Visibility"[^>]*>\s*<Bool value=)"true"' % re.escape(name.encode())
+        pattern = (
+            rb'(?s)(<ViewProvider name="%b".*?<Property name="Visibility"[^>]*>\s*<Bool value=)"true"' % re.escape(
+                name.encode()
+            )
+        )
         found = re.search(pattern, gui)
         if found and b"</ViewProvider>" not in found[0]: gui = re.sub(pattern, rb'\1"false"', gui, count=1)
     return gui
@@ -237,7 +257,8 @@ def _shape_reader(archive: zipfile.ZipFile):
 def _copy_archive(source, path, changed, shapes=(), view=""):
     "Copy an archive with some members changed, further shapes before the view, and a view if it has none."
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
-        if sum(i.file_size for i in old.infolist()) > MAX_ARCHIVE: raise CADFormatError(f"unpacks to more than {MAX_ARCHIVE >> 30} GB", file=source)
+        if sum(i.file_size for i in old.infolist()) > MAX_ARCHIVE:
+            raise CADFormatError(f"unpacks to more than {MAX_ARCHIVE >> 30} GB", file=source)
         def add_shapes():
             for name, text in dict(shapes).items(): new.writestr(name, text)
         for info in old.infolist():
@@ -255,14 +276,16 @@ def continue_freecad(
     path: str | Path, # file to write, .FCStd
     num_given: int, # operations that the document does
 ) -> BodyPlan: # how the further features were dealt out
-    "Write a copy of a document with the further operations of a history appended and marked; what is there stays as it is."
+    """Write a copy of a document with the further operations of a history appended and marked; what is there stays
+    as it is."""
     data, items = document_bytes(source), read_items(document_xml(source))
     features = [f for f in features_of(program)[0] if f.number > num_given]
     if not features:
         _copy_archive(source, path, {})
         return BodyPlan()
     try:
-        with zipfile.ZipFile(source) as archive: changed, tips, plan, more = append_features(data, items, features, num_given, _shape_reader(archive))
+        with zipfile.ZipFile(source) as archive:
+            changed, tips, plan, more = append_features(data, items, features, num_given, _shape_reader(archive))
     except CADFormatError as e: raise CADFormatError(e.reason, e.field, source) from None
     changes = {"Document.xml": lambda _: changed, "GuiDocument.xml": lambda gui: _shown(gui, more, tips)}
     _copy_archive(source, path, changes, more.shapes, _view_of(items, more, tips))

@@ -21,9 +21,12 @@ def macro_text(
 ) -> str:
     "The macro with its settings."
     checkpoint = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
-    settings = dict(COMMAND=command or [sys.executable, "-m", "cad_mllm"], CHECKPOINT=checkpoint, CANDIDATES=num, CAPTION=caption)
+    settings = dict(
+        COMMAND=command or [sys.executable, "-m", "cad_mllm"], CHECKPOINT=checkpoint, CANDIDATES=num, CAPTION=caption
+    )
     text = (files("cad_mllm.interop")/"static"/MACRO).read_text(encoding="utf-8")
-    for name, value in settings.items(): text = re.sub(rf"(?m)^{name} = [^#\n]*  #", lambda _: f"{name} = {value!r}  #", text, count=1)
+    for name, value in settings.items():
+        text = re.sub(rf"(?m)^{name} = [^#\n]*  #", lambda _: f"{name} = {value!r}  #", text, count=1)
     return text
 
 # %% ../../nbs/3_interop/18_freecad_macro.ipynb #2da6ca74
@@ -46,7 +49,11 @@ def ask_macro_folder() -> Path | None:
     if command is None: return None
     with tempfile.TemporaryDirectory() as folder:
         script, answer = Path(folder)/"ask.py", Path(folder)/"answer.txt"
-        script.write_text(f"import FreeCAD, os\nopen({str(answer)!r}, 'w', encoding='utf-8').write(FreeCAD.getUserMacroDir(True))\nos._exit(0)\n", encoding="utf-8")
+        script.write_text(
+            f"import FreeCAD, os\nopen({str(answer)!r}, 'w', "
+            "encoding='utf-8').write(FreeCAD.getUserMacroDir(True))\nos._exit(0)\n",
+            encoding="utf-8"
+        )
         try: subprocess.run([command, str(script)], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired): return None
         said = answer.read_text(encoding="utf-8").strip() if answer.is_file() else ""

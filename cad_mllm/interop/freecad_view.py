@@ -59,8 +59,10 @@ def camera_settings(
     low, high = np.asarray(box, float)
     size = max(float(np.linalg.norm(high - low)), 1e-6)
     position = (low + high)/2 + size*np.array([1.0, -1.0, 1.0])/3**.5
-    lines = [f"position {' '.join(f'{v:.8g}' for v in position)}", f"orientation {ISOMETRIC}", f"nearDistance {size/2:.8g}",
-             f"farDistance {1.5*size:.8g}", "aspectRatio 1", f"focalDistance {size:.8g}", f"height {size:.8g}"]
+    lines = [
+        f"position {' '.join(f'{v:.8g}' for v in position)}", f"orientation {ISOMETRIC}", f"nearDistance {size/2:.8g}",
+        f"farDistance {1.5*size:.8g}", "aspectRatio 1", f"focalDistance {size:.8g}", f"height {size:.8g}"
+    ]
     return "OrthographicCamera {\n  viewportMapping ADJUST_CAMERA\n  " + "\n  ".join(lines) + "\n}\n"
 
 def view_provider(
@@ -82,5 +84,8 @@ def gui_xml(
     providers = "".join(view_provider(n, v, n in expanded) for n, v in visible.items())
     camera = "" if box is None else camera_settings(box)
     escaped = quoteattr(camera)
-    return ('<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="1">\n'
-            f'<ViewProviderData Count="{len(visible)}">\n{providers}</ViewProviderData>\n<Camera settings={escaped}/>\n</Document>\n')
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="1">\n'
+        f'<ViewProviderData Count="{len(visible)}">\n{providers}</ViewProviderData>\n<Camera '
+        f'settings={escaped}/>\n</Document>\n'
+    )

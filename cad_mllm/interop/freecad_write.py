@@ -26,7 +26,10 @@ from .constraints import MILLIMETRES, Curve, constrain, curves_of
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #b9076721
 def attributes(**values) -> str:
     "XML attributes with escaped values; numbers to the last digit."
-    return "".join(f" {k}={quoteattr(repr(float(v)) if isinstance(v, (float, np.floating)) else str(v))}" for k, v in values.items())
+    return "".join(
+        f" {k}={quoteattr(repr(float(v)) if isinstance(v, (float, np.floating)) else str(v))}"
+        for k, v in values.items()
+    )
 
 def element(
     name: str, # of the property
@@ -93,8 +96,14 @@ def placement(
     return element(name, "Placement", f"<PropertyPlacement{attributes(**values)}/>")
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #6c0b6c28
-ORIGIN_PLANES = {"XY": np.eye(3), "XZ": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]), "YZ": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])}
-ORIGIN_AXES = {"X": np.eye(3), "Y": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), "Z": np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])}
+ORIGIN_PLANES = {
+    "XY": np.eye(3), "XZ": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),
+    "YZ": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+}
+ORIGIN_AXES = {
+    "X": np.eye(3), "Y": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+    "Z": np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
+}
 
 def attachment(
     frame: Frame, # metres
@@ -108,8 +117,11 @@ def attachment(
     return name, back@origin + 0.0, exact if np.abs(rotation - exact).max() < 1e-12 else rotation
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #c3cf8702
-CONSTRAINT_CODES = {"Coincident": 1, "Horizontal": 2, "Vertical": 3, "Parallel": 4, "Tangent": 5, "Distance": 6, "DistanceX": 7, "DistanceY": 8,
-                    "Angle": 9, "Perpendicular": 10, "Radius": 11, "Equal": 12, "PointOnObject": 13, "Symmetric": 14, "Diameter": 18}
+CONSTRAINT_CODES = {
+    "Coincident": 1, "Horizontal": 2, "Vertical": 3, "Parallel": 4, "Tangent": 5, "Distance": 6, "DistanceX": 7,
+    "DistanceY": 8, "Angle": 9, "Perpendicular": 10, "Radius": 11, "Equal": 12, "PointOnObject": 13, "Symmetric": 14,
+    "Diameter": 18
+}
 NOTHING = -2000 # how FreeCAD writes a curve that a constraint does not have
 
 EXTENSION = ('<GeoExtensions count="1"><GeoExtension type="Sketcher::SketchGeometryExtension" internalGeometryType="0" '
@@ -121,15 +133,21 @@ def _geometry(curve: Curve):
     if curve.kind == "line":
         inside = f'<LineSegment{attributes(StartX=n[0], StartY=n[1], StartZ=0.0, EndX=n[2], EndY=n[3], EndZ=0.0)}/>'
         return f'<Geometry type="Part::GeomLineSegment">{EXTENSION}{inside}</Geometry>'
-    round = attributes(CenterX=n[0], CenterY=n[1], CenterZ=0.0, NormalX=0.0, NormalY=0.0, NormalZ=1.0, AngleXU=0.0, Radius=n[2])
+    round = attributes(
+        CenterX=n[0], CenterY=n[1], CenterZ=0.0, NormalX=0.0, NormalY=0.0, NormalZ=1.0, AngleXU=0.0, Radius=n[2]
+    )
     if curve.kind == "circle": return f'<Geometry type="Part::GeomCircle">{EXTENSION}<Circle{round}/></Geometry>'
-    return f'<Geometry type="Part::GeomArcOfCircle">{EXTENSION}<ArcOfCircle{round}{attributes(StartAngle=n[3], EndAngle=n[4])}/></Geometry>'
+    arc = f"<ArcOfCircle{round}{attributes(StartAngle=n[3], EndAngle=n[4])}/>"
+    return f'<Geometry type="Part::GeomArcOfCircle">{EXTENSION}{arc}</Geometry>'
 
 def _constraint(c):
     "One constraint."
     second = NOTHING if c.second is None else c.second
-    return "<Constrain" + attributes(Name=c.name, Type=CONSTRAINT_CODES[c.kind], Value=float(c.value), First=c.first, FirstPos=c.first_point, Second=second,
-        SecondPos=c.second_point, Third=NOTHING, ThirdPos=0, LabelDistance=10.0, LabelPosition=0.0, IsDriving=1, IsInVirtualSpace=0, IsActive=1) + "/>"
+    return "<Constrain" + attributes(
+        Name=c.name, Type=CONSTRAINT_CODES[c.kind], Value=float(c.value), First=c.first, FirstPos=c.first_point,
+        Second=second, SecondPos=c.second_point, Third=NOTHING, ThirdPos=0, LabelDistance=10.0, LabelPosition=0.0,
+        IsDriving=1, IsInVirtualSpace=0, IsActive=1
+    ) + "/>"
 
 def sketch_properties(
     loops: list, # of lists of `Curve`
@@ -137,15 +155,27 @@ def sketch_properties(
     "Curves and constraints."
     found = constrain(loops)
     curves, constraints = "".join(map(_geometry, found.curves)), "".join(map(_constraint, found.constraints))
-    return [element("Geometry", "Part::PropertyGeometryList", f"<GeometryList{attributes(count=len(found.curves))}>{curves}</GeometryList>"),
-            element("Constraints", "Sketcher::PropertyConstraintList", f"<ConstraintList{attributes(count=len(found.constraints))}>{constraints}</ConstraintList>")]
+    return [
+        element(
+            "Geometry", "Part::PropertyGeometryList",
+            f"<GeometryList{attributes(count=len(found.curves))}>{curves}</GeometryList>"
+        ),
+        element(
+            "Constraints", "Sketcher::PropertyConstraintList",
+            f"<ConstraintList{attributes(count=len(found.constraints))}>{constraints}</ConstraintList>"
+        )
+    ]
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #92830457
-EXTENSIONS = {"PartDesign::Body": "App::OriginGroupExtension", "App::Part": "App::OriginGroupExtension", "App::Origin": "App::GeoFeatureGroupExtension", "Sketcher::SketchObject": "Part::AttachExtension"}
+EXTENSIONS = {
+    "PartDesign::Body": "App::OriginGroupExtension", "App::Part": "App::OriginGroupExtension",
+    "App::Origin": "App::GeoFeatureGroupExtension", "Sketcher::SketchObject": "Part::AttachExtension"
+}
 
 @dataclass
 class Document:
-    "The objects of a FreeCAD document in order: (type, name, properties), what is shown of them, and their shapes; `taken` are names that it must not use."
+    """The objects of a FreeCAD document in order: (type, name, properties), what is shown of them, and their shapes;
+    `taken` are names that it must not use."""
     objects: list = field(default_factory=list)
     label: str = "part"
     taken: set = field(default_factory=set)
@@ -172,7 +202,10 @@ class Document:
 
     def listed(self, first: int = 1) -> str:
         "The list of the objects, whose numbers begin with `first`; all are to be computed."
-        return "".join(f'<Object{attributes(type=kind, name=name, id=first + i, Touched=1)}/>' for i, (kind, name, _) in enumerate(self.objects))
+        return "".join(
+            f'<Object{attributes(type=kind, name=name, id=first + i, Touched=1)}/>'
+            for i, (kind, name, _) in enumerate(self.objects)
+        )
 
     def data(self) -> str:
         "The objects with their properties."
@@ -181,18 +214,26 @@ class Document:
     def xml(self) -> str:
         "The text of Document.xml."
         listed, data = self.listed(), self.data()
-        return ('<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="4" ProgramVersion="0.20R" FileVersion="1">'
-                f'<Properties Count="1" TransientCount="0">{string("Label", self.label)}</Properties>\n'
-                f'<Objects Count="{len(self.objects)}" Dependencies="0">{listed}</Objects>\n'
-                f'<ObjectData Count="{len(self.objects)}">{data}</ObjectData></Document>\n')
+        return (
+            '<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="4" ProgramVersion="0.20R" '
+            'FileVersion="1">'
+            f'<Properties Count="1" TransientCount="0">{string("Label", self.label)}</Properties>\n'
+            f'<Objects Count="{len(self.objects)}" Dependencies="0">{listed}</Objects>\n'
+            f'<ObjectData Count="{len(self.objects)}">{data}</ObjectData></Document>\n'
+        )
 
     def _data(self, kind, name, properties):
         extension = EXTENSIONS.get(kind, "")
         short = extension.split("::")[-1]
         properties = [*properties, boolean("Visibility", self.visible[name])]
-        extra = f'<Extensions Count="1"><Extension{attributes(type=extension, name=short)}></Extension></Extensions>' if extension else ""
-        return (f'<Object{attributes(name=name)}{" Extensions=" + chr(34) + "True" + chr(34) if extension else ""}>{extra}'
-                f'<Properties Count="{len(properties)}" TransientCount="0">{"".join(properties)}</Properties></Object>\n')
+        extra = (
+            f'<Extensions Count="1"><Extension{attributes(type=extension, name=short)}></Extension></Extensions>'
+            if extension else ""
+        )
+        return (
+            f'<Object{attributes(name=name)}{" Extensions=" + chr(34) + "True" + chr(34) if extension else ""}>{extra}'
+            f'<Properties Count="{len(properties)}" TransientCount="0">{"".join(properties)}</Properties></Object>\n'
+        )
 
     def box(self):
         "The corners (2, 3) in mm of everything that has a shape, or None."
@@ -215,9 +256,11 @@ def span_properties(
     "How far a pad or a pocket reaches."
     low, high = (v*MILLIMETRES for v in feature.extrude.span())
     cut = feature.operation == "cut"
-    if feature.extrude.extent == "symmetric": return [choice("Type", 0), number("Length", high - low), boolean("Midplane", True)]
+    if feature.extrude.extent == "symmetric":
+        return [choice("Type", 0), number("Length", high - low), boolean("Midplane", True)]
     forward, backward = (-low, high) if cut else (high, -low)
-    if forward > 0 and backward > 0: return [choice("Type", TWO_LENGTHS), number("Length", forward), number("Length2", backward)]
+    if forward > 0 and backward > 0:
+        return [choice("Type", TWO_LENGTHS), number("Length", forward), number("Length2", backward)]
     return [choice("Type", 0), number("Length", forward + backward), boolean("Reversed", backward > 0)]
 
 def feature_loops(
@@ -231,11 +274,21 @@ def add_origin(
     document: Document,
 ) -> tuple: # (its name, {plane: name})
     "Add an origin with its axes and planes."
-    axes = [document.add("App::Line", f"{k}_Axis", string("Role", f"{k}_Axis"), placement("Placement", rotation=m), visible=False)
-            for k, m in ORIGIN_AXES.items()]
-    planes = {k: document.add("App::Plane", f"{k}_Plane", string("Role", f"{k}_Plane"), placement("Placement", rotation=m), visible=False)
-              for k, m in ORIGIN_PLANES.items()}
-    return document.add("App::Origin", "Origin", links("OriginFeatures", [*axes, *planes.values()]), label="Origin", visible=False), planes
+    axes = [
+        document.add(
+            "App::Line", f"{k}_Axis", string("Role", f"{k}_Axis"), placement("Placement", rotation=m), visible=False
+        )
+        for k, m in ORIGIN_AXES.items()
+    ]
+    planes = {
+        k: document.add(
+            "App::Plane", f"{k}_Plane", string("Role", f"{k}_Plane"), placement("Placement", rotation=m), visible=False
+        )
+        for k, m in ORIGIN_PLANES.items()
+    }
+    return document.add(
+        "App::Origin", "Origin", links("OriginFeatures", [*axes, *planes.values()]), label="Origin", visible=False
+    ), planes
 
 def add_sketch(
     document: Document,
@@ -246,9 +299,14 @@ def add_sketch(
     properties, frame = sketch_properties(feature_loops(feature)), feature.sketch.frame
     plane, position, rotation = attachment(frame)
     support = f'<LinkSubList count="1"><Link{attributes(obj=planes[plane], sub="")}/></LinkSubList>'
-    where = [element("Support", "LinkSubList", support), choice("MapMode", 5), placement("AttachmentOffset", position, rotation),
-             placement("Placement", np.array(frame.origin)*MILLIMETRES, frame.rotation.T)]
-    return document.add("Sketcher::SketchObject", "Sketch", *properties, *where, label=feature.sketch.name, visible=False)
+    where = [
+        element("Support", "LinkSubList", support), choice("MapMode", 5),
+        placement("AttachmentOffset", position, rotation),
+        placement("Placement", np.array(frame.origin)*MILLIMETRES, frame.rotation.T)
+    ]
+    return document.add(
+        "Sketcher::SketchObject", "Sketch", *properties, *where, label=feature.sketch.name, visible=False
+    )
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #842d9f09
 MARK = " (added by the model)"
@@ -275,8 +333,12 @@ def add_features(
         if key not in sketches: members.append(sketches.setdefault(key, add_sketch(document, f, planes)))
         kind = "Pocket" if f.operation == "cut" else "Pad"
         label, description = _mark(f, num_given)
-        chained = [link("Profile", sketches[key], "LinkSub"), link("BaseFeature", previous), link("_Body", body, "LinkHidden")]
-        previous = document.add(f"PartDesign::{kind}", kind, *chained, *span_properties(f), description, **label, visible=False)
+        chained = [
+            link("Profile", sketches[key], "LinkSub"), link("BaseFeature", previous), link("_Body", body, "LinkHidden")
+        ]
+        previous = document.add(
+            f"PartDesign::{kind}", kind, *chained, *span_properties(f), description, **label, visible=False
+        )
         members.append(previous)
     document.visible[previous] = True
     return members
@@ -293,7 +355,9 @@ def add_shape(
     document.boxes.append(box)
     for name in names:
         document.shapes[f"{name}.Shape.brp"] = text
-        document.set(name, element("Shape", "Part::PropertyPartShape", f'<Part{attributes(file=f"{name}.Shape.brp")}/>'))
+        document.set(
+            name, element("Shape", "Part::PropertyPartShape", f'<Part{attributes(file=f"{name}.Shape.brp")}/>')
+        )
 
 def add_body(
     document: Document,
@@ -329,9 +393,11 @@ class PartWriter:
         low, high = (v*MILLIMETRES for v in feature.extrude.span())
         label, description = _mark(feature, self.num_given)
         self.members.append(add_sketch(self.document, feature, self.planes))
-        return self.add("Part::Extrusion", "Extrude", link("Base", self.members[-1]), choice("DirMode", 2), boolean("Solid", True),
-                        number("LengthFwd", high, "Distance"), number("LengthRev", -low, "Distance"),
-                        string("FaceMakerClass", "Part::FaceMakerBullseye"), description, visible=False, **label)
+        return self.add(
+            "Part::Extrusion", "Extrude", link("Base", self.members[-1]), choice("DirMode", 2), boolean("Solid", True),
+            number("LengthFwd", high, "Distance"), number("LengthRev", -low, "Distance"),
+            string("FaceMakerClass", "Part::FaceMakerBullseye"), description, visible=False, **label
+        )
 
     def boolean(self, kind: str, operands: list, feature: Feature) -> str:
         "Objects joined, cut or intersected; the name of the result."
@@ -379,7 +445,8 @@ def write_freecad(
     path: str | Path, # file to write, .FCStd
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> BodyPlan: # how the history was dealt out to bodies
-    "Write a history as a FreeCAD document (0.20 and later), with the shapes as far as OpenCascade gives them; FreeCAD computes them when it is recomputed."
+    """Write a history as a FreeCAD document (0.20 and later), with the shapes as far as OpenCascade gives them;
+    FreeCAD computes them when it is recomputed."""
     plan = plan_bodies(program)
     freecad_document(program, num_given, plan).save(path)
     return plan

@@ -38,11 +38,13 @@ class Drawing:
 
     def at(self, point): return self.sketch.modelToSketchSpace(self.world(*point))
 
-    def circle(self, center, radius): self.sketch.sketchCurves.sketchCircles.addByCenterRadius(self.at(center), MM*radius)
+    def circle(self, center, radius):
+        self.sketch.sketchCurves.sketchCircles.addByCenterRadius(self.at(center), MM*radius)
 
     def rectangle(self, center, width, height):
         (u, v), a, b = center, width/2, height/2
-        self.path((u - a, v - b), [(None, (u + a, v - b)), (None, (u + a, v + b)), (None, (u - a, v + b)), (None, (u - a, v - b))])
+        corners = [(u + a, v - b), (u + a, v + b), (u - a, v + b), (u - a, v - b)]
+        self.path(corners[-1], [(None, corner) for corner in corners])
 
     def path(self, start, steps):
         curves = self.sketch.sketchCurves
@@ -59,7 +61,8 @@ class Drawing:
         if drawn.x*normal[0] + drawn.y*normal[1] + drawn.z*normal[2] < 0: low, high = -high, -low
         extrudes = self.root.features.extrudeFeatures
         wanted = extrudes.createInput(profile, operation)
-        forward, backward = (adsk.fusion.DistanceExtentDefinition.create(adsk.core.ValueInput.createByReal(MM*d)) for d in (high, -low))
+        lengths = [adsk.core.ValueInput.createByReal(MM*d) for d in (high, -low)]
+        forward, backward = map(adsk.fusion.DistanceExtentDefinition.create, lengths)
         if low < 0 < high: wanted.setTwoSidesExtent(forward, backward)
         elif high > 0: wanted.setOneSideExtent(forward, adsk.fusion.ExtentDirections.PositiveExtentDirection)
         else: wanted.setOneSideExtent(backward, adsk.fusion.ExtentDirections.NegativeExtentDirection)
@@ -70,13 +73,20 @@ def run(context):
     design = adsk.fusion.Design.cast(adsk.core.Application.get().activeProduct)
     root = design.rootComponent
 '''
-FUSION_OPERATIONS = {"new": "NewBodyFeatureOperation", "join": "JoinFeatureOperation", "cut": "CutFeatureOperation", "intersect": "IntersectFeatureOperation"}
+FUSION_OPERATIONS = {
+    "new": "NewBodyFeatureOperation", "join": "JoinFeatureOperation", "cut": "CutFeatureOperation",
+    "intersect": "IntersectFeatureOperation"
+}
 
 def _fusion_shape(shape, names, drawing):
     "The call that draws a loop."
-    if shape.kind == "circle": return f"{drawing}.circle({point_text(shape.center)}, {names.add('radius', shape.size[0])})"
+    if shape.kind == "circle":
+        return f"{drawing}.circle({point_text(shape.center)}, {names.add('radius', shape.size[0])})"
     if shape.kind == "rectangle":
-        return f"{drawing}.rectangle({point_text(shape.center)}, {names.add('width', shape.size[0])}, {names.add('height', shape.size[1])})"
+        return (
+            f"{drawing}.rectangle({point_text(shape.center)}, {names.add('width', shape.size[0])}, "
+            f"{names.add('height', shape.size[1])})"
+        )
     steps = ", ".join(f"({'None' if mid is None else point_text(mid)}, {point_text(end)})" for mid, end in shape.steps)
     return f"{drawing}.path({point_text(shape.start)}, [{steps}])"
 
@@ -92,7 +102,8 @@ def write_fusion(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str:
-    "A history as a Python script for Fusion 360 (Utilities, Scripts and Add-Ins), which adds the part to the open design."
+    """A history as a Python script for Fusion 360 (Utilities, Scripts and Add-Ins), which adds the part to the open
+    design."""
     names, body, count, first = Names(), [], 0, True
     for features in script_features(program, num_given):
         for feature in features:
@@ -101,9 +112,13 @@ def write_fusion(
                 count += 1
                 drawing, frame = f"drawing_{count}", feature.frame
                 operation = "new" if first else feature.operation
-                body += [f"# {feature.note}", f"{drawing} = Drawing(root, {point_text(feature.origin)}, {point_text(frame.x_axis)}, {point_text(frame.y_axis)}, {feature.note!r})",
-                         *(_fusion_shape(s, names, drawing) for s in profile),
-                         f"{drawing}.extrude({span}, OPERATIONS.{FUSION_OPERATIONS[operation]}, {feature.note!r})"]
+                body += [
+                    f"# {feature.note}",
+                    f"{drawing} = Drawing(root, {point_text(feature.origin)}, {point_text(frame.x_axis)}, "
+                    f"{point_text(frame.y_axis)}, {feature.note!r})",
+                    *(_fusion_shape(s, names, drawing) for s in profile),
+                    f"{drawing}.extrude({span}, OPERATIONS.{FUSION_OPERATIONS[operation]}, {feature.note!r})"
+                ]
                 first = False
     head = FUSION_HEAD.replace("{dimensions}", "\n".join(names.lines()))
     return head + "".join(f"    {l}\n" for l in body)

@@ -24,17 +24,20 @@ UNIT_VECTORS = {"x_axis", "y_axis", "z_axis", "normal", "reference_vector"} # th
 def _in_metres(value, key="", factor=0.01):
     "Curves and frames with their lengths in metres."
     if isinstance(value, list): return [_in_metres(v, key, factor) for v in value]
-    if isinstance(value, dict): return {k: v if k in UNIT_VECTORS else _in_metres(v, k, factor) for k, v in value.items()}
+    if isinstance(value, dict):
+        return {k: v if k in UNIT_VECTORS else _in_metres(v, k, factor) for k, v in value.items()}
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value*factor if number and key in LENGTHS else value
 
 def _gallery_extent(extent, where, factor):
     "An extent in metres on one side."
     kind = extent.get("type", "DistanceExtentDefinition")
-    if kind not in ("DistanceExtentDefinition", "SymmetricExtentDefinition"): raise CADFormatError(f"extents up to something are not supported: {kind}", f"{where}.type")
+    if kind not in ("DistanceExtentDefinition", "SymmetricExtentDefinition"):
+        raise CADFormatError(f"extents up to something are not supported: {kind}", f"{where}.type")
     distance = extent.get("distance", {})
     value = distance.get("value") if isinstance(distance, dict) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)): raise CADFormatError("is not a number", f"{where}.distance.value")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CADFormatError("is not a number", f"{where}.distance.value")
     half = 0.5 if extent.get("is_full_length") else 1.0
     taper = extent.get("taper_angle", {"value": 0.0})
     return {"type": kind, "distance": {**distance, "value": value*factor*half}, "taper_angle": taper}
@@ -46,16 +49,27 @@ def _gallery_entity(id, entity, factor):
     if entity.get("type") == "Sketch":
         parts = {k: _in_metres(entity[k], factor=factor) for k in ("transform", "profiles") if k in entity}
         return {"type": "Sketch", "name": entity.get("name", ""), "reference_plane": {}, "profiles": {}, **parts}
-    if entity.get("type") != "ExtrudeFeature": raise CADFormatError(f"{entity.get('type')} cannot be said in a history of sketches and extrudes", f"{where}.type")
-    kept = {k: v for k, v in entity.items() if k in ("name", "type", "profiles", "operation", "start_extent", "extent_type")}
-    extents = {k: _gallery_extent(entity[k], f"{where}.{k}", factor) for k in ("extent_one", "extent_two") if isinstance(entity.get(k), dict)}
+    if entity.get("type") != "ExtrudeFeature":
+        raise CADFormatError(
+            f"{entity.get('type')} cannot be said in a history of sketches and extrudes", f"{where}.type"
+        )
+    kept = {
+        k: v for k, v in entity.items() if k in ("name", "type", "profiles", "operation", "start_extent", "extent_type")
+    }
+    extents = {
+        k: _gallery_extent(entity[k], f"{where}.{k}", factor) for k in ("extent_one", "extent_two")
+        if isinstance(entity.get(k), dict)
+    }
     return {**kept, **extents}
 
 def is_gallery(
     data, # parsed JSON
 ) -> bool:
     "Whether this is a reconstruction file of the Fusion 360 Gallery."
-    return isinstance(data, dict) and "entities" in data and ("timeline" in data or "parent_project" in data.get("metadata", {}))
+    return (
+        isinstance(data, dict) and "entities" in data
+        and ("timeline" in data or "parent_project" in data.get("metadata", {}))
+    )
 
 def read_gallery(
     data: dict, # parsed JSON
@@ -66,7 +80,8 @@ def read_gallery(
     order = list(dict.fromkeys(s.get("entity") for s in data.get("sequence", []) if isinstance(s, dict)))
     entities, skipped = {}, []
     for id in order:
-        if id not in data["entities"]: raise CADFormatError(f"names the entity {id!r}, which does not exist", "sequence")
+        if id not in data["entities"]:
+            raise CADFormatError(f"names the entity {id!r}, which does not exist", "sequence")
         try: entities[id] = _gallery_entity(id, data["entities"][id], unit)
         except CADFormatError as e:
             if not skip_unsupported: raise
@@ -106,7 +121,8 @@ def _vector_curve(row, start):
 
 def _vector_loop(rows):
     "A closed loop on the grid; it begins where it ends."
-    if len(rows) and rows[0][0] == CIRCLE: return [Circle((float(rows[0][1]), float(rows[0][2]), 0.0), float(rows[0][5]))]
+    if len(rows) and rows[0][0] == CIRCLE:
+        return [Circle((float(rows[0][1]), float(rows[0][2]), 0.0), float(rows[0][5]))]
     curves, at = [], rows[-1][1:3].astype(float)
     for row in rows:
         if row[0] == LINE and (row[1:3] == at).all(): continue
@@ -116,7 +132,10 @@ def _vector_loop(rows):
 
 def _scaled(curve, scale):
     "A curve of the grid with the sketch's true size."
-    if isinstance(curve, Circle): return Circle(tuple(np.multiply(curve.center, 1.0)*scale - (STEPS/2*scale, STEPS/2*scale, 0)), curve.radius*scale)
+    if isinstance(curve, Circle):
+        return Circle(
+            tuple(np.multiply(curve.center, 1.0)*scale - (STEPS/2*scale, STEPS/2*scale, 0)), curve.radius*scale
+        )
     move = np.full(2, STEPS/2)
     if hasattr(curve, "radius"): return three_point_arc(*((curve.points() - move)*scale))
     return line_curve(*((np.array(p[:2]) - move)*scale for p in (curve.start, curve.end)))
@@ -132,7 +151,8 @@ def read_vectors(
 ) -> CADProgram:
     "A design of DeepCAD's vector form, normalised to its own size."
     table = np.asarray(table)
-    if table.ndim != 2 or table.shape[1] != 17 or len(table) > 10000: raise CADFormatError(f"DeepCAD's vectors have 17 columns; this table has the shape {table.shape}")
+    if table.ndim != 2 or table.shape[1] != 17 or len(table) > 10000:
+        raise CADFormatError(f"DeepCAD's vectors have 17 columns; this table has the shape {table.shape}")
     program, loops = CADProgram(), []
     for number, row in enumerate(table):
         if row[0] == END_OF_DESIGN: break
@@ -153,7 +173,8 @@ def _vector_extrude(program, loops, row, unit, number):
     try: profiles = _vector_profiles([_vector_loop(l) for l in loops], size/SKETCH_STEPS)
     except CADFormatError as e: raise CADFormatError(e.reason, f"row {number}") from None
     if not profiles: raise CADFormatError("an extrude has no loop", f"row {number}")
-    if not (0 <= row[15] < 4 and 0 <= row[16] < 3): raise CADFormatError(f"unknown operation {row[15]} or extent {row[16]}", f"row {number}")
+    if not (0 <= row[15] < 4 and 0 <= row[16] < 3):
+        raise CADFormatError(f"unknown operation {row[15]} or extent {row[16]}", f"row {number}")
     program.sketch(*profiles, frame=plane_from_angles(theta, phi, gamma, position))
     extent = VECTOR_EXTENTS[int(row[16])]
     program.extrude(one, VECTOR_OPERATIONS[int(row[15])], extent=extent, distance_two=two if extent == "two" else 0.0)
@@ -164,7 +185,8 @@ def read_vector_file(
 ) -> CADProgram:
     "A DeepCAD vector file; needs the package h5py."
     try: import h5py
-    except ImportError: raise CADFormatError("DeepCAD vectors need the package h5py: pip install h5py", file=path) from None
+    except ImportError:
+        raise CADFormatError("DeepCAD vectors need the package h5py: pip install h5py", file=path) from None
     try:
         with h5py.File(path, "r") as f:
             if "vec" not in f: raise CADFormatError("holds no array 'vec', as DeepCAD's vector files do", file=path)
@@ -175,7 +197,10 @@ def read_vector_file(
     except CADFormatError as e: raise CADFormatError(e.reason, e.field, path) from None
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #cb8061f0
-MINIMAL_OPERATIONS = {"NewBodyFeatureOperation": "new", "JoinFeatureOperation": "join", "CutFeatureOperation": "cut", "IntersectFeatureOperation": "intersect"}
+MINIMAL_OPERATIONS = {
+    "NewBodyFeatureOperation": "new", "JoinFeatureOperation": "join", "CutFeatureOperation": "cut",
+    "IntersectFeatureOperation": "intersect"
+}
 
 def _turn(axis, degrees):
     "A rotation about a world axis, (3, 3)."
@@ -187,7 +212,10 @@ def _turn(axis, degrees):
 
 def _pair(value, where, size=2):
     "A list of numbers."
-    numbers = isinstance(value, list) and len(value) == size and all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in value)
+    numbers = (
+        isinstance(value, list) and len(value) == size
+        and all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in value)
+    )
     if not numbers: raise CADFormatError(f"is not a list of {size} numbers", where)
     return [float(v) for v in value]
 
@@ -197,7 +225,8 @@ def _minimal_curve(key, c, where):
     kind = key.split("_")[0]
     if kind == "circle":
         radius = c.get("Radius")
-        if not isinstance(radius, (int, float)) or not 0 < radius < 1e9: raise CADFormatError("is not above 0", f"{where}.Radius")
+        if not isinstance(radius, (int, float)) or not 0 < radius < 1e9:
+            raise CADFormatError("is not above 0", f"{where}.Radius")
         return Circle((*_pair(c.get("Center"), f"{where}.Center"), 0.0), float(radius))
     names = {"line": ("Start Point", "End Point"), "arc": ("Start Point", "Mid Point", "End Point")}
     if kind not in names: raise CADFormatError(f"unknown curve {key!r}; known are line, arc, circle", where)
@@ -254,13 +283,16 @@ def _resized(loop, unit):
     "A loop with all lengths multiplied."
     if unit == 1.0: return loop
     c = loop.contour()
-    return contour_loop(Contour(c.vertices*unit, [None if m is None else m*unit for m in c.mids], c.radius and c.radius*unit))
+    return contour_loop(
+        Contour(c.vertices*unit, [None if m is None else m*unit for m in c.mids], c.radius and c.radius*unit)
+    )
 
 def _minimal_extrude(program, data, where, unit):
     "Append the extrude of a part."
     if not isinstance(data, dict): raise CADFormatError("is missing", where)
     along, against = (_pair([data.get(f"extrude_depth_{k}_normal")], where, 1)[0]*unit for k in ("towards", "opposite"))
-    if data.get("operation") not in MINIMAL_OPERATIONS: raise CADFormatError(f"unknown value {data.get('operation')!r}", f"{where}.operation")
+    if data.get("operation") not in MINIMAL_OPERATIONS:
+        raise CADFormatError(f"unknown value {data.get('operation')!r}", f"{where}.operation")
     operation = MINIMAL_OPERATIONS[data["operation"]]
     if along and against: program.extrude(along, operation, extent="two", distance_two=against)
     else: program.extrude(along or -against, operation)

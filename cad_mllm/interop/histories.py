@@ -28,9 +28,13 @@ from .script_append import continue_script, is_build123d
 # %% ../../nbs/3_interop/16_histories.ipynb #fb503167
 READABLE = ("histories as JSON (Omni-CAD, DeepCAD, Fusion 360 Gallery, Text2CAD minimal), FreeCAD documents (.FCStd), "
             "build123d and CadQuery scripts (.py), DeepCAD vectors (.h5)")
-FOREIGN = {".step": "a STEP solid", ".stp": "a STEP solid", ".stl": "a mesh", ".obj": "a mesh", ".ply": "a mesh or a point cloud", ".glb": "a mesh",
-           ".xyz": "a point cloud", ".npz": "arrays", ".npy": "an array", ".scad": "an OpenSCAD script", ".fs": "a FeatureScript", ".f3d": "a Fusion 360 archive",
-           ".sldprt": "a SolidWorks part", ".ipt": "an Inventor part", ".prt": "a part of another CAD program", ".iges": "an IGES file", ".igs": "an IGES file"}
+FOREIGN = {
+    ".step": "a STEP solid", ".stp": "a STEP solid", ".stl": "a mesh", ".obj": "a mesh",
+    ".ply": "a mesh or a point cloud", ".glb": "a mesh", ".xyz": "a point cloud", ".npz": "arrays", ".npy": "an array",
+    ".scad": "an OpenSCAD script", ".fs": "a FeatureScript", ".f3d": "a Fusion 360 archive",
+    ".sldprt": "a SolidWorks part", ".ipt": "an Inventor part", ".prt": "a part of another CAD program",
+    ".iges": "an IGES file", ".igs": "an IGES file"
+}
 
 def recognise(
     path: str | Path,
@@ -48,7 +52,8 @@ def recognise(
 def json_of_data_set(
     path: str | Path,
 ): # parsed JSON, or None
-    "The content of a JSON file of the Fusion 360 Gallery or of Text2CAD; None for every other file, whose own reader says what is wrong with it."
+    """The content of a JSON file of the Fusion 360 Gallery or of Text2CAD; None for every other file, whose own
+    reader says what is wrong with it."""
     try:
         data = read_json(path, MAX_BYTES)
     except (OSError, FileError): return None
@@ -69,7 +74,10 @@ def _read_script(path, unit, skip_unsupported):
     except FileError as e: raise CADFormatError(f"the script {e.reason}", file=path) from None
     if is_build123d(source): return read_build123d(source, unit, skip_unsupported, str(path))
     if "cadquery" in source or "cq." in source: return read_cadquery(source, unit or "mm", skip_unsupported, str(path))
-    raise CADFormatError(f"is a Python script, but not one of build123d's builder mode or of CadQuery; readable are {READABLE}", file=path)
+    raise CADFormatError(
+        f"is a Python script, but not one of build123d's builder mode or of CadQuery; readable are {READABLE}",
+        file=path
+    )
 
 # %% ../../nbs/3_interop/16_histories.ipynb #c6df1c42
 def _begins_as_json(path):
@@ -80,7 +88,8 @@ def _begins_as_json(path):
 def read_history(
     path: str | Path, # a file
     unit: str = "", # of a script's numbers: mm, cm, m, in; if left out what the script's kind says
-    skip_unsupported: bool = False, # leave out what a history cannot say (fillets, revolves, ...); `extra["skipped"]` lists it
+    skip_unsupported: bool = False, # leave out what a history cannot say (fillets, revolves, ...); `extra["skipped"]`
+                                    # lists it
     skip_dressings: bool = False, # leave out the fillets and chamfers of FreeCAD documents alone
 ) -> CADProgram: # lengths in metres
     "A history from any form that can be read. Raises `CADFormatError`, which says what the file was recognised as."
@@ -96,7 +105,10 @@ def read_history(
     except OSError as e: raise CADFormatError(f"cannot be read: {e.strerror}", file=path) from None
 
 # %% ../../nbs/3_interop/16_histories.ipynb #75ea6522
-SCRIPTS = {"_cq.py": write_cadquery, "_b3d.py": write_build123d, "_fusion.py": write_fusion, ".scad": write_openscad, ".fs": write_featurescript}
+SCRIPTS = {
+    "_cq.py": write_cadquery, "_b3d.py": write_build123d, "_fusion.py": write_fusion, ".scad": write_openscad,
+    ".fs": write_featurescript
+}
 WRITABLE = (".json", ".FCStd", *SCRIPTS)
 
 def is_writable(
@@ -110,7 +122,8 @@ def is_continued(
     source: str | Path | None, # the file that a history began in
     path: str | Path, # the file to write
 ) -> bool:
-    "Whether a history can be appended to a copy of the file that it began in: both are FreeCAD documents, build123d or CadQuery scripts."
+    """Whether a history can be appended to a copy of the file that it began in: both are FreeCAD documents,
+    build123d or CadQuery scripts."""
     if source is None: return False
     source, name = Path(source), Path(path).name.lower()
     if source.suffix.lower() != ".py": return source.suffix.lower() == ".fcstd" and name.endswith(".fcstd")
@@ -120,7 +133,8 @@ def write_history(
     program: CADProgram, # metres
     path: str | Path, # .json, .FCStd, _cq.py, _b3d.py, _fusion.py, .scad, .fs
     num_given: int | None = None, # operations that a person drew; later ones are marked in the file
-    source: str | Path | None = None, # the file that they stand in: in the same form, `path` is a copy of it with the later ones appended
+    source: str | Path | None = None, # the file that they stand in: in the same form, `path` is a copy of it with the
+                                      # later ones appended
 ):
     "Write a history in the form that the name asks for: editable in the program that the form belongs to."
     path = Path(path)

@@ -13,7 +13,8 @@ from .script_parts import Names, script_features, shown_number
 SCAD_HEAD = """$fn = 192; // corners of a full circle
 
 // Points along the arc through three points, its end left out
-function arc_center(a, m, b) = let (d = 2*((m.x - a.x)*(b.y - a.y) - (m.y - a.y)*(b.x - a.x)), p = (m - a)*(m - a), q = (b - a)*(b - a))
+function arc_center(a, m, b) =
+    let (d = 2*((m.x - a.x)*(b.y - a.y) - (m.y - a.y)*(b.x - a.x)), p = (m - a)*(m - a), q = (b - a)*(b - a))
     a + [(b.y - a.y)*p - (m.y - a.y)*q, (m.x - a.x)*q - (b.x - a.x)*p]/d;
 function turn(t) = t < 0 ? t + 360 : t >= 360 ? t - 360 : t;
 function arc_sweep(s, m, e) = turn(m - s) <= turn(e - s) ? turn(e - s) : turn(e - s) - 360;
@@ -26,7 +27,8 @@ def _vector(point): return "[" + ", ".join(map(shown_number, point)) + "]"
 
 def _scad_shape(shape, names):
     "A loop as a flat shape."
-    if shape.kind == "circle": return f"translate({_vector(shape.center)}) circle(r = {names.add('radius', shape.size[0])});"
+    if shape.kind == "circle":
+        return f"translate({_vector(shape.center)}) circle(r = {names.add('radius', shape.size[0])});"
     if shape.kind == "rectangle":
         size = f"[{names.add('width', shape.size[0])}, {names.add('height', shape.size[1])}]"
         return f"translate({_vector(shape.center)}) square({size}, center = true);"
@@ -50,13 +52,18 @@ def _matrix(feature):
 
 def _scad_solid(feature, names):
     "A feature as a solid."
-    back = names.shared("back", -feature.low, feature.note) if feature.low < 0 < feature.high and feature.extent != "symmetric" else ""
+    back = (
+        names.shared("back", -feature.low, feature.note) if feature.low < 0 < feature.high
+        and feature.extent != "symmetric" else ""
+    )
     depth = names.shared("depth", feature.high if back else feature.high - feature.low, feature.note)
     shift = back or (f"{depth}/2" if feature.extent == "symmetric" else depth)
     lower = "" if feature.low == 0 else f"translate([0, 0, -{shift}]) "
     if back: depth = f"{back} + {depth}"
     flat = [l for p in feature.profiles for l in _scad_profile(p, names)]
-    return [f"multmatrix({_matrix(feature)}) {lower}linear_extrude(height = {depth}) {{", *("    " + l for l in flat), "}"]
+    return [
+        f"multmatrix({_matrix(feature)}) {lower}linear_extrude(height = {depth}) {{", *("    " + l for l in flat), "}"
+    ]
 
 SCAD_BOOLEANS = {"new": "union", "join": "union", "cut": "difference", "intersect": "intersection"}
 
@@ -69,7 +76,12 @@ def write_openscad(
     for number, features in enumerate(script_features(program, num_given), 1):
         solid = [l for f in features for l in _scad_solid(f, names)]
         body += [f"// {features[0].note}", f"module tool_{number}() {{", *("    " + l for l in solid), "}"]
-        inner = f"tool_{number}();" if number == 1 else f"{SCAD_BOOLEANS[features[0].operation]}() {{ part_{last}(); tool_{number}(); }}"
+        inner = (
+            f"tool_{number}();" if number == 1
+            else f"{SCAD_BOOLEANS[features[0].operation]}() {{ part_{last}(); tool_{number}(); }}"
+        )
         body += [f"module part_{number}() {{ {inner} }}", ""]
         last = number
-    return "\n".join(["// Dimensions in millimetres", *names.lines("{name} = {value};"), SCAD_HEAD, *body, f"part_{last}();"]) + "\n"
+    return "\n".join(
+        ["// Dimensions in millimetres", *names.lines("{name} = {value};"), SCAD_HEAD, *body, f"part_{last}();"]
+    ) + "\n"

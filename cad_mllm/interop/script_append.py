@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram
-from .build123d_read import METRES_IN, part_blocks, unit_of_script
+from .build123d_sketch import METRES_IN
+from .build123d_read import part_blocks, unit_of_script
 from .build123d_write import b3d_feature, one_tool
 from .cadquery_read import SolidReader, define_name, script_statements
 from .cadquery_write import cq_operation
@@ -32,7 +33,10 @@ def insert_lines(
     old = SOURCE_LINE.findall(source)
     first, last = old[after.lineno - 1], after.end_lineno
     indent = first[:len(first) - len(first.lstrip())]
-    if len(indent) != after.col_offset: raise CADFormatError("shares its line with another statement, so nothing can be appended", f"line {after.lineno}")
+    if len(indent) != after.col_offset:
+        raise CADFormatError(
+            "shares its line with another statement, so nothing can be appended", f"line {after.lineno}"
+        )
     end = re.search(r"[\r\n]*$", old[0])[0] or "\n"
     new = [(indent + line if line else "") + end for line in lines]
     if not old[last - 1].endswith(("\r", "\n")): old[last - 1] += end
@@ -42,7 +46,9 @@ def fresh_prefix(
     tree: ast.Module,
 ) -> str: # such as "added_"
     "The beginning of names that a script does not use."
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+        n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)
+    }
     choices = ["added_", *(f"added{i}_" for i in range(2, 10000))]
     return next(c for c in choices if not any(u.startswith(c) for u in used))
 
@@ -75,7 +81,9 @@ def append_build123d(
     used = {n.id for n in ast.walk(ast.parse("\n".join(lines))) if isinstance(n, ast.Name)}
     needed = sorted(n for n in used if not n.startswith(prefix) and n not in known and "*" not in known)
     imports = [f"from build123d import {', '.join(needed)}"]*bool(needed)
-    return insert_lines(source, blocks[0][1].body[-1], ["", *imports, DIMENSIONS, *names.lines(), *lines] if lines else [])
+    return insert_lines(
+        source, blocks[0][1].body[-1], ["", *imports, DIMENSIONS, *names.lines(), *lines] if lines else []
+    )
 
 # %% ../../nbs/3_interop/13b_script_append.ipynb #3f9e0b05
 def _last_part(tree):
@@ -97,7 +105,8 @@ def append_cadquery(
     statement, part = _last_part(tree)
     prefix = fresh_prefix(tree)
     names, lines = Names(prefix), []
-    for i, features in enumerate(_new_features(program, num_given, "mm"), 1): lines += cq_operation(features, names, f"{prefix}tool_{i}", part)
+    for i, features in enumerate(_new_features(program, num_given, "mm"), 1):
+        lines += cq_operation(features, names, f"{prefix}tool_{i}", part)
     known = {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imports = [] if "cq" in known else ["import cadquery as cq"]
     return insert_lines(source, statement, ["", *imports, DIMENSIONS, *names.lines(), *lines] if lines else [])

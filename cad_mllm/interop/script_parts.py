@@ -63,7 +63,8 @@ class Names:
 # %% ../../nbs/3_interop/09_script_parts.ipynb #c871fc26
 @dataclass
 class Shape:
-    "A loop in millimetres: `kind` is circle, rectangle or path. A path starts at `start` and has `steps` (mid or None, end)."
+    """A loop in millimetres: `kind` is circle, rectangle or path. A path starts at `start` and has `steps` (mid or
+    None, end)."""
     kind: str
     center: tuple = (0.0, 0.0)
     size: tuple = () # (radius,) or (width, height)
@@ -80,16 +81,23 @@ def shape_of(
     (low, high) = contour.box()*MILLIMETRES
     if len(vertices) == 4 and not any(m is not None for m in mids):
         corners = np.array([(low[0], low[1]), (high[0], low[1]), (high[0], high[1]), (low[0], high[1])])
-        found = {int(np.abs(corners - v).sum(1).argmin()) for v in vertices if np.abs(corners - v).sum(1).min() < 1e-9*(high - low).max()}
+        found = {
+            int(np.abs(corners - v).sum(1).argmin()) for v in vertices
+            if np.abs(corners - v).sum(1).min() < 1e-9*(high - low).max()
+        }
         if len(found) == 4: return Shape("rectangle", tuple(((low + high)/2).tolist()), tuple((high - low).tolist()))
     ends = np.roll(vertices, -1, axis=0)
     steps = [(None if m is None else tuple((m*MILLIMETRES).tolist()), tuple(e.tolist())) for m, e in zip(mids, ends)]
-    return Shape("path", start=tuple(vertices[0].tolist()), steps=[s for s, c in zip(steps, vertices) if s[0] is not None or np.hypot(*(np.array(s[1]) - c)) > 0])
+    return Shape(
+        "path", start=tuple(vertices[0].tolist()),
+        steps=[s for s, c in zip(steps, vertices) if s[0] is not None or np.hypot(*(np.array(s[1]) - c)) > 0]
+    )
 
 # %% ../../nbs/3_interop/09_script_parts.ipynb #c6448f01
 @dataclass
 class ScriptFeature:
-    "One sketch pushed once, millimetres: `profiles` are lists of `Shape`; `low` and `high` along the normal; `note` says where it came from."
+    """One sketch pushed once, millimetres: `profiles` are lists of `Shape`; `low` and `high` along the normal;
+    `note` says where it came from."""
     frame: Frame
     profiles: list
     low: float
@@ -115,7 +123,8 @@ def script_features(
     num_given: int | None = None, # operations that a person drew; later ones are marked
     start: int = 0, # operations that are left out, since a script does them already
 ) -> list: # of lists of `ScriptFeature`: what one operation does
-    "A history in millimetres, for writers of scripts; the larger profiles of a sketch first, so that what lies in a hole comes after it."
+    """A history in millimetres, for writers of scripts; the larger profiles of a sketch first, so that what lies in
+    a hole comes after it."""
     features, _ = features_of(program)
     groups = {}
     for f in (f for f in features if f.number > start):
@@ -134,7 +143,8 @@ def scaled_feature(
 ) -> ScriptFeature:
     "A feature in another unit."
     def times(point): return None if point is None else tuple(v*factor for v in point)
-    def shape(s): return Shape(s.kind, times(s.center), times(s.size), times(s.start), [(times(m), times(e)) for m, e in s.steps])
+    def shape(s):
+        return Shape(s.kind, times(s.center), times(s.size), times(s.start), [(times(m), times(e)) for m, e in s.steps])
     profiles = [[shape(s) for s in p] for p in feature.profiles]
     frame = replace(feature.frame, origin=times(feature.frame.origin))
     return replace(feature, frame=frame, profiles=profiles, low=feature.low*factor, high=feature.high*factor)

@@ -32,8 +32,12 @@ def shown(
     return text if len(text) <= length else text[:length - 3] + "..."
 
 # %% ../../nbs/3_interop/01_script_values.ipynb #fbc18163
-FUNCTIONS = {name: getattr(math, name) for name in ("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sqrt", "hypot",
-                                                    "radians", "degrees", "floor", "ceil")}
+FUNCTIONS = {
+    name: getattr(math, name)
+    for name in (
+        "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sqrt", "hypot", "radians", "degrees", "floor", "ceil"
+    )
+}
 FUNCTIONS.update(abs=abs, min=min, max=max, round=round, float=float, int=int)
 UNITS = {"MM": 1.0, "CM": 10.0, "M": 1000.0, "IN": 25.4, "FT": 304.8, "THOU": 0.0254}
 CONSTANTS = {"pi": math.pi, "tau": math.tau, "True": True, "False": False, "None": None, **UNITS}
@@ -67,11 +71,13 @@ class Values:
             raise ScriptError.at(node, f"{shown(node)!r}: {e}") from None
 
     def _constant(self, node):
-        if isinstance(node.value, (bytes, complex, type(...))): raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
+        if isinstance(node.value, (bytes, complex, type(...))):
+            raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
         return node.value
 
     def _name(self, node):
-        if node.id not in self.names: raise ScriptError.at(node, f"the name {node.id!r} is not a number that this script defines")
+        if node.id not in self.names:
+            raise ScriptError.at(node, f"the name {node.id!r} is not a number that this script defines")
         return self.names[node.id]
 
     def _tuple(self, node): return tuple(self.value(item) for item in node.elts)
@@ -88,11 +94,15 @@ class Values:
         return BINARY[type(node.op)](self.number(node.left), self.number(node.right))
 
     def _attribute(self, node):
-        if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in ("pi", "tau"): return CONSTANTS[node.attr]
+        if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in ("pi", "tau"):
+            return CONSTANTS[node.attr]
         raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
 
     def _call(self, node):
-        name = node.func.attr if isinstance(node.func, ast.Attribute) and shown(node.func.value) == "math" else shown(node.func)
+        name = (
+            node.func.attr if isinstance(node.func, ast.Attribute) and shown(node.func.value) == "math"
+            else shown(node.func)
+        )
         if name in ("Vector", "cq.Vector", "cadquery.Vector"): return tuple(self.number(a) for a in node.args)
         if name not in FUNCTIONS or node.keywords: raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
         return FUNCTIONS[name](*(self.number(a) for a in node.args))
@@ -115,7 +125,9 @@ class Values:
     ) -> tuple: # of `size` floats
         "The value of an expression that has to be a point."
         value = self.value(node)
-        numeric = isinstance(value, tuple) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        numeric = (
+            isinstance(value, tuple) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        )
         if not numeric or not 2 <= len(value) <= 3: raise ScriptError.at(node, f"is not a point: {shown(node)!r}")
         if not all(-1e9 < v < 1e9 for v in value): raise ScriptError.at(node, f"is not a usable point: {shown(node)!r}")
         return (*map(float, value), 0.0)[:size]
@@ -129,7 +141,8 @@ class Values:
         for target in statement.targets:
             if isinstance(target, ast.Name): self.names[target.id] = value
             elif isinstance(target, ast.Tuple) and isinstance(value, tuple) and len(target.elts) == len(value):
-                if not all(isinstance(t, ast.Name) for t in target.elts): raise ScriptError.at(statement, "assigns to something else than names")
+                if not all(isinstance(t, ast.Name) for t in target.elts):
+                    raise ScriptError.at(statement, "assigns to something else than names")
                 self.names.update({t.id: v for t, v in zip(target.elts, value)})
             else: raise ScriptError.at(statement, f"assigns to something else than names: {shown(statement)!r}")
 
@@ -144,4 +157,5 @@ def parse_script(
     if len(source) > MAX_SCRIPT: raise CADFormatError(f"the script has {len(source)/2**20:.0f} MB", file=file)
     try: return ast.parse(source)
     except SyntaxError as e: raise CADFormatError(f"is not Python: {e.msg}", f"line {e.lineno}", file) from None
-    except (ValueError, RecursionError, MemoryError) as e: raise CADFormatError(f"is not Python: {e}", "", file) from None
+    except (ValueError, RecursionError, MemoryError) as e:
+        raise CADFormatError(f"is not Python: {e}", "", file) from None

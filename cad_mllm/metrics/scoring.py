@@ -141,7 +141,8 @@ class _Outcomes:
         self.path, self.known = path, {}
         if fresh: path.unlink(missing_ok=True)
         for row in read_lines(path) if path.exists() else ():
-            if isinstance(row.get("stamp"), str) and isinstance(row.get("outcome"), dict): self.known[row["stamp"]] = row["outcome"]
+            if isinstance(row.get("stamp"), str) and isinstance(row.get("outcome"), dict):
+                self.known[row["stamp"]] = row["outcome"]
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(path, "a", encoding="utf-8")
         if path.stat().st_size: self.file.write("\n")
@@ -242,7 +243,8 @@ def __repr__(self: Score):
 def _repr_markdown_(self: Score): return repr(self)
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #58af80ef
-_CONVENTIONS = """- {num_points} points from each surface (a cloud of fewer is used whole), evenly by area; seed {seed} for
+_CONVENTIONS = """\
+- {num_points} points from each surface (a cloud of fewer is used whole), evenly by area; seed {seed} for
   predictions, {next_seed} for truths, so a perfect prediction does not get 0: the name of the number is its noise
   floor.
 - F-score at a distance of {threshold} of the truth's box; normal consistency and F-score count points, not area.

@@ -114,7 +114,8 @@ def _keys(self: GrammarLogitsProcessor):
 
 @patch
 def must_add(self: GrammarLogitsProcessor, row: int) -> bool:
-    "Whether a beginning was given and nothing has been added to it: who asks for a completion says that something is missing."
+    """Whether a beginning was given and nothing has been added to it: who asks for a completion says that something
+    is missing."""
     given = self.given[row]
     return given > 0 and self.states[row].num_extrudes == given and row not in self.finishing
 
@@ -172,8 +173,10 @@ class OperationCheck:
         heat: float = 0.8, # least temperature of the first try after a failure; each further one adds a tenth
     ):
         self.writer, self.processor, self.read, self.build, self.rows = writer, processor, read, build, rows
-        self.max_tries, self.max_seconds, self.heat, self.usual = (max_tries, max_seconds, heat,
-            writer.temperature.clone())
+        self.max_tries = max_tries
+        self.max_seconds = max_seconds
+        self.heat = heat
+        self.usual = writer.temperature.clone()
 
     def __call__(self) -> list: # rows whose operation was accepted
         self.processor.follow(self.writer.ids)
@@ -251,8 +254,8 @@ def _cut_out(
     solid = np.abs(gray - border).max(-1) > 24
     if not solid.any(): return None
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    box, side = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), max(columns[-1] - columns[0],
-        rows[-1] - rows[0]) + 1
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    side = max(columns[-1] - columns[0], rows[-1] - rows[0]) + 1
     def square(image, fill): 
         sheet = Image.new("L", (int(side), int(side)), fill)
         sheet.paste(image.crop(tuple(map(int, box))), (int(side - box[2] + box[0])//2, int(side - box[3] + box[1])//2))

@@ -57,8 +57,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, backbone, image_size: int, mean: tuple, std: tuple, frozen: bool = True,
                  name: str = "image encoder"):
         super().__init__()
-        self.backbone, self.image_size, self.mean, self.std, self.frozen = (backbone, image_size, tuple(mean),
-            tuple(std), frozen)
+        self.backbone = backbone
+        self.image_size = image_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.frozen = frozen
         patch_size = backbone.config.patch_size
         if image_size % patch_size: raise ConfigError(
             f"image_size={image_size}: use a multiple of {patch_size}, the patch size of {name}, "

@@ -16,8 +16,8 @@ from ..checkpoints.load import load_checkpoint
 from ..checkpoints.records import find_checkpoint, latest_checkpoint, list_checkpoints
 
 # %% ../../nbs/7_models/08_given_weights.ipynb #a63802af
-SMALL, SMALL_FOLDER = ("small", Path(__file__).parent.parent/"small_model"
-                       if "__file__" in globals() else Path("small_model"))
+SMALL = "small"
+SMALL_FOLDER = Path(__file__).parent.parent/"small_model" if "__file__" in globals() else Path("small_model")
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 
 @dataclass(frozen=True)

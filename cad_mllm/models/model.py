@@ -17,11 +17,12 @@ from ..config import CADMLLMConfig, ConfigError
 from ..cad.codecs import get_codec
 from ..data.tokenizer import load_tokenizer
 from ..data.prompts import Batch, PromptBuilder
-from ..checkpoints.safety import stated
+from ..checkpoints.trust import stated
 from .encoders import build_image_encoder, build_point_encoder, Projector, seeded
 from cad_mllm.models.attention import (
     ATTENTION, block_causal_mask, by_sample, chunk_size, flatten, predicted, Ragged, ragged_options, summed_loss,
-    unflatten)
+    unflatten
+)
 from .language_model import add_lora, grow_vocabulary, load_llm
 
 # %% ../../nbs/7_models/04_model.ipynb #f2ba06cb

@@ -18,8 +18,10 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..config import CADMLLMConfig, ConfigError
-from ..checkpoints.safety import (
-    ADAPTERS, check_sizes, check_trust, inside, LLM_WEIGHTS, read_json, UnsafeFile, weight_files, write_safetensors)
+from ..checkpoints.trust import check_trust
+from cad_mllm.checkpoints.safety import (
+    ADAPTERS, check_sizes, inside, LLM_WEIGHTS, read_json, UnsafeFile, weight_files, write_safetensors
+)
 from .attention import ATTENTION
 from .language_model import check_layers, read_weight_tensors, WeightsError
 from .generation import CADMLLMModel
@@ -263,7 +265,7 @@ def merge(self: CADMLLMModel):
             "load the checkpoint with load_in_4bit=False and merge that")
     llm = copy.deepcopy(self.llm)
     if self.config.use_lora: llm = llm.merge_and_unload()
-    llm.generation_config.eos_token_id, llm.generation_config.pad_token_id = (self.eos_token_ids(),
-        self.tokenizer.pad_token_id)
+    llm.generation_config.eos_token_id = self.eos_token_ids()
+    llm.generation_config.pad_token_id = self.tokenizer.pad_token_id
     if llm.config._attn_implementation == ATTENTION: llm.set_attn_implementation("sdpa")
     return llm.eval()

@@ -60,23 +60,57 @@ class CheckpointPanel(widgets.VBox):
     ):
         super().__init__()
         self.name = f"cadm-{uuid.uuid4().hex[:8]}"     # a class of its own: a notebook may show several panels
-        self.folder, self.command, self.completer, self.evaluator, self.num_rows = Path(folder).expanduser().absolute(), command, completer, evaluator, num_rows
-        self.runs, self.rows, self.picked, self.last_error, self.filling, self.seen, self.about = [], [], None, None, False, "", None
-        self.patience, self.job, self.active, self.lock, self.data_root, self.workers = patience, None, [], threading.RLock(), str(data_root), Workers()
+        self.folder = Path(folder).expanduser().absolute()
+        self.command = command
+        self.completer = completer
+        self.evaluator = evaluator
+        self.num_rows = num_rows
+        self.runs = []
+        self.rows = []
+        self.picked = None
+        self.last_error = None
+        self.filling = False
+        self.seen = ""
+        self.about = None
+        self.patience = patience
+        self.job = None
+        self.active = []
+        self.lock = threading.RLock()
+        self.data_root = str(data_root)
+        self.workers = Workers()
         self.message, self.busy, self.title = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.live, self.strip, self.first, self.table = (kind(self) for kind in (LiveView, RunningStrip, FirstView, RunLines))
-        self.plot, self.details, self.train, self.complete, self.quality, self.storage = (kind(self) for kind in (PlotView, DetailsView, TrainView, CompleteView, QualityView, StorageView))
+        self.live, self.strip, self.first, self.table = (
+            kind(self) for kind in (LiveView, RunningStrip, FirstView, RunLines)
+        )
+        self.plot, self.details, self.train, self.complete, self.quality, self.storage = (
+            kind(self) for kind in (PlotView, DetailsView, TrainView, CompleteView, QualityView, StorageView)
+        )
         self.train.data.value = self.data_root
-        self.tabs = make_tabs({"Plot": self.plot, "Details": DetailsTab(self, self.details), "Train": self.train, "Complete": self.complete, "Quality": self.quality, "Clean up": self.storage})
+        self.tabs = make_tabs(
+            {
+                "Plot": self.plot, "Details": DetailsTab(self, self.details), "Train": self.train,
+                "Complete": self.complete, "Quality": self.quality, "Clean up": self.storage
+            }
+        )
         self.tabs.observe(guarded(self, lambda: (self.say(""), self.fill(self.tab))), "selected_index")
-        self.again, self.back = make_button(self, "Refresh", self.refresh, tooltip="Read the folder again"), make_button(self, "Back", self.first.leave, tooltip="Back to your own folder")
-        for w, name in ((self, ""), (self.message, "-message"), (self.busy, "-busy"), (self.again, "-refresh"), (self.back, "-back"), (self.tabs, "-tabs")): w.add_class(f"cadm{name}")
+        self.again, self.back = make_button(
+            self, "Refresh", self.refresh, tooltip="Read the folder again"
+        ), make_button(self, "Back", self.first.leave, tooltip="Back to your own folder")
+        for w, name in (
+            (self, ""), (self.message, "-message"), (self.busy, "-busy"), (self.again, "-refresh"),
+            (self.back, "-back"), (self.tabs, "-tabs")
+        ):
+            w.add_class(f"cadm{name}")
         self.add_class(self.name)
         head = make_row(self.title, make_row(self.live, self.back, self.again))
         head.layout.justify_content = "space-between"
-        self.children = [widgets.HTML(STYLE), head, self.strip, self.first, self.table, self.message, self.busy, self.tabs]
+        self.children = [
+            widgets.HTML(STYLE), head, self.strip, self.first, self.table, self.message, self.busy, self.tabs
+        ]
         self.refresh()
-        self.table.hidden = {r.name for r in sorted(self.runs, key=lambda r: r.newest.timestamp if r.newest else "", reverse=True)[8:]}
+        self.table.hidden = {
+            r.name for r in sorted(self.runs, key=lambda r: r.newest.timestamp if r.newest else "", reverse=True)[8:]
+        }
         if self.active: self.tabs.selected_index = 2
         self.fill(self.table, self.tab)
 
@@ -93,7 +127,11 @@ def say(
 ):
     "Show a sentence."
     self.about = about
-    self.message.value = f'<div class="cadm-note cadm-{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</div>' if text else ""
+    self.message.value = (
+        f'<div class="cadm-note cadm-{kind}" '
+        f'role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</div>'
+        if text else ""
+    )
 
 @patch
 def fill(self: CheckpointPanel, *views):
@@ -134,9 +172,13 @@ def look(self: CheckpointPanel):
     if self.picked_row() is None:
         newest = max((r.newest for r in self.runs if r.newest), key=lambda r: r.timestamp, default=None)
         self.picked = newest and newest.path
-    self.title.value = f'<span class="cadm-title">Runs</span> <span class="cadm-dim">{html.escape(str(self.folder))}</span>'
+    self.title.value = (
+        f'<span class="cadm-title">Runs</span> <span class="cadm-dim">{html.escape(str(self.folder))}</span>'
+    )
     has_runs = any(r.name for r in self.runs)
-    self.first.layout.display, self.table.layout.display = ("none", "") if has_runs or not self.folder.is_dir() else ("", "none")
+    self.first.layout.display, self.table.layout.display = (
+        ("none", "") if has_runs or not self.folder.is_dir() else ("", "none")
+    )
     self.back.layout.display = "" if self.first.home else "none"
     self.seen = self.states()
     self.fill(self.strip, self.table, self.tab)
@@ -160,7 +202,8 @@ def stop(self: CheckpointPanel, path: Path):
 # %% ../../nbs/10_panel/13_app.ipynb #109cf83d
 @patch
 def work(self: CheckpointPanel, title: str, func, then):
-    "Do something that may take long: `func(job)` in a thread, then `then(result)` here. Raises `PanelError` while other work goes on."
+    """Do something that may take long: `func(job)` in a thread, then `then(result)` here. Raises `PanelError` while
+    other work goes on."""
     if self.job is not None: raise PanelError(f"{self.job.title} is not finished yet; wait for it, then try again")
     self.job = Job(title, func, then)
     self.workers.release(busy=True)
@@ -196,7 +239,8 @@ def picked_row(self: CheckpointPanel) -> Row | None:
 def need_record(self: CheckpointPanel) -> CheckpointRecord:
     "The selected checkpoint; raises `PanelError` where none is."
     row = self.picked_row()
-    if row is None or row.record is None: raise PanelError("No checkpoint is selected: open a run in the list and click one")
+    if row is None or row.record is None:
+        raise PanelError("No checkpoint is selected: open a run in the list and click one")
     return row.record
 
 @patch
@@ -216,7 +260,8 @@ def tick(self: CheckpointPanel) -> list: # of `Training` that are active
     "Show what has changed since the last look; with nothing to look at any more the clock stops."
     with self.lock:
         if self.states() != self.seen: self.look()
-        elif self.active: self.fill(self.strip, self.table, *([self.tab] if self.tab in (self.plot, self.train) else []))
+        elif self.active:
+            self.fill(self.strip, self.table, *([self.tab] if self.tab in (self.plot, self.train) else []))
         if self.about is not None and not read_training(self.about).is_active: self.say("")
         self.settle()
         going = [t for t in map(read_training, self.active) if t.is_active]
@@ -229,10 +274,12 @@ def watch(
     seconds: float = math.inf, # how long at most
     every: float = 2.0, # seconds between looks
 ):
-    "Follow the training, or the work of a button, while this cell runs, until it ends or the cell is interrupted; buttons wait meanwhile."
+    """Follow the training, or the work of a button, while this cell runs, until it ends or the cell is interrupted;
+    buttons wait meanwhile."""
     until = time.monotonic() + seconds
     try:
-        while (self.tick() or self.job is not None) and time.monotonic() < until: time.sleep(min(every, max(0, until - time.monotonic())))
+        while (self.tick() or self.job is not None) and time.monotonic() < until:
+            time.sleep(min(every, max(0, until - time.monotonic())))
     except KeyboardInterrupt: self.say("Stopped watching; the training goes on.")
 
 # %% ../../nbs/10_panel/13_app.ipynb #4c420bf7
@@ -246,13 +293,20 @@ def go_on(
     self.tabs.selected_index = 2
     self.refresh()
     run = max((r for r in self.runs if r.newest), key=lambda r: r.newest.timestamp, default=None)
-    output = next((r.path for r in self.runs if r.name and read_training(r.path).is_active), run.path if run else self.folder/"run1")
+    output = next(
+        (r.path for r in self.runs if r.name and read_training(r.path).is_active),
+        run.path if run else self.folder/"run1"
+    )
     given = dict(data_root=self.train.data.value, changes=changes)
     while (training := read_training(output)).state == "away":
         self.say(describe_training(training)[1], "warning")
         time.sleep(5)
     if training.is_active: self.say("A training is running here already; it was left alone.")
-    elif (output/"final_model").exists(): self.say(f"{output}: this run is done; take another folder to begin a new one.")
-    else: start_training(self.command(resume_form(run, **given) if run else TrainForm(str(output), recipe=recipe, **given)), output)
+    elif (output/"final_model").exists():
+        self.say(f"{output}: this run is done; take another folder to begin a new one.")
+    else:
+        start_training(
+            self.command(resume_form(run, **given) if run else TrainForm(str(output), recipe=recipe, **given)), output
+        )
     self.train.follow(output)
     return output

@@ -14,7 +14,10 @@ from .runs import Run
 from ..training.run_files import METRICS
 
 # %% ../../nbs/10_panel/01b_colors.ipynb #c1d807fb
-RUN_COLORS = ("#2f7de1", "#dd6b00", "#0c9a6f", "#d2364a", "#8f5ce0", "#8d7a1c", "#d13fa4", "#66707c", "#1292b8", "#5f9316", "#a4552f", "#5f69d8")
+RUN_COLORS = (
+    "#2f7de1", "#dd6b00", "#0c9a6f", "#d2364a", "#8f5ce0", "#8d7a1c", "#d13fa4", "#66707c", "#1292b8", "#5f9316",
+    "#a4552f", "#5f69d8"
+)
 RUN_DASHES = ((), (7, 3), (2, 3))      # of lines: from the thirteenth run on a color comes again, with another dash
 
 # %% ../../nbs/10_panel/01b_colors.ipynb #b9d92093

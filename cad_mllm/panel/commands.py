@@ -58,7 +58,10 @@ def parse_flags(
     return flags
 
 # %% ../../nbs/10_panel/05_commands.ipynb #131fd685
-PATH_FLAGS = ("data_root", "cache_dir", "truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root", "omnicad_pc_root", "feature_cache")
+PATH_FLAGS = (
+    "data_root", "cache_dir", "truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root",
+    "omnicad_pc_root", "feature_cache"
+)
 
 def absolute(path: str, base: str = "") -> str:
     "A path as it is from anywhere; streams and nothing stay as they are."
@@ -78,8 +81,11 @@ def find_again(
 
 # %% ../../nbs/10_panel/05_commands.ipynb #7acf239a
 NUM_STAGES = len(TrainConfig().stages)
-_FLAGS = {f.name for c in (CADMLLMConfig, TrainConfig) for f in fields(c)} | {"recipe", "use_autocomplete_dataset"} | {f"stage{i + 1}_{k}" for i in range(NUM_STAGES) for k in ("epochs", "lr")}
-_FLAGS -= {"output_dir", "resume_from_ckpt", "start_from_stage", "accept_changes", "start_over", "take_over"}   # the form says these
+_FLAGS = {f.name for c in (CADMLLMConfig, TrainConfig) for f in fields(c)} | {"recipe", "use_autocomplete_dataset"} | {
+    f"stage{i + 1}_{k}" for i in range(NUM_STAGES) for k in ("epochs", "lr")
+}
+# the form says these
+_FLAGS -= {"output_dir", "resume_from_ckpt", "start_from_stage", "accept_changes", "start_over", "take_over"}
 
 def _changed_flags(changes):
     "Changes as flags; one learning rate serves every stage."
@@ -96,14 +102,19 @@ def train_command(
         flags = {k: v for k, v in parse_flags(form.previous).items() if k in _FLAGS}
         if form.start_from_stage: flags["start_from_stage"] = [str(form.start_from_stage)]
     if form.data_root: flags["data_root"] = [absolute(form.data_root)]
-    flags |= {"output_dir": [absolute(form.output_dir)]} | ({"resume_from_ckpt": [form.resume_from]} if form.resume_from else {}) | _changed_flags(form.changes)
+    flags |= {"output_dir": [absolute(form.output_dir)]} | (
+        {"resume_from_ckpt": [form.resume_from]} if form.resume_from else {}
+    ) | _changed_flags(form.changes)
     if form.other_run: flags["accept_changes"] = [",".join(dict.fromkeys(c.name for c in form.other_run))]
     flags |= parse_flags(shlex.split(form.more))
     return [sys.executable, "-m", "cad_mllm.cli", "train"] + [word for k, v in flags.items() for word in (f"--{k}", *v)]
 
 # %% ../../nbs/10_panel/05_commands.ipynb #2f65b301
-CHANGES = (("max_steps", "Stop at step"), ("max_minutes", "Stop after minutes"), ("batch_size", "Batch size"), ("gradient_accumulation_steps", "Accumulate"), ("lr", "Learning rate"),
-           ("save_steps", "Save every (steps)"), ("keep_last_n_checkpoints", "Keep the last"), ("device", "Device"), ("notify", "Notify (address)"))
+CHANGES = (
+    ("max_steps", "Stop at step"), ("max_minutes", "Stop after minutes"), ("batch_size", "Batch size"),
+    ("gradient_accumulation_steps", "Accumulate"), ("lr", "Learning rate"), ("save_steps", "Save every (steps)"),
+    ("keep_last_n_checkpoints", "Keep the last"), ("device", "Device"), ("notify", "Notify (address)")
+)
 
 def read_changes(
     texts: dict, # field -> what was typed
@@ -114,8 +125,15 @@ def read_changes(
         if not (text := text.strip()): continue
         kind, label = type(defaults[name]), dict(CHANGES).get(name, name)
         try: values[name] = kind(text)
-        except ValueError: raise PanelError(f"{label}: {text!r} is not a {'whole number' if kind is int else 'number'}; write one such as {defaults[name] or 100}, or leave the field empty") from None
-    if values.get("lr", 1) <= 0: raise PanelError(f"Learning rate: {values['lr']} is not above 0; write one such as 2e-5, or leave the field empty")
+        except ValueError:
+            raise PanelError(
+                f"{label}: {text!r} is not a {'whole number' if kind is int else 'number'}; write one such as "
+                f"{defaults[name] or 100}, or leave the field empty"
+            ) from None
+    if values.get("lr", 1) <= 0:
+        raise PanelError(
+            f"Learning rate: {values['lr']} is not above 0; write one such as 2e-5, or leave the field empty"
+        )
     TrainConfig(**{k: v for k, v in values.items() if k != "lr"})
     return values
 
@@ -142,15 +160,30 @@ def other_run(
     now = {k: _asked(v, flags.get(k)) for k, v in was.items()}
     changes = [c for c in changed_settings(was, now) if c.kind == OTHER_RUN]
     then, step = (s["batch_size"]*s["gradient_accumulation_steps"] for s in (was, now))
-    if then != step: changes.append(Change("batch_size", f"{then} samples a step", f"{step}", OTHER_RUN, "steps and epochs count something else from here on"))
-    if absolute(now["data_root"]) not in (absolute(was["data_root"]), absolute(form.root)): changes.append(Change("data", was["data_root"], now["data_root"], OTHER_RUN, "if other samples are in it, they follow from the same share of the epoch on"))
+    if then != step:
+        changes.append(
+            Change(
+                "batch_size", f"{then} samples a step", f"{step}", OTHER_RUN,
+                "steps and epochs count something else from here on"
+            )
+        )
+    if absolute(now["data_root"]) not in (absolute(was["data_root"]), absolute(form.root)):
+        changes.append(
+            Change(
+                "data", was["data_root"], now["data_root"], OTHER_RUN,
+                "if other samples are in it, they follow from the same share of the epoch on"
+            )
+        )
     return changes
 
 def changes_html(changes: list) -> str:
     "What makes another run of it, for the form."
     if not changes: return ""
     said = "".join(f"<li>{html.escape(str(c))}</li>" for c in changes)
-    return f'<div class="cadm-note cadm-warning">This goes on as another run, which the command accepts with --accept_changes:<ul>{said}</ul>Empty the field to go on as before.</div>'
+    return (
+        '<div class="cadm-note cadm-warning">This goes on as another run, which the command accepts with '
+        f'--accept_changes:<ul>{said}</ul>Empty the field to go on as before.</div>'
+    )
 
 # %% ../../nbs/10_panel/05_commands.ipynb #90e4aea7
 def resume_form(
@@ -159,19 +192,25 @@ def resume_form(
     **kwargs, # further fields of `TrainForm`
 ) -> TrainForm:
     "The form that goes on with a run as it was begun."
-    if record is not None and not record.complete: raise PanelError(f"{record.path.name} is damaged ({record.problem}): select another one, or resume the latest")
+    if record is not None and not record.complete:
+        raise PanelError(f"{record.path.name} is damaged ({record.problem}): select another one, or resume the latest")
     told, point = read_run_config(run.path), record or run.newest
     flags = {k: v for k, v in parse_flags(told["command"]).items() if k in _FLAGS}
     trained, base = told["train"], told["cwd"]
     for name in PATH_FLAGS:
         value = next(iter(flags.get(name, [])), "") or trained.get(name) or ""
-        if value and (name in flags or not os.path.isabs(value) and value != getattr(TrainConfig(), name)): flags[name] = [find_again(value, base, run.path)]
+        if value and (name in flags or not os.path.isabs(value) and value != getattr(TrainConfig(), name)):
+            flags[name] = [find_again(value, base, run.path)]
     limit = trained.get("max_steps") or 0
     if point is not None and 0 < limit <= point.step: flags["max_steps"] = ["0"]   # it would end at once
     stage = re.match(r"stage(\d+)", point.stage) if point is not None and point.old_format else None
     words = tuple(w for k, v in flags.items() for w in (f"--{k}", *v))
-    form = TrainForm(**{"output_dir": str(run.path), "resume_from": str(record.path) if record else "latest", "previous": words, "start_from_stage": int(stage[1]) if stage else 0,
-                        "checkpoint": str(point.path) if point else "", **kwargs})
+    form = TrainForm(
+        **{
+            "output_dir": str(run.path), "resume_from": str(record.path) if record else "latest", "previous": words,
+            "start_from_stage": int(stage[1]) if stage else 0, "checkpoint": str(point.path) if point else "", **kwargs
+        }
+    )
     root = next(iter(parse_flags(words).get("data_root", [])), "") or form.root
     return replace(form, root=root, other_run=other_run(replace(form, root=root)))
 
@@ -188,7 +227,10 @@ def current_values(
     told = {name: next(iter(flags.get(name, [])), settings.get(name)) for name, _ in CHANGES}
     rates = [f"{s['lr']:g}" for s in settings.get("stages") or [] if isinstance(s, dict) and s.get("num_epochs", 1)]
     told["lr"] = " then ".join(dict.fromkeys(flags.get(f"stage{i + 1}_lr", [rate])[0] for i, rate in enumerate(rates)))
-    return {name: "no limit" if name.startswith("max_") and str(value) in ("0", "0.0") else f"{value:g}" if isinstance(value, float) else str(value) for name, value in told.items() if value not in (None, "")}
+    return {
+        name: "no limit" if name.startswith("max_") and str(value) in ("0", "0.0") else f"{value:g}"
+        if isinstance(value, float) else str(value) for name, value in told.items() if value not in (None, "")
+    }
 
 def check_data(
     form: TrainForm,
@@ -202,7 +244,11 @@ def check_data(
         root = recipe(form.recipe)[1].data_root if form.recipe else ""
         if root.startswith("stream:") or form.resume_from: return
         raise PanelError("Data folder: is empty; write where the data is, or make some with `cad-mllm synth data`")
-    if not os.path.isdir(root): raise PanelError(f"Data folder: there is no folder {root}; write where the data is now, or make some with `cad-mllm synth {root}`")
+    if not os.path.isdir(root):
+        raise PanelError(
+            f"Data folder: there is no folder {root}; write where the data is now, or make some with `cad-mllm synth "
+            f"{root}`"
+        )
     try: open_files(root, {}, "", False)
     except (ValueError, OSError) as error: raise PanelError(f"Data folder: {error}") from error
 
@@ -214,18 +260,34 @@ def start_training(
     "Start a training that outlives this kernel; raises `PanelError` where one runs already."
     output, running = Path(output_dir), read_training(output_dir)
     if running.is_active and "--take_over" not in command:
-        raise PanelError(f"{output}: process {running.status.get('pid')} on {running.status.get('host')} is training there already (step {running.status.get('step', 0)}); stop it first, or choose another output folder")
+        raise PanelError(
+            f"{output}: process {running.status.get('pid')} on {running.status.get('host')} is training there already "
+            f"(step {running.status.get('step', 0)}); stop it first, or choose another output folder"
+        )
     output.mkdir(parents=True, exist_ok=True)
     (output/STOP).unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parent.parent) if "__file__" in globals() else os.getcwd()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    if (output/LOG).exists() and not (output/LOG).is_file(): raise PanelError(f"{output/LOG}: is no file; move it away, or choose another output folder")
+    environment = {
+        **os.environ, "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    }
+    if (output/LOG).exists() and not (output/LOG).is_file():
+        raise PanelError(f"{output/LOG}: is no file; move it away, or choose another output folder")
     with open(output/LOG, "ab") as log:
         log.write(os.fsencode(f"\n$ {shlex.join(without_address(command))}\n"))
         log.flush()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env=environment
+        )
     child_processes[process.pid] = process
-    write_json(output/LAUNCH, dict(pid=process.pid, host=socket.gethostname(), command=without_address(command), started=datetime.now().isoformat(timespec="seconds")))
+    write_json(
+        output/LAUNCH,
+        dict(
+            pid=process.pid, host=socket.gethostname(), command=without_address(command),
+            started=datetime.now().isoformat(timespec="seconds")
+        )
+    )
     return process
 
 def stop_training(

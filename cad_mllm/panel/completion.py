@@ -38,7 +38,10 @@ def read_part(
 ) -> dict:
     "A part from JSON text; raises `PanelError` or `CADFormatError` that names the file."
     try: part = parse_json(text)
-    except FileError as e: raise PanelError(f"{name}: {e.reason}; choose a file of Omni-CAD such as json_truncated/0000/00000071_00005_tr_02.json") from e
+    except FileError as e:
+        raise PanelError(
+            f"{name}: {e.reason}; choose a file of Omni-CAD such as json_truncated/0000/00000071_00005_tr_02.json"
+        ) from e
     CADProgram.from_json(part)
     return part
 
@@ -64,7 +67,10 @@ def sample_folders(
     "The folders that hold histories; raises `PanelError` where there are none."
     top = Path(root).expanduser()/"json"
     if found := [p.name for p in list_folders(top)] or ([""] if top.is_dir() else []): return found
-    raise PanelError(f"Data folder: {root} has no folder json with histories in it; write where your Omni-CAD folder is, or make parts with `cad-mllm synth {root}`")
+    raise PanelError(
+        f"Data folder: {root} has no folder json with histories in it; write where your Omni-CAD folder is, or make "
+        f"parts with `cad-mllm synth {root}`"
+    )
 
 # %% ../../nbs/10_panel/07_completion.ipynb #84def2f3
 def find_samples(
@@ -76,12 +82,20 @@ def find_samples(
     "Samples of one folder of a data set, by id."
     from cad_mllm.data.media import POINT_SUFFIXES, VIEW_SUFFIXES
     root = Path(root).expanduser()
-    ids = sorted(f"{folder}/{e.name[:-5]}".lstrip("/") for e in os.scandir(root/"json"/folder) if e.name.endswith(".json"))
+    ids = sorted(
+        f"{folder}/{e.name[:-5]}".lstrip("/") for e in os.scandir(root/"json"/folder) if e.name.endswith(".json")
+    )
     text = next((p for p in (root/"txt"/f"{folder}.json", root/"txt"/folder) if p.exists()), None)
     said = _captions(text, text.stat().st_mtime) if text else {}
     fit = [i for i in ids if all(w in f"{i} {said.get(i, '')}".lower() for w in words.lower().split())]
     def first(kind, id, suffixes): return next((p for s in suffixes if (p := root/kind/f"{id}{s}").exists()), None)
-    return [Choice(i, root/"json"/f"{i}.json", said.get(i, ""), first("img", i, VIEW_SUFFIXES), first("pointcloud", i, POINT_SUFFIXES)) for i in fit[:limit]], len(fit)
+    return [
+        Choice(
+            i, root/"json"/f"{i}.json", said.get(i, ""), first("img", i, VIEW_SUFFIXES),
+            first("pointcloud", i, POINT_SUFFIXES)
+        )
+        for i in fit[:limit]
+    ], len(fit)
 
 # %% ../../nbs/10_panel/07_completion.ipynb #28a282cd
 def to_png(image):
@@ -98,7 +112,8 @@ class PartPicture:
 
     def __post_init__(self):
         from cad_mllm.completion_drawing import open_strokes, program_mesh
-        if self.part: self.mesh, self.strokes = program_mesh(program := CADProgram.from_json(self.part)), open_strokes(program)
+        if self.part:
+            self.mesh, self.strokes = program_mesh(program := CADProgram.from_json(self.part)), open_strokes(program)
 
     @property
     def box(self):
@@ -110,7 +125,12 @@ class PartPicture:
         "The picture from one of eight sides; `box` shows two parts at one scale."
         from PIL import Image
         import numpy as np
-        return to_png(Image.fromarray(np.full((size, size, 3), 255, np.uint8) if self.mesh is None else self.mesh.image(size, view, box=self.box if box is None else box, strokes=self.strokes)))
+        return to_png(
+            Image.fromarray(
+                np.full((size, size, 3), 255, np.uint8) if self.mesh is None
+                else self.mesh.image(size, view, box=self.box if box is None else box, strokes=self.strokes)
+            )
+        )
 
 # %% ../../nbs/10_panel/07_completion.ipynb #a6dfd1a5
 def picture_png(
@@ -120,7 +140,8 @@ def picture_png(
     "A picture file as a PNG of the panel's size."
     from PIL import Image, UnidentifiedImageError
     try: image = Image.open(Path(path).expanduser()).convert("RGB")
-    except UnidentifiedImageError: raise PanelError(f"{path}: is no picture that can be read; give a PNG or JPEG file") from None
+    except UnidentifiedImageError:
+        raise PanelError(f"{path}: is no picture that can be read; give a PNG or JPEG file") from None
     image.thumbnail((size, size))
     return to_png(image)
 
@@ -142,8 +163,12 @@ def verdict_html(
     whole = m.get("num_bodies", 1) == 1 and not m.get("far")
     good = badge_html(solid_words(True, m.get("num_bodies"), m.get("far", "")), "good" if whole else "warned")
     badge = {True: good, False: badge_html("does not build", "damaged")}.get(m.get("valid"), badge_html("not checked"))
-    facts = [("Given operations", m.get("partial_operations")), ("Generated operations", m.get("generated_operations")), ("Size", size), ("Volume", f"{1e6*m['volume']:.4g} cm³" if m.get("volume") else None),
-             ("Candidates", f"{len(m['candidates'])}" if m.get("candidates") else None), ("Seconds", m.get("seconds_writing"))]
+    facts = [
+        ("Given operations", m.get("partial_operations")), ("Generated operations", m.get("generated_operations")),
+        ("Size", size), ("Volume", f"{1e6*m['volume']:.4g} cm³" if m.get("volume") else None),
+        ("Candidates", f"{len(m['candidates'])}" if m.get("candidates") else None),
+        ("Seconds", m.get("seconds_writing"))
+    ]
     notes = "".join(f'<div class="cadm-dim">{html.escape(shorten(str(n), 240))}</div>' for n in m.get("notes", ())[:5])
     return f'{badge}<div class="cadm-facts">{"".join(fact_html(*f) for f in facts)}</div>{notes}'
 
@@ -155,17 +180,26 @@ def link_html(
     where = f'<span class="cadm-dim">{html.escape(str(path))}</span>'
     if (size := path.stat().st_size) > limit: return f"<div>{where} ({human_size(size)})</div>"
     data = read_plain(path, limit)
-    return f'<div><a class="cadm-link" download="{html.escape(path.name)}" href="data:application/octet-stream;base64,{base64.b64encode(data).decode()}">Download {html.escape(path.name)}</a>{where}</div>'
+    return (
+        f'<div><a class="cadm-link" download="{html.escape(path.name)}" '
+        f'href="data:application/octet-stream;base64,{base64.b64encode(data).decode()}">Download '
+        f'{html.escape(path.name)}</a>{where}</div>'
+    )
 
 # %% ../../nbs/10_panel/07_completion.ipynb #ea0420c3
-MEASURES = (("closed", "Closed", "{}"), ("components", "Pieces", "{:.0f}"), ("dangel", "Dangling edge length", "{:.3g}"), ("sir", "Self-intersecting faces", "{:.2%}"), ("fluxee", "Flux error", "{:.2g}"),
-            ("chamfer_deepcad", "Chamfer distance", "{:.2e}"), ("fscore", "F-score at 0.05", "{:.1%}"), ("normal_consistency", "Normal consistency", "{:.1%}"), ("iou", "IoU", "{:.1%}"))
+MEASURES = (
+    ("closed", "Closed", "{}"), ("components", "Pieces", "{:.0f}"), ("dangel", "Dangling edge length", "{:.3g}"),
+    ("sir", "Self-intersecting faces", "{:.2%}"), ("fluxee", "Flux error", "{:.2g}"),
+    ("chamfer_deepcad", "Chamfer distance", "{:.2e}"), ("fscore", "F-score at 0.05", "{:.1%}"),
+    ("normal_consistency", "Normal consistency", "{:.1%}"), ("iou", "IoU", "{:.1%}")
+)
 
 def measure(
     part: dict, # CAD JSON
     truth: dict | None = None, # what it should have been
 ) -> dict: # name of a metric -> value
-    "Metrics of one part, alone or against the truth, in worker processes; raises `GeometryError` for what has no solid."
+    """Metrics of one part, alone or against the truth, in worker processes; raises `GeometryError` for what has no
+    solid."""
     from cad_mllm.geometry.solid import build_solid
     from cad_mllm.geometry.workers import isolated
     from cad_mllm.metrics.mesh_topology import topology
@@ -184,8 +218,13 @@ def measures_html(
     scores: dict, # of `measure`
 ) -> str:
     "Metrics as figures with their names."
-    def told(v, form): return {True: "yes", False: "no"}[bool(v)] if form == "{}" else form.format(v) if math.isfinite(v) else "not defined"
-    return f'<div class="cadm-facts">{"".join(fact_html(title, told(scores[name], form)) for name, title, form in MEASURES if name in scores)}</div>'
+    def told(v, form):
+        return (
+            {True: "yes", False: "no"}[bool(v)] if form == "{}" else form.format(v) if math.isfinite(v)
+            else "not defined"
+        )
+    facts = [fact_html(title, told(scores[name], form)) for name, title, form in MEASURES if name in scores]
+    return f'<div class="cadm-facts">{"".join(facts)}</div>'
 
 # %% ../../nbs/10_panel/07_completion.ipynb #d5c5d527
 def save_part(

@@ -29,23 +29,43 @@ class SampleView(View):
     "Choose a sample of a data set, and how much of it is given."
     def build(self):
         self.choices, self.choice, self.whole, self.changed = [], None, None, lambda: None
-        self.root = style_control(widgets.Text, "Data folder", width="560px", placeholder="a folder in the Omni-CAD layout")
+        self.root = style_control(
+            widgets.Text, "Data folder", width="560px", placeholder="a folder in the Omni-CAD layout"
+        )
         self.folder = style_control(widgets.Dropdown, "Part of it", width="250px", options=[("none", "")])
-        self.words = style_control(widgets.Text, "Find", width="300px", label_width="45px", placeholder="words of id or caption")
-        self.list = widgets.Select(description="Samples", options=[("none", "")], rows=6, style={"description_width": "110px"}, layout=widgets.Layout(width="760px"))
+        self.words = style_control(
+            widgets.Text, "Find", width="300px", label_width="45px", placeholder="words of id or caption"
+        )
+        self.list = widgets.Select(
+            description="Samples", options=[("none", "")], rows=6, style={"description_width": "110px"},
+            layout=widgets.Layout(width="760px")
+        )
         self.kept = style_control(widgets.BoundedIntText, "Given", width="200px", value=0, min=0, max=1)
-        self.gives = {k: widgets.Checkbox(value=True, description=k.capitalize(), indent=False, layout=widgets.Layout(width="82px")) for k in ("caption", "image", "points")}
+        self.gives = {
+            k: widgets.Checkbox(
+                value=True, description=k.capitalize(), indent=False, layout=widgets.Layout(width="82px")
+            )
+            for k in ("caption", "image", "points")
+        }
         self.about, self.count = widgets.HTML(), widgets.HTML()
         self.root.observe(guarded(self.panel, self.browse), "value")
         for w in (self.folder, self.words): w.observe(guarded(self.panel, self.find), "value")
         self.list.observe(guarded(self.panel, self.take), "value")
         for w in (self.kept, *self.gives.values()): w.observe(guarded(self.panel, lambda: self.changed()), "value")
-        for w, name in ((self.root, "root"), (self.words, "words"), (self.list, "list"), (self.kept, "kept"), (self.about, "about"), (self.folder, "folder")): w.add_class(f"cadm-sample-{name}")
-        return [self.root, make_row(self.folder, self.words, self.count), self.list, make_row(self.kept, *self.gives.values()), self.about]
+        for w, name in (
+            (self.root, "root"), (self.words, "words"), (self.list, "list"), (self.kept, "kept"), (self.about, "about"),
+            (self.folder, "folder")
+        ):
+            w.add_class(f"cadm-sample-{name}")
+        return [
+            self.root, make_row(self.folder, self.words, self.count), self.list,
+            make_row(self.kept, *self.gives.values()), self.about
+        ]
 
     def browse(self):
         "Another data folder: list its parts."
-        with self.panel.quiet(): set_options(self.folder, [(name or "all", name) for name in sample_folders(self.root.value.strip())])
+        with self.panel.quiet():
+            set_options(self.folder, [(name or "all", name) for name in sample_folders(self.root.value.strip())])
         self.panel.say("")
         self.find()
 
@@ -55,7 +75,10 @@ def find(self: SampleView):
     "List what fits."
     self.choices, num = find_samples(self.root.value.strip(), self.folder.value, self.words.value)
     self.count.value = f'<span class="cadm-dim">{len(self.choices)} of {num:,}</span>'
-    with self.panel.quiet(): set_options(self.list, [(f"{c.id}  {shorten(c.caption, 90)}", c.id) for c in self.choices] or [("nothing fits", "")])
+    with self.panel.quiet():
+        set_options(
+            self.list, [(f"{c.id}  {shorten(c.caption, 90)}", c.id) for c in self.choices] or [("nothing fits", "")]
+        )
     self.take()
 
 @patch
@@ -77,32 +100,49 @@ def take(self: SampleView):
 @patch
 def inputs(self: SampleView) -> dict: # partial_json, caption, image, point_cloud
     "What is given of the sample."
-    if self.choice is None: raise PanelError("Samples: none is chosen; write a data folder and choose one, or complete files of your own")
+    if self.choice is None:
+        raise PanelError("Samples: none is chosen; write a data folder and choose one, or complete files of your own")
     program, num = CADProgram.from_json(self.whole), self.kept.value
     given = {k: getattr(self.choice, k) for k, w in self.gives.items() if w.value}
-    return dict(partial_json=program.truncate(num).to_json() if num else None, caption=given.get("caption") or "", image=given.get("image") and str(given["image"]), point_cloud=given.get("points") and str(given["points"]))
+    return dict(
+        partial_json=program.truncate(num).to_json() if num else None, caption=given.get("caption") or "",
+        image=given.get("image") and str(given["image"]), point_cloud=given.get("points") and str(given["points"])
+    )
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #053fb009
 def sample_html(choice, whole, num) -> str:
     "A sample with its picture and caption."
     picture = picture_png(choice.image, 220) if choice.image else PartPicture(whole).png(size=220)
-    said = f"{choice.id}, {num} operations" + ("" if choice.image else " (drawn here: the data set has no picture of it)")
+    said = f"{choice.id}, {num} operations" + (
+        "" if choice.image else " (drawn here: the data set has no picture of it)"
+    )
     words = f'<div class="cadm-about"><b>{html.escape(said)}</b><br>{html.escape(choice.caption or "no caption")}</div>'
     return f'<div class="cadm-sample"><figure>{image_html(picture, f"the sample {choice.id}")}</figure>{words}</div>'
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #c3d18f2e
-_OWN_FILES = (("partial", "Partial JSON", ".json"), ("image", "Picture", ".png,.jpg,.jpeg"), ("points", "Points", ".npz,.npy,.xyz,.txt,.ply,.stl,.obj"))
+_OWN_FILES = (
+    ("partial", "Partial JSON", ".json"), ("image", "Picture", ".png,.jpg,.jpeg"),
+    ("points", "Points", ".npz,.npy,.xyz,.txt,.ply,.stl,.obj")
+)
 
 class OwnView(View):
     "A caption and files of one's own, by path or uploaded."
     def build(self):
         self.folder = tempfile.TemporaryDirectory(prefix="cad-mllm-")
-        self.caption = style_control(widgets.Textarea, "Caption", label_width="85px", width="560px", placeholder="a flange with six bolt holes", rows=2)
+        self.caption = style_control(
+            widgets.Textarea, "Caption", label_width="85px", width="560px", placeholder="a flange with six bolt holes",
+            rows=2
+        )
         self.paths, self.uploads, self.changed, lines = {}, {}, lambda: None, []
         for kind, label, accept in _OWN_FILES:
-            self.paths[kind] = style_control(widgets.Text, label, label_width="85px", width="auto", placeholder="a path, or upload it")
+            self.paths[kind] = style_control(
+                widgets.Text, label, label_width="85px", width="auto", placeholder="a path, or upload it"
+            )
             self.paths[kind].layout.flex = "1 1 230px"
-            self.uploads[kind] = widgets.FileUpload(description=label.split()[-1], tooltip=f"Upload: {label}", accept=accept, multiple=False, layout=widgets.Layout(width="115px"))
+            self.uploads[kind] = widgets.FileUpload(
+                description=label.split()[-1], tooltip=f"Upload: {label}", accept=accept, multiple=False,
+                layout=widgets.Layout(width="115px")
+            )
             self.uploads[kind].observe(guarded(self.panel, lambda kind=kind: self.take(kind)), "value")
             self.paths[kind].observe(guarded(self.panel, lambda: self.changed()), "value")
             self.paths[kind].add_class(f"cadm-part-{kind}")
@@ -125,8 +165,12 @@ class OwnView(View):
 @patch
 def check(self: OwnView, kind, path) -> str:
     "What a file holds, in words; raises an error with a remedy for what cannot be used."
-    if not path.is_file(): raise PanelError(f"{dict((k, l) for k, l, _ in _OWN_FILES)[kind]}: there is no file {path}; check the spelling, or upload it")
-    if kind == "partial": return format_count(len(CADProgram.from_json(read_part(read_plain(path, MAX_BYTES), path.name))), "operation")
+    if not path.is_file():
+        raise PanelError(
+            f"{dict((k, l) for k, l, _ in _OWN_FILES)[kind]}: there is no file {path}; check the spelling, or upload it"
+        )
+    if kind == "partial":
+        return format_count(len(CADProgram.from_json(read_part(read_plain(path, MAX_BYTES), path.name))), "operation")
     if kind == "image": return f"a picture, {human_size(len(picture_png(path)))}"
     from cad_mllm.completion import read_point_cloud
     return format_count(len(read_point_cloud(path)), "point")
@@ -137,7 +181,10 @@ def inputs(self: OwnView) -> dict: # partial_json, caption, image, point_cloud
     paths = {kind: Path(w.value.strip()).expanduser() for kind, w in self.paths.items() if w.value.strip()}
     for kind, path in paths.items(): self.check(kind, path)
     part = read_part(read_plain(paths["partial"], MAX_BYTES), paths["partial"].name) if "partial" in paths else None
-    return dict(partial_json=part, caption=self.caption.value, image=str(paths["image"]) if "image" in paths else None, point_cloud=str(paths["points"]) if "points" in paths else None)
+    return dict(
+        partial_json=part, caption=self.caption.value, image=str(paths["image"]) if "image" in paths else None,
+        point_cloud=str(paths["points"]) if "points" in paths else None
+    )
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #ed39eca2
 class CompleteView(View):
@@ -148,14 +195,23 @@ class CompleteView(View):
         self.own, self.sample, self.result = OwnView(self.panel), SampleView(self.panel), OutcomeView(self.panel)
         self.own.changed = self.sample.changed = self.draw_given
         self.source.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
-        self.temperature = style_control(widgets.BoundedFloatText, "Temperature", width="180px", label_width="85px", value=0, min=0, max=2, step=.1)
-        self.num = style_control(widgets.BoundedIntText, "Candidates", width="150px", label_width="75px", value=1, min=1, max=64)
+        self.temperature = style_control(
+            widgets.BoundedFloatText, "Temperature", width="180px", label_width="85px", value=0, min=0, max=2, step=.1
+        )
+        self.num = style_control(
+            widgets.BoundedIntText, "Candidates", width="150px", label_width="75px", value=1, min=1, max=64
+        )
         self.seed = style_control(widgets.IntText, "Seed", width="130px", label_width="45px", value=0)
         self.generate = make_button(self.panel, "Generate", self.make, "primary", width="130px")
         self.which, self.pictures = widgets.HTML(), widgets.HTML()
         self.panel.workers.add(self.generate)
         for name in ("generate", "pictures", "source", "num"): getattr(self, name).add_class(f"cadm-part-{name}")
-        left = widgets.VBox([self.which, self.source, self.own, self.sample, self.pictures, make_row(self.temperature, self.num, self.seed), self.generate])
+        left = widgets.VBox(
+            [
+                self.which, self.source, self.own, self.sample, self.pictures,
+                make_row(self.temperature, self.num, self.seed), self.generate
+            ]
+        )
         columns = widgets.Box([left, self.result])
         columns.add_class("cadm-two")
         return [columns]
@@ -164,8 +220,12 @@ class CompleteView(View):
         row, sample = self.panel.picked_row(), self.source.value == "sample"
         picked = row is not None and row.record is not None
         good = not picked or row.record.complete
-        name = f"Model: {row.run} / {row.stage} / {row.name}" if picked else "Model: small, which comes with the package; select a checkpoint in the list to use that one"
-        self.which.value = f'<span class="cadm-dim">{html.escape(name if good else "Select a complete checkpoint in the list, or none.")}</span>'
+        name = (
+            f"Model: {row.run} / {row.stage} / {row.name}" if picked
+            else "Model: small, which comes with the package; select a checkpoint in the list to use that one"
+        )
+        told = name if good else "Select a complete checkpoint in the list, or none."
+        self.which.value = f'<span class="cadm-dim">{html.escape(told)}</span>'
         self.panel.workers.allow(self.generate, good)
         self.own.layout.display, self.sample.layout.display = ("none", "") if sample else ("", "none")
         if sample and not self.sample.choices: self.propose()
@@ -207,8 +267,11 @@ def make(self: CompleteView):
             self.loaded = model, self.panel.completer(model)
         job.note = "writing the part"
         tried = []
-        if settings["num"] > 1: settings["on_candidates"] = lambda found, chosen: tried.extend((c, c is chosen) for c in found)
-        part = self.loaded[1].complete(inputs["partial_json"], inputs["caption"], inputs["image"], inputs["point_cloud"], **settings)
+        if settings["num"] > 1:
+            settings["on_candidates"] = lambda found, chosen: tried.extend((c, c is chosen) for c in found)
+        part = self.loaded[1].complete(
+            inputs["partial_json"], inputs["caption"], inputs["image"], inputs["point_cloud"], **settings
+        )
         job.note = "drawing and measuring it"
         return Outcome(part, inputs, truth, tried)
     self.panel.say("")
@@ -219,7 +282,12 @@ def show(self: CompleteView, outcome: Outcome, record: CheckpointRecord | None):
     "Show what came out."
     run = self.panel.run_of(record.path) if record else None
     self.result.show(outcome, (run.path if run else self.panel.folder)/"completions")
-    if outcome.part.get("metadata", {}).get("valid") is False: self.panel.say("Done, but this is no valid solid: try more candidates at a temperature of 0.5 to 1, another caption, or a better trained checkpoint.", "warning")
+    if outcome.part.get("metadata", {}).get("valid") is False:
+        self.panel.say(
+            "Done, but this is no valid solid: try more candidates at a temperature of 0.5 to 1, another caption, or a "
+            "better trained checkpoint.",
+            "warning"
+        )
     else: self.panel.say("Done. Turn it, step through its operations, and download it in the form you need.", "good")
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #30bc6e21
@@ -231,5 +299,9 @@ def draw_given(self: CompleteView):
         inputs = self.given.inputs()
         if inputs == self.drawn: return
         shown = given_html(inputs)
-    except (ValueError, OSError) as e: shown = "" if self.given is self.sample and self.sample.choice is None else f'<div class="cadm-dim">{html.escape(sentence(e))}</div>'
+    except (ValueError, OSError) as e:
+        shown = (
+            "" if self.given is self.sample and self.sample.choice is None
+            else f'<div class="cadm-dim">{html.escape(sentence(e))}</div>'
+        )
     self.drawn, self.pictures.value = inputs, shown

@@ -25,53 +25,87 @@ def flat(
     name: str = "", # of the value
 ) -> dict: # dotted name -> plain value
     "Nested values under dotted names; lists of plain values stay whole, lists of named things go by their names."
-    if isinstance(value, dict): return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}" if name else str(key)).items()}
+    if isinstance(value, dict):
+        return {
+            k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}" if name else str(key)).items()
+        }
     if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        return {k: v for i, part in enumerate(value) for k, v in flat({a: b for a, b in part.items() if a != "name"}, f"{name}.{part.get('name', i)}").items()}
+        return {
+            k: v for i, part in enumerate(value)
+            for k, v in flat({a: b for a, b in part.items() if a != "name"}, f"{name}.{part.get('name', i)}").items()
+        }
     return {name: value}
 
 def facts_of(
     record: CheckpointRecord,
 ) -> dict: # dotted name -> plain value
     "All that is known of a checkpoint: metadata, then the settings of the model and of its training."
-    facts = flat({k: v for k, v in record.metadata.items() if k != "config_summary"}) | {"folder": record.path.name, "size": human_size(record.size)}
+    facts = flat({k: v for k, v in record.metadata.items() if k != "config_summary"}) | {
+        "folder": record.path.name, "size": human_size(record.size)
+    }
     try: model, train, notes = read_config(record.path)
     except (CheckpointError, OSError) as e: return facts | {"settings": f"cannot be read: {e}"}
-    return facts | flat({"model": model.to_dict(), "train": train.to_dict() if train else {}}) | ({"notes": "; ".join(notes)} if notes else {})
+    return facts | flat({"model": model.to_dict(), "train": train.to_dict() if train else {}}) | (
+        {"notes": "; ".join(notes)} if notes else {}
+    )
 
 def differences(
     a: CheckpointRecord, b: CheckpointRecord,
 ) -> list: # of (name, value in a, value in b)
     "What is not the same in two checkpoints."
     left, right = facts_of(a), facts_of(b)
-    return [(k, left.get(k), right.get(k)) for k in [*left, *(k for k in right if k not in left)] if left.get(k) != right.get(k)]
+    return [
+        (k, left.get(k), right.get(k)) for k in [*left, *(k for k in right if k not in left)]
+        if left.get(k) != right.get(k)
+    ]
 
 # %% ../../nbs/10_panel/04_details.ipynb #891435a0
 _TOLD = {"loss": "loss (mean since the save before)", "val_loss": "validation loss"}
 
 def list_html(rows, head=()) -> str:
     "A plain table of text."
-    def cell(v): return f'<td class="cadm-long">{"–" if v in (None, "") else html.escape(f"{v:.6g}" if isinstance(v, float) else str(v))}</td>'
+    def cell(v):
+        text = "–" if v in (None, "") else f"{v:.6g}" if isinstance(v, float) else str(v)
+        return f'<td class="cadm-long">{html.escape(text)}</td>'
     top = "<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in head) + "</tr>" if head else ""
-    return f'<table class="cadm-list">{top}' + "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows) + "</table>"
+    return f'<table class="cadm-list">{top}' + "".join(
+        "<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows
+    ) + "</table>"
 
 def details_html(
     record: CheckpointRecord,
 ) -> str:
     "One checkpoint: what it is, its files, its settings."
     facts = {_TOLD.get(k, k): v for k, v in facts_of(record).items()}
-    files = sorted((p.relative_to(record.path).as_posix(), human_size(p.stat().st_size)) for p in record.path.rglob("*") if p.is_file())
-    group = lambda test: [(k, v if isinstance(v, (int, float, str)) or v is None else json.dumps(v)) for k, v in facts.items() if test(k)]
-    parts = (("About", group(lambda k: not k.startswith(("model.", "train.")))), ("Files", files), ("Model", [(k[6:], v) for k, v in group(lambda k: k.startswith("model."))]),
-             ("Training", [(k[6:], v) for k, v in group(lambda k: k.startswith("train."))]))
-    problem = f'<div class="cadm-note cadm-error">{html.escape(record.problem)}; resume from another one, this one cannot be loaded</div>' if record.problem else ""
-    return problem + '<div class="cadm-columns">' + "".join(f"<div><h4>{title}</h4>{list_html(rows)}</div>" for title, rows in parts if rows) + "</div>"
+    files = sorted(
+        (p.relative_to(record.path).as_posix(), human_size(p.stat().st_size)) for p in record.path.rglob("*")
+        if p.is_file()
+    )
+    group = lambda test: [
+        (k, v if isinstance(v, (int, float, str)) or v is None else json.dumps(v)) for k, v in facts.items() if test(k)
+    ]
+    parts = (
+        ("About", group(lambda k: not k.startswith(("model.", "train.")))), ("Files", files),
+        ("Model", [(k[6:], v) for k, v in group(lambda k: k.startswith("model."))]),
+        ("Training", [(k[6:], v) for k, v in group(lambda k: k.startswith("train."))])
+    )
+    problem = (
+        f'<div class="cadm-note cadm-error">{html.escape(record.problem)}; resume from another one, this one cannot be '
+        'loaded</div>'
+        if record.problem else ""
+    )
+    return problem + '<div class="cadm-columns">' + "".join(
+        f"<div><h4>{title}</h4>{list_html(rows)}</div>" for title, rows in parts if rows
+    ) + "</div>"
 
 def differences_html(
     a: CheckpointRecord, b: CheckpointRecord,
 ) -> str:
     "Two checkpoints side by side, only what is not the same."
-    rows = [(k, *(v if isinstance(v, (int, float, str)) or v is None else json.dumps(v) for v in pair)) for k, *pair in differences(a, b)]
+    rows = [
+        (k, *(v if isinstance(v, (int, float, str)) or v is None else json.dumps(v) for v in pair))
+        for k, *pair in differences(a, b)
+    ]
     return f"<h4>What differs ({len(rows)})</h4>" + list_html(rows, ("", a.path.name, b.path.name))
 
 # %% ../../nbs/10_panel/04_details.ipynb #ee7f1d34
@@ -79,7 +113,11 @@ def clock_time(age: float) -> str:
     "The time of day, so many seconds ago: a sentence that stays true while it stands there."
     return f"{datetime.now() - timedelta(seconds=age):%H:%M:%S}"
 
-def time_ago(seconds): return f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 6000 else f"{seconds/3600:.1f} h" if seconds < 172800 else f"{seconds/86400:.0f} days"
+def time_ago(seconds):
+    return (
+        f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 6000 else f"{seconds/3600:.1f} h"
+        if seconds < 172800 else f"{seconds/86400:.0f} days"
+    )
 
 def describe_training(
     training: Training,
@@ -87,16 +125,37 @@ def describe_training(
     "How it goes, in one sentence with what to do about it."
     s, log = training.status, f"the end of {LOG} below says why"
     who, step = f"process {s.get('pid')} on {s.get('host')}", s.get("step")
-    return {"": ("", "No training has run in this folder yet."),
+    unknown = f"{STATUS} speaks of a state {training.state!r} that this version does not know; update cad_mllm."
+    return (
+        {
+            "": ("", "No training has run in this folder yet."),
             "starting": ("", f"Starting: {who} loads the model and the data."),
-            "running": ("good", f"Training: {who}, status written at {clock_time(training.age)}. {s.get('message') or ''}".strip()),
+            "running": (
+                "good",
+                f"Training: {who}, status written at {clock_time(training.age)}. {s.get('message') or ''}".strip()
+            ),
             "stopping": ("warning", "Asked to stop: it finishes the step, saves, and ends."),
-            "stopped": ("", f"Stopped at step {step}, everything saved: resume to go on. {s.get('message') or ''}".strip()),
+            "stopped": (
+                "", f"Stopped at step {step}, everything saved: resume to go on. {s.get('message') or ''}".strip()
+            ),
             "done": ("good", f"Done at step {step}. {s.get('message') or ''}".strip()),
-            "failed": ("error", f"The training failed: {s.get('message') or f'it ended with exit code {training.exit_code}'}; {log}."),
-            "away": ("warning", f"A training on another machine ({s.get('host')}) wrote here {time_ago(training.age)} ago. If that machine is gone, press Take over, or wait until it has been silent for {SILENCE//60} minutes."),
-            "lost": ("error", f"The training stopped unexpectedly{'' if step is None else f' at step {step}'}, {time_ago(training.age)} ago: killed, out of memory, or its machine went away. Resume goes on from the newest complete checkpoint."),
-            }.get(training.state, ("warning", f"{STATUS} speaks of a state {training.state!r} that this version does not know; update cad_mllm."))
+            "failed": (
+                "error",
+                f"The training failed: {s.get('message') or f'it ended with exit code {training.exit_code}'}; {log}."
+            ),
+            "away": (
+                "warning",
+                f"A training on another machine ({s.get('host')}) wrote here {time_ago(training.age)} ago. If that "
+                f"machine is gone, press Take over, or wait until it has been silent for {SILENCE//60} minutes."
+            ),
+            "lost": (
+                "error",
+                f"The training stopped unexpectedly{'' if step is None else f' at step {step}'}, "
+                f"{time_ago(training.age)} ago: killed, out of memory, or its machine went away. Resume goes on from "
+                "the newest complete checkpoint."
+            )
+        }.get(training.state, ("warning", unknown))
+    )
 
 # %% ../../nbs/10_panel/04_details.ipynb #9ce3a1d0
 def delivery_html(
@@ -105,12 +164,20 @@ def delivery_html(
     "What has not reached the output folder yet, and why; empty while all is well."
     d = delivery or {}
     if not d.get("pending") and not d.get("failing_since"): return ""
-    waiting = f"{format_count(d.get('pending', 0), 'checkpoint')} ({human_size(d.get('pending_bytes') or 0)}) pending upload from {d.get('local_dir') or 'memory'} to the output folder"
+    waiting = (
+        f"{format_count(d.get('pending', 0), 'checkpoint')} ({human_size(d.get('pending_bytes') or 0)}) pending upload "
+        f"from {d.get('local_dir') or 'memory'} to the output folder"
+    )
     if not d.get("failing_since"): return f'<div class="cadm-dim">{html.escape(waiting)}</div>'
-    return (f'<div class="cadm-note cadm-warning">{html.escape(waiting)}: it cannot be written since {html.escape(str(d["failing_since"])[:16].replace("T", " "))} ({html.escape(str(d.get("last_error") or "no reason told"))}). '
-            "The training goes on and tries again; if it is a Drive, run the cell that mounts it.</div>")
+    return (
+        f'<div class="cadm-note cadm-warning">{html.escape(waiting)}: it cannot be written since '
+        f'{html.escape(str(d["failing_since"])[:16].replace("T", " "))} '
+        f'({html.escape(str(d.get("last_error") or "no reason told"))}). '
+        "The training goes on and tries again; if it is a Drive, run the cell that mounts it.</div>"
+    )
 
-def fact_html(title, value): return "" if value in (None, "") else f"<div><span>{title}</span><b>{html.escape(str(value))}</b></div>"
+def fact_html(title, value):
+    return "" if value in (None, "") else f"<div><span>{title}</span><b>{html.escape(str(value))}</b></div>"
 
 def progress_html(
     training: Training,
@@ -119,13 +186,28 @@ def progress_html(
     s = training.status
     number = lambda key, form: format(s[key], form) if isinstance(s.get(key), (int, float)) else None
     share = min(1, (s.get("step") or 0)/s["total_steps"]) if s.get("total_steps") else 0
-    facts = [("Stage", f"{s['stage']} ({s.get('stage_index', 0) + 1} of {s.get('num_stages', '?')})" if s.get("stage") else None),
-             ("Step", f"{s['step']} of {s['total_steps']}" if s.get("total_steps") else s.get("step")), ("Loss", number("loss", ".4f")), ("Validation loss", number("val_loss", ".4f")),
-             ("Learning rate", number("lr", ".2e")), ("Tokens a second", number("tokens_per_second", ",.0f")), ("GPU memory", f"{s['gpu_memory']} GiB" if s.get("gpu_memory") else None),
-             ("Time left", time_ago(s["eta_seconds"]) if s.get("eta_seconds") and training.state == "running" else None), ("Newest checkpoint", Path(s["checkpoint"]).name if s.get("checkpoint") else None)]
-    bar = f'<div class="cadm-bar" role="progressbar" aria-valuenow="{100*share:.0f}" aria-valuemin="0" aria-valuemax="100" aria-label="progress"><i style="width:{100*share:.1f}%"></i></div>' if share else ""
+    facts = [
+        (
+            "Stage",
+            f"{s['stage']} ({s.get('stage_index', 0) + 1} of {s.get('num_stages', '?')})" if s.get("stage") else None
+        ),
+        ("Step", f"{s['step']} of {s['total_steps']}" if s.get("total_steps") else s.get("step")),
+        ("Loss", number("loss", ".4f")), ("Validation loss", number("val_loss", ".4f")),
+        ("Learning rate", number("lr", ".2e")), ("Tokens a second", number("tokens_per_second", ",.0f")),
+        ("GPU memory", f"{s['gpu_memory']} GiB" if s.get("gpu_memory") else None),
+        ("Time left", time_ago(s["eta_seconds"]) if s.get("eta_seconds") and training.state == "running" else None),
+        ("Newest checkpoint", Path(s["checkpoint"]).name if s.get("checkpoint") else None)
+    ]
+    bar = (
+        f'<div class="cadm-bar" role="progressbar" aria-valuenow="{100*share:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-label="progress"><i style="width:{100*share:.1f}%"></i></div>'
+        if share else ""
+    )
     kind, text = describe_training(training)
-    return f'<div class="cadm-note cadm-{kind}">{html.escape(text)}</div>{delivery_html(s.get("delivery"))}{bar}<div class="cadm-facts">{"".join(fact_html(*f) for f in facts)}</div>'
+    return (
+        f'<div class="cadm-note cadm-{kind}">{html.escape(text)}</div>{delivery_html(s.get("delivery"))}{bar}<div '
+        f'class="cadm-facts">{"".join(fact_html(*f) for f in facts)}</div>'
+    )
 
 def log_tail(
     path: Path, # of a log file

@@ -21,16 +21,43 @@ class FirstView(View):
     "Get data, start a tiny run, look at an example."
     def build(self):
         self.example, self.home = None, None
-        self.root = style_control(widgets.Text, "Data folder", width="480px", value=self.panel.data_root or str(Path(self.panel.folder).parent/"cad-data"))
-        self.num = style_control(widgets.BoundedIntText, "Parts", width="150px", label_width="45px", value=200, min=20, max=100000)
-        self.data = make_button(self.panel, "1  Make data", self.make_data, "primary", "Make parts by procedures, with captions, pictures and points", width="180px")
-        self.run = make_button(self.panel, "2  Start a tiny run", self.start_run, "primary", "Train a small model for 60 steps on the CPU", width="180px")
-        self.look = make_button(self.panel, "3  Look at an example", self.show_example, "", "A folder of made-up runs, to try the panel with", width="180px")
+        self.root = style_control(
+            widgets.Text, "Data folder", width="480px",
+            value=self.panel.data_root or str(Path(self.panel.folder).parent/"cad-data")
+        )
+        self.num = style_control(
+            widgets.BoundedIntText, "Parts", width="150px", label_width="45px", value=200, min=20, max=100000
+        )
+        self.data = make_button(
+            self.panel, "1  Make data", self.make_data, "primary",
+            "Make parts by procedures, with captions, pictures and points", width="180px"
+        )
+        self.run = make_button(
+            self.panel, "2  Start a tiny run", self.start_run, "primary", "Train a small model for 60 steps on the CPU",
+            width="180px"
+        )
+        self.look = make_button(
+            self.panel, "3  Look at an example", self.show_example, "",
+            "A folder of made-up runs, to try the panel with", width="180px"
+        )
         self.panel.workers.add(self.data)
-        for w, name in ((self.data, "first-data"), (self.run, "first-run"), (self.look, "first-look"), (self.root, "first-root"), (self.num, "first-num")): w.add_class(f"cadm-{name}")
-        said = ("<h3>Nothing here yet. Three ways to begin:</h3>", "makes parts with captions and points in the folder below. You have Omni-CAD or data of your own? Write where it is instead.",
-                "trains a small model on that data, in about a minute on a CPU: a first curve, first checkpoints. Later, the Train tab has all recipes.", "opens a folder of made-up runs: nothing is trained, nothing of yours is touched.")
-        lines = [make_row(b, widgets.HTML(f'<span class="cadm-dim">{text}</span>')) for b, text in zip((self.data, self.run, self.look), said[1:])]
+        for w, name in (
+            (self.data, "first-data"), (self.run, "first-run"), (self.look, "first-look"), (self.root, "first-root"),
+            (self.num, "first-num")
+        ):
+            w.add_class(f"cadm-{name}")
+        said = (
+            "<h3>Nothing here yet. Three ways to begin:</h3>",
+            "makes parts with captions and points in the folder below. You have Omni-CAD or data of your own? Write "
+            "where it is instead.",
+            "trains a small model on that data, in about a minute on a CPU: a first curve, first checkpoints. Later, "
+            "the Train tab has all recipes.",
+            "opens a folder of made-up runs: nothing is trained, nothing of yours is touched."
+        )
+        lines = [
+            make_row(b, widgets.HTML(f'<span class="cadm-dim">{text}</span>'))
+            for b, text in zip((self.data, self.run, self.look), said[1:])
+        ]
         return [widgets.HTML(said[0]), lines[0], make_row(self.root, self.num), *lines[1:]]
 
 # %% ../../nbs/10_panel/12b_first_view.ipynb #59d7c8ac
@@ -44,7 +71,8 @@ def folder(self: FirstView) -> Path:
 def make_data(self: FirstView):
     "Procedural parts, behind the page."
     folder, num = self.folder, self.num.value
-    if (folder/"json").exists(): raise PanelError(f"Data folder: {folder} holds data already; press 2 to train on it, or write another folder")
+    if (folder/"json").exists():
+        raise PanelError(f"Data folder: {folder} holds data already; press 2 to train on it, or write another folder")
     from cad_mllm.data.synthetic import synthesize
     self.panel.work(f"Making {num} parts", lambda job: synthesize(folder, num=num), lambda _: self.made(folder, num))
 
@@ -59,11 +87,16 @@ def made(self: FirstView, folder, num):
 @patch
 def start_run(self: FirstView):
     "A minute of training."
-    form = TrainForm(str(self.panel.folder/"first-run"), recipe="tiny", data_root=str(self.folder), changes=dict(max_steps=60, save_steps=20))
+    form = TrainForm(
+        str(self.panel.folder/"first-run"), recipe="tiny", data_root=str(self.folder),
+        changes=dict(max_steps=60, save_steps=20)
+    )
     check_data(form)
     start_training(self.panel.command(form), form.output_dir)
     self.panel.train.follow(form.output_dir)
-    self.panel.say("Started. The line above shows how it goes; the curve is in the Plot tab.", "good", about=Path(form.output_dir))
+    self.panel.say(
+        "Started. The line above shows how it goes; the curve is in the Plot tab.", "good", about=Path(form.output_dir)
+    )
 
 # %% ../../nbs/10_panel/12b_first_view.ipynb #68611e41
 @patch

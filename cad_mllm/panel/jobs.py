@@ -37,8 +37,16 @@ class Job:
 
 def job_html(job: Job) -> str:
     "How far a job is."
-    bar = f'<div class="cadm-bar" role="progressbar" aria-valuenow="{100*job.share:.0f}" aria-valuemin="0" aria-valuemax="100" aria-label="{html.escape(job.title)}"><i style="width:{100*job.share:.1f}%"></i></div>' if job.share else ""
-    return f'<div role="status">{html.escape(job.title)}: {html.escape(job.note + ", " if job.note else "")}{time_ago(time.monotonic() - job.began)}. The panel can be used meanwhile.</div>{bar}'
+    bar = (
+        f'<div class="cadm-bar" role="progressbar" aria-valuenow="{100*job.share:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-label="{html.escape(job.title)}"><i style="width:{100*job.share:.1f}%"></i></div>'
+        if job.share else ""
+    )
+    return (
+        f'<div role="status">{html.escape(job.title)}: '
+        f'{html.escape(job.note + ", " if job.note else "")}{time_ago(time.monotonic() - job.began)}. The panel can be '
+        f'used meanwhile.</div>{bar}'
+    )
 
 # %% ../../nbs/10_panel/08_jobs.ipynb #187ed627
 class Workers:

@@ -20,7 +20,10 @@ from fastcore.basics import patch
 from .plots import Plotted, x_rows
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #79a4be04
-TABS = (("loss", "Loss"), ("val_loss", "Validation"), ("lr", "Learning rate"), ("grad_norm", "Gradient norm"), ("tokens_per_second", "Tokens/s"), ("gpu_memory", "GPU memory, GiB"))
+TABS = (
+    ("loss", "Loss"), ("val_loss", "Validation"), ("lr", "Learning rate"), ("grad_norm", "Gradient norm"),
+    ("tokens_per_second", "Tokens/s"), ("gpu_memory", "GPU memory, GiB")
+)
 X_COLUMNS = ("step", "samples", "tokens", "seconds")
 _LOGGED = tuple(key for key, _ in TABS if key != "val_loss")
 
@@ -55,13 +58,21 @@ def mark_data(
         badges = ["best of its stage"]*(r.path in run.bests) + ["newest"]*(r is run.last_good)
         kind = "damaged" if not r.complete else "best" if r.path in run.bests else "whole"
         place = {key: plain_number(r.metadata.get(key)) for key in X_COLUMNS}
-        marks.append({**place, "step": r.step, "key": str(r.path), "name": r.path.name, "stage": r.stage, "loss": plain_number(r.loss), "val_loss": plain_number(r.val_loss),
-                      "kind": kind, "badges": badges, "problem": r.problem})
+        marks.append(
+            {
+                **place, "step": r.step, "key": str(r.path), "name": r.path.name, "stage": r.stage,
+                "loss": plain_number(r.loss), "val_loss": plain_number(r.val_loss), "kind": kind, "badges": badges,
+                "problem": r.problem
+            }
+        )
     return marks
 
 def stage_starts(rows) -> list: # of [step, stage]
     "Where each stage begins."
-    return [[row["step"], row.get("stage") or ""] for before, row in zip([{}, *rows], rows) if before.get("stage") != row.get("stage")]
+    return [
+        [row["step"], row.get("stage") or ""] for before, row in zip([{}, *rows], rows)
+        if before.get("stage") != row.get("stage")
+    ]
 
 def run_data(
     run: Plotted,
@@ -71,8 +82,11 @@ def run_data(
     resumes = [e["step"] for e in curve.events if e.get("event") == "resume" and isinstance(e.get("step"), int)]
     sparse = {"val_loss": sparse_columns(run, points, "val_loss")} if points else {}
     sparse |= {title: sparse_columns(run, points, title) for title, points in run.measured.items()}
-    return dict(id=run.name, name=run.name, color=run.color, dash=list(run.dash), columns=to_columns(curve.rows), lost=[to_columns(branch) for branch in curve.lost],
-                sparse=sparse, marks=mark_data(run), stages=stage_starts(curve.rows), resumes=resumes, crashed=run.crashed)
+    return dict(
+        id=run.name, name=run.name, color=run.color, dash=list(run.dash), columns=to_columns(curve.rows),
+        lost=[to_columns(branch) for branch in curve.lost], sparse=sparse, marks=mark_data(run),
+        stages=stage_starts(curve.rows), resumes=resumes, crashed=run.crashed
+    )
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #f8cb2d10
 def json_text(value) -> str:
@@ -94,7 +108,10 @@ def live_iframe(
 ) -> str:
     "The page in an `<iframe>`. It has no sandbox: it must reach the hidden nodes beside it."
     page = html.escape(live_page(data), quote=True)
-    return f'<iframe srcdoc="{page}" title="Curves of the runs" style="display:block;width:100%;height:{height}px;border:0"></iframe>'
+    return (
+        f'<iframe srcdoc="{page}" title="Curves of the runs" '
+        f'style="display:block;width:100%;height:{height}px;border:0"></iframe>'
+    )
 
 def plot_data(
     runs: list, # of `Plotted`
@@ -130,7 +147,13 @@ class LivePlot(widgets.VBox):
     "Curves of runs that answer. `pick(path)` is called with the path of the checkpoint that was clicked."
     def __init__(self, pick):
         super().__init__()
-        self.pick, self.name, self.count, self.ack, self.seen, self.sent, self.paths = pick, uuid4().hex[:10], 0, 0, None, {}, {}
+        self.pick = pick
+        self.name = uuid4().hex[:10]
+        self.count = 0
+        self.ack = 0
+        self.seen = None
+        self.sent = {}
+        self.paths = {}
         self.since, self.picked = [], None
         self.base, self.tail = (_hidden(widgets.HTML(), f"plot-{name}") for name in ("base", "tail"))
         self.heard = _hidden(widgets.Text(), "plot-heard")
@@ -154,7 +177,10 @@ def hear(self: LivePlot, text: str):
 @patch
 def tell(self: LivePlot):
     "Send what came since the base, and that the last click was heard."
-    rows = {run.name: {"from": since, "columns": to_columns(run.curve.rows[since:])} for run, since in self.since if len(run.curve.rows) > since}
+    rows = {
+        run.name: {"from": since, "columns": to_columns(run.curve.rows[since:])} for run, since in self.since
+        if len(run.curve.rows) > since
+    }
     self.tail.value = node_html(dict(base=f"{self.name}-{self.count}", rows=rows, picked=self.picked, ack=self.ack))
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #6b71b28e
@@ -174,7 +200,10 @@ def goes_on(self: LivePlot, runs) -> bool:
     "Whether the page knows all about these runs but their last rows."
     if self.seen != [self.shape(run) for run in runs]: return False
     known = [(run.curve.rows, *self.sent[run.name]) for run in runs]
-    return all(len(rows) - num < 2000 and (rows[num - 1] if 0 < num <= len(rows) else None) == last for rows, num, last in known)
+    return all(
+        len(rows) - num < 2000 and (rows[num - 1] if 0 < num <= len(rows) else None) == last
+        for rows, num, last in known
+    )
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #b94f5c54
 @patch
@@ -182,7 +211,8 @@ def shape(self: LivePlot, run) -> tuple:
     "What a base holds beside rows."
     marks = tuple((r.path, r.complete, r.path in run.bests, r.loss, r.val_loss) for r in run.records)
     starts = stage_starts(run.curve.rows)
-    return run.name, run.color, run.crashed, marks, len(run.curve.lost), len(run.curve.events), starts, run.val_points(), run.measured
+    num_lost, num_events = len(run.curve.lost), len(run.curve.events)
+    return run.name, run.color, run.crashed, marks, num_lost, num_events, starts, run.val_points(), run.measured
 
 @patch
 def begin(self: LivePlot, runs):

@@ -20,12 +20,14 @@ class LiveView(View):
     "The clock in the page, and the one of ipywidgets for where that cannot run."
     def build(self):
         self.heard = 0.0
-        self.field, self.answer = widgets.Text(layout=widgets.Layout(display="none")), widgets.HTML(layout=widgets.Layout(display="none"))
+        self.field = widgets.Text(layout=widgets.Layout(display="none"))
+        self.answer = widgets.HTML(layout=widgets.Layout(display="none"))
         self.field.observe(guarded(self.panel, self.beat), "value")
         self.play = widgets.Play(interval=2000, min=0, max=10**6, value=0, show_repeat=False)
         self.play.observe(guarded(self.panel, self.panel.tick), "value")
         self.frame = widgets.HTML(live_frame(self.panel.name))
-        for w, name in ((self.field, "beat"), (self.answer, "answer"), (self.play, "live"), (self.frame, "clock")): w.add_class(f"cadm-{name}")
+        for w, name in ((self.field, "beat"), (self.answer, "answer"), (self.play, "live"), (self.frame, "clock")):
+            w.add_class(f"cadm-{name}")
         return [self.frame, self.play, self.field, self.answer]
 
     def beat(self):
@@ -36,7 +38,8 @@ class LiveView(View):
         self.answer.value = json.dumps(dict(beat=self.field.value, going=len(self.panel.active)))
 
     def start(self, on: bool):
-        "Start or stop the clock of ipywidgets, where the page's own does not run; ipywidgets 7 does not let the kernel."
+        """Start or stop the clock of ipywidgets, where the page's own does not run; ipywidgets 7 does not let the
+        kernel."""
         if time.monotonic() - self.heard < 10: on = False
         if hasattr(self.play, "playing"): self.play.playing = on
 
@@ -45,6 +48,14 @@ def live_frame(
     seconds: float = 2.0, # between two questions
 ) -> str: # an iframe
     "The clock of a page."
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>clock</title></head><body style="margin:0;font:12px/20px system-ui,sans-serif;background:transparent;white-space:nowrap;overflow:hidden">'
-            f'<span id="said" role="status">connecting</span><script>const PANEL = {json.dumps(name)}, SECONDS = {seconds};\n{read_static("live.js")}</script></body></html>')
-    return f'<iframe srcdoc="{html.escape(page, quote=True)}" title="when the kernel last answered" style="width:270px;height:21px;border:0;color-scheme:normal;background:transparent"></iframe>'
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>clock</title></head><body '
+        'style="margin:0;font:12px/20px '
+        'system-ui,sans-serif;background:transparent;white-space:nowrap;overflow:hidden">'
+        f'<span id="said" role="status">connecting</span><script>const PANEL = {json.dumps(name)}, SECONDS = '
+        f'{seconds};\n{read_static("live.js")}</script></body></html>'
+    )
+    return (
+        f'<iframe srcdoc="{html.escape(page, quote=True)}" title="when the kernel last answered" '
+        'style="width:270px;height:21px;border:0;color-scheme:normal;background:transparent"></iframe>'
+    )

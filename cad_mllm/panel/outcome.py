@@ -45,7 +45,8 @@ def profile_words(profile) -> str:
     except CADFormatError as e: return f"a profile that cannot be drawn ({e.reason})"
     return contour_words(outer) + (f" with {_counted([_hole_words(h) for h in holes])}" if holes else "")
 
-def _hole_words(contour): return f"hole ⌀ {_mm(2*contour.radius)}" if contour.radius is not None else f"hole {contour_words(contour)}"
+def _hole_words(contour):
+    return f"hole ⌀ {_mm(2*contour.radius)}" if contour.radius is not None else f"hole {contour_words(contour)}"
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #e340a1f2
 def extent_words(extrude) -> str:
@@ -60,7 +61,8 @@ def operation_words(
     "Each operation with its dimensions."
     said = []
     for entity in program.operations():
-        if isinstance(entity, Sketch): said.append(f"sketch: {_counted([profile_words(p) for p in entity.profiles.values()]) or 'nothing'}")
+        if isinstance(entity, Sketch):
+            said.append(f"sketch: {_counted([profile_words(p) for p in entity.profiles.values()]) or 'nothing'}")
         else: said.append(f"{entity.operation}: {extent_words(entity)}")
     return said
 
@@ -69,15 +71,22 @@ def operations_html(
     num_given: int = 0, # the first ones
 ) -> str:
     "The operations as a list, the given ones grey."
-    items = "".join(f'<li class="{"cadm-given" if i < num_given else "cadm-new"}">{html.escape(words)}</li>' for i, words in enumerate(said))
+    items = "".join(
+        f'<li class="{"cadm-given" if i < num_given else "cadm-new"}">{html.escape(words)}</li>'
+        for i, words in enumerate(said)
+    )
     return f'<ol class="cadm-ops">{items}</ol>'
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #8aeeef8c
 MEASURE_HELP = dict(
-    closed="whether the surface has no open edge", components="separate pieces of the surface", dangel="length of open edges, of a part of size 1; 0 is right",
+    closed="whether the surface has no open edge", components="separate pieces of the surface",
+    dangel="length of open edges, of a part of size 1; 0 is right",
     sir="share of faces that cut another one; 0 is right", fluxee="how far the surface is from closed; 0 is right",
-    chamfer_deepcad="distance between points of both surfaces, each of size 1; 0 is the same part", fscore="share of points that lie within 0.05 of the other surface",
-    normal_consistency="how well the directions of both surfaces agree", iou="volume that both share, of the volume of either")
+    chamfer_deepcad="distance between points of both surfaces, each of size 1; 0 is the same part",
+    fscore="share of points that lie within 0.05 of the other surface",
+    normal_consistency="how well the directions of both surfaces agree",
+    iou="volume that both share, of the volume of either"
+)
 
 def _told(value, form):
     "A number as its kind is written."
@@ -97,7 +106,10 @@ def numbers_html(
     for name, title, form in MEASURES:
         if name not in scores: continue
         other = f'<td class="cadm-number">{_told(baseline.get(name), form)}</td>' if baseline is not None else ""
-        rows += f'<tr><td>{title}</td><td class="cadm-number"><b>{_told(scores[name], form)}</b></td>{other}<td class="cadm-dim">{MEASURE_HELP[name]}</td></tr>'
+        rows += (
+            f'<tr><td>{title}</td><td class="cadm-number"><b>{_told(scores[name], form)}</b></td>{other}<td '
+            f'class="cadm-dim">{MEASURE_HELP[name]}</td></tr>'
+        )
     table = f'<table class="cadm-list cadm-numbers"><tr><th></th><th>This part</th>{beside}<th></th></tr>{rows}</table>'
     return f'<details class="cadm-fold-numbers"><summary>Numbers</summary>{table}</details>'
 
@@ -126,7 +138,8 @@ class Shown:
         "The 3D view with a slider through the operations, or why there is none."
         from cad_mllm.geometry.viewer import history3d
         from cad_mllm.geometry.workers import isolated
-        if self.picture.mesh is None or not len(self.picture.mesh.faces): return '<div class="cadm-dim">No 3D view: what was written has no surface yet.</div>'
+        if self.picture.mesh is None or not len(self.picture.mesh.faces):
+            return '<div class="cadm-dim">No 3D view: what was written has no surface yet.</div>'
         frames = max(2, min(48, 400_000//len(self.picture.mesh.faces)))
         view = isolated(history3d, CADProgram.from_json(self.part), 440, 0, "auto", frames, self.num_given)
         first = len(self.words) - len(view.parts)
@@ -143,7 +156,10 @@ def fit_words(valid: bool | None, fit: float | None = None, score: float | None 
     if score is not None: return f"likelihood {score:.3g}"
     return "builds" if valid else "not checked"
 
-FIT_HELP = "fit: distance from the given points or picture, 0 is perfect; likelihood: what the model thinks of it, 0 is certain"
+FIT_HELP = (
+    "fit: distance from the given points or picture, 0 is perfect; likelihood: what the model thinks of it, 0 is "
+    "certain"
+)
 
 def _from_candidate(candidate, num_given):
     "A candidate as a part with its metadata."
@@ -163,9 +179,18 @@ class Outcome:
     def __post_init__(self):
         self.stamp = f"{datetime.now():part-%Y%m%d-%H%M%S}"
         self.num_given = self.part.get("metadata", {}).get("partial_operations") or 0
-        self.shown = [Shown("Chosen" if len(self.candidates) > 1 else "Completed", self.part, self._fit_of_chosen(), self.num_given, self.truth), *self._others()]
+        self.shown = [
+            Shown(
+                "Chosen" if len(self.candidates) > 1 else "Completed", self.part, self._fit_of_chosen(), self.num_given,
+                self.truth
+            ),
+            *self._others()
+        ]
         if self.truth: self.shown.append(Shown("The sample itself", self.truth, "", self.num_given))
-        self.baseline = Shown("The beginning", self.inputs["partial_json"], truth=self.truth).scores[0] if self.inputs.get("partial_json") else None
+        self.baseline = (
+            Shown("The beginning", self.inputs["partial_json"], truth=self.truth).scores[0]
+            if self.inputs.get("partial_json") else None
+        )
         self.prepare(0)
 
     def _fit_of_chosen(self):
@@ -176,7 +201,13 @@ class Outcome:
         "The candidates that were not chosen, the best first; without those that say nothing."
         others = [c for c, is_chosen in self.candidates if not is_chosen and c.program is not None and len(c.program)]
         others.sort(key=lambda c: (c.valid is False, math.inf if c.fit is None else c.fit, -(c.score or 0)))
-        return [Shown(f"Candidate {i + 2}", _from_candidate(c, self.num_given), fit_words(c.valid, c.fit, c.score), self.num_given, self.truth) for i, c in enumerate(others[:self.limit - 1])]
+        return [
+            Shown(
+                f"Candidate {i + 2}", _from_candidate(c, self.num_given), fit_words(c.valid, c.fit, c.score),
+                self.num_given, self.truth
+            )
+            for i, c in enumerate(others[:self.limit - 1])
+        ]
 
     def prepare(self, index: int):
         "Draw and measure one of what is shown; where that is done, nothing happens."
@@ -187,7 +218,9 @@ class Outcome:
 def shown_html(shown: Shown, box=None) -> str:
     "A small picture with its name and fit."
     png = shown.picture.png(size=104, box=box)
-    return f'<figure title="{html.escape(FIT_HELP)}">{image_html(png, shown.title)}<figcaption>{html.escape(shown.title)}<br><span class="cadm-dim">{html.escape(shown.fit) or "&nbsp;"}</span></figcaption></figure>'
+    fit = f'<span class="cadm-dim">{html.escape(shown.fit) or "&nbsp;"}</span>'
+    caption = f"<figcaption>{html.escape(shown.title)}<br>{fit}</figcaption>"
+    return f'<figure title="{html.escape(FIT_HELP)}">{image_html(png, shown.title)}{caption}</figure>'
 
 def given_html(
     inputs: dict, # partial_json, caption, image, point_cloud
@@ -200,15 +233,26 @@ def given_html(
     shown = []
     if inputs.get("partial_json"):
         num = len(inputs["partial_json"]["sequence"])
-        shown.append((f"Beginning: {num} operation{'s' if num != 1 else ''}", PartPicture(inputs["partial_json"]).png(size=2*size)))
+        shown.append(
+            (
+                f"Beginning: {num} operation{'s' if num != 1 else ''}",
+                PartPicture(inputs["partial_json"]).png(size=2*size)
+            )
+        )
     if path := inputs.get("image"): shown.append(("Picture", picture_png(path, 2*size)))
-    if path := inputs.get("point_cloud"): shown.append(("Points", to_png(Image.fromarray(draw_points(read_point_cloud(path), 2*size)))))
-    figures = "".join(f"<figure>{image_html(png, title)}<figcaption>{title}</figcaption></figure>" for title, png in shown)
+    if path := inputs.get("point_cloud"):
+        shown.append(("Points", to_png(Image.fromarray(draw_points(read_point_cloud(path), 2*size)))))
+    figures = "".join(
+        f"<figure>{image_html(png, title)}<figcaption>{title}</figcaption></figure>" for title, png in shown
+    )
     return f'<div class="cadm-views cadm-thumbs">{figures}</div>' if shown else ""
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #a3cc6865
-DOWNLOADS = (("step", "STEP"), ("json", "JSON"), ("fcstd", "FreeCAD"), ("cadquery", "CadQuery"), ("build123d", "build123d"), ("fusion", "Fusion 360"), ("openscad", "OpenSCAD"),
-             ("featurescript", "Onshape"), ("stl", "STL"), ("ply", "PLY"), ("obj", "OBJ"), ("glb", "GLB"), ("png", "PNG"), ("svg", "SVG"))
+DOWNLOADS = (
+    ("step", "STEP"), ("json", "JSON"), ("fcstd", "FreeCAD"), ("cadquery", "CadQuery"), ("build123d", "build123d"),
+    ("fusion", "Fusion 360"), ("openscad", "OpenSCAD"), ("featurescript", "Onshape"), ("stl", "STL"), ("ply", "PLY"),
+    ("obj", "OBJ"), ("glb", "GLB"), ("png", "PNG"), ("svg", "SVG")
+)
 
 def save_as(
     part: dict, # CAD JSON

@@ -15,24 +15,41 @@ from .outcome import DOWNLOADS, numbers_html, operations_html, Outcome, save_as,
 from .widgets import make_button, View
 
 # %% ../../nbs/10_panel/10b_outcome_view.ipynb #456990b2
-_EMPTY = '<div class="cadm-empty">Press Generate: the part appears here, to turn and to step through its operations.</div>'
+_EMPTY = (
+    '<div class="cadm-empty">Press Generate: the part appears here, to turn and to step through its operations.</div>'
+)
 _LEGEND = '<div class="cadm-legend"><i class="cadm-given"></i>given <i class="cadm-new"></i>added by the model</div>'
 
 class OutcomeView(View):
     "What came out: look at it, step through it, take it along."
     def build(self):
         self.outcome, self.folder, self.index = None, None, 0
-        self.empty, self.verdict, self.solid, self.legend, self.operations, self.links, self.numbers = (widgets.HTML() for _ in range(7))
+        self.empty, self.verdict, self.solid, self.legend, self.operations, self.links, self.numbers = (
+            widgets.HTML() for _ in range(7)
+        )
         self.empty.value, self.legend.value = _EMPTY, _LEGEND
         self.strip = widgets.Box([])
-        self.saves = {kind: make_button(self.panel, title, lambda kind=kind: self.save(kind), tooltip=f"Write the part as {title}") for kind, title in DOWNLOADS}
+        self.saves = {
+            kind: make_button(
+                self.panel, title, lambda kind=kind: self.save(kind), tooltip=f"Write the part as {title}"
+            )
+            for kind, title in DOWNLOADS
+        }
         for kind, button in self.saves.items(): button.add_class(f"cadm-part-{kind}")
         self.downloads = widgets.Box([widgets.HTML('<span class="cadm-dim">Download</span>'), *self.saves.values()])
-        named = dict(verdict=self.verdict, solid=self.solid, operations=self.operations, links=self.links, numbers=self.numbers)
+        named = dict(
+            verdict=self.verdict, solid=self.solid, operations=self.operations, links=self.links, numbers=self.numbers
+        )
         for name, w in named.items(): w.add_class(f"cadm-part-{name}")
         self.strip.add_class("cadm-candidates")
         self.downloads.add_class("cadm-downloads")
-        self.body = widgets.VBox([self.verdict, self.strip, self.solid, self.legend, self.operations, self.downloads, self.links, self.numbers], layout=widgets.Layout(display="none"))
+        self.body = widgets.VBox(
+            [
+                self.verdict, self.strip, self.solid, self.legend, self.operations, self.downloads, self.links,
+                self.numbers
+            ],
+            layout=widgets.Layout(display="none")
+        )
         return [self.empty, self.body]
 
     def show(self, outcome: Outcome, folder): # where its files go
@@ -74,7 +91,8 @@ def fill(self: OutcomeView):
     self.legend.layout.display = "" if shown.num_given and "<iframe" in shown.solid else "none"
     self.operations.value = operations_html(shown.words, shown.num_given)
     self.numbers.value = numbers_html(scores, self.outcome.baseline, trouble)
-    for i, box in enumerate(self.strip.children): (box.add_class if i == self.index else box.remove_class)("cadm-chosen")
+    for i, box in enumerate(self.strip.children):
+        (box.add_class if i == self.index else box.remove_class)("cadm-chosen")
 
 # %% ../../nbs/10_panel/10b_outcome_view.ipynb #935bd359
 @patch
@@ -86,4 +104,6 @@ def save(self: OutcomeView, kind):
     def saved(path):
         self.links.value += link_html(path)
         self.panel.say(f"Saved {path.name}.", "good")
-    self.panel.work(f"Writing {dict(DOWNLOADS)[kind]}", lambda job: save_as(shown.part, folder, stem, kind, shown.num_given), saved)
+    self.panel.work(
+        f"Writing {dict(DOWNLOADS)[kind]}", lambda job: save_as(shown.part, folder, stem, kind, shown.num_given), saved
+    )

@@ -37,9 +37,14 @@ def write_notes(
     write_json(Path(run)/NOTES, dict(notes=notes.strip(), tags=list(dict.fromkeys(words))))
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #25876404
-STATE_WORDS = {"": "not started", "starting": "starting", "running": "running", "stopping": "stopping", "stopped": "stopped", "done": "done", "failed": "failed",
-               "lost": "stopped unexpectedly", "away": "on another machine"}
-_KINDS = {"running": "complete", "starting": "newest", "stopping": "newest", "done": "complete", "failed": "damaged", "lost": "damaged", "away": "old-format"}
+STATE_WORDS = {
+    "": "not started", "starting": "starting", "running": "running", "stopping": "stopping", "stopped": "stopped",
+    "done": "done", "failed": "failed", "lost": "stopped unexpectedly", "away": "on another machine"
+}
+_KINDS = {
+    "running": "complete", "starting": "newest", "stopping": "newest", "done": "complete", "failed": "damaged",
+    "lost": "damaged", "away": "old-format"
+}
 
 @dataclass
 class RunLine:
@@ -98,10 +103,13 @@ def make_line(
     step, total = training.status.get("step") or last.get("step"), training.status.get("total_steps")
     good = max((r for r in rows if r.iou is not None), key=lambda r: r.iou, default=None)
     number = lambda key: last.get(key) if isinstance(last.get(key), (int, float)) else None
-    return RunLine(run, run.name, training, STATE_WORDS.get(training.state, training.state), min(1, step/total) if step and total else None, step, total,
-                   min(vals, default=None), vals[-1] if vals else None, smoothed_loss(curve.rows), number("lr"), _batch(settings), number("seconds"),
-                   *((good.builds, good.iou, good.chamfer) if good else (None, None, None)), sum(r.size for r in run.records),
-                   max(run.records, key=newness).timestamp if run.records else "", " ".join(notes["tags"]), notes["notes"], rows)
+    return RunLine(
+        run, run.name, training, STATE_WORDS.get(training.state, training.state),
+        min(1, step/total) if step and total else None, step, total, min(vals, default=None),
+        vals[-1] if vals else None, smoothed_loss(curve.rows), number("lr"), _batch(settings), number("seconds"),
+        *((good.builds, good.iou, good.chamfer) if good else (None, None, None)), sum(r.size for r in run.records),
+        max(run.records, key=newness).timestamp if run.records else "", " ".join(notes["tags"]), notes["notes"], rows
+    )
 
 def make_lines(
     runs: list, # of `Run`
@@ -123,21 +131,35 @@ def filter_lines(
     for line in lines:
         own = f"{line.name} {line.state} {line.tags} {line.notes}".lower()
         if all(w in own for w in words): found.append((line, line.rows, False))
-        elif rows := [r for r in line.rows if all(w in f"{own} {row_words(r)}" for w in words)]: found.append((line, rows, True))
+        elif rows := [r for r in line.rows if all(w in f"{own} {row_words(r)}" for w in words)]:
+            found.append((line, rows, True))
     return found
 
 def row_words(row: Row) -> str:
     "What a row can be found by."
-    return " ".join((row.name, row.stage, row.state, "no optimizer" if row.optimizer == "no" else "", *row.marks)).lower()
+    return " ".join(
+        (row.name, row.stage, row.state, "no optimizer" if row.optimizer == "no" else "", *row.marks)
+    ).lower()
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #2c6200c9
-RUN_COLUMNS = (("name", "Run", "minmax(120px,2fr)"), ("state", "State", "minmax(148px,1.1fr)"), ("progress", "Progress", "minmax(104px,1.1fr)"), ("best_val", "Best val.", "64px"), ("last_val", "Last val.", "64px"),
-               ("loss", "Loss", "58px"), ("lr", "Rate", "62px"), ("batch", "Batch", "46px"), ("seconds", "Time", "58px"), ("builds", "Valid", "52px"), ("iou", "IoU", "52px"), ("chamfer", "Chamfer", "66px"),
-               ("size", "Size", "66px"), ("saved", "Saved", "112px"), ("tags", "Tags", "minmax(70px,1fr)"))
-USUAL_COLUMNS = ("name", "state", "progress", "best_val", "last_val", "loss", "lr", "batch", "seconds", "builds", "iou", "tags")
-COLUMN_HELP = dict(best_val="lowest validation loss", last_val="validation loss, the last one measured", loss="training loss at the last step, smoothed over the steps before", lr="learning rate",
-                   batch="samples a step", seconds="time of training", builds="share of completions that are valid solids, by evaluate", iou="mean overlap with the truth, by evaluate", chamfer="median distance from the truth, by evaluate",
-                   progress="steps done of all", saved="when it saved last", size="of all its checkpoints", tags="written under Details")
+RUN_COLUMNS = (
+    ("name", "Run", "minmax(120px,2fr)"), ("state", "State", "minmax(148px,1.1fr)"),
+    ("progress", "Progress", "minmax(104px,1.1fr)"), ("best_val", "Best val.", "64px"),
+    ("last_val", "Last val.", "64px"), ("loss", "Loss", "58px"), ("lr", "Rate", "62px"), ("batch", "Batch", "46px"),
+    ("seconds", "Time", "58px"), ("builds", "Valid", "52px"), ("iou", "IoU", "52px"), ("chamfer", "Chamfer", "66px"),
+    ("size", "Size", "66px"), ("saved", "Saved", "112px"), ("tags", "Tags", "minmax(70px,1fr)")
+)
+USUAL_COLUMNS = (
+    "name", "state", "progress", "best_val", "last_val", "loss", "lr", "batch", "seconds", "builds", "iou", "tags"
+)
+COLUMN_HELP = dict(
+    best_val="lowest validation loss", last_val="validation loss, the last one measured",
+    loss="training loss at the last step, smoothed over the steps before", lr="learning rate", batch="samples a step",
+    seconds="time of training", builds="share of completions that are valid solids, by evaluate",
+    iou="mean overlap with the truth, by evaluate", chamfer="median distance from the truth, by evaluate",
+    progress="steps done of all", saved="when it saved last", size="of all its checkpoints",
+    tags="written under Details"
+)
 _RIGHT = {"best_val", "last_val", "loss", "lr", "batch", "seconds", "builds", "iou", "chamfer", "size"}
 
 def format_duration(seconds: float) -> str:
@@ -152,7 +174,9 @@ def run_cell(line: RunLine, key: str) -> str: # HTML
     if key == "state": return badge_html(value, _KINDS.get(line.training.state, ""))
     if key == "progress" and line.step:
         share = f'<i style="width:{100*value:.0f}%"></i>' if value is not None else ""
-        return f'<span class="cadm-share">{share}<b>{line.step:,}{f" of {line.total:,}" if line.total else ""}</b></span>'
+        return (
+            f'<span class="cadm-share">{share}<b>{line.step:,}{f" of {line.total:,}" if line.total else ""}</b></span>'
+        )
     if value in (None, ""): return "–"
     if key in ("best_val", "last_val", "loss", "chamfer"): return f"{value:.4f}"
     if key == "lr": return f"{value:.1e}"
@@ -171,8 +195,14 @@ def run_html(
     "A run as a line."
     cells = {key: run_cell(line, key) for key in columns}
     mark = "▾" if is_open else "▸"
-    cells["name"] = f'<span class="cadm-fold">{mark}</span>{cells["name"]}' + (f' <span class="cadm-dim">{html.escape(line.notes)}</span>' if line.notes else "")
-    told = "".join(f'<span class="cadm-{"number" if k in _RIGHT else "text-cell"} cadm-c-{k.replace("_", "-")}" title="{html.escape(_title(line, k))}">{v}</span>' for k, v in cells.items())
+    cells["name"] = f'<span class="cadm-fold">{mark}</span>{cells["name"]}' + (
+        f' <span class="cadm-dim">{html.escape(line.notes)}</span>' if line.notes else ""
+    )
+    told = "".join(
+        f'<span class="cadm-{"number" if k in _RIGHT else "text-cell"} cadm-c-{k.replace("_", "-")}" '
+        f'title="{html.escape(_title(line, k))}">{v}</span>'
+        for k, v in cells.items()
+    )
     return f'<div class="cadm-row cadm-run{" cadm-of-picked" if picked else ""}">{told}</div>'
 
 def _title(line, key):
@@ -189,8 +219,13 @@ def grid_css(
     return f"<style>.{name} :is(.cadm-run, .cadm-head) {{grid-template-columns:{widths}}}</style>"
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #499e7750
-CHECKPOINT_COLUMNS = ("Weights", "Step", "Mean loss", "Step's loss", "Val. loss", "Valid", "IoU", "Saved", "Size", "State")
-CHECKPOINT_HELP = {"Mean loss": "mean of all steps since the save before", "Step's loss": "the loss of this step alone, as the curve shows it"}
+CHECKPOINT_COLUMNS = (
+    "Weights", "Step", "Mean loss", "Step's loss", "Val. loss", "Valid", "IoU", "Saved", "Size", "State"
+)
+CHECKPOINT_HELP = {
+    "Mean loss": "mean of all steps since the save before",
+    "Step's loss": "the loss of this step alone, as the curve shows it"
+}
 
 def checkpoint_html(
     row: Row,
@@ -200,15 +235,33 @@ def checkpoint_html(
     number = lambda v, form="{:.4f}": "–" if v is None else form.format(v)
     badges = "".join(f"{badge_html(m)} " for m in row.marks)
     about = html.escape(row.problem or ("" if not row.also else "also " + ", ".join(p.name for p in row.also)))
-    name = f'{badges}<span>{html.escape(f"{row.stage} / {row.name}" if row.stage and not row.name.startswith(row.stage) else row.name)}</span>' + (f' <span class="cadm-dim">{about}</span>' if about else "")
-    cells = [(name, html.escape(str(row.path)), False), (number(row.step, "{:,}"), "", True), (number(row.loss), CHECKPOINT_HELP["Mean loss"], True), (number(row.step_loss), CHECKPOINT_HELP["Step's loss"], True),
-             (number(row.val_loss), "", True), (number(row.builds, "{:.0%}"), "", True), (number(row.iou, "{:.0%}"), "", True), (row.saved[:16].replace("T", " ") or "–", "", False),
-             (human_size(row.size) if row.size is not None else "–", "", True), (badge_html(row.state) + (" no optimizer" if row.optimizer == "no" and row.state == "complete" else ""), "", False)]
-    told = "".join(f'<span class="cadm-{"number" if right else "text-cell"}" title="{title}">{value}</span>' for value, title, right in cells)
+    full = f"{row.stage} / {row.name}" if row.stage and not row.name.startswith(row.stage) else row.name
+    name = f'{badges}<span>{html.escape(full)}</span>'
+    if about: name += f' <span class="cadm-dim">{about}</span>'
+    cells = [
+        (name, html.escape(str(row.path)), False), (number(row.step, "{:,}"), "", True),
+        (number(row.loss), CHECKPOINT_HELP["Mean loss"], True),
+        (number(row.step_loss), CHECKPOINT_HELP["Step's loss"], True), (number(row.val_loss), "", True),
+        (number(row.builds, "{:.0%}"), "", True), (number(row.iou, "{:.0%}"), "", True),
+        (row.saved[:16].replace("T", " ") or "–", "", False),
+        (human_size(row.size) if row.size is not None else "–", "", True),
+        (
+            badge_html(row.state) + (" no optimizer" if row.optimizer == "no" and row.state == "complete" else ""), "",
+            False
+        )
+    ]
+    told = "".join(
+        f'<span class="cadm-{"number" if right else "text-cell"}" title="{title}">{value}</span>'
+        for value, title, right in cells
+    )
     return f'<div class="cadm-row cadm-checkpoint{" cadm-picked" if picked else ""}">{told}</div>'
 
 def checkpoint_head_html() -> str:
     "The names of the columns of checkpoints."
     right = ("Step", "Mean loss", "Step's loss", "Val. loss", "Valid", "IoU", "Size")
-    told = "".join(f'<span class="cadm-{"number" if c in right else "text-cell"}" title="{html.escape(CHECKPOINT_HELP.get(c, ""))}">{c}</span>' for c in CHECKPOINT_COLUMNS)
+    told = "".join(
+        f'<span class="cadm-{"number" if c in right else "text-cell"}" '
+        f'title="{html.escape(CHECKPOINT_HELP.get(c, ""))}">{c}</span>'
+        for c in CHECKPOINT_COLUMNS
+    )
     return f'<div class="cadm-row cadm-checkpoint cadm-dim">{told}</div>'

@@ -62,7 +62,10 @@ class Plotted:
     def val_points(self) -> list: # of (step, value)
         "Validation losses, from the lines of steps and of saves."
         rows = self.curve.rows + [e for e in self.curve.events if e.get("event") == "checkpoint"]
-        found = {r["step"]: r["val_loss"] for r in rows if r.get("step") is not None and isinstance(r.get("val_loss"), (int, float))}
+        found = {
+            r["step"]: r["val_loss"] for r in rows if r.get("step") is not None
+            and isinstance(r.get("val_loss"), (int, float))
+        }
         found |= {r.step: r.val_loss for r in self.records if r.val_loss is not None}
         return sorted(found.items())
 
@@ -75,7 +78,8 @@ def x_rows(
 
 # %% ../../nbs/10_panel/03_plots.ipynb #43b3f9af
 def _draw_run(top, low, run, color, axis, weight, labels):
-    "One run: raw and smoothed loss, lost branches, validation loss, learning rate, marks where a stage begins or a training resumed."
+    """One run: raw and smoothed loss, lost branches, validation loss, learning rate, marks where a stage begins or a
+    training resumed."""
     rows = [r for r in run.curve.rows if isinstance(r.get("loss"), (int, float))]
     xs, losses, at = x_values(rows, axis), [r["loss"] for r in rows], {}
     for r, x in zip(rows, xs): at[r["step"]] = x
@@ -89,16 +93,23 @@ def _draw_run(top, low, run, color, axis, weight, labels):
     if vals: top.plot(*zip(*vals), color=color, lw=1, ls="--", marker="s", ms=3.5, alpha=.9)
     low.plot(xs, [r.get("lr") or 0 for r in rows], color=color, lw=1.2, ls=style)
     for e in run.curve.events:
-        if e.get("event") == "resume" and e.get("step") in at: top.axvline(at[e["step"]], color=color, lw=1, ls=":", alpha=.8)
+        if e.get("event") == "resume" and e.get("step") in at:
+            top.axvline(at[e["step"]], color=color, lw=1, ls=":", alpha=.8)
     for before, r, x in zip([{}, *rows], rows, xs):
         if before.get("stage") == r.get("stage"): continue
         for ax in (top, low): ax.axvline(x, color=color, lw=.8, ls=(0, (6, 4)), alpha=.5)
-        if r.get("stage") not in labels: top.text(x, .985, f" {r.get('stage')}", transform=top.get_xaxis_transform(), va="top", fontsize=8, color=color)
+        if r.get("stage") not in labels:
+            top.text(
+                x, .985, f" {r.get('stage')}", transform=top.get_xaxis_transform(), va="top", fontsize=8, color=color
+            )
         labels.add(r.get("stage"))
     if run.crashed and rows: top.plot(xs[-1:], losses[-1:], marker="X", ms=9, color="#d93025", ls="", zorder=6)
 
 # %% ../../nbs/10_panel/03_plots.ipynb #61fdfbbe
-_POINTS = {"whole": dict(marker="o", ms=5, mew=.5), "best": dict(marker="*", ms=10, mew=.5), "damaged": dict(marker="x", ms=7, mew=2)}
+_POINTS = {
+    "whole": dict(marker="o", ms=5, mew=.5), "best": dict(marker="*", ms=10, mew=.5),
+    "damaged": dict(marker="x", ms=7, mew=2)
+}
 
 def middle_cut(text, limit=60):
     "A long name with its middle left out: beginnings and ends are what names differ in."
@@ -108,11 +119,15 @@ def _note(ax, x, y, text, transform=None, **style):
     "Words beside a point, on the side where there is room."
     low, high = ax.get_xlim()
     right = x > low + .6*(high - low)
-    ax.annotate(text, (x, y), xycoords=transform or "data", xytext=(-10 if right else 10, 12), textcoords="offset points", ha="right" if right else "left", zorder=8,
-                bbox=dict(fc="#ffffff", ec="none", alpha=.8, pad=1), fontsize=9, **style)
+    ax.annotate(
+        text, (x, y), xycoords=transform or "data", xytext=(-10 if right else 10, 12), textcoords="offset points",
+        ha="right" if right else "left", zorder=8, bbox=dict(fc="#ffffff", ec="none", alpha=.8, pad=1), fontsize=9,
+        **style
+    )
 
 def _draw_points(top, run, color, axis, picked, ink):
-    "Checkpoints as points on their run's curve: a star is the best of its stage, a cross is damaged, a ring is the picked one, a flag says where a crashed run goes on."
+    """Checkpoints as points on their run's curve: a star is the best of its stage, a cross is damaged, a ring is the
+    picked one, a flag says where a crashed run goes on."""
     kinds, low = {kind: [] for kind in _POINTS}, top.get_xaxis_transform()
     for r, x in zip(run.records, run.places(axis)):
         if r.loss is None: continue
@@ -124,19 +139,32 @@ def _draw_points(top, run, color, axis, picked, ink):
             top.plot([x], [r.loss], marker="o", ms=16, mfc="none", mec=ink, mew=1.8, ls="", zorder=7)
             _note(top, x, r.loss, f"step {r.step}, loss {r.loss:.4f}", color=ink)
     for kind, points in kinds.items():
-        if points: top.plot(*zip(*points), ls="", zorder=5, color=color, mec="#d93025" if kind == "damaged" else ink, **_POINTS[kind])
+        if points:
+            top.plot(
+                *zip(*points), ls="", zorder=5, color=color, mec="#d93025" if kind == "damaged" else ink,
+                **_POINTS[kind]
+            )
 
 def _legend(fig, top, runs, ink):
     "Runs by color, and what the marks mean, but only those that occur; below the curves, which no name may cover."
     from matplotlib.lines import Line2D
-    handles, records = top.get_legend_handles_labels()[0], [r for run in runs for r in run.records if r.loss is not None]
-    marks = [("checkpoint", dict(marker="o", ms=5), any(r.complete for r in records)), ("best of its stage", dict(marker="*", ms=9), any(r.bests for r in runs)),
-             ("damaged", dict(marker="x", ms=6, color="#d93025"), any(not r.complete for r in records)), ("validation", dict(marker="s", ms=3.5, ls="--"), any(r.val_points() for r in runs)),
-             ("lost work", dict(ls=":"), any(r.curve.lost for r in runs)), ("ended without saving", dict(marker="X", ms=8, color="#d93025"), any(r.crashed for r in runs))]
-    handles += [Line2D([], [], **{"color": ink, "ls": "", **style}, label=text) for text, style, occurs in marks if occurs]
+    handles = top.get_legend_handles_labels()[0]
+    records = [r for run in runs for r in run.records if r.loss is not None]
+    marks = [
+        ("checkpoint", dict(marker="o", ms=5), any(r.complete for r in records)),
+        ("best of its stage", dict(marker="*", ms=9), any(r.bests for r in runs)),
+        ("damaged", dict(marker="x", ms=6, color="#d93025"), any(not r.complete for r in records)),
+        ("validation", dict(marker="s", ms=3.5, ls="--"), any(r.val_points() for r in runs)),
+        ("lost work", dict(ls=":"), any(r.curve.lost for r in runs)),
+        ("ended without saving", dict(marker="X", ms=8, color="#d93025"), any(r.crashed for r in runs))
+    ]
+    handles += [
+        Line2D([], [], **{"color": ink, "ls": "", **style}, label=text) for text, style, occurs in marks if occurs
+    ]
     longest = max((len(h.get_label()) for h in handles), default=0)
     columns = max(1, min(6, int(fig.get_figwidth()*15/(longest + 6))))
-    if handles: fig.legend(handles=handles, loc="outside lower left", fontsize=8, frameon=False, labelcolor=ink, ncols=columns)
+    if handles:
+        fig.legend(handles=handles, loc="outside lower left", fontsize=8, frameon=False, labelcolor=ink, ncols=columns)
 
 # %% ../../nbs/10_panel/03_plots.ipynb #f7fdcee7
 def _dress(top, low, axis, ink, grid):
@@ -166,7 +194,8 @@ def loss_figure(
     ink, grid = "#1f2328", "#e3e5e8"
     fig = Figure(figsize=size, facecolor="#ffffff", layout="constrained")
     top, low = fig.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    colors, labels = [run.color or RUN_COLORS[i % len(RUN_COLORS)] for i, run in enumerate(runs)], set() # each stage is named once
+    # each stage is named once
+    colors, labels = [run.color or RUN_COLORS[i % len(RUN_COLORS)] for i, run in enumerate(runs)], set()
     if log: top.set_yscale("log")
     for run, color in zip(runs, colors): _draw_run(top, low, run, color, axis, weight, labels)
     for run, color in zip(runs, colors): _draw_points(top, run, color, axis, picked, ink)
@@ -193,7 +222,11 @@ def image_html(
     width: str = "100%",
 ) -> str:
     "A picture as HTML, with words for those who do not see it."
-    return f'<img class="{name}" style="width:{width}" alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">' if png else ""
+    return (
+        f'<img class="{name}" style="width:{width}" alt="{html.escape(alt)}" '
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        if png else ""
+    )
 
 def plot_words(
     runs: list, # of `Plotted`
@@ -201,12 +234,21 @@ def plot_words(
     "What the plot shows, as a sentence."
     def told(run):
         rows = [r for r in run.curve.rows if isinstance(r.get("loss"), (int, float))]
-        how = f"loss {rows[0]['loss']:.3g} at step {rows[0]['step']} to {rows[-1]['loss']:.3g} at step {rows[-1]['step']}" if rows else format_count(len(run.records), "checkpoint")
-        return f"{run.name}: {how}" + (f", ended without saving, last good checkpoint at step {run.last_good.step}" if run.crashed and run.last_good else "")
+        how = (
+            f"loss {rows[0]['loss']:.3g} at step {rows[0]['step']} to {rows[-1]['loss']:.3g} at step {rows[-1]['step']}"
+            if rows else format_count(len(run.records), "checkpoint")
+        )
+        return f"{run.name}: {how}" + (
+            f", ended without saving, last good checkpoint at step {run.last_good.step}" if run.crashed
+            and run.last_good else ""
+        )
     return "Loss curves. " + "; ".join(map(told, runs))
 
 # %% ../../nbs/10_panel/03_plots.ipynb #d7942cc8
-CSV_COLUMNS = ("run", "kind", "stage", "step", "epoch", "loss", "val_loss", "lr", "grad_norm", "tokens", "samples", "seconds", "time", "path")
+CSV_COLUMNS = (
+    "run", "kind", "stage", "step", "epoch", "loss", "val_loss", "lr", "grad_norm", "tokens", "samples", "seconds",
+    "time", "path"
+)
 
 def curves_csv(
     runs: list, # of `Plotted`
@@ -216,6 +258,13 @@ def curves_csv(
     writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for run in runs:
-        for kind, rows in [("step", run.curve.rows), *(("lost", branch) for branch in run.curve.lost)]: writer.writerows(r | {"run": run.name, "kind": kind} for r in rows)
-        writer.writerows({**r.metadata, "run": run.name, "kind": "checkpoint", "stage": r.stage, "step": r.step, "loss": r.loss, "val_loss": r.val_loss, "time": r.timestamp, "path": r.path} for r in run.records)
+        for kind, rows in [("step", run.curve.rows), *(("lost", branch) for branch in run.curve.lost)]:
+            writer.writerows(r | {"run": run.name, "kind": kind} for r in rows)
+        writer.writerows(
+            {
+                **r.metadata, "run": run.name, "kind": "checkpoint", "stage": r.stage, "step": r.step, "loss": r.loss,
+                "val_loss": r.val_loss, "time": r.timestamp, "path": r.path
+            }
+            for r in run.records
+        )
     return out.getvalue()

@@ -35,12 +35,21 @@ def run_evaluation(
     job, # the `Job` that does it
 ):
     "Evaluate a checkpoint in a process of its own; raises `PanelError` with its last line where it fails."
-    command = [sys.executable, "-m", "cad_mllm.cli", "evaluate", "--checkpoint", str(record.path), "--data_root", data_root, "--num", str(num)]
+    command = [
+        sys.executable, "-m", "cad_mllm.cli", "evaluate", "--checkpoint", str(record.path), "--data_root", data_root,
+        "--num", str(num)
+    ]
     log = record.path.parent/f"evaluation-{record.path.name}.log"
     job.note = f"{num} beginnings at most, log {log.name}"
     with open(log, "wb") as file:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    if done.returncode: raise PanelError(f"The evaluation failed: {log_tail(log, 1) or f'exit code {done.returncode}'}; all of it is in {log}")
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
+    if done.returncode:
+        raise PanelError(
+            f"The evaluation failed: {log_tail(log, 1) or f'exit code {done.returncode}'}; all of it is in {log}"
+        )
 
 # %% ../../nbs/10_panel/09d_quality_view.ipynb #a0f60cf0
 def quality_svg(
@@ -54,15 +63,30 @@ def quality_svg(
     low, high = min(steps), max(*steps, min(steps) + 1)
     x = lambda step: 44 + (width - 60)*(step - low)/(high - low)
     y = lambda value: 12 + (height - 44)*(1 - value)
-    grid = "".join(f'<line x1="44" x2="{width - 16}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".15"/><text x="38" y="{y(v) + 4:.1f}" text-anchor="end">{v:.0%}</text>' for v in (0, .5, 1))
-    ends = "".join(f'<text x="{x(s):.1f}" y="{height - 14}" text-anchor="{anchor}">{s:,}</text>' for s, anchor in ((low, "start"), (high, "end")))
+    grid = "".join(
+        f'<line x1="44" x2="{width - 16}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".15"/><text '
+        f'x="38" y="{y(v) + 4:.1f}" text-anchor="end">{v:.0%}</text>'
+        for v in (0, .5, 1)
+    )
+    ends = "".join(
+        f'<text x="{x(s):.1f}" y="{height - 14}" text-anchor="{anchor}">{s:,}</text>'
+        for s, anchor in ((low, "start"), (high, "end"))
+    )
     lines = ""
     for name, color, points in series:
         path = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in sorted(points))
         lines += f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>'
-        lines += "".join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="4" fill="{color}"><title>{html.escape(name)}, step {s:,}: {v:.1%}</title></circle>' for s, v in points)
-    return (f'<svg class="cadm-chart" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)} over steps" font-size="11" fill="currentColor">{grid}{ends}{lines}'
-            f'<text x="{(width + 28)/2:.0f}" y="{height - 1}" text-anchor="middle">{html.escape(title)} over steps</text></svg>')
+        lines += "".join(
+            f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="4" fill="{color}"><title>{html.escape(name)}, step {s:,}: '
+            f'{v:.1%}</title></circle>'
+            for s, v in points
+        )
+    return (
+        f'<svg class="cadm-chart" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)} over '
+        f'steps" font-size="11" fill="currentColor">{grid}{ends}{lines}'
+        f'<text x="{(width + 28)/2:.0f}" y="{height - 1}" text-anchor="middle">{html.escape(title)} over '
+        'steps</text></svg>'
+    )
 
 # %% ../../nbs/10_panel/09d_quality_view.ipynb #7252f009
 class QualityView(View):
@@ -70,17 +94,40 @@ class QualityView(View):
     def build(self):
         self.about, self.chart, self.figures, self.card = None, widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.root = style_control(widgets.Text, "Data folder", width="480px", placeholder="that of the run")
-        self.num = style_control(widgets.BoundedIntText, "Parts", label_width="45px", width="140px", value=64, min=1, max=100000)
-        self.evaluate = make_button(self.panel, "Evaluate", self.run, "primary", "Complete held-out beginnings with the selected checkpoint and measure the parts", width="110px")
-        self.write = make_button(self.panel, "Model card", self.make_card, tooltip="Write what the model is, how it was trained and how good it is")
+        self.num = style_control(
+            widgets.BoundedIntText, "Parts", label_width="45px", width="140px", value=64, min=1, max=100000
+        )
+        self.evaluate = make_button(
+            self.panel, "Evaluate", self.run, "primary",
+            "Complete held-out beginnings with the selected checkpoint and measure the parts", width="110px"
+        )
+        self.write = make_button(
+            self.panel, "Model card", self.make_card,
+            tooltip="Write what the model is, how it was trained and how good it is"
+        )
         self.repo = style_control(widgets.Text, "Hub", width="300px", label_width="40px", placeholder="user/model")
-        self.token = style_control(widgets.Password, "Token", width="240px", label_width="50px", placeholder="the stored one")
-        self.private = widgets.Checkbox(value=True, description="Private", indent=False, layout=widgets.Layout(width="85px"))
-        self.push = make_button(self.panel, "Upload", self.upload, "warning", "Upload the selected checkpoint with its card to the Hugging Face Hub", width="100px")
+        self.token = style_control(
+            widgets.Password, "Token", width="240px", label_width="50px", placeholder="the stored one"
+        )
+        self.private = widgets.Checkbox(
+            value=True, description="Private", indent=False, layout=widgets.Layout(width="85px")
+        )
+        self.push = make_button(
+            self.panel, "Upload", self.upload, "warning",
+            "Upload the selected checkpoint with its card to the Hugging Face Hub", width="100px"
+        )
         for b in (self.evaluate, self.write, self.push): self.panel.workers.add(b)
-        for w, name in ((self.evaluate, "evaluate"), (self.root, "evaluate-root"), (self.num, "evaluate-num"), (self.chart, "quality-chart"), (self.figures, "quality"), (self.write, "card-button"), (self.card, "card-text"),
-                        (self.repo, "hub"), (self.push, "upload")): w.add_class(f"cadm-{name}")
-        return [make_row(self.evaluate, self.root, self.num), self.figures, self.chart, widgets.HTML("<h4>Model card and Hub</h4>"), make_row(self.write, self.repo, self.token, self.private, self.push), self.card]
+        for w, name in (
+            (self.evaluate, "evaluate"), (self.root, "evaluate-root"), (self.num, "evaluate-num"),
+            (self.chart, "quality-chart"), (self.figures, "quality"), (self.write, "card-button"),
+            (self.card, "card-text"), (self.repo, "hub"), (self.push, "upload")
+        ):
+            w.add_class(f"cadm-{name}")
+        return [
+            make_row(self.evaluate, self.root, self.num), self.figures, self.chart,
+            widgets.HTML("<h4>Model card and Hub</h4>"),
+            make_row(self.write, self.repo, self.token, self.private, self.push), self.card
+        ]
 
 # %% ../../nbs/10_panel/09d_quality_view.ipynb #92716c64
 @patch
@@ -93,8 +140,19 @@ def update(self: QualityView):
     self.about = record and record.path
     self.root.placeholder = self.data_root() or "needed: a folder in the Omni-CAD layout"
     told = read_quality(record.path) if record else {}
-    rows = [("Parts", told["num"]), ("Given", told["given"]), ("Valid solids", _share(told["builds"])), ("Mean IoU", _share(told["iou"])), ("Median Chamfer distance", told["chamfer"])] if told else []
-    self.figures.value = list_html(rows) if rows else '<span class="cadm-dim">' + ("The selected checkpoint was not evaluated yet." if good else "Select a complete checkpoint in the list.") + "</span>"
+    rows = (
+        [
+            ("Parts", told["num"]), ("Given", told["given"]), ("Valid solids", _share(told["builds"])),
+            ("Mean IoU", _share(told["iou"])), ("Median Chamfer distance", told["chamfer"])
+        ]
+        if told else []
+    )
+    self.figures.value = (
+        list_html(rows) if rows
+        else '<span class="cadm-dim">' + (
+            "The selected checkpoint was not evaluated yet." if good else "Select a complete checkpoint in the list."
+        ) + "</span>"
+    )
     self.chart.value = self.charts()
 
 @patch
@@ -103,9 +161,20 @@ def charts(self: QualityView) -> str:
     styles, shown = run_styles(self.panel.runs), {r.name for r in self.panel.table.shown_runs()}
     rows = [r for r in self.panel.rows if r.run in shown and r.iou is not None and r.step is not None]
     if not rows: return ""
-    def series(key): return [(name, styles[name][0], [(r.step, getattr(r, key)) for r in rows if r.run == name and getattr(r, key) is not None]) for name in dict.fromkeys(r.run for r in rows)]
-    legend = "".join(f'<span class="cadm-key"><i style="background:{styles[n][0]}"></i>{html.escape(n)}</span>' for n in dict.fromkeys(r.run for r in rows))
-    return f'<div>{legend}</div><div class="cadm-charts">{quality_svg(series("builds"), "valid solids")}{quality_svg(series("iou"), "mean IoU")}</div>'
+    def series(key):
+        return [
+            (
+                name, styles[name][0],
+                [(r.step, getattr(r, key)) for r in rows if r.run == name and getattr(r, key) is not None]
+            )
+            for name in dict.fromkeys(r.run for r in rows)
+        ]
+    legend = "".join(
+        f'<span class="cadm-key"><i style="background:{styles[n][0]}"></i>{html.escape(n)}</span>'
+        for n in dict.fromkeys(r.run for r in rows)
+    )
+    charts = quality_svg(series("builds"), "valid solids") + quality_svg(series("iou"), "mean IoU")
+    return f'<div>{legend}</div><div class="cadm-charts">{charts}</div>'
 
 def _share(value): return None if value is None else f"{value:.1%}"
 
@@ -125,16 +194,22 @@ def run(self: QualityView):
     "Evaluate the selected checkpoint, behind the page."
     record, root, num = self.panel.need_record(), self.data_root(), self.num.value
     if not root: raise PanelError("Data folder: is empty; write where held-out data is")
-    if not root.startswith("stream:") and not Path(root).is_dir(): raise PanelError(f"Data folder: there is no folder {root}; write where the data is now")
+    if not root.startswith("stream:") and not Path(root).is_dir():
+        raise PanelError(f"Data folder: there is no folder {root}; write where the data is now")
     self.panel.say("")
-    self.panel.work(f"Evaluating {record.path.name}", lambda job: self.panel.evaluator(record, root, num, job), lambda _: self.evaluated(record))
+    self.panel.work(
+        f"Evaluating {record.path.name}", lambda job: self.panel.evaluator(record, root, num, job),
+        lambda _: self.evaluated(record)
+    )
 
 @patch
 def evaluated(self: QualityView, record):
     "Show what was written."
     self.panel.look()
     self.panel.fill(self)
-    self.panel.say(f"Evaluated {record.path.name}: tables and pictures are in evaluation-{record.path.name} beside it.", "good")
+    self.panel.say(
+        f"Evaluated {record.path.name}: tables and pictures are in evaluation-{record.path.name} beside it.", "good"
+    )
 
 # %% ../../nbs/10_panel/09d_quality_view.ipynb #6f3461d7
 @patch
@@ -152,19 +227,28 @@ def upload(self: QualityView):
     "The selected checkpoint with its card to the Hub."
     from cad_mllm import model_card
     record, name = self.panel.need_record(), self.repo.value.strip()
-    if name.count("/") != 1 or not all(name.split("/")): raise PanelError("Hub: write the name of the repository as user/model")
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise PanelError("Hub: write the name of the repository as user/model")
     token, private = self.token.value.strip() or None, self.private.value
-    self.panel.work(f"Uploading to {name}", lambda job: model_card.push_to_hub(record.path, name, private=private, token=token), lambda url: self.panel.say(f"Uploaded: {url}", "good"))
+    self.panel.work(
+        f"Uploading to {name}", lambda job: model_card.push_to_hub(record.path, name, private=private, token=token),
+        lambda url: self.panel.say(f"Uploaded: {url}", "good")
+    )
 
 # %% ../../nbs/10_panel/09d_quality_view.ipynb #400df2ec
 class NotesView(View):
     "Tags and notes of the selected run, kept in its folder."
     def build(self):
         self.about = None
-        self.tags = style_control(widgets.Text, "Tags", width="330px", label_width="50px", placeholder="words, such as: baseline good")
-        self.notes = style_control(widgets.Text, "Notes", width="480px", label_width="50px", placeholder="what is to be remembered of this run")
+        self.tags = style_control(
+            widgets.Text, "Tags", width="330px", label_width="50px", placeholder="words, such as: baseline good"
+        )
+        self.notes = style_control(
+            widgets.Text, "Notes", width="480px", label_width="50px", placeholder="what is to be remembered of this run"
+        )
         self.keep = make_button(self.panel, "Save notes", self.save)
-        for w, name in ((self.tags, "tags"), (self.notes, "notes"), (self.keep, "notes-save")): w.add_class(f"cadm-{name}")
+        for w, name in ((self.tags, "tags"), (self.notes, "notes"), (self.keep, "notes-save")):
+            w.add_class(f"cadm-{name}")
         return [make_row(self.tags, self.notes, self.keep)]
 
     def update(self):

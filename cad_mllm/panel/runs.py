@@ -29,9 +29,12 @@ from ..training.run_files import append_line, EVENTS, known_status, METRICS, RUN
 class PanelError(ValueError):
     "What was asked for cannot be done: one sentence with the remedy."
 
-_REMEDIES = {errno.ENOTCONN: "Google Drive has gone away: run the cell that mounts it again, then press Refresh",
-             errno.ENOSPC: "the disk is full: delete checkpoints under Clean up, and on Drive empty the trash",
-             errno.ENOENT: "press Refresh to see what is there", errno.EACCES: "choose a folder you may write to", errno.EROFS: "choose a folder you may write to"}
+_REMEDIES = {
+    errno.ENOTCONN: "Google Drive has gone away: run the cell that mounts it again, then press Refresh",
+    errno.ENOSPC: "the disk is full: delete checkpoints under Clean up, and on Drive empty the trash",
+    errno.ENOENT: "press Refresh to see what is there", errno.EACCES: "choose a folder you may write to",
+    errno.EROFS: "choose a folder you may write to"
+}
 
 def format_count(count, noun): return f"{count} {noun}{'' if count == 1 else 's'}"
 
@@ -44,11 +47,19 @@ def sentence(
     text = str(error).strip()
     if isinstance(error, KeyboardInterrupt): return "Interrupted; nothing is lost, press the button again to go on."
     if isinstance(error, PanelError) or type(error).__module__.startswith("cad_mllm"): return shorten(text)
-    if isinstance(error, ModuleNotFoundError): return f"The package {error.name} is missing: install it with pip, then try again."
+    if isinstance(error, ModuleNotFoundError):
+        return f"The package {error.name} is missing: install it with pip, then try again."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'A file'}: {error.strerror.lower()}; {_REMEDIES.get(error.errno, 'check the folder, then press Refresh')}."
-    if "out of memory" in text.lower(): return "The GPU is out of memory: stop the training that uses it, or choose the CPU as device."
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}; press Refresh and try again, panel.last_error has the details."
+        return (
+            f"{error.filename or 'A file'}: {error.strerror.lower()}; "
+            f"{_REMEDIES.get(error.errno, 'check the folder, then press Refresh')}."
+        )
+    if "out of memory" in text.lower():
+        return "The GPU is out of memory: stop the training that uses it, or choose the CPU as device."
+    return (
+        f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}; press Refresh and try again, "
+        "panel.last_error has the details."
+    )
 
 # %% ../../nbs/10_panel/01_runs.ipynb #6de5d61a
 class _ToyModel:
@@ -65,15 +76,25 @@ def _toy_row(rng, step, stage, steps, before):
     "A line of metrics.jsonl, as training would log it."
     loss = (.25 + 2.6*math.exp(-step/45) + .5*before*math.exp(-(step - before*steps)/12))*math.exp(rng.gauss(0, .06))
     now = datetime(2026, 3, 1, 22) + timedelta(seconds=40*step)
-    return dict(stage=stage, step=step, epoch=0, loss=loss, lr=2e-3*.5*(1 + math.cos(math.pi*((step - 1) % steps)/steps)), grad_norm=rng.uniform(.4, 1.2), tokens=1900*step,
-                samples=16*step, seconds=38.0*step, tokens_per_second=50.0, gpu_memory=3.1, skipped_samples=0, nan_steps=0, time=now.isoformat())
+    return dict(
+        stage=stage, step=step, epoch=0, loss=loss, lr=2e-3*.5*(1 + math.cos(math.pi*((step - 1) % steps)/steps)),
+        grad_norm=rng.uniform(.4, 1.2), tokens=1900*step, samples=16*step, seconds=38.0*step, tokens_per_second=50.0,
+        gpu_memory=3.1, skipped_samples=0, nan_steps=0, time=now.isoformat()
+    )
 
 # %% ../../nbs/10_panel/01_runs.ipynb #14c7ba7c
 def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=None):
-    "Three stages of made-up training; `crash_at` loses what came after the last save, once, and ends the run a little later."
+    """Three stages of made-up training; `crash_at` loses what came after the last save, once, and ends the run a
+    little later."""
     rng, step, crashed, saved, stages = random.Random(seed), 0, False, None, train_config.stages
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output/RUN_CONFIG, dict(model=_ToyModel.config.to_dict(), train=train_config.to_dict(), command=["cli.py", "train", "--recipe", "tiny", "--output_dir", str(output)]))
+    write_json(
+        output/RUN_CONFIG,
+        dict(
+            model=_ToyModel.config.to_dict(), train=train_config.to_dict(),
+            command=["cli.py", "train", "--recipe", "tiny", "--output_dir", str(output)]
+        )
+    )
     while step < len(stages)*steps:
         step += 1
         before = (step - 1)//steps
@@ -84,12 +105,29 @@ def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=Non
             append_line(output/EVENTS, dict(event="resume", step=step, stage=row["stage"], path=str(saved)))
         elif step % save_every == 0:
             end, val = step % steps == 0, row["loss"]*rng.uniform(.95, 1.2)
-            saved = save_checkpoint(_ToyModel(), output, stage=row["stage"], step=step, epoch=0, loss=row["loss"], val_loss=val, train_config=train_config, keep_last_n=0,
-                trainer_state={"position": 16*step}, name=f"{row['stage']}_model" if end else None, extra_metadata={k: row[k] for k in ("tokens", "samples", "seconds")})
-            append_line(output/EVENTS, dict(event="checkpoint", step=step, stage=row["stage"], loss=row["loss"], val_loss=val, path=str(saved.relative_to(output))))
+            saved = save_checkpoint(
+                _ToyModel(), output, stage=row["stage"], step=step, epoch=0, loss=row["loss"], val_loss=val,
+                train_config=train_config, keep_last_n=0, trainer_state={"position": 16*step},
+                name=f"{row['stage']}_model" if end else None,
+                extra_metadata={k: row[k] for k in ("tokens", "samples", "seconds")}
+            )
+            append_line(
+                output/EVENTS,
+                dict(
+                    event="checkpoint", step=step, stage=row["stage"], loss=row["loss"], val_loss=val,
+                    path=str(saved.relative_to(output))
+                )
+            )
         if crashed and step == crash_at + save_every: break
-    write_json(output/STATUS, dict(state="running" if crash_at else "done", pid=2**22 + 1, host=socket.gethostname(), stage=row["stage"], stage_index=before, num_stages=3, step=step,
-        total_steps=3*steps, loss=row["loss"], val_loss=val, lr=row["lr"], tokens_per_second=50.0, eta_seconds=None, gpu_memory=None, checkpoint=str(saved), message="", updated=row["time"]))
+    write_json(
+        output/STATUS,
+        dict(
+            state="running" if crash_at else "done", pid=2**22 + 1, host=socket.gethostname(), stage=row["stage"],
+            stage_index=before, num_stages=3, step=step, total_steps=3*steps, loss=row["loss"], val_loss=val,
+            lr=row["lr"], tokens_per_second=50.0, eta_seconds=None, gpu_memory=None, checkpoint=str(saved), message="",
+            updated=row["time"]
+        )
+    )
     return saved
 
 # %% ../../nbs/10_panel/01_runs.ipynb #63cae0d9
@@ -132,7 +170,8 @@ class Run:
 
 LAUNCH, LOG = "launch.json", "train.log" # the panel's own: what it started, and what that said
 _MARKERS = {RUN_CONFIG, METRICS, STATUS, LAUNCH}
-_OWN_FOLDERS = ("completions", "evaluation", "card-", "wandb", "logs") # what the names begin with that this project itself puts beside stages
+# what the names begin with that this project itself puts beside stages
+_OWN_FOLDERS = ("completions", "evaluation", "card-", "wandb", "logs")
 
 def run_name(runs: list, path: Path) -> str:
     "What the run in a folder is called."
@@ -144,20 +183,25 @@ def list_folders(folder):
 
 # %% ../../nbs/10_panel/01_runs.ipynb #8b86c70b
 def _home(record, folder, is_run):
-    "The output folder a checkpoint belongs to: the nearest one that looks like a run, else the one above its stage; never above `folder`."
+    """The output folder a checkpoint belongs to: the nearest one that looks like a run, else the one above its
+    stage; never above `folder`."""
     path, near = record.path, []
     for p in (path.parent, path.parent.parent):
         if path == folder or len(p.parts) < len(folder.parts): break
         near.append(p)
     for p in near:
         if is_run(p): return p
-    staged = not path.name.endswith("_model") and (path.parent.name.startswith("stage") or record.metadata.get("stage") == path.parent.name)
+    staged = (
+        not path.name.endswith("_model")
+        and (path.parent.name.startswith("stage") or record.metadata.get("stage") == path.parent.name)
+    )
     home = path.parent.parent if staged else path.parent
     return home if home in near else folder
 
 def _what_is(names):
     "A folder without checkpoints, in words, by the names in it."
-    if any(n.startswith((".tmp-", ".old-")) for n in names): return "a save that was interrupted; the next save into it cleans up"
+    if any(n.startswith((".tmp-", ".old-")) for n in names):
+        return "a save that was interrupted; the next save into it cleans up"
     return f"no checkpoint in it, {len(names)} other files or folders" if names else "an empty folder"
 
 def _strays(parent, catalog, used):
@@ -171,16 +215,27 @@ def _strays(parent, catalog, used):
 def _evaluated(catalog):
     "The checkpoints that have an evaluation beside them."
     begin = "evaluation-"
-    return {p.with_name(p.name[len(begin):]) for p, names in catalog.folders.items() if p.name.startswith(begin) and "evaluation.json" in names}
+    return {
+        p.with_name(p.name[len(begin):]) for p, names in catalog.folders.items() if p.name.startswith(begin)
+        and "evaluation.json" in names
+    }
 
 def find_runs(
     folder: Path, # an output folder, or one that holds several
 ) -> list: # of `Run`, by name
-    "Every run below a folder, with its checkpoints; raises `PanelError` where there is no such folder, or it cannot be read."
+    """Every run below a folder, with its checkpoints; raises `PanelError` where there is no such folder, or it
+    cannot be read."""
     folder = Path(folder).expanduser().resolve()
-    if not folder.is_dir(): raise PanelError(f"{folder}: there is no such folder; check the spelling, or start a training that writes there")
+    if not folder.is_dir():
+        raise PanelError(
+            f"{folder}: there is no such folder; check the spelling, or start a training that writes there"
+        )
     catalog = read_catalog(folder)
-    if folder in catalog.unreadable: raise PanelError(f"{folder}: cannot be read ({catalog.unreadable[folder]}); if it is a Drive, run the cell that mounts it, then press Refresh")
+    if folder in catalog.unreadable:
+        raise PanelError(
+            f"{folder}: cannot be read ({catalog.unreadable[folder]}); if it is a Drive, run the cell that mounts it, "
+            "then press Refresh"
+        )
     def is_run(path): return not _MARKERS.isdisjoint(catalog.folders.get(path, ()))
     homes = {p: [] for p in catalog.folders if len(p.parts) <= len(folder.parts) + 2 and is_run(p)}
     for record in catalog.records: homes.setdefault(_home(record, folder, is_run), []).append(record)
@@ -213,7 +268,8 @@ def is_alive(
 class Training:
     "What is known about the training in an output folder."
     output: Path
-    state: str = ""                    # "", starting, running, stopping, stopped, done, failed; lost: it ended without a word; away: on another machine
+    state: str = ""                    # "", starting, running, stopping, stopped, done, failed; lost: it ended without
+                                       # a word; away: on another machine
     status: dict = field(default_factory=dict) # of status.json or launch.json
     age: float = 0.0                   # seconds since the last word
     exit_code: int | None = None       # known of what this kernel started
@@ -234,7 +290,8 @@ def read_training(
     output = Path(output_dir)
     (status, heard), (launch, launched) = read_small_json(output/STATUS), read_small_json(output/LAUNCH)
     status, launch = known_status(status), known_status(launch)
-    if launched > heard and launch.get("pid") != status.get("pid"): status, heard = {"state": "starting"} | launch, launched
+    if launched > heard and launch.get("pid") != status.get("pid"):
+        status, heard = {"state": "starting"} | launch, launched
     state, pid, age = status.get("state") or "", status.get("pid") or 0, max(0.0, time.time() - heard)
     exit_code = child_processes[pid].poll() if pid in child_processes else None
     if state in _ACTIVE:

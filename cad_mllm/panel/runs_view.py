@@ -15,8 +15,10 @@ from fastcore.basics import patch
 from .runs import read_training, run_name
 from .colors import run_styles
 from .table import sort_rows
-from .overview import (
-    checkpoint_head_html, checkpoint_html, COLUMN_HELP, filter_lines, grid_css, make_lines, RUN_COLUMNS, run_html, STATE_WORDS, USUAL_COLUMNS)
+from cad_mllm.panel.overview import (
+    checkpoint_head_html, checkpoint_html, COLUMN_HELP, filter_lines, grid_css, make_lines, RUN_COLUMNS, run_html,
+    STATE_WORDS, USUAL_COLUMNS
+)
 from .details import time_ago
 from .widgets import guarded, make_button, make_row, style_control, View
 
@@ -26,23 +28,33 @@ class RunLines(View):
     def build(self):
         self.key, self.reverse, self.page, self.items, self.lines = "saved", True, 0, [], []
         self.opened, self.hidden, self.asked = set(), set(), set(USUAL_COLUMNS)
-        self.text = style_control(widgets.Text, "Find", label_width="40px", width="300px", placeholder="words, such as: flanges best")
+        self.text = style_control(
+            widgets.Text, "Find", label_width="40px", width="300px", placeholder="words, such as: flanges best"
+        )
         self.text.observe(guarded(self.panel, self.first_page), "value")
         self.slots = [Slot(self, i) for i in range(self.panel.num_rows)]
-        self.back, self.on = make_button(self.panel, "Previous", lambda: self.turn(-1)), make_button(self.panel, "Next", lambda: self.turn(1))
+        self.back, self.on = make_button(self.panel, "Previous", lambda: self.turn(-1)), make_button(
+            self.panel, "Next", lambda: self.turn(1)
+        )
         self.count, self.widths, self.selected = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.grid = widgets.VBox([widgets.VBox([self.make_heads(), *(s.box for s in self.slots)])])
         self.grid.add_class("cadm-table")
         show = self.make_choice()
-        for w, name in ((self.text, "find"), (self.grid, "grid"), (self.selected, "selected")): w.add_class(f"cadm-{name}")
-        return [self.widths, make_row(self.text, show, self.every, self.count), self.choice, self.grid, make_row(self.back, self.on, self.selected)]
+        for w, name in ((self.text, "find"), (self.grid, "grid"), (self.selected, "selected")):
+            w.add_class(f"cadm-{name}")
+        return [
+            self.widths, make_row(self.text, show, self.every, self.count), self.choice, self.grid,
+            make_row(self.back, self.on, self.selected)
+        ]
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #331fd1fc
 @patch
 def make_heads(self: RunLines):
     "A button for each column, to sort by it, in one line."
     def head_of(key, title):
-        return make_button(self.panel, title, lambda: self.sort(key), tooltip=COLUMN_HELP.get(key, f"sort by {title.lower()}"))
+        return make_button(
+            self.panel, title, lambda: self.sort(key), tooltip=COLUMN_HELP.get(key, f"sort by {title.lower()}")
+        )
     self.heads = {key: head_of(key, title) for key, title, _ in RUN_COLUMNS}
     for key, head in self.heads.items():
         head.add_class(f"cadm-c-{key.replace('_', '-')}")
@@ -60,14 +72,16 @@ def _tick_box(title, is_on, width):
 
 @patch
 def make_choice(self: RunLines):
-    "Which columns there are: a folded row of tick boxes, the button that opens it, and one for all of them in a narrow window."
+    """Which columns there are: a folded row of tick boxes, the button that opens it, and one for all of them in a
+    narrow window."""
     self.columns = {key: _tick_box(title, key in self.asked, "105px") for key, title, _ in RUN_COLUMNS if key != "name"}
     for box in self.columns.values(): box.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
     self.choice = widgets.Box(list(self.columns.values()), layout=widgets.Layout(display="none", flex_flow="row wrap"))
     self.every = _tick_box("All columns", False, "115px")
     self.every.observe(guarded(self.panel, self.spread), "value")
     show = make_button(self.panel, "Columns", self.unfold, tooltip="Choose the columns of the list")
-    for w, name in ((show, "columns-button"), (self.choice, "columns-choice"), (self.every, "every")): w.add_class(f"cadm-{name}")
+    for w, name in ((show, "columns-button"), (self.choice, "columns-choice"), (self.every, "every")):
+        w.add_class(f"cadm-{name}")
     return show
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #3a5f8827
@@ -86,7 +100,13 @@ def reveal(self: RunLines, path):
     "Open the run of a checkpoint, and turn to the page that holds it."
     if (run := self.panel.run_of(path)) is not None: self.opened.add(run.name)
     self.panel.fill(self)
-    at = next((i for i, (kind, thing) in enumerate(self.items) if kind == "row" and (thing.path == path or path in thing.also)), None)
+    at = next(
+        (
+            i for i, (kind, thing) in enumerate(self.items) if kind == "row"
+            and (thing.path == path or path in thing.also)
+        ),
+        None
+    )
     if at is not None: self.page = at//len(self.slots)
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #7b45dc88
@@ -105,7 +125,10 @@ class Slot:
     "One line on the page: tick box, HTML, the button over it, Stop or Resume."
     def __init__(self, view, index):
         panel, self.view, self.index, self.item = view.panel, view, index, None
-        self.tick = widgets.Checkbox(value=True, indent=False, description="show", tooltip="Show this run in the plot", layout=widgets.Layout(width="26px"))
+        self.tick = widgets.Checkbox(
+            value=True, indent=False, description="show", tooltip="Show this run in the plot",
+            layout=widgets.Layout(width="26px")
+        )
         self.tick.observe(guarded(panel, self.ticked), "value")
         self.text, self.over = widgets.HTML(), make_button(panel, "", lambda: view.click(self.item), width="100%")
         self.act = make_button(panel, "Stop", lambda: view.act(self.item), width="76px")
@@ -143,7 +166,8 @@ def fill(self: Slot, item, styles, picked, columns):
         return
     if not is_run:
         self.text.value = checkpoint_html(thing, picked is not None and (thing.path == picked or picked in thing.also))
-        self.over.description, self.over.tooltip = f"Select {thing.name} of {thing.run}", f"{thing.path}{chr(10) + thing.problem if thing.problem else ''}"
+        self.over.description = f"Select {thing.name} of {thing.run}"
+        self.over.tooltip = f"{thing.path}{chr(10) + thing.problem if thing.problem else ''}"
         return
     is_open = thing.name in self.view.opened
     self.text.value = run_html(thing, columns, is_open, any(r.path == picked or picked in r.also for r in thing.rows))
@@ -165,8 +189,12 @@ def update(self: RunLines):
     for line in order:
         rows, deep = by_name[line.name]
         self.items.append(("run", line))
-        if (line.name in self.opened or deep) and rows: self.items += [("head", line), *(("row", r) for r in sort_rows(rows, "step", True))]
-    others = [r for r in self.panel.rows if not r.run and all(w in f"{r.name} {r.state}".lower() for w in words.lower().split())]
+        if (line.name in self.opened or deep) and rows:
+            self.items += [("head", line), *(("row", r) for r in sort_rows(rows, "step", True))]
+    others = [
+        r for r in self.panel.rows if not r.run
+        and all(w in f"{r.name} {r.state}".lower() for w in words.lower().split())
+    ]
     self.items += [("row", r) for r in others]
     self.show_page(columns, run_styles(self.panel.runs))
 
@@ -181,12 +209,21 @@ def show_page(self: RunLines, columns, styles):
     for key, title, _ in RUN_COLUMNS:
         self.heads[key].description = title + (" ▾" if self.reverse else " ▴")*(key == self.key)
         self.heads[key].layout.display = "" if key in columns else "none"
-    self.widths.value = grid_css(self.panel.name, columns) + "<style>" + "".join(f".cadm-color-{c.lstrip('#')} {{--run:{c}}}" for c, _ in styles.values()) + "</style>"
+    self.widths.value = grid_css(self.panel.name, columns) + "<style>" + "".join(
+        f".cadm-color-{c.lstrip('#')} {{--run:{c}}}" for c, _ in styles.values()
+    ) + "</style>"
     self.back.layout.display = self.on.layout.display = "" if pages > 1 else "none"
     self.back.disabled, self.on.disabled = self.page == 0, self.page == pages - 1
-    self.count.value = f'<span class="cadm-dim">{len(self.lines)} of {sum(bool(r.name) for r in self.panel.runs)} runs' + (f", page {self.page + 1} of {pages}" if pages > 1 else "") + "</span>"
+    self.count.value = (
+        f'<span class="cadm-dim">{len(self.lines)} of {sum(bool(r.name) for r in self.panel.runs)} runs'
+        + (f", page {self.page + 1} of {pages}" if pages > 1 else "") + "</span>"
+    )
     row = self.panel.picked_row()
-    self.selected.value = "" if row is None else f'<span class="cadm-dim">Selected: </span>{html.escape(" / ".join(filter(None, (row.run, row.stage, row.name))))}'
+    self.selected.value = (
+        "" if row is None
+        else '<span class="cadm-dim">Selected: '
+        f'</span>{html.escape(" / ".join(filter(None, (row.run, row.stage, row.name))))}'
+    )
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #f8ebeabf
 @patch
@@ -195,7 +232,11 @@ def click(self: RunLines, item):
     kind, thing = item
     if kind == "row": return self.panel.pick(thing.path)
     (self.opened.discard if thing.name in self.opened else self.opened.add)(thing.name)
-    if thing.name in self.opened and thing.run.newest is not None and self.panel.run_of(self.panel.picked) is not thing.run: return self.panel.pick(thing.run.newest.path)
+    if (
+        thing.name in self.opened and thing.run.newest is not None
+        and self.panel.run_of(self.panel.picked) is not thing.run
+    ):
+        return self.panel.pick(thing.run.newest.path)
     self.panel.fill(self)
 
 @patch
@@ -228,8 +269,14 @@ class RunningStrip(View):
     def build(self):
         self.shown, self.lines = [], []
         for i in range(4):
-            text, stop = widgets.HTML(), make_button(self.panel, "Stop", lambda i=i: self.panel.stop(self.shown[i]), "warning", "Save and stop", width="70px")
-            log = make_button(self.panel, "Log", lambda i=i: self.panel.train.go_on_with(self.shown[i]), tooltip="Form and log of this run", width="60px")
+            text = widgets.HTML()
+            stop = make_button(
+                self.panel, "Stop", lambda i=i: self.panel.stop(self.shown[i]), "warning", "Save and stop", width="70px"
+            )
+            log = make_button(
+                self.panel, "Log", lambda i=i: self.panel.train.go_on_with(self.shown[i]),
+                tooltip="Form and log of this run", width="60px"
+            )
             stop.add_class("cadm-strip-stop")
             box = make_row(text, stop, log)
             box.add_class("cadm-strip")
@@ -243,17 +290,28 @@ class RunningStrip(View):
         for (box, text, stop), pair in zip(self.lines, going + [None]*len(self.lines)):
             box.layout.display = "none" if pair is None else ""
             if pair is None: continue
-            text.value, stop.disabled = strip_html(run_name(self.panel.runs, pair[0]), pair[1]), pair[1].state == "stopping"
-        self.more.value = f'<span class="cadm-dim">and {len(going) - len(self.lines)} more, in the list below</span>' if len(going) > len(self.lines) else ""
+            text.value = strip_html(run_name(self.panel.runs, pair[0]), pair[1])
+            stop.disabled = pair[1].state == "stopping"
+        self.more.value = (
+            f'<span class="cadm-dim">and {len(going) - len(self.lines)} more, in the list below</span>'
+            if len(going) > len(self.lines) else ""
+        )
 
 def strip_html(name: str, training) -> str:
     "A running training in one line."
     s = training.status
     share = min(1, (s.get("step") or 0)/s["total_steps"]) if s.get("total_steps") else 0
     number = lambda key, form: f"{s[key]:{form}}" if isinstance(s.get(key), (int, float)) else ""
-    facts = [("step", f"{s.get('step') or 0:,}" + (f" of {s['total_steps']:,}" if s.get("total_steps") else "")), ("loss", number("loss", ".4f")), ("tokens/s", number("tokens_per_second", ",.0f")),
-             ("left", time_ago(s["eta_seconds"]) if s.get("eta_seconds") else "")]
+    facts = [
+        ("step", f"{s.get('step') or 0:,}" + (f" of {s['total_steps']:,}" if s.get("total_steps") else "")),
+        ("loss", number("loss", ".4f")), ("tokens/s", number("tokens_per_second", ",.0f")),
+        ("left", time_ago(s["eta_seconds"]) if s.get("eta_seconds") else "")
+    ]
     told = "".join(f'<span><i>{k}</i> {html.escape(v)}</span>' for k, v in facts if v)
     when = datetime.now().timestamp() - training.age
-    return (f'<div class="cadm-strip-text"><b>{html.escape(name)}</b><span>{STATE_WORDS.get(training.state, training.state)}</span><span class="cadm-share"><i style="width:{100*share:.0f}%"></i></span>{told}'
-            f'<span class="cadm-dim">written {datetime.fromtimestamp(when):%H:%M:%S}</span></div>')
+    state = STATE_WORDS.get(training.state, training.state)
+    return (
+        f'<div class="cadm-strip-text"><b>{html.escape(name)}</b><span>{state}</span>'
+        f'<span class="cadm-share"><i style="width:{100*share:.0f}%"></i></span>{told}'
+        f'<span class="cadm-dim">written {datetime.fromtimestamp(when):%H:%M:%S}</span></div>'
+    )

@@ -28,7 +28,9 @@ def prune_plan(
         if r.path in run.bests: return "best of its stage"
         if r.path.name.endswith("_model"): return "end of a stage"
         if place_of(r.path) in resumed: return "a training was resumed from it"
-        return ("the last" if keep_last_n == 1 else f"one of the last {keep_last_n}") + " of its stage, or the best of its run"
+        return (
+            "the last" if keep_last_n == 1 else f"one of the last {keep_last_n}"
+        ) + " of its stage, or the best of its run"
     return [(r, r.path in goes, "" if r.path in goes else why(r)) for r in run.records]
 
 # %% ../../nbs/10_panel/06_storage.ipynb #0e8abd48
@@ -38,19 +40,29 @@ def prune(
     agreed: list, # of paths: what the preview said would go
 ) -> list: # of the paths that went
     "Delete what a preview announced, nothing else; raises `PanelError` where that is no longer the plan."
-    if read_training(run.path).is_active: raise PanelError(f"{run.name}: a training is running there; stop it first, it also prunes by itself")
+    if read_training(run.path).is_active:
+        raise PanelError(f"{run.name}: a training is running there; stop it first, it also prunes by itself")
     plan = prune_plan(run, keep_last_n)
-    if {r.path for r, goes, _ in plan if goes} != set(agreed): raise PanelError(f"{run.name}: the folder has changed since the preview; press Preview again")
+    if {r.path for r, goes, _ in plan if goes} != set(agreed):
+        raise PanelError(f"{run.name}: the folder has changed since the preview; press Preview again")
     gone = prune_checkpoints(run.path, keep_last_n, protect=tuple(r.path for r, goes, _ in plan if not goes))
-    if left := len(agreed) - len(gone): raise PanelError(f"{run.name}: {left} of {len(agreed)} are still there; press Preview to see which")
+    if left := len(agreed) - len(gone):
+        raise PanelError(f"{run.name}: {left} of {len(agreed)} are still there; press Preview to see which")
     return gone
 
 def plan_html(plan: list) -> str:
     "A plan as a table: what goes first."
     ordered = sorted(plan, key=lambda p: not p[1])
-    rows = "".join(f'<tr><td>{badge_html("goes", "damaged") if goes else badge_html("stays")}</td><td>{html.escape(r.stage)}</td><td>{html.escape(r.path.name)}</td><td>{human_size(r.size)}</td><td class="cadm-dim">{why}</td></tr>'
-                   for r, goes, why in ordered)
+    def line(r, goes, why):
+        badge = badge_html("goes", "damaged") if goes else badge_html("stays")
+        cells = (badge, html.escape(r.stage), html.escape(r.path.name), human_size(r.size))
+        return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + f'<td class="cadm-dim">{why}</td></tr>'
+    rows = "".join(line(*entry) for entry in ordered)
     return f'<table class="cadm-list">{rows}</table>'
 
-DRIVE_NOTE = ("On Google Drive, deleted files go to the trash and count against your quota for 30 days. To get the space back at once, open drive.google.com, choose Trash, and empty it; "
-              "`rm` and this button alone do not. Uploads also lag behind: a folder can look gone here and still be on its way there.")
+DRIVE_NOTE = (
+    "On Google Drive, deleted files go to the trash and count against your quota for 30 days. To get the space back at "
+    "once, open drive.google.com, choose Trash, and empty it; "
+    "`rm` and this button alone do not. Uploads also lag behind: a folder can look gone here and still be on its way "
+    "there."
+)

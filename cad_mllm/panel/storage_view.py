@@ -27,9 +27,18 @@ class StorageView(View):
         for w in (self.run, self.keep): w.observe(guarded(self.panel, self.forget), "value")
         look = make_button(self.panel, "Preview", self.preview, tooltip="Show what would be deleted; deletes nothing")
         self.ask = make_button(self.panel, "Delete", self.confirm, "warning")
-        self.yes, self.no = make_button(self.panel, "Yes, delete for good", self.delete, "danger"), make_button(self.panel, "No, keep them", self.forget)
-        for w, name in ((look, "preview"), (self.ask, "ask"), (self.yes, "yes"), (self.no, "no"), (self.plan, "plan"), (self.run, "storage-run"), (self.keep, "keep"), (self.sizes, "sizes")): w.add_class(f"cadm-{name}")
-        note = widgets.HTML(f'<details><summary>Google Drive and its trash</summary><div class="cadm-dim">{html.escape(DRIVE_NOTE)}</div></details>')
+        self.yes, self.no = make_button(self.panel, "Yes, delete for good", self.delete, "danger"), make_button(
+            self.panel, "No, keep them", self.forget
+        )
+        for w, name in (
+            (look, "preview"), (self.ask, "ask"), (self.yes, "yes"), (self.no, "no"), (self.plan, "plan"),
+            (self.run, "storage-run"), (self.keep, "keep"), (self.sizes, "sizes")
+        ):
+            w.add_class(f"cadm-{name}")
+        note = widgets.HTML(
+            '<details><summary>Google Drive and its trash</summary><div '
+            f'class="cadm-dim">{html.escape(DRIVE_NOTE)}</div></details>'
+        )
         self.buttons()
         return [self.sizes, make_row(self.run, self.keep, look), self.plan, make_row(self.ask, self.yes, self.no), note]
 
@@ -45,15 +54,26 @@ class StorageView(View):
 @patch
 def update(self: StorageView):
     runs = [r for r in self.panel.runs if r.name]
-    set_options(self.run, [(r.name, str(r.path)) for r in runs] or [("none", "")], str(run.path) if (run := self.panel.run_of(self.panel.picked)) else "")
-    rows = [(r.name, len(r.records), sum(not c.complete for c in r.records), human_size(sum(c.size for c in r.records))) for r in runs]
-    self.sizes.value = "<h4>Sizes</h4>" + list_html(rows, ("Run", "Checkpoints", "Damaged", "Size")) + f'<p class="cadm-dim">All together {human_size(sum(c.size for r in runs for c in r.records))}. What is linked to twice counts twice.</p>'
+    set_options(
+        self.run, [(r.name, str(r.path)) for r in runs] or [("none", "")],
+        str(run.path) if (run := self.panel.run_of(self.panel.picked)) else ""
+    )
+    rows = [
+        (r.name, len(r.records), sum(not c.complete for c in r.records), human_size(sum(c.size for c in r.records)))
+        for r in runs
+    ]
+    self.sizes.value = (
+        "<h4>Sizes</h4>" + list_html(rows, ("Run", "Checkpoints", "Damaged", "Size"))
+        + f'<p class="cadm-dim">All together {human_size(sum(c.size for r in runs for c in r.records))}. What is '
+        'linked to twice counts twice.</p>'
+    )
     if not self.agreed: self.buttons()
 
 @patch
 def chosen(self: StorageView) -> Run:
     "The run to prune."
-    if (run := next((r for r in self.panel.runs if str(r.path) == self.run.value), None)) is None: raise PanelError("Run: there is none; press Refresh")
+    if (run := next((r for r in self.panel.runs if str(r.path) == self.run.value), None)) is None:
+        raise PanelError("Run: there is none; press Refresh")
     return run
 
 @patch
@@ -62,15 +82,24 @@ def preview(self: StorageView):
     self.panel.refresh()
     plan = prune_plan(self.chosen(), self.keep.value)
     self.agreed, self.plan.value = [r.path for r, goes, _ in plan if goes], plan_html(plan)
-    self.ask.description = f"Delete {format_count(len(self.agreed), 'checkpoint')}, {human_size(sum(r.size for r, goes, _ in plan if goes))}"
+    self.ask.description = (
+        f"Delete {format_count(len(self.agreed), 'checkpoint')}, "
+        f"{human_size(sum(r.size for r, goes, _ in plan if goes))}"
+    )
     self.buttons(*([self.ask] if self.agreed else []))
-    self.panel.say("This is what would go; nothing has been deleted yet." if self.agreed else "Nothing to delete: everything is protected or recent.")
+    self.panel.say(
+        "This is what would go; nothing has been deleted yet." if self.agreed
+        else "Nothing to delete: everything is protected or recent."
+    )
 
 @patch
 def confirm(self: StorageView):
     "Ask once more."
     self.buttons(self.yes, self.no)
-    self.panel.say(f"Delete {format_count(len(self.agreed), 'checkpoint')} of {self.chosen().name}? This cannot be undone here.", "warning")
+    self.panel.say(
+        f"Delete {format_count(len(self.agreed), 'checkpoint')} of {self.chosen().name}? This cannot be undone here.",
+        "warning"
+    )
 
 @patch
 def delete(self: StorageView):
@@ -78,4 +107,5 @@ def delete(self: StorageView):
     gone = prune(self.chosen(), self.keep.value, self.agreed)
     self.forget()
     self.panel.refresh()
-    self.panel.say(f"Deleted {format_count(len(gone), 'checkpoint')}. {DRIVE_NOTE if 'drive' in str(self.panel.folder).lower() else ''}".strip(), "good")
+    note = DRIVE_NOTE if "drive" in str(self.panel.folder).lower() else ""
+    self.panel.say(f"Deleted {format_count(len(gone), 'checkpoint')}. {note}".strip(), "good")

@@ -48,16 +48,19 @@ class Row:
 def _state(record): return "damaged" if not record.complete else "old format" if record.old_format else "complete"
 
 def place_of(path):
-    "Where a checkpoint lies in its run, whatever the run's folder is called: it may have been resumed from a local copy, or under another mount."
+    """Where a checkpoint lies in its run, whatever the run's folder is called: it may have been resumed from a local
+    copy, or under another mount."""
     path = Path(path)
     return path.name if path.name.endswith("_model") else "/".join(path.parts[-2:])
 
-def resumed_from(run): return {place_of(str(e.get("path"))) for e in read_curve(run.path).events if e.get("event") == "resume"}
+def resumed_from(run):
+    return {place_of(str(e.get("path"))) for e in read_curve(run.path).events if e.get("event") == "resume"}
 
 def same_weights(
     records: list, # of `CheckpointRecord`, of one run
 ) -> list: # of lists of them; the first of each stands for the rest
-    "Records by the weights that they hold: `checkpoint-best` is a copy of another one, and so may be the last of a stage."
+    """Records by the weights that they hold: `checkpoint-best` is a copy of another one, and so may be the last of a
+    stage."""
     groups = {}
     for r in sorted(records, key=lambda r: (r.path.name == BEST, r.path.name.endswith("_model"), not r.has_state)):
         told = r.timestamp if r.complete and not r.old_format and r.timestamp else str(r.path)
@@ -75,7 +78,13 @@ def read_quality(
     if _qualities.get(path, (0,))[0] != stamp:
         rows = [r for r in (find_evaluation(path) or {}).get("table", []) if r.get("name") not in (BASELINE, CEILING)]
         best = max(rows, key=lambda r: r.get("iou") or 0, default={})
-        _qualities[path] = stamp, {new: best.get(old) for new, old in (("builds", "builds"), ("chamfer", "chamfer"), ("iou", "iou"), ("given", "name"), ("num", "num")) if best}
+        _qualities[path] = stamp, {
+            new: best.get(old)
+            for new, old in (
+                ("builds", "builds"), ("chamfer", "chamfer"), ("iou", "iou"), ("given", "name"), ("num", "num")
+            )
+            if best
+        }
     return _qualities[path][1] if stamp else {}
 
 _qualities = {}                        # path of a checkpoint -> (time of its evaluation, the figures)
@@ -83,8 +92,11 @@ _qualities = {}                        # path of a checkpoint -> (time of its ev
 # %% ../../nbs/10_panel/02_table.ipynb #2122fef8
 def _marks(group, bests, newest, resumed, active):
     is_newest = any(r is newest for r in group)
-    marks = [("training", active and is_newest), ("best", any(r.path in bests for r in group)), ("newest", is_newest),
-             ("end of stage", any(r.path.name.endswith("_model") for r in group)), ("resumed from", any(place_of(r.path) in resumed for r in group))]
+    marks = [
+        ("training", active and is_newest), ("best", any(r.path in bests for r in group)), ("newest", is_newest),
+        ("end of stage", any(r.path.name.endswith("_model") for r in group)),
+        ("resumed from", any(place_of(r.path) in resumed for r in group))
+    ]
     return tuple(name for name, holds in marks if holds)
 
 def make_rows(
@@ -101,10 +113,22 @@ def _run_rows(run):
         r = group[0]
         figures = next((read_quality(g.path) for g in group if g.path in run.evaluated), {})
         told = {k: figures.get(k) for k in ("builds", "chamfer", "iou")}
-        rows.append(Row(run.name, r.path.name, r.path, _state(r), r.stage, r.step, r.loss, losses.get(r.step), r.val_loss, r.timestamp, r.size, **told, optimizer="yes" if r.has_state else "no",
-                        marks=_marks(group, bests, newest, resumed, active), problem=r.problem, record=r, also=tuple(g.path for g in group[1:])))
+        rows.append(
+            Row(
+                run.name, r.path.name, r.path, _state(r), r.stage, r.step, r.loss, losses.get(r.step), r.val_loss,
+                r.timestamp, r.size, **told, optimizer="yes" if r.has_state else "no",
+                marks=_marks(group, bests, newest, resumed, active), problem=r.problem, record=r,
+                also=tuple(g.path for g in group[1:])
+            )
+        )
     rows += [Row(run.name, path.name, path, "not a checkpoint", problem=what) for path, what in run.strays]
-    if run.name and not run.records: rows.append(Row(run.name, run.path.name, run.path, "training" if active else "no checkpoint", problem="a run that has saved nothing yet"))
+    if run.name and not run.records:
+        rows.append(
+            Row(
+                run.name, run.path.name, run.path, "training" if active else "no checkpoint",
+                problem="a run that has saved nothing yet"
+            )
+        )
     return rows
 
 def filter_rows(
@@ -113,8 +137,13 @@ def filter_rows(
     text: str = "", # only rows that contain all of these words in run, folder, state or marks
 ) -> list:
     "The rows that fit."
-    def told(row): return " ".join((row.run, row.name, row.stage, row.state, "no optimizer" if row.optimizer == "no" else "", *row.marks)).lower()
-    return [r for r in rows if (not stage or r.stage == stage) and all(word in told(r) for word in text.lower().split())]
+    def told(row):
+        return " ".join(
+            (row.run, row.name, row.stage, row.state, "no optimizer" if row.optimizer == "no" else "", *row.marks)
+        ).lower()
+    return [
+        r for r in rows if (not stage or r.stage == stage) and all(word in told(r) for word in text.lower().split())
+    ]
 
 def sort_rows(
     rows: list, # of `Row`
@@ -123,7 +152,9 @@ def sort_rows(
 ) -> list:
     "Rows in order of one column; rows without a value come last either way."
     known = [r for r in rows if getattr(r, key) not in (None, "")]
-    return sorted(known, key=lambda r: getattr(r, key), reverse=reverse) + [r for r in rows if getattr(r, key) in (None, "")]
+    return sorted(
+        known, key=lambda r: getattr(r, key), reverse=reverse
+    ) + [r for r in rows if getattr(r, key) in (None, "")]
 
 # %% ../../nbs/10_panel/02_table.ipynb #3c9cc38e
 @dataclass
@@ -148,8 +179,10 @@ class Curve:
 
 # %% ../../nbs/10_panel/02_table.ipynb #b8cbb10a
 class _Reader:
-    "A growing file of lines: each look reads what came since the last one, and all of it where the file is another one."
-    def __init__(self, path): self.path, self.curve, self.begin, self.place, self.events, self.events_stamp = path, Curve(), None, 0, [], None
+    """A growing file of lines: each look reads what came since the last one, and all of it where the file is another
+    one."""
+    def __init__(self, path):
+        self.path, self.curve, self.begin, self.place, self.events, self.events_stamp = path, Curve(), None, 0, [], None
 
 # %% ../../nbs/10_panel/02_table.ipynb #a4d412b5
 @patch
@@ -157,7 +190,8 @@ def look(self: _Reader) -> Curve:
     "Read what came since the last look; raises `OSError` where the file cannot be read."
     with open_plain(self.path) as f:
         stat = os.fstat(f.fileno())
-        if self.begin != stat.st_ino or stat.st_size < self.place: self.curve, self.begin, self.place = Curve(), stat.st_ino, 0
+        if self.begin != stat.st_ino or stat.st_size < self.place:
+            self.curve, self.begin, self.place = Curve(), stat.st_ino, 0
         if stat.st_size > self.place + MOST_LINES: raise NotPlainError(f"has {stat.st_size:,} bytes", self.path)
         if stat.st_size > self.place:
             f.seek(self.place)
@@ -209,7 +243,10 @@ def read_curve(
     except OSError: return Curve()
 
 # %% ../../nbs/10_panel/02_table.ipynb #03ebd00f
-COLUMNS = (("run", "Run"), ("stage", "Stage"), ("step", "Step"), ("loss", "Loss"), ("val_loss", "Val. loss"), ("saved", "Saved"), ("size", "Size"), ("optimizer", "Optimizer"), ("state", "State"), ("name", "Folder"))
+COLUMNS = (
+    ("run", "Run"), ("stage", "Stage"), ("step", "Step"), ("loss", "Loss"), ("val_loss", "Val. loss"),
+    ("saved", "Saved"), ("size", "Size"), ("optimizer", "Optimizer"), ("state", "State"), ("name", "Folder")
+)
 NUMBER_COLUMNS = ("step", "loss", "val_loss", "size")
 
 def _cell(row, key):
@@ -220,7 +257,8 @@ def _cell(row, key):
     if key == "size": return human_size(value)
     return value[:16].replace("T", " ") if key == "saved" else str(value)
 
-def badge_html(text, kind=""): return f'<span class="cadm-badge cadm-{(kind or text).replace(" ", "-")}">{html.escape(text)}</span>'
+def badge_html(text, kind=""):
+    return f'<span class="cadm-badge cadm-{(kind or text).replace(" ", "-")}">{html.escape(text)}</span>'
 
 def row_html(
     row: Row,
@@ -229,8 +267,12 @@ def row_html(
     "One line of the table."
     cells = {key: html.escape(_cell(row, key)) for key, _ in COLUMNS}
     cells["state"] = badge_html(row.state)
-    cells["name"] = "".join(f"{badge_html(m)} " for m in row.marks) + cells["name"] + (f' <span class="cadm-dim">{html.escape(row.problem)}</span>' if row.problem else "")
-    spans = "".join(f'<span class="{"cadm-number" if k in NUMBER_COLUMNS else ""}">{v}</span>' for k, v in cells.items())
+    cells["name"] = "".join(f"{badge_html(m)} " for m in row.marks) + cells["name"] + (
+        f' <span class="cadm-dim">{html.escape(row.problem)}</span>' if row.problem else ""
+    )
+    spans = "".join(
+        f'<span class="{"cadm-number" if k in NUMBER_COLUMNS else ""}">{v}</span>' for k, v in cells.items()
+    )
     return f'<div class="cadm-row{" cadm-picked" if picked else ""}">{spans}</div>'
 
 # %% ../../nbs/10_panel/02_table.ipynb #1f06f562
@@ -247,4 +289,6 @@ def table_html(
 ) -> str:
     "The whole table as a piece of HTML, for a page without widgets."
     head = "".join(f'<b class="{"cadm-number" if k in NUMBER_COLUMNS else ""}">{title}</b>' for k, title in COLUMNS)
-    return f'{STYLE}<div class="cadm"><div class="cadm-head">{head}</div>' + "".join(row_html(r, r.path == picked) for r in rows) + "</div>"
+    return f'{STYLE}<div class="cadm"><div class="cadm-head">{head}</div>' + "".join(
+        row_html(r, r.path == picked) for r in rows
+    ) + "</div>"

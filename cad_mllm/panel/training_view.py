@@ -19,8 +19,10 @@ from ..utils.files import NotPlainError, read_plain_text
 from ..config import recipe, RECIPES
 from .runs import LOG, PanelError, read_training, sentence
 from .details import log_tail, progress_html
-from .commands import (
-    absolute, CHANGES, changes_html, check_data, current_values, parse_flags, read_changes, resume_form, start_training, train_command, TrainForm)
+from cad_mllm.panel.commands import (
+    absolute, CHANGES, changes_html, check_data, current_values, parse_flags, read_changes, resume_form, start_training,
+    train_command, TrainForm
+)
 from .completion import link_html
 from .widgets import guarded, make_button, make_dropdown, make_row, set_options, style_control, View
 
@@ -31,25 +33,46 @@ class TrainView(View):
     "Start, resume, watch, stop."
     def build(self):
         self.about, self.mode = None, make_dropdown("What to do", _MODES)
-        self.run, self.proposed = style_control(widgets.Dropdown, "Run", width="430px", options=[("none", "")]), Path(self.panel.folder)
+        self.run, self.proposed = style_control(
+            widgets.Dropdown, "Run", width="430px", options=[("none", "")]
+        ), Path(self.panel.folder)
         self.output = style_control(widgets.Text, "Output folder", width="560px")
-        self.recipe, self.recipe_words = style_control(widgets.Dropdown, "Recipe", width="330px", options=list(RECIPES)), widgets.HTML()
+        self.recipe = style_control(widgets.Dropdown, "Recipe", width="330px", options=list(RECIPES))
+        self.recipe_words = widgets.HTML()
         self.data = style_control(widgets.Text, "Data folder", width="560px")
-        self.changes = {name: style_control(widgets.Text, label, width="548px" if name == "notify" else "270px", label_width="135px") for name, label in CHANGES}
+        self.changes = {
+            name: style_control(
+                widgets.Text, label, width="548px" if name == "notify" else "270px", label_width="135px"
+            )
+            for name, label in CHANGES
+        }
         self.more = style_control(widgets.Text, "More flags", width="560px", placeholder="such as --seed 1 --lora_r 16")
         for w in (self.mode, self.run): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
-        for w in (self.output, self.recipe, self.data, self.more, *self.changes.values()): w.observe(guarded(self.panel, self.preview), "value")
+        for w in (self.output, self.recipe, self.data, self.more, *self.changes.values()):
+            w.observe(guarded(self.panel, self.preview), "value")
         for w in (self.output, self.recipe): w.observe(guarded(self.panel, self.show), "value")
         self.command, self.progress = widgets.HTML(), widgets.HTML()
         self.start = make_button(self.panel, "Start", self.begin, "primary", width="110px")
-        self.stop = make_button(self.panel, "Save and stop", lambda: self.panel.stop(self.folder), "warning", width="130px")
-        self.seize = make_button(self.panel, "Take over", self.take_over, "danger", "The other machine is gone: train here", width="110px")
+        self.stop = make_button(
+            self.panel, "Save and stop", lambda: self.panel.stop(self.folder), "warning", width="130px"
+        )
+        self.seize = make_button(
+            self.panel, "Take over", self.take_over, "danger", "The other machine is gone: train here", width="110px"
+        )
         self.check, self.log_view = CheckView(self.panel, self), LogView(self.panel, self)
-        for name in ("mode", "run", "output", "recipe", "data", "more", "command", "start", "stop", "seize", "progress"): getattr(self, name).add_class(f"cadm-{name}")
+        for name in (
+            "mode", "run", "output", "recipe", "data", "more", "command", "start", "stop", "seize", "progress"
+        ):
+            getattr(self, name).add_class(f"cadm-{name}")
         for name, w in self.changes.items(): w.add_class(f"cadm-{name.replace('_', '-')}")
-        settings = widgets.Box(list(self.changes.values()), layout=widgets.Layout(flex_flow="row wrap", max_width="1120px"))
-        return [self.mode, make_row(self.run, self.recipe, self.recipe_words), self.output, self.data, settings, self.more, self.command, make_row(self.start, self.stop, self.seize, self.check.button), self.check,
-                self.progress, self.log_view]
+        settings = widgets.Box(
+            list(self.changes.values()), layout=widgets.Layout(flex_flow="row wrap", max_width="1120px")
+        )
+        return [
+            self.mode, make_row(self.run, self.recipe, self.recipe_words), self.output, self.data, settings, self.more,
+            self.command, make_row(self.start, self.stop, self.seize, self.check.button), self.check, self.progress,
+            self.log_view
+        ]
 
     @property
     def folder(self) -> Path:
@@ -61,12 +84,19 @@ class TrainView(View):
 @patch
 def form(self: TrainView) -> TrainForm:
     "What the form says; raises `PanelError` for what cannot work."
-    given = dict(output_dir=str(self.folder), data_root=self.data.value.strip(), more=self.more.value, changes=read_changes({k: w.value for k, w in self.changes.items()}))
+    given = dict(
+        output_dir=str(self.folder), data_root=self.data.value.strip(), more=self.more.value,
+        changes=read_changes({k: w.value for k, w in self.changes.items()})
+    )
     root = given["data_root"]
     if root and not root.startswith("stream:") and not Path(absolute(root)).is_dir():
-        raise PanelError(f"Data folder: there is no folder {root}; make one with `cad-mllm synth {root}`, or write where your Omni-CAD folder is")
+        raise PanelError(
+            f"Data folder: there is no folder {root}; make one with `cad-mllm synth {root}`, or write where your "
+            "Omni-CAD folder is"
+        )
     if self.mode.value == "new": return TrainForm(recipe=self.recipe.value, **given)
-    if self.mode.value == "picked": return resume_form(self.panel.run_of(self.panel.need_record().path), self.panel.need_record(), **given)
+    if self.mode.value == "picked":
+        return resume_form(self.panel.run_of(self.panel.need_record().path), self.panel.need_record(), **given)
     run = next((r for r in self.panel.runs if str(r.path) == self.run.value), None)
     if run is None: raise PanelError("Run: there is none to resume; begin with a new run")
     return resume_form(run, **given)
@@ -76,12 +106,17 @@ def preview(self: TrainView):
     "Show the command, or why there is none."
     try: form = self.form()
     except ValueError as e: self.command.value = f'<div class="cadm-note cadm-warning">{html.escape(sentence(e))}</div>'
-    else: self.command.value = f'<pre class="cadm-text">{html.escape(shlex.join(self.panel.command(form)))}</pre>{changes_html(form.other_run)}'
+    else:
+        command = html.escape(shlex.join(self.panel.command(form)))
+        self.command.value = f'<pre class="cadm-text">{command}</pre>{changes_html(form.other_run)}'
 
 @patch
 def propose(self: TrainView) -> Path:
     "The output folder that belongs to the way to begin."
-    run = self.panel.run_of(self.panel.picked) if self.mode.value == "picked" else next((r for r in self.panel.runs if str(r.path) == self.run.value), None)
+    run = (
+        self.panel.run_of(self.panel.picked) if self.mode.value == "picked"
+        else next((r for r in self.panel.runs if str(r.path) == self.run.value), None)
+    )
     if self.mode.value != "new" and run is not None: return run.path
     return next(p for i in range(1, 10**6) if not (p := self.panel.folder/f"run{i}").exists())
 
@@ -91,7 +126,9 @@ def update(self: TrainView):
     runs = [r for r in self.panel.runs if r.name]
     active = next((r for r in runs if read_training(r.path).is_active), None)
     newest = max(runs, key=lambda r: r.newest.timestamp if r.newest else "", default=None)
-    set_options(self.run, [(r.name, str(r.path)) for r in runs] or [("none", "")], str((active or newest).path) if runs else "")
+    set_options(
+        self.run, [(r.name, str(r.path)) for r in runs] or [("none", "")], str((active or newest).path) if runs else ""
+    )
     if not runs: self.mode.value = "new"
     new, self.proposed = self.mode.value == "new", self.propose()
     if self.about not in (None, (self.mode.value, "" if new else self.proposed)): self.empty()
@@ -117,7 +154,11 @@ def show(self: TrainView):
     self.progress.value = progress_html(training)
     self.log_view.update()
     self.start.description = "Start" if new else "Resume"
-    self.start.tooltip = "Begin a new run with this form" if new else f"Go on with {self.folder.name} from {'the selected' if self.mode.value == 'picked' else 'its latest'} checkpoint"
+    self.start.tooltip = (
+        "Begin a new run with this form" if new
+        else f"Go on with {self.folder.name} from {'the selected' if self.mode.value == 'picked' else 'its latest'} "
+        "checkpoint"
+    )
     self.start.disabled, self.stop.disabled = training.is_active, not training.is_active or training.state == "stopping"
     self.stop.layout.display = "" if training.is_active else "none"
     self.seize.layout.display = "" if training.state == "away" else "none"
@@ -127,14 +168,25 @@ def show(self: TrainView):
 def fill_grey(self: TrainView, new):
     "Present values as placeholders, and what the recipe is."
     try:
-        form = TrainForm(str(self.folder), recipe=self.recipe.value) if new else replace(self.form(), changes={}, more="")
+        form = (
+            TrainForm(str(self.folder), recipe=self.recipe.value) if new else replace(self.form(), changes={}, more="")
+        )
         values, flags = current_values(form), parse_flags(train_command(form))
     except (ValueError, OSError): values, flags = {}, {}
-    for name, w in self.changes.items(): w.placeholder = values.get(name, "nobody is told; kept in no file" if name == "notify" else "as before")
+    for name, w in self.changes.items():
+        w.placeholder = values.get(name, "nobody is told; kept in no file" if name == "notify" else "as before")
     root = next(iter(flags.get("data_root", [])), "")
     default = recipe(self.recipe.value)[1].data_root if new else ""
-    self.data.placeholder = root or (default if default.startswith("stream:") else "needed: a folder in the Omni-CAD layout" if new else "as before")
-    self.recipe_words.value = f'<span class="cadm-dim">{html.escape(recipe_words(self.recipe.value))}</span>' if new else ""
+    self.data.placeholder = (
+        root
+        or (
+            default if default.startswith("stream:") else "needed: a folder in the Omni-CAD layout" if new
+            else "as before"
+        )
+    )
+    self.recipe_words.value = (
+        f'<span class="cadm-dim">{html.escape(recipe_words(self.recipe.value))}</span>' if new else ""
+    )
 
 def recipe_words(name: str) -> str:
     "What a recipe is."
@@ -194,11 +246,18 @@ class CheckView(View):
 
     def build(self):
         from cad_mllm.training.planner import CARDS
-        self.button = make_button(self.panel, "Check data and memory", self.look, tooltip="Count the data set, and say what memory and time the training needs", width="205px")
-        self.card = style_control(widgets.Dropdown, "Card", label_width="45px", width="160px", options=[("no GPU", ""), *((name.upper(), name) for name in CARDS)])
+        self.button = make_button(
+            self.panel, "Check data and memory", self.look,
+            tooltip="Count the data set, and say what memory and time the training needs", width="205px"
+        )
+        self.card = style_control(
+            widgets.Dropdown, "Card", label_width="45px", width="160px",
+            options=[("no GPU", ""), *((name.upper(), name) for name in CARDS)]
+        )
         self.result = widgets.HTML()
         self.panel.workers.add(self.button)
-        for w, name in ((self.button, "check"), (self.card, "card"), (self.result, "checked")): w.add_class(f"cadm-{name}")
+        for w, name in ((self.button, "check"), (self.card, "card"), (self.result, "checked")):
+            w.add_class(f"cadm-{name}")
         return [make_row(self.card), self.result]
 
     def look(self):
@@ -207,9 +266,15 @@ class CheckView(View):
         check_data(form)
         flags = parse_flags(train_command(form))
         root = next(iter(flags.get("data_root", [])), "") or (recipe(form.recipe)[1].data_root if new else "")
-        self.panel.work("Checking data and memory", lambda job: examine(root, form.recipe if new else next(iter(flags.get("recipe", [])), ""), card), self.tell)
+        self.panel.work(
+            "Checking data and memory",
+            lambda job: examine(root, form.recipe if new else next(iter(flags.get("recipe", [])), ""), card), self.tell
+        )
 
-    def tell(self, lines): self.result.value = '<div class="cadm-note">' + "".join(f"<div>{html.escape(line)}</div>" for line in lines) + "</div>"
+    def tell(self, lines):
+        self.result.value = '<div class="cadm-note">' + "".join(
+            f"<div>{html.escape(line)}</div>" for line in lines
+        ) + "</div>"
 
 def examine(
     root: str, # a data set
@@ -221,8 +286,15 @@ def examine(
     from cad_mllm.training.planner import plan
     lines = []
     if root:
-        attachments = open_dataset(root, num_val_samples=0, **({} if root.startswith("stream:") else {"report_path": os.devnull})).attachments
-        lines += [f"Data: {attachments.sentence()}", *attachments.warnings({"text": "training", "points": "the stage with points", "image": "the stage with pictures"})]
+        attachments = open_dataset(
+            root, num_val_samples=0, **({} if root.startswith("stream:") else {"report_path": os.devnull})
+        ).attachments
+        lines += [
+            f"Data: {attachments.sentence()}",
+            *attachments.warnings(
+                {"text": "training", "points": "the stage with points", "image": "the stage with pictures"}
+            )
+        ]
     else: lines.append("Data: the form does not say where it is.")
     if not card: return lines + ["Choose a card to see memory and time on it." if recipe_name else ""]
     if not recipe_name: return lines + ["Memory: the run does not say which recipe it was begun with."]
@@ -241,7 +313,10 @@ class LogView(View):
         self.tail, self.links = widgets.HTML(), widgets.HTML()
         self.download = make_button(self.panel, "Download log", self.save)
         self.row = make_row(self.words, self.download, self.links)
-        for w, name in ((self.words, "log-find"), (self.tail, "tail"), (self.download, "log-download"), (self.links, "log-links")): w.add_class(f"cadm-{name}")
+        for w, name in (
+            (self.words, "log-find"), (self.tail, "tail"), (self.download, "log-download"), (self.links, "log-links")
+        ):
+            w.add_class(f"cadm-{name}")
         return [self.row, self.tail]
 
     @property

@@ -49,21 +49,28 @@ def guarded(panel, func):
 # %% ../../nbs/10_panel/09_widgets.ipynb #4fef6299
 def style_control(kind, label, width="250px", label_width="110px", **kwargs):
     "A labelled control."
-    return kind(description=label, style={"description_width": label_width}, layout=widgets.Layout(width=width), **kwargs)
+    return kind(
+        description=label, style={"description_width": label_width}, layout=widgets.Layout(width=width), **kwargs
+    )
 
 def make_dropdown(label, options):
     "One of a few, side by side."
-    made = widgets.RadioButtons(description=label, options=options, style={"description_width": "110px"}, layout=widgets.Layout(width="760px"))
+    made = widgets.RadioButtons(
+        description=label, options=options, style={"description_width": "110px"}, layout=widgets.Layout(width="760px")
+    )
     made.add_class("cadm-choice")
     return made
 
 def make_button(panel, text, func, style="", tooltip="", width="auto"):
     "A button; what it does is wrapped by `guarded`."
-    made = widgets.Button(description=text, button_style=style, tooltip=tooltip or text, layout=widgets.Layout(width=width))
+    made = widgets.Button(
+        description=text, button_style=style, tooltip=tooltip or text, layout=widgets.Layout(width=width)
+    )
     made.on_click(guarded(panel, func))
     return made
 
-def make_row(*children): return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
+def make_row(*children):
+    return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
 
 def set_options(control, options, default=None):
     "Replace a control's options and keep what was chosen, where it is still there."
@@ -81,19 +88,38 @@ class PlotView(View):
     def build(self):
         self.still = widgets.Checkbox(description="As a picture", indent=False, layout=widgets.Layout(width="125px"))
         self.links, self.live = widgets.HTML(), LivePlot(self.choose)
-        save = [make_button(self.panel, f"Save {kind}", lambda kind=kind: self.save(kind), tooltip=f"Write the curves as {kind} beside the run") for kind in ("PNG", "CSV")]
-        for w, name in ((self.links, "cadm-plot-links"), (self.still, "plot-still"), *zip(save, ("cadm-save-png", "cadm-save-csv"))): w.add_class(name)
+        save = [
+            make_button(
+                self.panel, f"Save {kind}", lambda kind=kind: self.save(kind),
+                tooltip=f"Write the curves as {kind} beside the run"
+            )
+            for kind in ("PNG", "CSV")
+        ]
+        for w, name in (
+            (self.links, "cadm-plot-links"), (self.still, "plot-still"), *zip(save, ("cadm-save-png", "cadm-save-csv"))
+        ):
+            w.add_class(name)
         self.drawn = self.build_picture()
-        for w in (self.still, self.axis, self.weight, self.logarithmic): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
+        for w in (self.still, self.axis, self.weight, self.logarithmic):
+            w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
         self.marks.observe(guarded(self.panel, self.choose_mark), "value")
         return [make_row(self.still, *save), self.links, self.live, self.drawn]
 
     def build_picture(self):
-        "What stands in for the plot where scripts do not run: the picture, its controls, and checkpoints to choose from."
-        self.axis = style_control(widgets.Dropdown, "X axis", label_width="60px", width="190px", options=[("steps", "step"), ("samples", "samples"), ("tokens", "tokens"), ("time", "time")])
-        self.weight = style_control(widgets.Dropdown, "Smoothing", label_width="75px", width="210px", options=[("none", 0.0), ("light", .3), ("medium", .6), ("strong", .9), ("very strong", .97)], value=.6)
+        """What stands in for the plot where scripts do not run: the picture, its controls, and checkpoints to choose
+        from."""
+        self.axis = style_control(
+            widgets.Dropdown, "X axis", label_width="60px", width="190px",
+            options=[("steps", "step"), ("samples", "samples"), ("tokens", "tokens"), ("time", "time")]
+        )
+        self.weight = style_control(
+            widgets.Dropdown, "Smoothing", label_width="75px", width="210px",
+            options=[("none", 0.0), ("light", .3), ("medium", .6), ("strong", .9), ("very strong", .97)], value=.6
+        )
         self.logarithmic = widgets.Checkbox(description="Log scale", indent=False, layout=widgets.Layout(width="105px"))
-        self.marks = style_control(widgets.Dropdown, "Checkpoint", label_width="80px", width="460px", options=[("none is chosen", "")])
+        self.marks = style_control(
+            widgets.Dropdown, "Checkpoint", label_width="80px", width="460px", options=[("none is chosen", "")]
+        )
         self.picture = widgets.HTML(layout=widgets.Layout(max_width="1080px", width="100%"))
         self.marks.add_class("plot-marks")
         return widgets.VBox([make_row(self.axis, self.weight, self.logarithmic), self.marks, self.picture])
@@ -109,15 +135,28 @@ class PlotView(View):
     def plotted(self):
         "The ticked runs, with what was measured of their parts."
         styles, runs = run_styles(self.panel.runs), self.panel.table.shown_runs()
-        return [Plotted(r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"), r.newest, *styles[r.name], self.measured(r)) for r in runs]
+        return [
+            Plotted(
+                r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"),
+                r.newest, *styles[r.name], self.measured(r)
+            )
+            for r in runs
+        ]
 
     def measured(self, run) -> dict: # title -> list of (step, value)
         "What `evaluate` found of the checkpoints of a run."
-        rows = [r for r in self.panel.rows if r.run == run.name and r.iou is not None and r.step is not None] if run.evaluated else []
-        found = {title: sorted((r.step, getattr(r, key)) for r in rows if getattr(r, key) is not None) for key, title in (("builds", "Valid solids"), ("iou", "IoU"), ("chamfer", "Chamfer"))}
+        rows = (
+            [r for r in self.panel.rows if r.run == run.name and r.iou is not None and r.step is not None]
+            if run.evaluated else []
+        )
+        found = {
+            title: sorted((r.step, getattr(r, key)) for r in rows if getattr(r, key) is not None)
+            for key, title in (("builds", "Valid solids"), ("iou", "IoU"), ("chamfer", "Chamfer"))
+        }
         return {title: points for title, points in found.items() if points}
 
-    def figure(self, plotted): return loss_figure(plotted, self.axis.value, self.weight.value, self.logarithmic.value, self.panel.picked)
+    def figure(self, plotted):
+        return loss_figure(plotted, self.axis.value, self.weight.value, self.logarithmic.value, self.panel.picked)
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #8d74a6e0
 @patch
@@ -152,23 +191,41 @@ class DetailsView(View):
     def build(self):
         self.other = style_control(widgets.Dropdown, "Compare with", width="640px", options=[("nothing", "")])
         self.other.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
-        self.check = make_button(self.panel, "Verify every file", self.verify, tooltip="Read every file and compare it with the SHA-256 that was written with it")
+        self.check = make_button(
+            self.panel, "Verify every file", self.verify,
+            tooltip="Read every file and compare it with the SHA-256 that was written with it"
+        )
         self.found, self.text, self.about = widgets.HTML(), widgets.HTML(), None
         self.panel.workers.add(self.check)
-        for w, name in ((self.other, "cadm-other"), (self.check, "cadm-verify"), (self.found, "cadm-found"), (self.text, "cadm-details")): w.add_class(name)
+        for w, name in (
+            (self.other, "cadm-other"), (self.check, "cadm-verify"), (self.found, "cadm-found"),
+            (self.text, "cadm-details")
+        ):
+            w.add_class(name)
         return [make_row(self.check, self.other), self.found, self.text]
 
     def verify(self):
         "Read and hash the selected checkpoint, behind the page."
         record = self.panel.need_record()
         self.found.value = ""
-        self.panel.work(f"Verifying {record.path.name}", verify_job(record), lambda problems: self.verified(record, problems))
+        self.panel.work(
+            f"Verifying {record.path.name}", verify_job(record), lambda problems: self.verified(record, problems)
+        )
 
     def verified(self, record, problems):
         "Say what was found."
         if self.about == record.path: self.found.value = "".join(f"<div>{html.escape(p)}</div>" for p in problems)
-        proof = "its files look whole; checkpoints of the old format carry no hashes that could prove it" if record.old_format else "every file is exactly what was written"
-        self.panel.say(f"{record.path.name}: " + (f"{format_count(len(problems), 'problem')}; select another checkpoint to resume from" if problems else proof) + ".", "error" if problems else "good")
+        proof = (
+            "its files look whole; checkpoints of the old format carry no hashes that could prove it"
+            if record.old_format else "every file is exactly what was written"
+        )
+        self.panel.say(
+            f"{record.path.name}: " + (
+                f"{format_count(len(problems), 'problem')}; select another checkpoint to resume from" if problems
+                else proof
+            ) + ".",
+            "error" if problems else "good"
+        )
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #f0766090
 @patch
@@ -185,4 +242,6 @@ def update(self: DetailsView):
         self.text.value = f'<div class="cadm-note">{html.escape(str(row.path))}: {html.escape(row.problem)}</div>'
         return
     other = next((r.record for r in others if str(r.path) == self.other.value), None)
-    self.text.value = f'<h4>{html.escape(str(row.path))}</h4>' + (details_html(row.record) if other is None else differences_html(row.record, other))
+    self.text.value = f'<h4>{html.escape(str(row.path))}</h4>' + (
+        details_html(row.record) if other is None else differences_html(row.record, other)
+    )

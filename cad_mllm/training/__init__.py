@@ -13,8 +13,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "run_folder": ("OccupiedError RUN_FILES find_to_resume goes_on_here local_place move_aside refuse_occupied saved_run"),
     "distributed": ("PeerError World join_world pick_device seed_all use_deterministic_algorithms"),
     "schedule": ("Plan lr_factor"),
-    "trainer": ("FaultError NoMemoryError NotFiniteError Progress RunUpload TrainResult WARN_AFTER brief gpu_memory "
-              "is_out_of_memory known_id"),
+    "state": ("FaultError NoMemoryError NotFiniteError Progress TrainResult brief gpu_memory is_out_of_memory"),
+    "trainer": ("RunUpload WARN_AFTER known_id"),
     "validation": ("DRAWN held_out_loss leave_if_asked"),
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),

@@ -29,21 +29,40 @@ class ChangedError(ConfigError):
     "A resume that would be another run, and was not told that it may be."
 
 # %% ../../nbs/8_training/08_changes.ipynb #648b19de
-_INPUTS, ROUNDING_ONLY, _FROM_HERE = "the encoders see other inputs", "same data, not bit-exact", "takes effect from here"
+_INPUTS = "the encoders see other inputs"
+ROUNDING_ONLY = "same data, not bit-exact"
+_FROM_HERE = "takes effect from here"
 MEANINGS = {                     # setting -> (name for `accept_changes`, kind, meaning)
     "llm_model_name": ("base_model", OTHER_RUN, "the adapters were trained on another base"),
     "image_encoder_name": ("base_model", OTHER_RUN, "the projectors were trained on another encoder"),
     "point_encoder_name": ("base_model", OTHER_RUN, "the projectors were trained on another encoder"),
     "max_seq_length": ("max_seq_length", OTHER_RUN, "other samples fit: longer ones join or are left out"),
-    "num_points": ("inputs", OTHER_RUN, _INPUTS), "points_frame": ("inputs", OTHER_RUN, _INPUTS), "measure_version": ("inputs", OTHER_RUN, _INPUTS), "image_size": ("inputs", OTHER_RUN, _INPUTS),
-    **{name: ("inputs", OTHER_RUN, _INPUTS) for name in ("max_views", "caption_drop", "point_noise", "point_drop", "point_crop", "point_holes", "point_noisy", "point_bare", "point_estimated")},
+    **{
+        name: ("inputs", OTHER_RUN, _INPUTS)
+        for name in (
+            "num_points", "points_frame", "measure_version", "image_size", "max_views", "caption_drop", "point_noise",
+            "point_drop", "point_crop", "point_holes", "point_noisy", "point_bare", "point_estimated"
+        )
+    },
     "seed": ("seed", OTHER_RUN, "samples come in another order: some come twice in this epoch, others not at all"),
     "schedule_to": ("schedule_to", CHOICE, "the learning rate falls along another curve"),
-    "from_scratch_prob": ("from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"),
-    "pack": ("pack", SAME_DATA, ROUNDING_ONLY), "max_tokens_per_batch": ("max_tokens_per_batch", SAME_DATA, ROUNDING_ONLY),
-    "use_gradient_checkpointing": ("use_gradient_checkpointing", SAME_DATA, ROUNDING_ONLY), "compile": ("compile", SAME_DATA, ROUNDING_ONLY), "load_in_4bit": ("load_in_4bit", SAME_DATA, ROUNDING_ONLY), "fsdp": ("fsdp", SAME_DATA, ROUNDING_ONLY), "dtype": ("dtype", SAME_DATA, ROUNDING_ONLY),
-    **{name: (name, CHOICE, _FROM_HERE) for name in ("lora_dropout", "projector_dropout", "freeze_image_encoder", "freeze_point_encoder", "warmup_steps", "weight_decay", "max_grad_norm",
-                                                     "projector_lr_multiplier", "new_token_lr_multiplier")}}
+    "from_scratch_prob": (
+        "from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"
+    ),
+    **{
+        name: (name, SAME_DATA, ROUNDING_ONLY)
+        for name in (
+            "pack", "max_tokens_per_batch", "use_gradient_checkpointing", "compile", "load_in_4bit", "fsdp", "dtype"
+        )
+    },
+    **{
+        name: (name, CHOICE, _FROM_HERE)
+        for name in (
+            "lora_dropout", "projector_dropout", "freeze_image_encoder", "freeze_point_encoder", "warmup_steps",
+            "weight_decay", "max_grad_norm", "projector_lr_multiplier", "new_token_lr_multiplier"
+        )
+    }
+}
 
 def changed_settings(
     was: dict, # settings of the checkpoint, model and training together
@@ -61,7 +80,14 @@ def other_model(
     "The first setting of the model that no accepting can make up for: its weights would mean something else."
     plain = lambda v: sorted(v) if isinstance(v, (list, tuple)) else v
     fixed = [k for k in now if k not in MEANINGS and k in was and not (k.startswith("lora_") and not now["use_lora"])]
-    return next((f"{k}={now[k]!r}: the checkpoint has {was[k]!r}; give that back, or start a new run without resume_from_ckpt" for k in fixed if plain(was[k]) != plain(now[k])), "")
+    return next(
+        (
+            f"{k}={now[k]!r}: the checkpoint has {was[k]!r}; give that back, or start a new run without "
+            "resume_from_ckpt"
+            for k in fixed if plain(was[k]) != plain(now[k])
+        ),
+        ""
+    )
 
 def changed_base(
     was: dict, # part of the model -> what `base_weights` told
@@ -69,9 +95,17 @@ def changed_base(
 ) -> list: # of `Change`
     "Parts that have the same name and other weights."
     same_kind = lambda part: all(was[part].get(k) == now[part][k] for k in ("name", "dtype"))
-    tell = lambda base: f"{base['name']} with weights {base['fingerprint'][:12]}" + (f" (revision {base['commit'][:12]})" if base.get("commit") else "")
-    return [Change("base_model", tell(was[part]), tell(base), OTHER_RUN, f"the {part} has the same name and other weights: what was trained belongs to the earlier ones")
-            for part, base in now.items() if part in was and same_kind(part) and was[part].get("fingerprint") != base["fingerprint"]]
+    tell = lambda base: f"{base['name']} with weights {base['fingerprint'][:12]}" + (
+        f" (revision {base['commit'][:12]})" if base.get("commit") else ""
+    )
+    return [
+        Change(
+            "base_model", tell(was[part]), tell(base), OTHER_RUN,
+            f"the {part} has the same name and other weights: what was trained belongs to the earlier ones"
+        )
+        for part, base in now.items() if part in was and same_kind(part)
+        and was[part].get("fingerprint") != base["fingerprint"]
+    ]
 
 # %% ../../nbs/8_training/08_changes.ipynb #d7304093
 def changed_stages(
@@ -85,12 +119,26 @@ def changed_stages(
         if stage.name not in old: continue
         before = old[stage.name]
         if before["modality_probs"] != stage.modality_probs:
-            changes.append(Change("modality_probs", before["modality_probs"], stage.modality_probs, OTHER_RUN, f"{stage.name} draws modalities otherwise"))
+            changes.append(
+                Change(
+                    "modality_probs", before["modality_probs"], stage.modality_probs, OTHER_RUN,
+                    f"{stage.name} draws modalities otherwise"
+                )
+            )
         if before["num_epochs"] != stage.num_epochs:
-            changes.append(Change(f"{stage.name}.num_epochs", before["num_epochs"], stage.num_epochs, CHOICE, "the learning rate falls along the curve of that length" if stage.num_epochs else "left out"))
+            changes.append(
+                Change(
+                    f"{stage.name}.num_epochs", before["num_epochs"], stage.num_epochs, CHOICE,
+                    "the learning rate falls along the curve of that length" if stage.num_epochs else "left out"
+                )
+            )
         for gate in ("until_val_loss", "patience", "min_delta"):
-            if before.get(gate, 0) != getattr(stage, gate): changes.append(Change(f"{stage.name}.{gate}", before.get(gate, 0), getattr(stage, gate), CHOICE, _FROM_HERE))
-        if before["lr"] != stage.lr: changes.append(Change(f"{stage.name}.lr", before["lr"], stage.lr, CHOICE, _FROM_HERE))
+            if before.get(gate, 0) != getattr(stage, gate):
+                changes.append(
+                    Change(f"{stage.name}.{gate}", before.get(gate, 0), getattr(stage, gate), CHOICE, _FROM_HERE)
+                )
+        if before["lr"] != stage.lr:
+            changes.append(Change(f"{stage.name}.lr", before["lr"], stage.lr, CHOICE, _FROM_HERE))
     return changes
 
 # %% ../../nbs/8_training/08_changes.ipynb #6acd4e19
@@ -103,7 +151,11 @@ class Split:
 
     @property
     def per_step(self) -> int: return self.batch_size*self.accumulate*self.world
-    def __str__(self): return f"{self.per_step} samples a step ({self.batch_size} at once x {self.accumulate} x {self.world} process{'es' if self.world > 1 else ''})"
+    def __str__(self):
+        return (
+            f"{self.per_step} samples a step ({self.batch_size} at once x {self.accumulate} x {self.world} "
+            f"process{'es' if self.world > 1 else ''})"
+        )
 
 def split_for(
     was: Split, # of the checkpoint
@@ -114,8 +166,11 @@ def split_for(
     share, rest = divmod(was.per_step, world)
     if rest:
         fitting = [str(n) for n in range(1, was.per_step + 1) if was.per_step % n == 0]
-        raise ChangedError(f"number of processes was {was.world}, is {world}: the {was.per_step} samples of a step cannot be divided evenly; start {', '.join(fitting[:-1])} or {fitting[-1]} processes, "
-                           "or choose another --batch_size and accept it with --accept_changes batch_size")
+        raise ChangedError(
+            f"number of processes was {was.world}, is {world}: the {was.per_step} samples of a step cannot be divided "
+            f"evenly; start {', '.join(fitting[:-1])} or {fitting[-1]} processes, "
+            "or choose another --batch_size and accept it with --accept_changes batch_size"
+        )
     size = next(n for n in range(min(share, max(largest, was.batch_size)), 0, -1) if share % n == 0)
     return Split(size, share//size, world)
 
@@ -129,8 +184,21 @@ def settle_split(
     was, now = Split(*batch["effective"], batch["world"]), asked
     as_before = [asked.batch_size, asked.accumulate] in (list(batch["effective"]), list(batch["asked"]))
     if as_before and "batch_size" not in accepted:
-        try: now = was if asked.world == was.world else split_for(was, asked.world, max(batch["effective"][0], batch["asked"][0]))
+        try:
+            now = (
+                was if asked.world == was.world
+                else split_for(was, asked.world, max(batch["effective"][0], batch["asked"][0]))
+            )
         except ChangedError:
             if "all" not in accepted: raise
-    if now.per_step != was.per_step: return now, Change("batch_size", was, now, OTHER_RUN, "steps take other samples together, and the learning rate follows the share of the stage that is done")
-    return now, Change("number of processes" if now.world != was.world else "batch_size", was, now, SAME_DATA, ROUNDING_ONLY) if now != was else None
+    if now.per_step != was.per_step:
+        return now, Change(
+            "batch_size", was, now, OTHER_RUN,
+            "steps take other samples together, and the learning rate follows the share of the stage that is done"
+        )
+    return (
+        now,
+        Change(
+            "number of processes" if now.world != was.world else "batch_size", was, now, SAME_DATA, ROUNDING_ONLY
+        ) if now != was else None
+    )

@@ -96,15 +96,25 @@ def join_world(
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if size == 1:
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
-            print("⚠️  accelerate launch started one process only (it does so with --cpu): for several on CPUs use torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N")
+            print(
+                "⚠️  accelerate launch started one process only (it does so with --cpu): for several on CPUs use "
+                "torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
+            )
         return World()
     from torch.distributed.nn import functional  # noqa: F401   (must not meet a group that it could keep)
     limit = timedelta(minutes=minutes)
     if device.type == "cuda": torch.cuda.set_device(device)
     try:
         store = next(dist.rendezvous("env://", timeout=limit))[0]
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=limit)
-    except RuntimeError as e: raise PeerError(f"process {rank} of {size} did not meet the others within {minutes:g} minutes ({str(e).splitlines()[0][:200]})") from e
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore("group", store),
+            rank=rank, world_size=size, timeout=limit
+        )
+    except RuntimeError as e:
+        raise PeerError(
+            f"process {rank} of {size} did not meet the others within {minutes:g} minutes "
+            f"({str(e).splitlines()[0][:200]})"
+        ) from e
     return World(rank, size, dist.PrefixStore("notes", store), minutes)
 
 @patch
@@ -114,7 +124,8 @@ def leave(self: World):
     try:
         self.store.set(f"left/{self.rank}", "")
         self.store.wait([f"left/{rank}" for rank in range(self.size)], timedelta(minutes=self.minutes))
-    except RuntimeError: pass              # whoever kept the notes has left already, or someone never comes: nothing is left to do together
+    # whoever kept the notes has left already, or someone never comes: nothing is left to do together
+    except RuntimeError: pass
     dist.destroy_process_group()
 
 # %% ../../nbs/8_training/05_distributed.ipynb #fd976234
@@ -123,9 +134,13 @@ def pick_device(
 ) -> torch.device:
     "The device to train on; `auto` takes the GPU where there is one, and under a launcher each process its own."
     if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available(): raise ConfigError(f"device={name!r}: no CUDA device is visible; use --device cpu, or in Colab choose a GPU runtime")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device={name!r}: no CUDA device is visible; use --device cpu, or in Colab choose a GPU runtime"
+        )
     if name == "cuda" and "LOCAL_RANK" in os.environ: name = f"cuda:{os.environ['LOCAL_RANK']}"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name): raise ConfigError(f"device={name!r:.60}: use auto, cpu, cuda, or a card such as cuda:1")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"device={name!r:.60}: use auto, cpu, cuda, or a card such as cuda:1")
     return torch.device(name)
 
 def seed_all(seed: int):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from .run_files import Interrupted
-from .trainer import FaultError, NoMemoryError, NotFiniteError
+from .state import FaultError, NoMemoryError, NotFiniteError
 from .validation import leave_if_asked
 from .resume import Trainer
 
@@ -26,7 +26,8 @@ def go_back(
     path = _last_good(trainer)
     if path is None: raise error
     scale = was.lr_scale*(.5 if t.halve_lr else 1.0)
-    if trainer.world.is_main: print(f"⚠️  {error}: going back to {path}" + (" with half the learning rate" if t.halve_lr else ""), flush=True)
+    if trainer.world.is_main:
+        print(f"⚠️  {error}: going back to {path}" + (" with half the learning rate" if t.halve_lr else ""), flush=True)
     trainer.resume(path)
     trainer.progress.went_back, trainer.progress.lr_scale, trainer.bad_steps = was.went_back + 1, scale, 0
     trainer.log(event="went_back", step=trainer.progress.step, path=str(path), text=str(error), lr_scale=scale)
@@ -52,11 +53,20 @@ def halve_batches(
     size, more = t.batch_size, next((n for n in range(2, t.batch_size + 1) if t.batch_size % n == 0), 0)
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.device.type == "cuda": torch.cuda.empty_cache()
-    if not more: raise FaultError(f"batch_size={size}: there is not enough memory for one sample ({error}); {LESS_MEMORY}")
-    trainer.train_config = t = replace(t, batch_size=size//more, gradient_accumulation_steps=t.gradient_accumulation_steps*more)
-    text = f"not enough memory for {size} samples at once ({error}): {t.batch_size} from here on, {t.gradient_accumulation_steps} micro-batches a step; the samples of a step stay the same"
+    if not more:
+        raise FaultError(f"batch_size={size}: there is not enough memory for one sample ({error}); {LESS_MEMORY}")
+    trainer.train_config = t = replace(
+        t, batch_size=size//more, gradient_accumulation_steps=t.gradient_accumulation_steps*more
+    )
+    text = (
+        f"not enough memory for {size} samples at once ({error}): {t.batch_size} from here on, "
+        f"{t.gradient_accumulation_steps} micro-batches a step; the samples of a step stay the same"
+    )
     if trainer.world.is_main: print(f"⚠️  {text}", flush=True)
-    trainer.log(event="out_of_memory", step=trainer.progress.step, text=text, batch_size=t.batch_size, gradient_accumulation_steps=t.gradient_accumulation_steps)
+    trainer.log(
+        event="out_of_memory", step=trainer.progress.step, text=text, batch_size=t.batch_size,
+        gradient_accumulation_steps=t.gradient_accumulation_steps
+    )
 
 def whole_step(
     trainer: Trainer, # whose `stream` gives its micro-batches
@@ -87,4 +97,6 @@ def leave_at_fault(
     try: leave_if_asked(trainer)
     except Interrupted: return save_and_leave(trainer)
     if trainer.progress.step > trainer.saved_step: trainer.save(stopped=True)
-    raise FaultError(f"{error}; all is saved up to step {trainer.progress.step}: go on with --resume_from_ckpt auto") from None
+    raise FaultError(
+        f"{error}; all is saved up to step {trainer.progress.step}: go on with --resume_from_ckpt auto"
+    ) from None

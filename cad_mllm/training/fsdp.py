@@ -25,21 +25,34 @@ from ..models import CADMLLMModel
 @dataclass(frozen=True)
 class Sharding:
     "How the weights are sharded."
-    reshard: bool = True         # let a layer's weights go between forward and backward pass (ZeRO stage 3), or keep them (stage 2)
+    reshard: bool = True         # let a layer's weights go between forward and backward pass (ZeRO stage 3), or keep
+                                 # them (stage 2)
     checkpointing: bool = False  # whether accelerate asks for activation checkpointing too
 
 def _said(name, default=""): return os.environ.get(name, default).lower() in ("1", "true")
 
 def _refuse(config, by_accelerate):
     "Raise `ConfigError` for what cannot be done with shares."
-    if by_accelerate and os.environ.get("FSDP_VERSION") != "2": raise ConfigError(
-        "accelerate is set up for FSDP 1, which cannot keep trained and frozen weights in one layer: choose version 2 in `accelerate config`, or --fsdp_version 2 on the command line (accelerate 1.6 or newer)")
-    if by_accelerate and _said("FSDP_OFFLOAD_PARAMS"): raise ConfigError(
-        "accelerate is set up to keep weights in the computer's memory (fsdp_offload_params: true), which this training does not do: set it to false; what needs less memory is --use_gradient_checkpointing, a smaller --batch_size, or more processes")
-    if config.load_in_4bit: raise ConfigError("load_in_4bit=True with fsdp=True: 4-bit weights cannot be sharded; leave one of the two out")
+    if by_accelerate and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(
+            "accelerate is set up for FSDP 1, which cannot keep trained and frozen weights in one layer: choose "
+            "version 2 in `accelerate config`, or --fsdp_version 2 on the command line (accelerate 1.6 or newer)"
+        )
+    if by_accelerate and _said("FSDP_OFFLOAD_PARAMS"):
+        raise ConfigError(
+            "accelerate is set up to keep weights in the computer's memory (fsdp_offload_params: true), which this "
+            "training does not do: set it to false; what needs less memory is --use_gradient_checkpointing, a smaller "
+            "--batch_size, or more processes"
+        )
+    if config.load_in_4bit:
+        raise ConfigError("load_in_4bit=True with fsdp=True: 4-bit weights cannot be sharded; leave one of the two out")
     try: from torch.distributed.fsdp import FSDPModule
     except ImportError: FSDPModule = None
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"): raise ConfigError(f"fsdp=True: torch {torch.__version__} is too old for it or built without it; upgrade torch, or leave it out")
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ConfigError(
+            f"fsdp=True: torch {torch.__version__} is too old for it or built without it; upgrade torch, or leave it "
+            "out"
+        )
 
 def sharding_asked(
     config: CADMLLMConfig,
@@ -49,18 +62,25 @@ def sharding_asked(
     by_accelerate = _said("ACCELERATE_USE_FSDP")
     if not (fsdp or by_accelerate): return None
     _refuse(config, by_accelerate)
-    return Sharding(reshard=not by_accelerate or _said("FSDP_RESHARD_AFTER_FORWARD", "true"), checkpointing=by_accelerate and _said("FSDP_ACTIVATION_CHECKPOINTING"))
+    return Sharding(
+        reshard=not by_accelerate or _said("FSDP_RESHARD_AFTER_FORWARD", "true"),
+        checkpointing=by_accelerate and _said("FSDP_ACTIVATION_CHECKPOINTING")
+    )
 
 # %% ../../nbs/8_training/02_fsdp.ipynb #08f08168
 def _nothing(batch):
     "Two tokens of which one is to be predicted, in place of a batch that has none."
     two = torch.zeros(1, 2, dtype=torch.long, device=batch.input_ids.device)
-    return replace(batch, input_ids=two, position_ids=two.cumsum(1), segment_ids=two, labels=two, images=None, image_slots=None, points=None, point_slots=None, num_tokens=1)
+    return replace(
+        batch, input_ids=two, position_ids=two.cumsum(1), segment_ids=two, labels=two, images=None, image_slots=None,
+        points=None, point_slots=None, num_tokens=1
+    )
 
 class Sharded(nn.Module):
     "Losses of a model of which each process keeps a share; all processes have to call it equally often."
     def __init__(self,
-        model: CADMLLMModel, # with the same weights in each process, best on the CPU; from here on it has a share of them, on `device`
+        model: CADMLLMModel, # with the same weights in each process, best on the CPU; from here on it has a share of
+                             # them, on `device`
         device: torch.device, # of this process
         reshard: bool = True, # see `Sharding`
     ):
@@ -69,7 +89,10 @@ class Sharded(nn.Module):
         from torch.distributed.fsdp import fully_shard
         self.model = model
         whole = [m.to(device) for m in self._modules_around() if not any(p.requires_grad for p in m.parameters())]
-        how = dict(mesh=init_device_mesh(device.type, (dist.get_world_size(),)), ignored_params={p for m in whole for p in m.parameters()})
+        how = dict(
+            mesh=init_device_mesh(device.type, (dist.get_world_size(),)),
+            ignored_params={p for m in whole for p in m.parameters()}
+        )
         for layer in model.layers: fully_shard(layer, reshard_after_forward=reshard, **how)
         fully_shard(self, reshard_after_forward=False, **how)
         self.units = (self, *model.layers)
@@ -83,7 +106,8 @@ class Sharded(nn.Module):
         "Loss of a batch, by the same parts of the model whatever is in it."
         loss = self.model(batch if batch.num_tokens else _nothing(batch))["loss_sum"]
         if not batch.num_tokens: loss = 0*loss
-        if torch.is_grad_enabled(): loss = loss + 0*sum(p.sum() for m in self._modules_around() for p in m.parameters() if p.requires_grad)
+        if torch.is_grad_enabled():
+            loss = loss + 0*sum(p.sum() for m in self._modules_around() for p in m.parameters() if p.requires_grad)
         return dict(loss_sum=loss, num_tokens=batch.num_tokens)
 
 # %% ../../nbs/8_training/02_fsdp.ipynb #8eb683c0
@@ -110,7 +134,8 @@ def whole_copy(
     value, # nested dictionaries and lists
     keep: bool = True, # in this process
 ):
-    "A copy on the CPU, every shared-out tensor whole; all processes have to call it with the same tensors, and those that do not keep them get None."
+    """A copy on the CPU, every shared-out tensor whole; all processes have to call it with the same tensors, and
+    those that do not keep them get None."""
     if isinstance(value, dict): return {k: whole_copy(v, keep) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return type(value)(whole_copy(v, keep) for v in value)
     if not isinstance(value, torch.Tensor): return value

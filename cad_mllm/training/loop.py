@@ -28,7 +28,8 @@ from ..checkpoints.transfer import OutputFolder
 from .run_files import EVENTS, Interrupted, METRICS, RUN_CONFIG, STOP, Stopper
 from .schedule import Plan
 from .run_folder import find_to_resume, move_aside, OccupiedError, refuse_occupied
-from .trainer import brief, FaultError, gpu_memory, is_out_of_memory, NotFiniteError, RunUpload, TrainResult
+from .state import brief, FaultError, gpu_memory, is_out_of_memory, NotFiniteError, TrainResult
+from .trainer import RunUpload
 from .resume import Trainer
 from .faults import go_back, leave_at_fault, LESS_MEMORY, save_and_leave, whole_step
 from .run_lines import banner, step_line
@@ -45,8 +46,14 @@ def train_stage(self: Trainer, stopper: Stopper):
     self.needed = size_of_next_save(self.model, self.optimizer) if self.world.is_main else 0
     self.look_at_space()
     self.model.train()
-    self.stream, self.saved_step, self.saved_time, self.pace = self.micro_batches(plan), p.step, time.monotonic(), Pace()
-    bar = tqdm(total=plan.num_steps, initial=p.stage_step, desc=self.stage.name, disable=None if self.world.is_main else True, mininterval=.5)
+    self.stream = self.micro_batches(plan)
+    self.saved_step = p.step
+    self.saved_time = time.monotonic()
+    self.pace = Pace()
+    bar = tqdm(
+        total=plan.num_steps, initial=p.stage_step, desc=self.stage.name, disable=None if self.world.is_main else True,
+        mininterval=.5
+    )
     with bar:
         try:
             catch_up(self, plan)
@@ -65,7 +72,8 @@ def after_step(
     plan: Plan, # of its stage
     bar, # of tqdm
 ):
-    "Validate, report and save, as far as they are due after this step; `Interrupted` where a stop is asked for meanwhile."
+    """Validate, report and save, as far as they are due after this step; `Interrupted` where a stop is asked for
+    meanwhile."""
     t, step = trainer.train_config, trainer.progress.step
     try:
         if t.eval_steps and step % t.eval_steps == 0: row["val_loss"] = trainer.validate()
@@ -84,7 +92,8 @@ def catch_up(
     t, p = trainer.train_config, trainer.progress
     if not p.val_due: return
     p.val_due = False
-    if t.eval_steps and p.step % t.eval_steps == 0: trainer.log(stage=trainer.stage.name, step=p.step, val_loss=trainer.validate())
+    if t.eval_steps and p.step % t.eval_steps == 0:
+        trainer.log(stage=trainer.stage.name, step=p.step, val_loss=trainer.validate())
     if not trainer.is_over(plan) and trainer.save_is_due(): trainer.save()
 
 # %% ../../nbs/8_training/10_loop.ipynb #7e8c7ea8
@@ -92,8 +101,10 @@ def catch_up(
 def asked_to_stop(self: Trainer, stopper: Stopper) -> bool:
     "Whether to end before the next step; all processes agree."
     self.keep_lock()
-    if self.train_config.max_steps and self.progress.step >= self.train_config.max_steps: stopper.reason = stopper.reason or "max_steps"
-    if self.world.sum(torch.tensor([float(bool(stopper.check()))])).item() and not stopper.reason: stopper.reason = "another process"
+    if self.train_config.max_steps and self.progress.step >= self.train_config.max_steps:
+        stopper.reason = stopper.reason or "max_steps"
+    if self.world.sum(torch.tensor([float(bool(stopper.check()))])).item() and not stopper.reason:
+        stopper.reason = "another process"
     return bool(stopper.reason)
 
 @patch
@@ -102,18 +113,23 @@ def report(self: Trainer, row: dict, bar):
     memory = gpu_memory(self.device)
     self.log(**row, **({} if memory is None else {"gpu_memory": memory}))
     self.tell("running", epoch=row["epoch"], lr=row["lr"], tokens_per_second=round(row["tokens_per_second"], 1))
-    if bar.disable and self.world.is_main and (self.pace.is_due() or row.get("val_loss") is not None): print(step_line(self, row), flush=True)
+    if bar.disable and self.world.is_main and (self.pace.is_due() or row.get("val_loss") is not None):
+        print(step_line(self, row), flush=True)
 
 # %% ../../nbs/8_training/10_loop.ipynb #93081a51
 def begin_from(
     trainer: Trainer, # whose run has no checkpoint yet
     name: str, # as `find_weights` takes it
 ):
-    "Take the weights of a checkpoint into the new model; raises `CheckpointError` or `WeightsError` where they cannot be had or do not fit."
+    """Take the weights of a checkpoint into the new model; raises `CheckpointError` or `WeightsError` where they
+    cannot be had or do not fit."""
     weights = find_weights(name)
     for note in trainer.model.load_weights(weights.folder): print(f"  ⚠️  {note}")
     trainer.log(event="init", step=0, **weights.record())
-    if trainer.world.is_main: print(f"Begins from {weights.folder}" + (f" (commit {weights.revision})" if weights.revision else ""), flush=True)
+    if trainer.world.is_main:
+        print(
+            f"Begins from {weights.folder}" + (f" (commit {weights.revision})" if weights.revision else ""), flush=True
+        )
 
 # %% ../../nbs/8_training/10_loop.ipynb #8f77bb78
 @patch
@@ -145,7 +161,9 @@ def run(self: Trainer) -> TrainResult:
         self.notifier.send(status, step=self.progress.step, loss=self.progress.last_loss, text=ended)
         for tracker in self.trackers: tracker.close()
         lines_left = self.close()
-    return TrainResult(status, self.progress.step, self.output_dir, self.checkpoint, stopper.reason, undelivered, lines_left)
+    return TrainResult(
+        status, self.progress.step, self.output_dir, self.checkpoint, stopper.reason, undelivered, lines_left
+    )
 
 # %% ../../nbs/8_training/10_loop.ipynb #e174521e
 @patch
@@ -153,27 +171,43 @@ def open_delivery(self: Trainer):
     "Make the output folder and what writes into it; all processes learn where that is."
     t = self.train_config
     if self.world.is_main:
-        self.delivery = RunUpload(self.output_dir, t.local_dir, keep_last_n=t.keep_last_n_checkpoints, max_pending=t.max_pending_checkpoints)
+        self.delivery = RunUpload(
+            self.output_dir, t.local_dir, keep_last_n=t.keep_last_n_checkpoints, max_pending=t.max_pending_checkpoints
+        )
         try: self.delivery.root.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise ConfigError(f"output_dir={str(self.output_dir)!r}: {self.delivery.root} cannot be made ({e.strerror}); choose a folder that you may write to") from e
+        except OSError as e:
+            raise ConfigError(
+                f"output_dir={str(self.output_dir)!r}: {self.delivery.root} cannot be made ({e.strerror}); choose a "
+                "folder that you may write to"
+            ) from e
         self.delivery.files.probe(METRICS, EVENTS)
         self.hear()
     self.root = self.world.gather(self.delivery.root if self.delivery else None)[0]
 
 # %% ../../nbs/8_training/10_loop.ipynb #c518275c
 @patch
-def deliver_rest(self: Trainer, stopper: Stopper, patience: float = 600.0, hurry: float = 20.0) -> int: # checkpoints that are left
+def deliver_rest(
+    self: Trainer,
+    stopper: Stopper,
+    patience: float = 600.0, # seconds to wait
+    hurry: float = 20.0, # seconds to wait once asked to stop
+) -> int: # checkpoints that are left
     "Wait for what is still to be written or delivered, within reason."
     self.mirror_reports()
     if self.world.is_main: self.delivery.wait_written()
-    self.world.gather(None)                # a launcher ends all processes as soon as one has ended with another code than 0
+    # a launcher ends all processes as soon as one has ended with another code than 0
+    self.world.gather(None)
     if not self.world.is_main: return 0
     asked, stopper.deadline = stopper.reason, math.inf
     until = time.monotonic() + (patience if stopper.check() in ("", "max_steps", "the stop file") else hurry)
     stopper.reason = ""
     while not self.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():
         left = self.delivery.status()
-        self.tell("running", message=f"waiting for {self.output_dir} to take {left['pending'] + left['unsaved']} checkpoints: {left['last_error']}")
+        self.tell(
+            "running",
+            message=f"waiting for {self.output_dir} to take {left['pending'] + left['unsaved']} checkpoints: "
+            f"{left['last_error']}"
+        )
     stopper.reason = asked
     self.hear()
     return self.delivery.status()["pending"]
@@ -189,10 +223,17 @@ def close(self: Trainer) -> str: # what of the files of lines is not in the outp
 # %% ../../nbs/8_training/10_loop.ipynb #d5e2b012
 @patch
 def record_settings(self: Trainer):
-    "run_config.json, from which a run that has no checkpoint yet can be begun again; all processes must have been told the same."
+    """run_config.json, from which a run that has no checkpoint yet can be begun again; all processes must have been
+    told the same."""
     told = dict(model=self.config.to_dict(), train=replace(self.train_config, accept_changes="").to_dict())
-    same = self.world.gather(hashlib.sha256(json.dumps([told | {"data": self.data.fingerprint}], sort_keys=True).encode()).hexdigest())
-    if len(set(same)) > 1: raise ConfigError(f"process {next(r for r, x in enumerate(same) if x != same[0])} has other settings or other data than process 0: start all of them with the same flags, on the same data")
+    same = self.world.gather(
+        hashlib.sha256(json.dumps([told | {"data": self.data.fingerprint}], sort_keys=True).encode()).hexdigest()
+    )
+    if len(set(same)) > 1:
+        raise ConfigError(
+            f"process {next(r for r, x in enumerate(same) if x != same[0])} has other settings or other data than "
+            "process 0: start all of them with the same flags, on the same data"
+        )
     if self.world.is_main: self.delivery.replace(RUN_CONFIG, told | dict(command=without_address(sys.argv)))
 
 @patch
@@ -206,7 +247,8 @@ def run_stages(self: Trainer, stopper: Stopper):
                 self.train_stage(stopper)
                 if self.progress.val_due or not self.is_over(self.plan()): return
                 self.save(f"{self.stage.name}_model")
-            elif self.pending: self.begin_stage()      # resumed from the stage's end: the next one goes on with its random state
+            # resumed from the stage's end: the next one goes on with its random state
+            elif self.pending: self.begin_stage()
             if self.progress.stage_index + 1 == len(t.stages):
                 self.save("final_model")
                 return
@@ -239,23 +281,32 @@ def take_lock(self: Trainer):
         self.output_dir.mkdir(parents=True, exist_ok=True)
         take(self.lock)
     except HeldError as e:
-        raise RunningError(f"output_dir={str(self.output_dir)!r}: {e.holder} is training into this folder; stop it first (touch {self.output_dir/STOP}), choose another folder, "
-                           "or where you know that it is gone: --take_over") from e
+        raise RunningError(
+            f"output_dir={str(self.output_dir)!r}: {e.holder} is training into this folder; stop it first (touch "
+            f"{self.output_dir/STOP}), choose another folder, "
+            "or where you know that it is gone: --take_over"
+        ) from e
     except OSError: pass                   # whoever writes into the folder next says what is wrong with it
 
 @patch
 def keep_lock(self: Trainer):
     "Raise `RunningError` where another training has taken the folder over: from there on nothing may be written."
-    if self.lock and self.lock.lost: raise RunningError(f"output_dir={str(self.output_dir)!r}: {self.lock.lost} has taken over this folder; this training ends without saving")
+    if self.lock and self.lock.lost:
+        raise RunningError(
+            f"output_dir={str(self.output_dir)!r}: {self.lock.lost} has taken over this folder; this training ends "
+            "without saving"
+        )
 
 # %% ../../nbs/8_training/10_loop.ipynb #bf554859
 @patch
 def refuse_occupied(self: Trainer):
     "Raise `OccupiedError` where the folder holds another run; with `start_over` move that run aside."
     t = self.train_config
-    self.train_config = replace(t, start_over=False, take_over=False, notify="")      # done once, or a secret: what is saved must not hold it
+    # done once, or a secret: what is saved must not hold it
+    self.train_config = replace(t, start_over=False, take_over=False, notify="")
     if not self.world.is_main: return
-    if t.start_over and (aside := move_aside(self.output_dir, t.local_dir)): print(f"The run that was in {self.output_dir} lies in {aside} now", flush=True)
+    if t.start_over and (aside := move_aside(self.output_dir, t.local_dir)):
+        print(f"The run that was in {self.output_dir} lies in {aside} now", flush=True)
     if t.resume_from_ckpt in ("auto", "latest"): return
     checkpoint = find_to_resume(t.resume_from_ckpt, self.output_dir, t.local_dir) if t.resume_from_ckpt else None
     refuse_occupied(self.output_dir, t.local_dir, checkpoint)
@@ -270,13 +321,17 @@ def in_words(
     if trainer.delivery:
         trainer.delivery.wait_written()
         trainer.hear()
-    return FaultError(f"batch_size={trainer.train_config.batch_size}: there is not enough memory ({brief(error)}); {LESS_MEMORY}, as does a smaller batch; the last checkpoint is {trainer.checkpoint}")
+    return FaultError(
+        f"batch_size={trainer.train_config.batch_size}: there is not enough memory ({brief(error)}); {LESS_MEMORY}, as "
+        f"does a smaller batch; the last checkpoint is {trainer.checkpoint}"
+    )
 
 def train(
     config: CADMLLMConfig, # the model
     train_config: TrainConfig, # how to train it
     model: CADMLLMModel | None = None, # one that exists already, else it is built
-    draw=None, # with `draw_parts`: (model, held-out data, modality combination, how many parts) -> (H, W, 3) uint8 or None, such as `evaluate.draw_held_out`
+    draw=None, # with `draw_parts`: (model, held-out data, modality combination, how many parts) -> (H, W, 3) uint8 or
+               # None, such as `evaluate.draw_held_out`
 ) -> TrainResult:
     "Train, or go on training. A failure is written into status.json before it is raised."
     trainer = Trainer(config, train_config, model, draw)

@@ -13,12 +13,15 @@ import time
 import urllib.request
 
 # %% ../../nbs/8_training/01b_notify.ipynb #6bf8b632
-EVENTS_TOLD = dict(went_back="not_finite", outage="output_folder_lost", back="output_folder_back")   # event of a run -> what a message calls it
+# event of a run -> what a message calls it
+EVENTS_TOLD = dict(went_back="not_finite", outage="output_folder_lost", back="output_folder_back")
 
 def _post(url, values, seconds):
     "Send a JSON object; raises whatever goes wrong."
     data = json.dumps(values).encode()
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json", "User-Agent": "cad-mllm"}, method="POST")
+    request = urllib.request.Request(
+        url, data=data, headers={"Content-Type": "application/json", "User-Agent": "cad-mllm"}, method="POST"
+    )
     with urllib.request.urlopen(request, timeout=seconds) as answer: answer.read(1000)
 
 class Notifier:
@@ -35,7 +38,9 @@ class Notifier:
     def send(self, event: str, **more):
         "Tell what happened; returns at once."
         if not self.url: return
-        values = dict(event=event, run=self.run, host=socket.gethostname(), time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more)
+        values = dict(
+            event=event, run=self.run, host=socket.gethostname(), time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more
+        )
         thread = threading.Thread(target=self._deliver, args=(values,), name="cad_mllm-notify", daemon=True)
         self.threads.append(thread)
         thread.start()
@@ -44,7 +49,12 @@ class Notifier:
         "Send one message; what goes wrong is said once."
         try: _post(self.url, values, self.seconds)
         except Exception as e:
-            if not self.complained: self.say(f"⚠️  the message {values['event']!r} could not be sent to the address of --notify ({type(e).__name__}: {e}); the run goes on", flush=True)
+            if not self.complained:
+                self.say(
+                    f"⚠️  the message {values['event']!r} could not be sent to the address of --notify "
+                    f"({type(e).__name__}: {e}); the run goes on",
+                    flush=True
+                )
             self.complained = True
 
     def hear(self, row: dict):

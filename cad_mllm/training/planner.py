@@ -22,9 +22,14 @@ class Card:
     bandwidth: float             # bytes a second
     bf16: bool = True            # whether it has bfloat16
 
-CARDS = {c.name: c for c in (
-    Card("t4", 15.6e9, 65e12, 0.32e12, bf16=False), Card("l4", 23.6e9, 121e12, 0.3e12), Card("a100", 42.3e9, 312e12, 1.56e12), Card("a100-80", 84.9e9, 312e12, 2.04e12),
-    Card("h100", 84.9e9, 989e12, 3.35e12), Card("h200", 150e9, 989e12, 4.8e12))}
+CARDS = {
+    c.name: c
+    for c in (
+        Card("t4", 15.6e9, 65e12, 0.32e12, bf16=False), Card("l4", 23.6e9, 121e12, 0.3e12),
+        Card("a100", 42.3e9, 312e12, 1.56e12), Card("a100-80", 84.9e9, 312e12, 2.04e12),
+        Card("h100", 84.9e9, 989e12, 3.35e12), Card("h200", 150e9, 989e12, 4.8e12)
+    )
+}
 
 # %% ../../nbs/8_training/11_planner.ipynb #e112747d
 @dataclass(frozen=True)
@@ -43,34 +48,54 @@ class Shape:
     def linears(self) -> dict: # name -> (inputs, outputs) of the matrices of a layer
         "The linear layers by their names."
         D, q, kv, I = self.hidden, self.heads*self.head_dim, self.kv_heads*self.head_dim, self.inner
-        return dict(q_proj=(D, q), k_proj=(D, kv), v_proj=(D, kv), o_proj=(q, D), gate_proj=(D, I), up_proj=(D, I), down_proj=(I, D))
+        return dict(
+            q_proj=(D, q), k_proj=(D, kv), v_proj=(D, kv), o_proj=(q, D), gate_proj=(D, I), up_proj=(D, I),
+            down_proj=(I, D)
+        )
 
     @property
     def num_linear(self) -> int: return self.layers*sum(a*b for a, b in self.linears.values())
     @property
     def num_tables(self) -> int: return self.vocabulary*self.hidden*(1 if self.tied else 2)
     @property
-    def num_parameters(self) -> int: return self.num_linear + self.num_tables + self.layers*(2*self.hidden + 2*self.head_dim) + self.hidden
+    def num_parameters(self) -> int:
+        return self.num_linear + self.num_tables + self.layers*(2*self.hidden + 2*self.head_dim) + self.hidden
 
-SHAPES = {"Qwen/Qwen3-0.6B": Shape(151_936, 1024, 3072, 28, 16, 8, 128, True), "Qwen/Qwen3-1.7B": Shape(151_936, 2048, 6144, 28, 16, 8, 128, True),
-          "Qwen/Qwen3-4B": Shape(151_936, 2560, 9728, 36, 32, 8, 128, True), "Qwen/Qwen3-8B": Shape(151_936, 4096, 12_288, 36, 32, 8, 128, False)}
+SHAPES = {
+    "Qwen/Qwen3-0.6B": Shape(151_936, 1024, 3072, 28, 16, 8, 128, True),
+    "Qwen/Qwen3-1.7B": Shape(151_936, 2048, 6144, 28, 16, 8, 128, True),
+    "Qwen/Qwen3-4B": Shape(151_936, 2560, 9728, 36, 32, 8, 128, True),
+    "Qwen/Qwen3-8B": Shape(151_936, 4096, 12_288, 36, 32, 8, 128, False)
+}
 
 # %% ../../nbs/8_training/11_planner.ipynb #32a772e0
 def shape_of(
     config: CADMLLMConfig,
 ) -> Shape: # with room for the CAD tokens
-    "The sizes of a configuration's language model, without its weights: known ones by name, others from their config.json."
+    """The sizes of a configuration's language model, without its weights: known ones by name, others from their
+    config.json."""
     name, added = config.llm_model_name, len(get_codec(config.sequence_format, config.token_version).added_tokens)
     if name in SHAPES: return replace(SHAPES[name], vocabulary=max(SHAPES[name].vocabulary, 151_669 + added))
     if name == "tiny":
         from cad_mllm.models.language_model import TINY_LLM
         c = {**TINY_LLM, **config.llm_config}
-        return Shape(1024 + added, c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"], c["tie_word_embeddings"])
+        return Shape(
+            1024 + added, c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"],
+            c["num_key_value_heads"], c["head_dim"], c["tie_word_embeddings"]
+        )
     from transformers import AutoConfig
     try: c = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError) as e: raise ConfigError(f"llm_model_name={name!r}: its config.json cannot be read ({str(e).splitlines()[0]}); give a local folder, or one of {', '.join(SHAPES)}") from e
+    except (OSError, ValueError) as e:
+        raise ConfigError(
+            f"llm_model_name={name!r}: its config.json cannot be read ({str(e).splitlines()[0]}); give a local folder, "
+            f"or one of {', '.join(SHAPES)}"
+        ) from e
     heads = c.num_attention_heads
-    return Shape(c.vocab_size + added, c.hidden_size, c.intermediate_size, c.num_hidden_layers, heads, getattr(c, "num_key_value_heads", heads), getattr(c, "head_dim", None) or c.hidden_size//heads, c.tie_word_embeddings)
+    return Shape(
+        c.vocab_size + added, c.hidden_size, c.intermediate_size, c.num_hidden_layers, heads,
+        getattr(c, "num_key_value_heads", heads), getattr(c, "head_dim", None) or c.hidden_size//heads,
+        c.tie_word_embeddings
+    )
 
 # %% ../../nbs/8_training/11_planner.ipynb #e1f8abae
 def activation_bytes(
@@ -83,23 +108,31 @@ def activation_bytes(
     norms, attention, mlp = 4*(2*D + q + kv), half*(2*q + 2*kv), 3*half*I
     if not config.use_lora: return norms + 8*D + half*(q + kv) + attention + mlp + half*(5*D + q + I)
     adapted = [linears[name] for name in config.lora_target_modules if name in linears]
-    return norms + attention + mlp + sum(inputs*(half + bool(config.lora_dropout)) + half*config.lora_r for inputs, _ in adapted)
+    return norms + attention + mlp + sum(
+        inputs*(half + bool(config.lora_dropout)) + half*config.lora_r for inputs, _ in adapted
+    )
 
 def num_trained(shape: Shape, config: CADMLLMConfig) -> int: # parameters
     "LoRA matrices and rows of the added tokens, or everything; encoders and projectors left out."
     if not config.use_lora: return shape.num_parameters
-    rows = len(get_codec(config.sequence_format, config.token_version).added_tokens)*shape.hidden*(1 if shape.tied else 2)
-    return rows + shape.layers*sum(config.lora_r*(a + b) for name, (a, b) in shape.linears.items() if name in config.lora_target_modules)
+    rows = len(
+        get_codec(config.sequence_format, config.token_version).added_tokens
+    )*shape.hidden*(1 if shape.tied else 2)
+    return rows + shape.layers*sum(
+        config.lora_r*(a + b) for name, (a, b) in shape.linears.items() if name in config.lora_target_modules
+    )
 
 # %% ../../nbs/8_training/11_planner.ipynb #72c0f4a0
-_BYTES_OF_4_BITS = .5 + .127/8 # NF4 with scales of 8 bits a block of 64, themselves scaled in blocks of 256 (arXiv 2305.14314)
+# NF4 with scales of 8 bits a block of 64, themselves scaled in blocks of 256 (arXiv 2305.14314)
+_BYTES_OF_4_BITS = .5 + .127/8
 
 def gathered_bytes(
     shape: Shape,
     config: CADMLLMConfig,
     layers: int = 2, # at one time: the one that computes, and the next, which is fetched meanwhile
 ) -> float:
-    "What a process of FSDP holds for a moment beside its share: the tables for words and a layer or two; where they train, their gradients too."
+    """What a process of FSDP holds for a moment beside its share: the tables for words and a layer or two; where
+    they train, their gradients too."""
     at_once = shape.num_tables + layers*shape.num_linear/shape.layers
     return at_once*8 if not config.use_lora else at_once*(4 if config.dtype == "float32" else 2)
 
@@ -118,7 +151,11 @@ def memory(
     frozen = shape.num_parameters if config.use_lora else 0
     packed = shape.num_linear if config.load_in_4bit else 0
     gathered = dict(gathered=gathered_bytes(shape, config)) if shares > 1 else {}
-    return dict(weights=(half*(frozen - packed) + _BYTES_OF_4_BITS*packed)/shares, training=16*num_trained(shape, config)/shares, **gathered, activations=tokens*kept, logits=10*shape.vocabulary*min(predicted, max(256, chunk//shape.vocabulary)))
+    return dict(
+        weights=(half*(frozen - packed) + _BYTES_OF_4_BITS*packed)/shares,
+        training=16*num_trained(shape, config)/shares, **gathered, activations=tokens*kept,
+        logits=10*shape.vocabulary*min(predicted, max(256, chunk//shape.vocabulary))
+    )
 
 # %% ../../nbs/8_training/11_planner.ipynb #97fe466c
 EAGER, COMPILED = .105, .25      # of the datasheet's rate, measured on an H200: benchmarks/results/train_h200.md
@@ -133,7 +170,8 @@ def flops(
     "Operations of a training step."
     head, lora = shape.vocabulary*shape.hidden, num_trained(shape, config) if config.use_lora else 0
     layers = (4*shape.num_linear + 6*lora if config.use_lora else 6*shape.num_linear)*tokens
-    return layers + (4 if config.use_lora else 6)*head*predicted + 6*tokens*length*shape.heads*shape.head_dim*shape.layers
+    passes = 4 if config.use_lora else 6
+    return layers + passes*head*predicted + 6*tokens*length*shape.heads*shape.head_dim*shape.layers
 
 def reached(card: Card, compiled: bool = False) -> float: # operations a second
     "What a card does in training."
@@ -141,7 +179,9 @@ def reached(card: Card, compiled: bool = False) -> float: # operations a second
     return card.rate*(COMPILED if compiled else EAGER)*min(1, card.bandwidth/card.rate*best.rate/best.bandwidth)
 
 # %% ../../nbs/8_training/11_planner.ipynb #8bde5d82
-TOKENS, PREDICTED = 119, 57      # of a sample, mean of 160 beginnings and wholes of real histories: memory_by_tokens in benchmarks/results/train_h200.json
+# of a sample, mean of 160 beginnings and wholes of real histories: memory_by_tokens in
+# benchmarks/results/train_h200.json
+TOKENS, PREDICTED = 119, 57
 
 @dataclass(frozen=True)
 class Advice:
@@ -159,19 +199,35 @@ class Advice:
     @property
     def flags(self) -> str:
         "For `cad-mllm train`."
-        return "--fsdp "*self.fsdp + f"--dtype {self.config.dtype} --batch_size {self.batch_size}" + " --use_gradient_checkpointing"*self.checkpointing + " --load_in_4bit"*self.config.load_in_4bit
+        return (
+            "--fsdp "*self.fsdp + f"--dtype {self.config.dtype} --batch_size {self.batch_size}"
+            + " --use_gradient_checkpointing"*self.checkpointing + " --load_in_4bit"*self.config.load_in_4bit
+        )
 
     def __str__(self):
         used = " + ".join(f"{k} {v/1e9:.1f}" for k, v in self.parts.items())
-        where = f"a {self.card.name}" if self.num_gpus == 1 else f"{self.num_gpus} {self.card.name}, {'weights sharded' if self.fsdp else 'the whole model on each'}"
-        lines = [f"{self.config.llm_model_name}, {'LoRA' if self.config.use_lora else 'all weights'}, on {where} ({self.card.memory/1e9:.0f} GB)",
-                 f"  memory   {sum(self.parts.values())/1e9:.1f} GB{' on each' if self.num_gpus > 1 else ''}: {used}", f"  batch    {self.batch_tokens:,} tokens, about {self.batch_size} samples; longest sample {self.config.max_seq_length:,} tokens"]
+        where = (
+            f"a {self.card.name}" if self.num_gpus == 1
+            else f"{self.num_gpus} {self.card.name}, {'weights sharded' if self.fsdp else 'the whole model on each'}"
+        )
+        lines = [
+            f"{self.config.llm_model_name}, {'LoRA' if self.config.use_lora else 'all weights'}, on {where} "
+            f"({self.card.memory/1e9:.0f} GB)",
+            f"  memory   {sum(self.parts.values())/1e9:.1f} GB{' on each' if self.num_gpus > 1 else ''}: {used}",
+            f"  batch    {self.batch_tokens:,} tokens, about {self.batch_size} samples; longest sample "
+            f"{self.config.max_seq_length:,} tokens"
+        ]
         if self.epoch_hours is not None:
             compiled = self.epoch_hours*reached(self.card)/reached(self.card, True)
-            lines.append(f"  time     {_duration(self.epoch_hours)} an epoch of text; with --compile {_duration(compiled)}, after two minutes of compiling" + "; what the cards send to each other comes on top"*(self.num_gpus > 1))
+            lines.append(
+                f"  time     {_duration(self.epoch_hours)} an epoch of text; with --compile {_duration(compiled)}, "
+                "after two minutes of compiling"
+                + "; what the cards send to each other comes on top"*(self.num_gpus > 1)
+            )
         return "\n".join([*lines, f"  flags    {self.flags}"])
 
-def _duration(hours): return f"{hours:.1f} hours" if hours >= 2 else f"{60*hours:.0f} minutes" if hours >= 1/60 else "less than a minute"
+def _duration(hours):
+    return f"{hours:.1f} hours" if hours >= 2 else f"{60*hours:.0f} minutes" if hours >= 1/60 else "less than a minute"
 
 # %% ../../nbs/8_training/11_planner.ipynb #fc128667
 def _fitting(shape, config, card, checkpointing, share, shares):
@@ -179,13 +235,15 @@ def _fitting(shape, config, card, checkpointing, share, shares):
     chunk, room = int(min(2**28, max(2**25, card.memory//256))), .88*card.memory
     need = lambda n: sum(memory(shape, config, n, int(n*share), checkpointing, chunk, shares).values())
     low, high = 0, 2**18
-    while high - low > 64: low, high = ((low + high)//2, high) if need((low + high)//2) <= room else (low, (low + high)//2)
+    while high - low > 64:
+        low, high = ((low + high)//2, high) if need((low + high)//2) <= room else (low, (low + high)//2)
     return low, memory(shape, config, low, int(low*share), checkpointing, chunk, shares)
 
 def _ways(config, num_gpus):
     "(4 bits, gradient checkpointing, processes to share weights out over) in the order in which they are tried."
     yield from ((config.load_in_4bit, checkpointing, 1) for checkpointing in (False, True))
-    if num_gpus > 1 and not config.load_in_4bit: yield from ((False, checkpointing, num_gpus) for checkpointing in (False, True))
+    if num_gpus > 1 and not config.load_in_4bit:
+        yield from ((False, checkpointing, num_gpus) for checkpointing in (False, True))
     if config.use_lora and not config.load_in_4bit: yield True, True, 1
 
 def advise(
@@ -205,17 +263,32 @@ def advise(
         if fits >= max(config.max_seq_length, 4096) or checkpointing and fits >= config.max_seq_length:
             config = chosen
             break
-    else: raise ConfigError(f"--gpu {card.name}: {config.llm_model_name} with max_seq_length={config.max_seq_length} needs {sum(memory(shape, config, config.max_seq_length, config.max_seq_length//2, True, shares=num_gpus).values())/1e9:.0f} GB"
-                            f"{f' on each of {num_gpus}' if num_gpus > 1 else ''}, and a {card.name} has {card.memory/1e9:.0f}: take a smaller model, LoRA, more cards (--num_gpus), or a shorter max_seq_length")
+    else:
+        longest = config.max_seq_length
+        needed = sum(memory(shape, config, longest, longest//2, True, shares=num_gpus).values())
+        raise ConfigError(
+            f"--gpu {card.name}: {config.llm_model_name} with max_seq_length={longest} needs {needed/1e9:.0f} GB"
+            f"{f' on each of {num_gpus}' if num_gpus > 1 else ''}, and a {card.name} has {card.memory/1e9:.0f}: take a "
+            "smaller model, LoRA, more cards (--num_gpus), or a shorter max_seq_length"
+        )
     work = flops(shape, config, num_samples*tokens, num_samples*predicted, 2*tokens)*(4/3 if checkpointing else 1)
-    return Advice(card, config, fits, max(1, int(fits//tokens)), checkpointing, parts, work/reached(card)/3600/num_gpus if num_samples else None, num_gpus, shares > 1)
+    return Advice(
+        card, config, fits, max(1, int(fits//tokens)), checkpointing, parts,
+        work/reached(card)/3600/num_gpus if num_samples else None, num_gpus, shares > 1
+    )
 
 # %% ../../nbs/8_training/11_planner.ipynb #b71e3700
 def _lengths(data_root, config):
     "(samples, mean tokens of a sample, mean tokens to predict) of a data set; captions are not counted."
-    if not get_codec(config.sequence_format).added_tokens: raise ConfigError(f"sequence_format={config.sequence_format!r}: only samples of the format 'tokens' are counted; leave the data set out")
+    if not get_codec(config.sequence_format).added_tokens:
+        raise ConfigError(
+            f"sequence_format={config.sequence_format!r}: only samples of the format 'tokens' are counted; leave the "
+            "data set out"
+        )
     from cad_mllm.data import MultimodalAutocompleteDataset
-    data = MultimodalAutocompleteDataset(data_root, sequence_format=config.sequence_format, token_version=config.token_version, num_val_samples=0)
+    data = MultimodalAutocompleteDataset(
+        data_root, sequence_format=config.sequence_format, token_version=config.token_version, num_val_samples=0
+    )
     if not len(data): raise ConfigError(f"data_root={str(data_root)!r}: none of its samples can be used")
     chosen = [data.sample(0, int(i)) for i in data.order(0)[:200]]
     wholes = [(len(s.prefix) + len(s.target), len(s.target)) for s in chosen if s is not None]

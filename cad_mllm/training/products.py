@@ -17,5 +17,6 @@ class CountProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         from torch.utils.flop_counter import flop_registry
         out, aten = func(*args, **(kwargs or {})), torch.ops.aten
-        if func._overloadpacket in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm): self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        if func._overloadpacket in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm):
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
         return out

@@ -22,11 +22,12 @@ from ..checkpoints.optimizer import restore_optimizer
 from .run_folder import goes_on_here
 from .distributed import seed_all
 from .schedule import lr_factor, Plan
-from .trainer import Progress
+from .state import Progress
 from .validation import Trainer
-from .changes import (
+from cad_mllm.training.changes import (
     Change, changed_base, changed_settings, changed_stages, ChangedError, CHOICE, other_model, OTHER_RUN,
-    ROUNDING_ONLY, SAME_DATA, settle_split, Split)
+    ROUNDING_ONLY, SAME_DATA, settle_split, Split
+)
 
 # %% ../../nbs/8_training/09_resume.ipynb #050499c1
 @patch
@@ -53,29 +54,40 @@ def resume(self: Trainer, path: Path):
     "Take weights and progress from a checkpoint; the optimizer follows when its stage begins."
     t = self.train_config
     was, _, _ = read_config(path)
-    if not is_old_format(path) and (wrong := other_model(was.to_dict(), self.config.to_dict())): raise ConfigError(wrong)
-    loaded = load_checkpoint(path, self.model, quiet=not self.world.is_main, verify=t.resume_from_ckpt not in ("latest", "auto"))
+    if not is_old_format(path) and (wrong := other_model(was.to_dict(), self.config.to_dict())):
+        raise ConfigError(wrong)
+    loaded = load_checkpoint(
+        path, self.model, quiet=not self.world.is_main, verify=t.resume_from_ckpt not in ("latest", "auto")
+    )
     self.checkpoint, state = loaded.path, loaded.trainer_state or {}
-    if goes_on_here(loaded.path, self.output_dir, t.local_dir): self.run_id = str(loaded.metadata.get("run") or self.run_id)
+    if goes_on_here(loaded.path, self.output_dir, t.local_dir):
+        self.run_id = str(loaded.metadata.get("run") or self.run_id)
     if self.world.is_main: self.delivery.protect = (loaded.path,)
     first, stage_index = t.start_from_stage - 1, self.stage_of(loaded)
     if self.world.is_main and stage_index is not None: self.finish_best(t.stages[stage_index].name)
     self.take_progress(loaded, state, first if stage_index is None else stage_index)
     if stage_index is None and "progress" in state and self.world.is_main:
-        print(f"  ⚠️  {state.get('stage')!r} is not a stage of this curriculum: {self.train_config.stages[first].name} begins with the checkpoint's weights")
+        print(
+            f"  ⚠️  {state.get('stage')!r} is not a stage of this curriculum: {self.train_config.stages[first].name} "
+            "begins with the checkpoint's weights"
+        )
     if self.progress.stage_index < first or stage_index is None and "progress" in state: self.next_stage(first)
     else:
         self.check_changes(state)
         self.pending = state
     self.saved_step = self.progress.step
-    self.log(event="resume", step=self.progress.step, stage=self.stage.name, path=str(loaded.path), changes=[str(c) for c in self.changes])
+    self.log(
+        event="resume", step=self.progress.step, stage=self.stage.name, path=str(loaded.path),
+        changes=[str(c) for c in self.changes]
+    )
 
 # %% ../../nbs/8_training/09_resume.ipynb #af467e0a
 @patch
 def finish_best(self: Trainer, stage: str):
     "A kill may have come between a checkpoint and the checkpoint-best that follows it."
     try: update_best(self.root/stage)
-    except (OSError, CheckpointError) as e: print(f"  ⚠️  {self.root/stage}: checkpoint-best could not be brought up to date: {e}")
+    except (OSError, CheckpointError) as e:
+        print(f"  ⚠️  {self.root/stage}: checkpoint-best could not be brought up to date: {e}")
 
 @patch
 def take_progress(self: Trainer, loaded, state: dict, stage_index: int):
@@ -87,13 +99,24 @@ def take_progress(self: Trainer, loaded, state: dict, stage_index: int):
         return
     p.step = int(state.get("step") or loaded.metadata.get("step") or 0)
     p.position = int(state.get("epoch") or loaded.metadata.get("epoch") or 0)*len(self.data)
-    if p.step and self.world.is_main: print(f"  ⚠️  The data position is not in this checkpoint, nor are its data and batch size: epoch {p.position//len(self.data)} starts over")
+    if p.step and self.world.is_main:
+        print(
+            "  ⚠️  The data position is not in this checkpoint, nor are its data and batch size: epoch "
+            f"{p.position//len(self.data)} starts over"
+        )
 
 @patch
 def next_stage(self: Trainer, index: int):
     "Begin a stage: its own step count, position, best and averages."
     p = self.progress
-    p.stage_index, p.stage_step, p.position, p.best, p.val_loss, p.val_step, p.loss_sum, p.loss_steps = index, 0, 0, math.inf, None, -1, 0.0, 0
+    p.stage_index = index
+    p.stage_step = 0
+    p.position = 0
+    p.best = math.inf
+    p.val_loss = None
+    p.val_step = -1
+    p.loss_sum = 0.0
+    p.loss_steps = 0
     p.gate_best, p.gate_waits, p.gate, p.val_due = math.inf, 0, "", False
     self.pending = {}
 
@@ -102,9 +125,15 @@ def next_stage(self: Trainer, index: int):
 def circumstances(self: Trainer) -> dict:
     "What a checkpoint remembers so that a later run can compare itself."
     t = self.train_config
-    return dict(num_samples=len(self.data), fingerprint=self.data.fingerprint, made_by=self.data.made_by, val_fingerprint=self.val_data.fingerprint if self.val_data else "",
-                batch=dict(effective=[t.batch_size, t.gradient_accumulation_steps], asked=list(self.asked), world=self.world.size),
-                device=self.device.type, threads=torch.get_num_threads(), torch=torch.__version__, config=self.config.to_dict(), train_config=self.train_config.to_dict(), base=self.base)
+    return dict(
+        num_samples=len(self.data), fingerprint=self.data.fingerprint, made_by=self.data.made_by,
+        val_fingerprint=self.val_data.fingerprint if self.val_data else "",
+        batch=dict(
+            effective=[t.batch_size, t.gradient_accumulation_steps], asked=list(self.asked), world=self.world.size
+        ),
+        device=self.device.type, threads=torch.get_num_threads(), torch=torch.__version__, config=self.config.to_dict(),
+        train_config=self.train_config.to_dict(), base=self.base
+    )
 
 def _made_by(one, other):
     "The versions of what makes samples that differ from others, for a sentence."
@@ -115,26 +144,52 @@ def find_changes(self: Trainer, state: dict) -> list: # of `Change`
     "What differs from the run that a checkpoint comes from; takes the batch size that keeps its steps."
     now, t, changes = self.circumstances(), self.train_config, []
     if state.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:
-        makers = [_made_by(state.get("made_by") or {}, now["made_by"]), _made_by(now["made_by"], state.get("made_by") or {})]
-        changes.append(Change("data", f"{state['fingerprint']} ({state.get('num_samples')} samples{makers[0]})", f"{now['fingerprint']} ({len(self.data)} samples{makers[1]})", OTHER_RUN,
-                              "other samples follow, from the same share of the epoch on; some may come twice or not at all"))
+        makers = [
+            _made_by(state.get("made_by") or {}, now["made_by"]), _made_by(now["made_by"], state.get("made_by") or {})
+        ]
+        changes.append(
+            Change(
+                "data", f"{state['fingerprint']} ({state.get('num_samples')} samples{makers[0]})",
+                f"{now['fingerprint']} ({len(self.data)} samples{makers[1]})", OTHER_RUN,
+                "other samples follow, from the same share of the epoch on; some may come twice or not at all"
+            )
+        )
     was_model, was = state.get("config") or {}, state.get("train_config") or {}
-    if batch := state.get("batch") or was and {"effective": (pair := [was["batch_size"], was["gradient_accumulation_steps"]]), "asked": pair, "world": state.get("world_size", 1)}:
-        split, change = settle_split(Split(t.batch_size, t.gradient_accumulation_steps, self.world.size), batch, t.accepted)
-        self.train_config, self.asked = replace(t, batch_size=split.batch_size, gradient_accumulation_steps=split.accumulate), self.asked_before(batch)
+    if (
+        batch := state.get("batch") or was
+        and {
+            "effective": (pair := [was["batch_size"], was["gradient_accumulation_steps"]]), "asked": pair,
+            "world": state.get("world_size", 1)
+        }
+    ):
+        split, change = settle_split(
+            Split(t.batch_size, t.gradient_accumulation_steps, self.world.size), batch, t.accepted
+        )
+        self.train_config, self.asked = replace(
+            t, batch_size=split.batch_size, gradient_accumulation_steps=split.accumulate
+        ), self.asked_before(batch)
         changes += [change] if change else []
     changes += changed_settings({**was_model, **was}, {**now["config"], **now["train_config"]})
     changes += changed_base(state.get("base") or {}, now["base"])
     changes += changed_stages(was.get("stages") or [], t.stages, self.progress.stage_index)
     if state.get("val_fingerprint", now["val_fingerprint"]) != now["val_fingerprint"]:
-        changes.append(Change("validation data", state["val_fingerprint"] or "none", now["val_fingerprint"] or "none", CHOICE, "losses on them do not compare with earlier ones; the search for the best starts over"))
-    machine = ("device", "threads", "torch") if now["device"] == "cpu" else ("device", "torch")     # sums on a GPU do not depend on the CPU's threads
-    return changes + [Change(k, state[k], now[k], SAME_DATA, ROUNDING_ONLY) for k in machine if state.get(k, now[k]) != now[k]]
+        changes.append(
+            Change(
+                "validation data", state["val_fingerprint"] or "none", now["val_fingerprint"] or "none", CHOICE,
+                "losses on them do not compare with earlier ones; the search for the best starts over"
+            )
+        )
+    # sums on a GPU do not depend on the CPU's threads
+    machine = ("device", "threads", "torch") if now["device"] == "cpu" else ("device", "torch")
+    return changes + [
+        Change(k, state[k], now[k], SAME_DATA, ROUNDING_ONLY) for k in machine if state.get(k, now[k]) != now[k]
+    ]
 
 # %% ../../nbs/8_training/09_resume.ipynb #a886e958
 @patch
 def asked_before(self: Trainer, batch: dict) -> list:
-    "The batch size and accumulation that the user asked for: the settings of this run, unless they are what an earlier one derived."
+    """The batch size and accumulation that the user asked for: the settings of this run, unless they are what an
+    earlier one derived."""
     given = [self.train_config.batch_size, self.train_config.gradient_accumulation_steps]
     return list(batch["asked"]) if given == list(batch["effective"]) else given
 
@@ -147,8 +202,11 @@ def check_changes(self: Trainer, state: dict):
     self.changes = self.find_changes(state)
     refused = [c for c in self.changes if c.kind == OTHER_RUN and not t.accepted & {c.name, "all"}]
     if refused:
-        raise ChangedError(f"{self.checkpoint}: going on from here would be another run:\n" + "\n".join(f"  {c}" for c in refused) +
-                           f"\nGive back the earlier settings, or accept this with --accept_changes {','.join(dict.fromkeys(c.name for c in refused))}")
+        raise ChangedError(
+            f"{self.checkpoint}: going on from here would be another run:\n" + "\n".join(f"  {c}" for c in refused)
+            + "\nGive back the earlier settings, or accept this with --accept_changes "
+            f"{','.join(dict.fromkeys(c.name for c in refused))}"
+        )
     for change in self.changes if self.world.is_main else ():
         print(f"  ⚠️  {change}" + (" (accepted)" if change.kind == OTHER_RUN else ""))
     names = {c.name for c in self.changes}
@@ -171,7 +229,10 @@ def begin_stage(self: Trainer):
     t, plan = self.train_config, self.plan()
     end = self.schedule_end(plan)
     self.data.set_modalities(self.stage.modality_probs)
-    self.optimizer = torch.optim.AdamW(self.model.parameter_groups(t, self.stage.lr*self.progress.lr_scale), lr=self.stage.lr*self.progress.lr_scale, fused=self.device.type == "cuda")
+    self.optimizer = torch.optim.AdamW(
+        self.model.parameter_groups(t, self.stage.lr*self.progress.lr_scale), lr=self.stage.lr*self.progress.lr_scale,
+        fused=self.device.type == "cuda"
+    )
     self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, t.warmup_steps, end))
     state, self.pending = self.pending, {}
     if not state: return
@@ -193,7 +254,8 @@ def schedule_end(self: Trainer, plan: Plan) -> int: # steps of the stage
 # %% ../../nbs/8_training/09_resume.ipynb #dfcdd86e
 @patch
 def align_schedule(self: Trainer, plan: Plan):
-    "Put the learning rate where the data position is: with another batch size or other data the saved step count belongs to another plan."
+    """Put the learning rate where the data position is: with another batch size or other data the saved step count
+    belongs to another plan."""
     p, schedule = self.progress, self.scheduler
     p.stage_step = schedule.last_epoch = plan.steps_before(p.position)
     schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]

@@ -66,7 +66,8 @@ def read_run_lines(
 def read_metrics(
     output_dir: Path, # of a run
 ) -> list: # of dict, one a step, in order of steps
-    "The logged steps of the run that wrote last, the last line of each step, without the run's id; broken lines are left out."
+    """The logged steps of the run that wrote last, the last line of each step, without the run's id; broken lines
+    are left out."""
     steps, run = {}, ""
     for row in read_run_lines(Path(output_dir)/METRICS):
         row = keep_kinds(row, METRIC_KINDS)
@@ -93,8 +94,14 @@ def read_run_config(
     except (OSError, FileError): told = {}
     told = {"model": {}, "train": {}, "command": [], "cwd": ""} | told
     made = {"model": CADMLLMConfig, "train": TrainConfig}
-    known = {name: keep_kinds(told[name], _field_kinds(config)) if isinstance(told[name], dict) else {} for name, config in made.items()}
-    return known | dict(command=told["command"] if isinstance(told["command"], list) else [], cwd=told["cwd"] if isinstance(told["cwd"], str) else "")
+    known = {
+        name: keep_kinds(told[name], _field_kinds(config)) if isinstance(told[name], dict) else {}
+        for name, config in made.items()
+    }
+    return known | dict(
+        command=told["command"] if isinstance(told["command"], list) else [],
+        cwd=told["cwd"] if isinstance(told["cwd"], str) else ""
+    )
 
 # %% ../../nbs/8_training/03_run_files.ipynb #179e0315
 EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_UNDELIVERED, EXIT_STOPPED, EXIT_NOT_FINITE = 0, 1, 71, 74, 75, 76
@@ -122,7 +129,11 @@ class Stopper:
     def _forget_old_stop(self):
         "A stop file of an earlier run does not count, nor does a folder of that name, which cannot go."
         if self.files.forget(STOP): return
-        print(f"⚠️  {STOP!r} in the output folder cannot be removed (a folder?): it is not looked at; stop with SIGTERM or Ctrl-C", flush=True)
+        print(
+            f"⚠️  {STOP!r} in the output folder cannot be removed (a folder?): it is not looked at; stop with SIGTERM "
+            "or Ctrl-C",
+            flush=True
+        )
         self.files = None
 
     def __exit__(self, *_):

@@ -61,12 +61,21 @@ def refuse_occupied(
     "Raise `OccupiedError` where a folder holds a run, and this is not that run going on."
     records = saved_run(output_dir, local_dir)
     if not records or checkpoint and goes_on_here(checkpoint, output_dir, local_dir, records): return
-    away = "" if any(r.path.is_relative_to(output_dir) for r in records) else f" (its checkpoints lie in {local_place(output_dir, local_dir)})"
-    raise OccupiedError(f"output_dir={str(output_dir)!r}: {output_dir} holds a run at step {max(r.step for r in records)}{away}: --resume_from_ckpt auto goes on, "
-                        "another --output_dir starts over, --start_over first moves the old run aside")
+    away = (
+        "" if any(r.path.is_relative_to(output_dir) for r in records)
+        else f" (its checkpoints lie in {local_place(output_dir, local_dir)})"
+    )
+    raise OccupiedError(
+        f"output_dir={str(output_dir)!r}: {output_dir} holds a run at step {max(r.step for r in records)}{away}: "
+        "--resume_from_ckpt auto goes on, "
+        "another --output_dir starts over, --start_over first moves the old run aside"
+    )
 
 # %% ../../nbs/8_training/04_run_folder.ipynb #c7d0afbe
-RUN_FILES = ("metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "wandb_id", "data_report.json", "data_report_val.json", "data_index.npz", "data_index_val.npz", "drawn", "tensorboard")
+RUN_FILES = (
+    "metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "wandb_id", "data_report.json",
+    "data_report_val.json", "data_index.npz", "data_index_val.npz", "drawn", "tensorboard"
+)
 
 def move_aside(
     output_dir: Path, # of the run
@@ -74,15 +83,26 @@ def move_aside(
 ) -> Path | None: # the folder it has now; None where there was none
     "Give the run that lies in a folder a folder of its own beside it; `ConfigError` where that cannot be done."
     output_dir, records = Path(os.path.abspath(output_dir)), saved_run(os.path.abspath(output_dir), local_dir)
-    there = {r.path.relative_to(output_dir).parts[0] for r in records if r.path.is_relative_to(output_dir) and r.path != output_dir}
+    there = {
+        r.path.relative_to(output_dir).parts[0] for r in records if r.path.is_relative_to(output_dir)
+        and r.path != output_dir
+    }
     names = sorted(there | {n for n in RUN_FILES if (output_dir/n).exists()})
     if not records and not names: return None
-    aside = _free_name(output_dir.with_name(f"{output_dir.name}-step{max((r.step for r in records), default=0)}-{datetime.now():%Y%m%d_%H%M%S}"))
+    aside = _free_name(
+        output_dir.with_name(
+            f"{output_dir.name}-step{max((r.step for r in records), default=0)}-{datetime.now():%Y%m%d_%H%M%S}"
+        )
+    )
     try:
         aside.mkdir(parents=True)
         for name in names: os.rename(output_dir/name, aside/name)
         if (local := local_place(output_dir, local_dir)).is_dir(): os.rename(local, local_place(aside, local_dir))
-    except OSError as e: raise ConfigError(f"start_over=True: the old run in {output_dir} cannot be moved to {aside} ({e.strerror}); choose another --output_dir") from e
+    except OSError as e:
+        raise ConfigError(
+            f"start_over=True: the old run in {output_dir} cannot be moved to {aside} ({e.strerror}); choose another "
+            "--output_dir"
+        ) from e
     return aside
 
 def _free_name(path):
@@ -98,7 +118,9 @@ def find_to_resume(
 ) -> Path | None: # None where "auto" finds no good one
     "The checkpoint that a training would go on from, from reading alone: for those who want its settings first."
     local = local_dir_for(output_dir)
-    places, found, away = [Path(output_dir), local if local_dir in ("", "auto") else Path(local_dir)/local.name], [], None
+    places = [Path(output_dir), local if local_dir in ("", "auto") else Path(local_dir)/local.name]
+    found = []
+    away = None
     for place in places:
         try: found += [path] if (path := find_checkpoint(wanted, place, quiet=True)) else []
         except CheckpointError as e: away = away or e

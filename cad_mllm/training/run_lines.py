@@ -50,11 +50,18 @@ def banner(
     held_out = len(trainer.val_data) if trainer.val_data is not None else 0
     per_step = t.batch_size*t.gradient_accumulation_steps*trainer.world.size
     stages = [_stage_line(trainer, i) for i in range(t.start_from_stage - 1, len(t.stages)) if t.stages[i].num_epochs]
-    saved = f"a checkpoint every {t.save_steps:,} steps" if t.save_steps else f"a checkpoint every {t.save_minutes:g} minutes" if t.save_minutes else "checkpoints at the ends of stages"
+    saved = (
+        f"a checkpoint every {t.save_steps:,} steps" if t.save_steps
+        else f"a checkpoint every {t.save_minutes:g} minutes" if t.save_minutes else "checkpoints at the ends of stages"
+    )
     files = f"{trainer.output_dir}" + (f" (first in {trainer.root})" if trainer.root != trainer.output_dir else "")
-    lines = [("device", _device_line(trainer)), ("model", _model_line(trainer)), ("samples", f"{len(trainer.data):,} to learn from, {held_out:,} held out"),
-             *(("stages" if i == 0 else "", line) for i, line in enumerate(stages)),
-             ("steps", f"{total_steps(trainer):,} in all, {per_step:,} samples each; {saved}"), ("files", f"{files}; touch {trainer.output_dir}/stop saves and stops")]
+    lines = [
+        ("device", _device_line(trainer)), ("model", _model_line(trainer)),
+        ("samples", f"{len(trainer.data):,} to learn from, {held_out:,} held out"),
+        *(("stages" if i == 0 else "", line) for i, line in enumerate(stages)),
+        ("steps", f"{total_steps(trainer):,} in all, {per_step:,} samples each; {saved}"),
+        ("files", f"{files}; touch {trainer.output_dir}/stop saves and stops")
+    ]
     return "\n".join(f"{name:10} {text}" for name, text in lines)
 
 # %% ../../nbs/8_training/09c_run_lines.ipynb #1711c9f8
@@ -66,5 +73,8 @@ def step_line(
     p, total = trainer.progress, total_steps(trainer)
     left = duration_words(p.seconds/max(1, p.step)*max(0, total - p.step))
     val_loss = f" val_loss {row['val_loss']:.4f}" if row.get("val_loss") is not None else ""
-    return (f"{row['stage']} step {row['step']} of {total:,} ({row['step']/max(1, total):.0%}) loss {row['loss']:.4f}{val_loss} lr {row['lr']:.2e} grad_norm {row['grad_norm']:.2f}, "
-            f"{row.get('tokens_per_second', 0):,.0f} tokens/s, {left} left")
+    return (
+        f"{row['stage']} step {row['step']} of {total:,} ({row['step']/max(1, total):.0%}) loss "
+        f"{row['loss']:.4f}{val_loss} lr {row['lr']:.2e} grad_norm {row['grad_norm']:.2f}, "
+        f"{row.get('tokens_per_second', 0):,.0f} tokens/s, {left} left"
+    )

@@ -32,13 +32,18 @@ class TensorBoard:
     name = "tensorboard"
     def __init__(self, root: Path, run_name: str, run_id: str, step: int, config: dict):
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e: raise ConfigError("track='tensorboard': the package tensorboard is not installed; pip install tensorboard, or leave it out") from e
+        except ImportError as e:
+            raise ConfigError(
+                "track='tensorboard': the package tensorboard is not installed; pip install tensorboard, or leave it "
+                "out"
+            ) from e
         self.writer = SummaryWriter(str(Path(root)/"tensorboard"), purge_step=step + 1 if step else None)
 
     def log(self, row: dict):
         for k, v in numbers(row).items(): self.writer.add_scalar(k, v, row["step"])
 
-    def picture(self, name: str, picture: np.ndarray, step: int): self.writer.add_image(name, picture, step, dataformats="HWC")
+    def picture(self, name: str, picture: np.ndarray, step: int):
+        self.writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self): self.writer.close()
 
@@ -48,12 +53,19 @@ class WeightsAndBiases:
     name = "wandb"
     def __init__(self, root: Path, run_name: str, run_id: str, step: int, config: dict):
         try: import wandb
-        except ImportError as e: raise ConfigError("track='wandb': the package wandb is not installed; pip install wandb, or leave it out") from e
-        self.wandb, self.run = wandb, wandb.init(project="cad_mllm", name=run_name, id=run_id, resume="allow", dir=str(root), config=config)
+        except ImportError as e:
+            raise ConfigError(
+                "track='wandb': the package wandb is not installed; pip install wandb, or leave it out"
+            ) from e
+        self.wandb = wandb
+        self.run = wandb.init(
+            project="cad_mllm", name=run_name, id=run_id, resume="allow", dir=str(root), config=config
+        )
 
     def log(self, row: dict): self.run.log(numbers(row), step=row["step"])
 
-    def picture(self, name: str, picture: np.ndarray, step: int): self.run.log({name: self.wandb.Image(picture)}, step=step)
+    def picture(self, name: str, picture: np.ndarray, step: int):
+        self.run.log({name: self.wandb.Image(picture)}, step=step)
 
     def close(self): self.run.finish()
 
@@ -67,7 +79,10 @@ class Guarded:
         try: getattr(self.tracker, method)(*args)
         except Exception as e:
             self.lost = True
-            print(f"⚠️  {self.tracker.name}: {type(e).__name__}: {e}; it gets no more figures, the run's own files do", flush=True)
+            print(
+                f"⚠️  {self.tracker.name}: {type(e).__name__}: {e}; it gets no more figures, the run's own files do",
+                flush=True
+            )
 
     def log(self, row: dict): self._do("log", row)
     def picture(self, name: str, picture: np.ndarray, step: int): self._do("picture", name, picture, step)

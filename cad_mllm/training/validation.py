@@ -15,7 +15,8 @@ from ..data.batching import batches
 from .trackers import png_bytes
 from .run_files import Interrupted
 from .schedule import Plan
-from .trainer import FaultError, is_out_of_memory, Trainer
+from .state import FaultError, is_out_of_memory
+from .trainer import Trainer
 
 # %% ../../nbs/8_training/07b_validation.ipynb #1e6470c6
 def leave_if_asked(
@@ -31,9 +32,12 @@ def leave_if_asked(
 
 @torch.no_grad()
 def _held_out_sums(trainer, batch_size):
-    "Summed loss and predicted tokens of the validation data, over all processes; None where one of them has no room for such batches."
+    """Summed loss and predicted tokens of the validation data, over all processes; None where one of them has no
+    room for such batches."""
     sums = torch.zeros(3, dtype=torch.float64, device=trainer.device)        # loss, tokens, processes without memory
-    for batch in batches(trainer.val_data, trainer.model.builder, 0, 0, batch_size, 0, trainer.world.rank, trainer.world.size):
+    for batch in batches(
+        trainer.val_data, trainer.model.builder, 0, 0, batch_size, 0, trainer.world.rank, trainer.world.size
+    ):
         leave_if_asked(trainer)
         if sums[2] or not batch.num_tokens and not trainer.is_sharded: continue
         try: sums[0] += trainer.compute(batch.to(trainer.device))["loss_sum"].double()
@@ -45,7 +49,8 @@ def _held_out_sums(trainer, batch_size):
     return None if num_short else (total, count)
 
 def held_out_loss(trainer) -> float | None: # a predicted token, None where there is none
-    "The mean loss on the validation data; `Interrupted` where a stop is asked for meanwhile, `FaultError` where not even single samples fit into memory."
+    """The mean loss on the validation data; `Interrupted` where a stop is asked for meanwhile, `FaultError` where
+    not even single samples fit into memory."""
     batch_size, sums = trainer.train_config.batch_size, None
     trainer.model.eval()
     try:
@@ -59,7 +64,8 @@ def held_out_loss(trainer) -> float | None: # a predicted token, None where ther
 
 @patch
 def validate(self: Trainer) -> float | None: # mean loss a predicted token, None without validation data
-    "Loss on the held-out samples, measured once a step; `Interrupted` where a stop is asked for meanwhile: then nothing is noted."
+    """Loss on the held-out samples, measured once a step; `Interrupted` where a stop is asked for meanwhile: then
+    nothing is noted."""
     p = self.progress
     if not self.val_data or not len(self.val_data): return None
     if p.val_step == p.step: return p.val_loss
@@ -82,7 +88,8 @@ def watch_gate(self: Trainer, val_loss: float):
     if val_loss < p.gate_best - stage.min_delta: p.gate_best, p.gate_waits = val_loss, 0
     else: p.gate_waits += 1
     if val_loss <= stage.until_val_loss: p.gate = f"validation loss {val_loss:.4f} is at most {stage.until_val_loss:g}"
-    elif stage.patience and p.gate_waits >= stage.patience: p.gate = f"{p.gate_waits} validations without a loss below {p.gate_best:.4f}"
+    elif stage.patience and p.gate_waits >= stage.patience:
+        p.gate = f"{p.gate_waits} validations without a loss below {p.gate_best:.4f}"
     if not p.gate: return
     self.log(event="gate", step=p.step, stage=stage.name, text=p.gate)
     if self.world.is_main: print(f"{stage.name} ends at step {p.step}: {p.gate}", flush=True)
@@ -101,10 +108,14 @@ def draw_held_out(self: Trainer) -> bool: # False where a signal broke it off
     if not (self.train_config.draw_parts and self.world.is_main and self.delivery): return True
     step, combination = self.progress.step, max(self.stage.modality_probs, key=self.stage.modality_probs.get)
     try:
-        with self.stopper.breakable() if self.stopper else nullcontext(): picture = self.draw(self.model, self.val_data, combination, self.train_config.draw_parts)
+        with self.stopper.breakable() if self.stopper else nullcontext():
+            picture = self.draw(self.model, self.val_data, combination, self.train_config.draw_parts)
     except Interrupted: return False
     except Exception as e:
-        print(f"⚠️  held-out parts could not be drawn at step {step} ({type(e).__name__}: {e}); training goes on", flush=True)
+        print(
+            f"⚠️  held-out parts could not be drawn at step {step} ({type(e).__name__}: {e}); training goes on",
+            flush=True
+        )
         return True
     finally: self.model.train()
     if picture is None: return True

@@ -36,7 +36,10 @@ def _own_groups(text, base):
 
 def _quota(folder):
     "Processors' worth of time of one control group; infinite where it has no limit."
-    words = _first_line(folder/"cpu.max") or [*_first_line(folder/"cpu.cfs_quota_us"), *_first_line(folder/"cpu.cfs_period_us")]
+    words = (
+        _first_line(folder/"cpu.max")
+        or [*_first_line(folder/"cpu.cfs_quota_us"), *_first_line(folder/"cpu.cfs_period_us")]
+    )
     try: limit, period = (float(w) for w in words)
     except ValueError: return math.inf
     return limit/period if limit > 0 and period > 0 else math.inf
@@ -50,7 +53,8 @@ def _scheduled(environ):
     return max(int(given[0]), 1) if given else math.inf
 
 def allotted_cpus() -> int: # 1 or more
-    "How many processors this process was allotted: by its affinity, by its control groups and by the scheduler; a part of one counts as one."
+    """How many processors this process was allotted: by its affinity, by its control groups and by the scheduler; a
+    part of one counts as one."""
     groups = _own_groups("\n".join(_lines("/proc/self/cgroup")), Path("/sys/fs/cgroup"))
     quota = min(map(_quota, groups), default=math.inf)
     return max(min(_affinity(), _scheduled(os.environ), math.ceil(quota) if quota < math.inf else math.inf), 1)

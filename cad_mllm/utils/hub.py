@@ -21,7 +21,8 @@ def _refusal(name, seconds):
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     if constants.HF_HUB_OFFLINE: return "is not in this machine's cache, and HF_HUB_OFFLINE forbids to fetch it"
     try: HfApi().model_info(name, timeout=seconds)
-    except GatedRepoError: return "is open only to those who accepted its terms: do that on its page, then `hf auth login`"
+    except GatedRepoError:
+        return "is open only to those who accepted its terms: do that on its page, then `hf auth login`"
     except RepositoryNotFoundError: return "is not on the Hub under that name, or it is private: `hf auth login`"
     except Exception as e: return f"is not in this machine's cache, and the Hub cannot be reached ({type(e).__name__})"
     return ""
@@ -37,4 +38,7 @@ def why_missing(
     try: reason = "" if _is_cached(name) else _refusal(name, seconds)
     except HFValidationError: return "is neither a folder nor a name on the Hub, such as user/model"
     if not reason: return ""
-    return f"{reason}. Fetch it where there is a network: `hf download {name}`, and copy {Path(constants.HF_HUB_CACHE)} to this machine; or give the folder that holds it"
+    return (
+        f"{reason}. Fetch it where there is a network: `hf download {name}`, and copy {Path(constants.HF_HUB_CACHE)} "
+        "to this machine; or give the folder that holds it"
+    )

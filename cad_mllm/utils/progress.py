@@ -79,6 +79,12 @@ class Progress:
     def tell(self, note: str = ""):
         "Write a line."
         spent, new = time.monotonic() - self.began, self.done - self.before
-        left = f", {duration_words(spent/new*(self.total - self.done))} left" if self.total and new and self.done < self.total else ""
+        left = (
+            f", {duration_words(spent/new*(self.total - self.done))} left" if self.total and new
+            and self.done < self.total else ""
+        )
         whole = "" if self.total is None else f" of {self.total:,}"
-        print(f"{self.what}: {self.done:,}{whole} {self.unit}{left}{note and ', ' + note}", file=self.stream or sys.stderr, flush=True)
+        print(
+            f"{self.what}: {self.done:,}{whole} {self.unit}{left}{note and ', ' + note}",
+            file=self.stream or sys.stderr, flush=True
+        )

@@ -23,7 +23,8 @@ def mounts(
     import psutil
     try: lines = Path(table).read_text(errors="replace").splitlines()
     except OSError:
-        if Path(table) == _TABLE and not sys_is_linux(): return [(p.mountpoint, p.fstype) for p in psutil.disk_partitions(all=True)]
+        if Path(table) == _TABLE and not sys_is_linux():
+            return [(p.mountpoint, p.fstype) for p in psutil.disk_partitions(all=True)]
         return []
     def plain(text): return re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), text)
     return [(plain(words[1]), words[2]) for line in lines if len(words := line.split()) > 2]
@@ -38,7 +39,9 @@ def mount_point_of(
 ) -> tuple: # (mount point, type of file system), both empty where the system does not tell
     "The file system that a path is on."
     path = os.path.abspath(path)
-    around = [(point, kind) for point, kind in mounts(table) if path == point or path.startswith(point.rstrip("/\\") + os.sep)]
+    around = [
+        (point, kind) for point, kind in mounts(table) if path == point or path.startswith(point.rstrip("/\\") + os.sep)
+    ]
     return max(around, key=lambda m: len(m[0]), default=("", ""))
 
 # %% ../../nbs/0_utils/07_system.ipynb #d54d809e
@@ -54,7 +57,8 @@ def sync_file(
 def sync_path(
     path: str | Path, # a file or a folder
 ):
-    "Bring a file or the names in a folder to the disk; `OSError` where that fails, not where a system cannot do it for folders."
+    """Bring a file or the names in a folder to the disk; `OSError` where that fails, not where a system cannot do it
+    for folders."""
     is_folder = os.path.isdir(path)
     try:
         handle = os.open(path, os.O_RDONLY)
