@@ -596,12 +596,12 @@ MUTATIONS = [
     ),
     Mutation(
         10, "a history's small dimensions are rounded", "cad_mllm/cad/rounding.py",
-        "return np.abs(after - before) > TOLERANCE*before", "return np.abs(after - before) > 1e9*before",
+        "return abs(after - before) > TOLERANCE*before", "return abs(after - before) > 1e9*before",
         "tests/test_tokens.py::test_no_dimension_changes_by_more_than_two_percent"
     ),
     Mutation(
-        10, "a rounded loop may cross itself", "cad_mllm/cad/rounding.py", "        self.exact.add(l)\n",
-        "        return False\n", T_LANGUAGE + "rounding_never_makes_a_valid_loop_cross_itself"
+        10, "a rounded loop may cross itself", "cad_mllm/cad/rounding.py", "        self.exact.add(loop)\n",
+        "        return\n", T_LANGUAGE + "rounding_never_makes_a_valid_loop_cross_itself"
     ),
     Mutation(
         7, "an old configuration speaks the new language", "cad_mllm/config.py",

@@ -3,8 +3,8 @@
 from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
-    "curves": ("Arc CADFormatError Circle Contour Frame Line Loop arc_circle get_field parse_curve parse_number "
-              "parse_vector unknown_fields vector_json"),
+    "curves": ("Arc CADFormatError Circle Contour Frame Line Loop arc_circle as_array as_complex complex_circle cross "
+              "dot get_field parse_curve parse_number parse_vector segment_area unknown_fields vector_json"),
     "program": ("CADProgram EXTENTS Extrude MAX_BYTES OPERATIONS Profile Sketch arc_points circle contour_loop "
               "parse_entity polygon polyline rectangle truncation_counts"),
     "grid": ("EXPONENTS Grid MANTISSAS NUM_LEVELS"),
@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "records": ("ExtrudeOp GridLoop RecordEncoder SketchOp axes_rotation canonical_loop contours_of_profile fit_grid "
               "name_axes"),
     "rounding": ("TOLERANCE changed_number crosses_at_a_corner fine_contour fine_contours_of measured_edge stable_profile "
-              "whole_units"),
+              "whole_unit whole_units"),
     "fine_records": ("encoder_of to_records"),
     "grammar": ("GrammarError NUMBER_BANKS State advance allowed choices min_length read_state"),
     "tokens": ("decode decode_rest encode encode_partial encode_split from_text header_tokens read_grid render_text "

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['CADFormatError', 'get_field', 'parse_number', 'parse_vector', 'vector_json', 'unknown_fields', 'Frame', 'Line',
-           'Circle', 'Arc', 'parse_curve', 'Contour', 'arc_circle', 'Loop']
+           'Circle', 'Arc', 'dot', 'cross', 'as_complex', 'as_array', 'parse_curve', 'Contour', 'segment_area',
+           'arc_circle', 'complex_circle', 'Loop']
 
 # %% ../../nbs/1_cad/01_curves.ipynb #ac2e1415
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from fastcore.basics import patch
@@ -42,6 +44,8 @@ def parse_number(v, where):
 def parse_vector(d, key, where):
     "An object with x, y and z as a tuple."
     v = get_field(d, key, dict, where)
+    x, y, z = v.get("x"), v.get("y"), v.get("z")
+    if type(x) is type(y) is type(z) is float and -1e9 < x < 1e9 and -1e9 < y < 1e9 and -1e9 < z < 1e9: return x, y, z
     return tuple(parse_number(v.get(c), f"{where}.{key}.{c}") for c in "xyz")
 
 # %% ../../nbs/1_cad/01_curves.ipynb #f741dfae
@@ -62,10 +66,7 @@ class Frame:
     @classmethod
     def _read(cls, d, where):
         frame = cls(*(parse_vector(d, k, where) for k in ("origin", "x_axis", "y_axis", "z_axis")))
-        axes = np.array([frame.x_axis, frame.y_axis, frame.z_axis], float)
-        if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3:
-            raise CADFormatError("axes are not perpendicular unit vectors", where)
-        if np.linalg.det(axes) < 0: raise CADFormatError("axes are left-handed: they would mirror the part", where)
+        if wrong := _wrong_axes(frame.x_axis, frame.y_axis, frame.z_axis): raise CADFormatError(wrong, where)
         return frame
 
     @property
@@ -77,6 +78,13 @@ class Frame:
         z -= x*(z@x)
         z /= np.linalg.norm(z)
         return np.array([x, [z[1]*x[2] - z[2]*x[1], z[2]*x[0] - z[0]*x[2], z[0]*x[1] - z[1]*x[0]], z])
+
+@lru_cache(256)
+def _wrong_axes(x_axis, y_axis, z_axis):
+    "What is wrong with the axes of a frame, or nothing; most sketches of a part share theirs."
+    axes = np.array([x_axis, y_axis, z_axis], float)
+    if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3: return "axes are not perpendicular unit vectors"
+    return "axes are left-handed: they would mirror the part" if np.linalg.det(axes) < 0 else ""
 
 # %% ../../nbs/1_cad/01_curves.ipynb #502cd8c3
 @patch
@@ -160,22 +168,45 @@ class Arc:
                 "reference_vector": vector_json(self.reference),
                 "start_angle": self.start_angle, "end_angle": self.end_angle, "type": "Arc3D"}
 
+# %% ../../nbs/1_cad/01_curves.ipynb #070c93e9
+def dot(p, q): return p.real*q.real + p.imag*q.imag
+
+def cross(p, q): return p.real*q.imag - p.imag*q.real
+
+def as_complex(
+    points: np.ndarray, # (N, 2)
+) -> list: # of complex
+    "Points as complex numbers."
+    return [complex(x, y) for x, y in np.asarray(points).tolist()]
+
+def as_array(
+    points: list, # of complex
+) -> np.ndarray: # (N, 2)
+    "Complex numbers as points."
+    return np.array([(p.real, p.imag) for p in points])
+
 # %% ../../nbs/1_cad/01_curves.ipynb #763651ca
 @patch
 def points(
     self: Arc,
 ) -> np.ndarray: # (3, 2): where it begins, its middle, where it ends
     "The arc by three points, as its angles say, or clockwise where only that agrees with its end points."
-    center, ref = np.array(self.center[:2], float), np.array(self.reference[:2], float)
-    ref = ref / (np.linalg.norm(ref) or 1)
-    angles = np.array([self.start_angle, (self.start_angle + self.end_angle)/2, self.end_angle])
-    ends = np.array([self.start[:2], self.end[:2]], float)
-    def at(sign):
-        c, s = np.cos(angles), sign*np.sin(angles)
-        return center + self.radius*np.stack([c*ref[0] - s*ref[1], c*ref[1] + s*ref[0]], 1)
-    def miss(p): return min(np.abs(p[[0, 2]] - ends).max(), np.abs(p[[2, 0]] - ends).max())
+    return as_array(_three_points(self))
+
+def _three_points(arc):
+    "Where an arc begins, its middle, and where it ends, as complex numbers."
+    center, ref = complex(*arc.center[:2]), complex(*arc.reference[:2])
+    ref = ref/(math.sqrt(dot(ref, ref)) or 1)
+    angles = np.array([arc.start_angle, (arc.start_angle + arc.end_angle)/2, arc.end_angle])
+    cos, sin = np.cos(angles).tolist(), np.sin(angles).tolist()
+    start, end = complex(*arc.start[:2]), complex(*arc.end[:2])
+    def at(sign): return [center + arc.radius*(ref*complex(c, sign*s)) for c, s in zip(cos, sin)]
+    def miss(p): return min(max(_farther(p[0], start), _farther(p[2], end)),
+                            max(_farther(p[2], start), _farther(p[0], end)))
     ccw, cw = at(1), at(-1)
-    return ccw if miss(ccw) <= max(1e-3*self.radius, miss(cw)) else cw
+    return ccw if miss(ccw) <= max(1e-3*arc.radius, miss(cw)) else cw
+
+def _farther(p, q): return max(abs(p.real - q.real), abs(p.imag - q.imag))
 
 # %% ../../nbs/1_cad/01_curves.ipynb #a13755af
 _CURVES = {"Line3D": Line, "Arc3D": Arc, "Circle3D": Circle}
@@ -199,7 +230,13 @@ class Contour:
 @patch
 def edges(self: Contour) -> list: # of (start, mid or None, end)
     "The edges one by one; not for circles."
-    return list(zip(self.vertices, self.mids, np.roll(self.vertices, -1, axis=0)))
+    return list(zip(self.vertices, self.mids, [*self.vertices[1:], *self.vertices[:1]]))
+
+@patch
+def complex_edges(self: Contour) -> list: # of (start, mid or None, end), each a complex number
+    "The edges one by one, for arithmetic with single points; not for circles."
+    points = as_complex(self.vertices)
+    return list(zip(points, [None if m is None else complex(*m) for m in self.mids], points[1:] + points[:1]))
 
 @patch
 def reversed(self: Contour) -> Contour:
@@ -208,13 +245,13 @@ def reversed(self: Contour) -> Contour:
     return Contour(np.roll(self.vertices[::-1], 1, axis=0), self.mids[::-1])
 
 # %% ../../nbs/1_cad/01_curves.ipynb #f2c0314f
-def _segment_area(start, mid, end):
+def segment_area(start, mid, end):
     "Signed area between an arc and its chord; positive where the arc lies to the right of the direction of travel."
     chord = end - start
-    half = np.hypot(*chord)/2
+    half = abs(chord)/2
     bulge = mid - (start + end)/2
-    if half < 1e-15: return math.pi*(bulge@bulge)/4
-    h = (chord[1]*bulge[0] - chord[0]*bulge[1])/(2*half)
+    if half < 1e-15: return math.pi*dot(bulge, bulge)/4
+    h = cross(bulge, chord)/(2*half)
     if abs(h) < 1e-9*half: return 4/3*half*h
     theta, r = 4*math.atan(abs(h)/half), (half**2 + h**2)/(2*abs(h))
     return math.copysign(r*r*(theta - math.sin(theta))/2, h)
@@ -223,35 +260,43 @@ def _segment_area(start, mid, end):
 def area(self: Contour) -> float:
     "Signed area in square metres: positive is counter-clockwise; a circle counts as positive."
     if self.radius is not None: return math.pi*self.radius**2
-    x, y = (self.vertices - self.vertices[0]).T
-    polygon = float(np.sum(x*np.roll(y, -1) - y*np.roll(x, -1)))/2
-    return polygon + sum(_segment_area(a, m, b) for a, m, b in self.edges() if m is not None)
+    x, y = (np.concatenate([self.vertices, self.vertices[:1]]) - self.vertices[0]).T
+    polygon = float(np.sum(x[:-1]*y[1:] - y[:-1]*x[1:]))/2
+    if not any(m is not None for m in self.mids): return polygon
+    return polygon + sum(segment_area(a, m, b) for a, m, b in self.complex_edges() if m is not None)
 
 # %% ../../nbs/1_cad/01_curves.ipynb #8517a291
 def arc_circle(
     start, mid, end, # three points (2,)
 ) -> tuple: # (center (2,), radius), or None where the three lie on a line
     "The circle through three points."
+    circle = complex_circle(complex(*start), complex(*mid), complex(*end))
+    return circle and (np.array([circle[0].real, circle[0].imag]), circle[1])
+
+def complex_circle(start, mid, end):
+    "The same for complex numbers: (center, radius), or None."
     a, b = mid - start, end - start
-    d = 2*(a[0]*b[1] - a[1]*b[0])
-    if abs(d) <= 1e-12*max(a@a, b@b): return None
-    c = np.array([b[1]*(a@a) - a[1]*(b@b), a[0]*(b@b) - b[0]*(a@a)])/d
-    return start + c, float(np.hypot(*c))
+    d, aa, bb = 2*cross(a, b), dot(a, a), dot(b, b)
+    if abs(d) <= 1e-12*max(aa, bb): return None
+    c = complex((b.imag*aa - a.imag*bb)/d, (a.real*bb - b.real*aa)/d)
+    return start + c, abs(c)
 
 def _arc_extremes(start, mid, end):
     "Points of an arc that can touch its box: its ends, its middle and its axis points."
-    points, (dx, dy) = [start, mid, end], end - start
-    if (circle := arc_circle(start, mid, end)) is None: return points
-    def side(p): return np.sign(dx*(p[1] - start[1]) - dy*(p[0] - start[0]))
-    return (points + [p for p in circle[0] + circle[1]*np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
-                      if side(p) == side(mid)])
+    if (circle := complex_circle(start, mid, end)) is None: return [start, mid, end]
+    def side(p):
+        turn = cross(end - start, p - start)
+        return (turn > 0) - (turn < 0)
+    around = [circle[0] + circle[1]*way for way in (1, 1j, -1, -1j)]
+    return [start, mid, end, *(p for p in around if side(p) == side(mid))]
 
 @patch
 def box(self: Contour) -> np.ndarray: # (2, 2): lower and upper corner
     "The bounding box in sketch coordinates."
     if self.radius is not None: return np.stack([self.vertices[0] - self.radius, self.vertices[0] + self.radius])
-    points = np.array([p for a, m, b in self.edges() for p in ([a] if m is None else _arc_extremes(a, m, b))])
-    return np.stack([points.min(0), points.max(0)])
+    points = [p for a, m, b in self.complex_edges() for p in ([a] if m is None else _arc_extremes(a, m, b))]
+    x, y = [p.real for p in points], [p.imag for p in points]
+    return np.array([[min(x), min(y)], [max(x), max(y)]])
 
 # %% ../../nbs/1_cad/01_curves.ipynb #37e3bcf4
 @dataclass
@@ -275,11 +320,11 @@ class Loop:
 
 # %% ../../nbs/1_cad/01_curves.ipynb #f2507a1d
 def _edge(curve):
-    "A line or arc as (start, mid or None, end), 2D."
-    if isinstance(curve, Arc): return tuple(curve.points())
-    return np.array(curve.start[:2], float), None, np.array(curve.end[:2], float)
+    "A line or arc as (start, mid or None, end), complex numbers."
+    if isinstance(curve, Arc): return tuple(_three_points(curve))
+    return complex(*curve.start[:2]), None, complex(*curve.end[:2])
 
-def _gap(p, edge): return min(np.hypot(*(p - edge[0])), np.hypot(*(p - edge[2])))
+def _gap(p, edge): return min(abs(p - edge[0]), abs(p - edge[2]))
 
 def _chain(edges):
     "Turn each edge so that it begins where the one before ends; returns them and the widest gap."
@@ -288,10 +333,10 @@ def _chain(edges):
     chained, widest = [first], 0.0
     for edge in edges[1:]:
         at = chained[-1][2]
-        if np.hypot(*(at - edge[2])) < np.hypot(*(at - edge[0])): edge = edge[::-1]
-        widest = max(widest, np.hypot(*(at - edge[0])))
+        if abs(at - edge[2]) < abs(at - edge[0]): edge = edge[::-1]
+        widest = max(widest, abs(at - edge[0]))
         chained.append(edge)
-    return chained, max(widest, np.hypot(*(chained[-1][2] - chained[0][0])))
+    return chained, max(widest, abs(chained[-1][2] - chained[0][0]))
 
 # %% ../../nbs/1_cad/01_curves.ipynb #bae041ec
 def _best_chain(edges):
@@ -302,10 +347,16 @@ def _best_chain(edges):
             at = _chain(order)[0][-1][2]
             order.append(rest.pop(min(range(len(rest)), key=lambda i: _gap(at, rest[i]))))
         return _chain(order)
-    size = max(np.ptp(np.array([p for e in edges for p in e if p is not None]), axis=0).max(), 1e-12)
+    points = [p for e in edges for p in e if p is not None]
+    size = max(_reach(p.real for p in points), _reach(p.imag for p in points), 1e-12)
     chained, gap = _chain(edges)
     if gap > 1e-3*size: chained, gap = min((chained, gap), nearest_first(), key=lambda cg: cg[1])
     return chained, gap/size
+
+def _reach(values):
+    "From the lowest to the highest."
+    values = list(values)
+    return max(values) - min(values)
 
 @patch
 def contour(self: Loop) -> Contour:
@@ -318,8 +369,9 @@ def contour(self: Loop) -> Contour:
         raise CADFormatError("a circle shares its loop with other curves")
     edges = [_edge(c) for c in self.curves]
     # an arc whose angles are equal is a point
-    edges = [e for e in edges if e[1] is None or np.ptp(e, axis=0).max() > 0]
+    edges = [e for e in edges if e[1] is None or len(set(e)) > 1]
     if not edges: raise CADFormatError("the loop has no length")
     chained, gap = _best_chain(edges)
     if gap > 1e-3: raise CADFormatError(f"the loop does not close: a gap of {gap:.2g} of its size")
-    return Contour(np.array([e[0] for e in chained]), [e[1] for e in chained])
+    return Contour(as_array([e[0] for e in chained]),
+                   [None if e[1] is None else np.array([e[1].real, e[1].imag]) for e in chained])

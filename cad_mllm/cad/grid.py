@@ -8,6 +8,7 @@ __all__ = ['NUM_LEVELS', 'MANTISSAS', 'EXPONENTS', 'Grid']
 # %% ../../nbs/1_cad/03_grid.ipynb #def78dd3
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from fastcore.basics import patch
@@ -25,12 +26,12 @@ class Grid:
     mantissa: float
     exponent: int
 
-    @property
+    @cached_property
     def unit(self) -> float: return float(f"{self.mantissa}e{self.exponent}")
 
     def fine(self) -> "Grid":
         "The grid a thousand times finer."
-        return Grid(self.mantissa, self.exponent - 3)
+        return _grid_of(self.mantissa, self.exponent - 3)
 
     def levels(self, metres) -> np.ndarray: # of int
         "Lengths in metres as whole numbers of units."
@@ -39,6 +40,9 @@ class Grid:
     def metres(self, level: int) -> float:
         "A whole number of units in metres, rounded the way a person would write it."
         return float(f"{level*self.mantissa:.12g}e{self.exponent}")
+
+@lru_cache(512)
+def _grid_of(mantissa, exponent): return Grid(mantissa, exponent)
 
 # %% ../../nbs/1_cad/03_grid.ipynb #9aa9d322
 @patch(cls_method=True)
@@ -50,16 +54,21 @@ def fit(
 ) -> Grid:
     "The unit for a drawing of this size on which its own numbers lie best."
     if not 0 < size < math.inf: raise CADFormatError(f"a drawing of size {size} has no unit")
-    def off(grid):
-        x = np.abs(np.asarray(lengths, float)/grid.unit)
-        return round(float(np.mean(np.maximum(np.abs(x - np.rint(x)) - 1e-3, 0))), 3) if len(x) else 0.0
-    grids = [cls(m, e) for e in EXPONENTS for m in MANTISSAS]
-    fitting = [g for g in grids if .39*num_levels <= size/g.unit <= num_levels - 1]
+    fitting = [g for g in _GRIDS if .39*num_levels <= size/g.unit <= num_levels - 1]
     if not fitting:
         raise CADFormatError(
-            f"a drawing {size:.3g} m wide is outside what the language can say ({grids[0].unit:g} to "
-            f"{grids[-1].unit*num_levels:g} m)")
-    return min(fitting, key=lambda g: (off(g), -g.unit))
+            f"a drawing {size:.3g} m wide is outside what the language can say ({_GRIDS[0].unit:g} to "
+            f"{_GRIDS[-1].unit*num_levels:g} m)")
+    off = _off_grid(np.asarray(lengths, float), np.array([g.unit for g in fitting]))
+    return min(zip(fitting, off), key=lambda both: (both[1], -both[0].unit))[0]
+
+def _off_grid(lengths, units):
+    "How far lengths (N,) lie from the levels of each unit (U,) on the mean, in levels, to the third digit."
+    if not len(lengths): return [0.0]*len(units)
+    x = np.abs(lengths/units[:, None])
+    return [round(m, 3) for m in np.maximum(np.abs(x - np.rint(x)) - 1e-3, 0).mean(1).tolist()]
+
+_GRIDS = [Grid(m, e) for e in EXPONENTS for m in MANTISSAS]
 
 _ROUND = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 

@@ -38,8 +38,9 @@ class Profile:
 
     def contours(self) -> list: # of `Contour`: the outer one counter-clockwise, then the holes clockwise
         "The loops as contours, outer first."
-        contours = sorted((l.contour() for l in self.loops), key=lambda p: -abs(p.area()))
-        return [p if (p.area() > 0) == (i == 0) else p.reversed() for i, p in enumerate(contours)]
+        measured = [(p, p.area()) for p in (l.contour() for l in self.loops)]
+        measured.sort(key=lambda both: -abs(both[1]))
+        return [p if (area > 0) == (i == 0) else p.reversed() for i, (p, area) in enumerate(measured)]
 
     def area(self) -> float:
         "Area in square metres, holes taken off."

@@ -8,6 +8,8 @@ __all__ = ['OPS', 'EXTENT_TOKENS', 'AXES', 'NUM_CARRY', 'COMMANDS', 'UNIT_TOKENS
            'fine_number_tokens', 'tokens_of_number', 'fine_numbers']
 
 # %% ../../nbs/1_cad/04_vocab.ipynb #812acb8d
+from functools import lru_cache
+
 from .curves import CADFormatError
 from .grid import EXPONENTS, MANTISSAS, NUM_LEVELS
 
@@ -65,4 +67,7 @@ def fine_number_tokens(
 
 def tokens_of_number(values): return [t for v in values for t in number_tokens(v)]
 
-def fine_numbers(values): return [t for v in values for t in fine_number_tokens(v)]
+@lru_cache(4096)
+def _fine_tokens(n): return tuple(fine_number_tokens(n))
+
+def fine_numbers(values): return [t for v in values for t in _fine_tokens(v)]
