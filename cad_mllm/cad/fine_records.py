@@ -6,6 +6,7 @@
 __all__ = ['encoder_of', 'to_records']
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #16e4a3dc
+import bisect
 import itertools
 import math
 
@@ -17,7 +18,7 @@ from .grid import NUM_LEVELS
 from .vocab import AXES, FINE, fine_numbers, VERSION
 from .records import (
     axes_rotation, contours_of_profile, ExtrudeOp, fit_grid, GridLoop, name_axes, RecordEncoder, SketchOp)
-from .rounding import changed_number, fine_contour, measured_edge, stable_profile, whole_units
+from .rounding import changed_number, fine_contour, measured_edge, stable_profile, whole_unit
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #7833461b
 class _Written:
@@ -27,6 +28,7 @@ class _Written:
     def find(self, direction, n, again=False):
         "What a coordinate became, or None; `again` looks at what was written alone, as one sees it who decodes."
         (axis, sign), tables = direction, (self.places,) if again else (self.became, self.places)
+        if not self.places: return None
         for table in tables:
             for near in (0, 1, -1):
                 if (w := table.get((axis, sign*n + near))) is not None: return sign*w
@@ -38,10 +40,11 @@ class _Written:
         self.became.setdefault((axis, sign*n), sign*w)
         self.places.setdefault((axis, sign*w), sign*w)
 
+_DIRECTIONS = {name: [(int(np.abs(a).argmax()), int(np.sum(a))) for a in axes] for name, axes in AXES.items()}
+
 def _directions(axes):
     "For the three axes of a frame: (name of the direction, 1 or -1)."
-    if not isinstance(axes, str): return [((*axes, i), 1) for i in range(3)]
-    return [(int(np.abs(a).argmax()), int(np.sum(a))) for a in AXES[axes]]
+    return _DIRECTIONS[axes] if isinstance(axes, str) else [((*axes, i), 1) for i in range(3)]
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #997f2de6
 class _FineEncoder(RecordEncoder):
@@ -51,7 +54,8 @@ class _FineEncoder(RecordEncoder):
     def __init__(self, program, grid=None, num_levels=NUM_LEVELS):
         super().__init__(program, grid, num_levels)
         self.places = _Written()
-        self.heights = {}                      # of written sketches: sketch id -> what its height became
+        # of written sketches by id: what the height became; the name of the frame and the height in metres
+        self.heights, self.stands = {}, {}
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #267c8827
 @patch
@@ -79,7 +83,8 @@ def _sketch(self: _FineEncoder, sketch, profile_ids):
     self._keep_places(measured, drawn, directions)
     height = int(self.grid.fine().levels(rotation[2] @ origin))
     at = self.places.find(directions[2], height)
-    self.heights[sketch.id] = at = int(whole_units(height)) if at is None else at
+    self.heights[sketch.id] = at = whole_unit(height) if at is None else at
+    self.stands[sketch.id] = axes, float(rotation[2] @ origin)
     self.places.keep(directions[2], height, at)
     self._place(sketch, axes, drawn, at)
 
@@ -116,9 +121,10 @@ def _keep_places(self: _FineEncoder, measured, drawn, directions):
     for id, profile in drawn.items():
         now = {p for l in profile for p in l.points}
         for axis in (0, 1):
-            became = np.array(sorted({p[axis] for p in now}))
+            became = sorted({p[axis] for p in now})
             for n in {p[axis] for l in measured[id] for p in l.points}:
-                w = int(became[np.abs(became - n).argmin()])
+                at = bisect.bisect_left(became, n)
+                w = min(became[max(at - 1, 0):at + 1], key=lambda w: abs(w - n))
                 if abs(w - n) <= FINE: self.places.keep(directions[axis], n, w)
 
 @patch
@@ -126,13 +132,12 @@ def _place(self: _FineEncoder, sketch, axes, drawn, height):
     "The record of a rounded sketch; its corner lies on whole levels."
     alike = {}
     for id, profile in drawn.items(): alike.setdefault(profile, []).append(id)
-    low = np.min([np.subtract(p, l.radius) for profile in alike for l in profile for p in l.points], axis=0)
-    corner = (low//FINE*FINE).astype(int)
-    def moved(l):
-        return GridLoop(tuple((int(x - corner[0]), int(y - corner[1])) for x, y in l.points), l.mids, l.radius)
+    lowest = [min(p[axis] - l.radius for profile in alike for l in profile for p in l.points) for axis in (0, 1)]
+    left, low = (v//FINE*FINE for v in lowest)
+    def moved(l): return GridLoop(tuple([(x - left, y - low) for x, y in l.points]), l.mids, l.radius)
     order = sorted(alike, key=lambda profile: [(l.points, l.radius) for l in profile])
     self.written.append((sketch.id, {id: n for n, profile in enumerate(order) for id in alike[profile]}))
-    self.ops.append(SketchOp(axes, (*corner.tolist(), height), tuple(tuple(map(moved, p)) for p in order)))
+    self.ops.append(SketchOp(axes, (left, low, height), tuple(tuple(map(moved, p)) for p in order)))
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #a3532483
 @patch
@@ -143,10 +148,9 @@ def _extrude(self: _FineEncoder, extrude, used):
     if not refs:
         self.notes.append(f"{extrude.id}: left out, {'it has no depth' if low == high else 'it extrudes no profile'}")
         return
-    sketch = self.program.entities[self.written[len(self.written) - 1 - refs[0][0]][0]]
-    axes, origin = name_axes(sketch.frame.rotation), np.array(sketch.frame.origin, float)
-    base = float(axes_rotation(axes)[2] @ origin)
-    up, down = (self._reach(sketch.id, _directions(axes)[2], base, end) for end in (high, low))
+    sketch_id = self.written[len(self.written) - 1 - refs[0][0]][0]
+    axes, base = self.stands[sketch_id]
+    up, down = (self._reach(sketch_id, _directions(axes)[2], base, end) for end in (high, low))
     if up == -down: extent = "symmetric", (up,)
     elif down == 0 or up == 0: extent = "one", (up or down,)
     else: extent = "two", (up, -down)
@@ -159,7 +163,7 @@ def _reach(self: _FineEncoder, sketch_id, direction, base, distance):
     fine, at = self.grid.fine(), self.heights[sketch_id]
     true = int(fine.levels(distance)) or int(math.copysign(1, distance))
     n = int(fine.levels(base + distance))
-    tries = [self.places.find(direction, n), int(whole_units(n)), int(whole_units(at + true))]
+    tries = [self.places.find(direction, n), whole_unit(n), whole_unit(at + true)]
     end = next(
         (w for w in tries if w is not None and (w - at)*true > 0 and not changed_number(abs(true), abs(w - at))),
         at + true

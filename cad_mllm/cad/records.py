@@ -9,6 +9,7 @@ __all__ = ['GridLoop', 'SketchOp', 'ExtrudeOp', 'axes_rotation', 'name_axes', 'c
 # %% ../../nbs/1_cad/05_records.ipynb #04c5c4e9
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from fastcore.basics import patch
@@ -79,10 +80,15 @@ def _read_again(turn):
 def name_axes(rotation):
     """The named frame whose normal this frame has, or three numbers that stay when they are read again: a half turn
     has two."""
-    for name, axes in AXES.items():
-        if (np.abs(rotation[2] - axes[2]).max() < 1e-6
-            and np.abs(np.abs(rotation) - np.rint(np.abs(rotation))).max() < 1e-6):
-            return name
+    return _name_axes(np.asarray(rotation, float).tobytes())
+
+@lru_cache(256)
+def _name_axes(rotation):
+    "The same for the bytes of a frame, which can be looked up: most sketches of a part share theirs."
+    rotation = np.frombuffer(rotation).reshape(3, 3)
+    if np.abs(np.abs(rotation) - np.rint(np.abs(rotation))).max() < 1e-6:
+        for name, axes in AXES.items():
+            if np.abs(rotation[2] - axes[2]).max() < 1e-6: return name
     turn = _turn_of(rotation)
     again = _read_again(turn)
     return again if _read_again(again) == again else max(turn, again)
