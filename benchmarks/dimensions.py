@@ -9,8 +9,9 @@ read and as it was decoded:
   radius    of each circle and arc
   distance  of each two parallel straight edges of a loop
 Only lengths above 1/5,000 of the part's longest side count. One that changes by more than 2% is a change.
-  gone      a loop, or an edge or arc that nothing lies near any more (an arc flatter than half a thousandth of a level
-  becomes a line)
+  gone      a loop, or an edge or arc that nothing lies near any more; these are no dimensions, and are counted apart.
+  An arc that lies within two
+            millionths of the side of its chord may become a line
   crossed   a loop whose edges cross each other after decoding and did not before
   unstable  encode(decode(t)) differs from t
 """
@@ -27,7 +28,7 @@ from cad_mllm.cad.program import Extrude, polyline
 from cad_mllm.data.points import outline_box
 from cad_mllm.interop import read_history
 
-LIMIT, SMALLEST = .02, 1/5000
+LIMIT, SMALLEST, FLATTEST = .02, 1/5000, 2e-6
 
 
 def loops_of(program, extrude):
@@ -76,6 +77,16 @@ def beside(edge, others):
     return min(near, key=lambda o: abs(o[3] - edge[3]))
 
 
+def partners(old, new):
+    """The edge that each edge became: the one at its place around the loop where both have as many edges, else the
+    nearest; None for an arc that became straight."""
+    if len(old) != len(new) or not old: return [beside(e, new) for e in old]
+    middles, there = np.array([e[1] for e in old]), np.array([e[1] for e in new])
+    turned = [np.roll(way, -i) for way in (np.arange(len(new)), np.arange(len(new))[::-1]) for i in range(len(new))]
+    best = min(turned, key=lambda order: np.abs(there[order] - middles).sum())
+    return [new[i] if bool(new[i][3]) == bool(e[3]) else None for e, i in zip(old, best)]
+
+
 def distances(edges, normals=None):
     "Distances (E, E) of the middles of edges from the line of each, and the unit directions."
     ends = np.array([(a, b) for a, _, b, _ in edges])
@@ -93,15 +104,15 @@ def changed(before, after, size): return before > SMALLEST*size and abs(after - 
 
 def compare_edges(old, new, size):
     "What changed within one loop: (kind, before, after)."
-    for edge in old:
+    became = partners(old, new)
+    for edge, other in zip(old, became):
         if not edge[3]: continue
-        other = beside(edge, new)
-        chord = np.linalg.norm(edge[2] - edge[0])
-        if chord > SMALLEST*size and other is None: yield "arc gone", chord, 0.
+        chord, bulge = np.linalg.norm(edge[2] - edge[0]), np.linalg.norm(edge[1] - (edge[0] + edge[2])/2)
+        if chord > SMALLEST*size and bulge > FLATTEST*size and other is None: yield "arc gone", chord, 0.
         elif other is not None and edge[3] < 100*size and changed(edge[3], other[3], size):
             yield "radius", edge[3], other[3]
-    lines = [e for e in old if not e[3] and np.linalg.norm(e[2] - e[0]) > SMALLEST*size]
-    matched = [beside(e, new) for e in lines]
+    straight = [(e, m) for e, m in zip(old, became) if not e[3] and np.linalg.norm(e[2] - e[0]) > SMALLEST*size]
+    lines, matched = [e for e, _ in straight], [m for _, m in straight]
     kept = [i for i, m in enumerate(matched) if m is not None]
     for e, m in zip(lines, matched):
         if m is None: yield "edge gone", float(np.linalg.norm(e[2] - e[0])), 0.
@@ -155,9 +166,10 @@ def look(file):
         before, after = loops_of(program, e), loops_of(again, f)
         traits = np.array([traits_of(*p) for p in after])
         for frame, contour in before:
-            off = np.abs(traits - traits_of(frame, contour)).max(1)
-            new_frame, made = after[int(off.argmin())]
-            if off.min() > .01*size:
+            off = np.abs(traits - traits_of(frame, contour))
+            nearest = int(off.max(1).argmin())
+            new_frame, made = after[nearest]
+            if off[nearest, :-1].max() > .01*size:
                 row["changes"].append(("loop gone", float(np.ptp(contour.vertices, axis=0).max()), 0.))
                 continue
             if contour.radius is not None or made.radius is not None:

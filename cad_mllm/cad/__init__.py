@@ -12,8 +12,9 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "TOKEN_IDS UNIT_TOKENS VERSION fine_number_tokens fine_numbers number_tokens tokens_of_number vocabulary"),
     "records": ("ExtrudeOp GridLoop RecordEncoder SketchOp axes_rotation canonical_loop contours_of_profile fit_grid "
               "name_axes"),
-    "rounding": ("TOLERANCE changed_number crosses_at_a_corner fine_contour fine_contours_of measured_edge stable_profile "
-              "whole_unit whole_units"),
+    "rounding": ("RoundedLoops TOLERANCE changed_number crosses_at_a_corner fine_contour fine_contours_of fine_edges "
+              "fine_loop measured_edge rounded whole_unit whole_units"),
+    "kept_dimensions": ("stable_profile"),
     "fine_records": ("encoder_of to_records"),
     "grammar": ("GrammarError NUMBER_BANKS State advance allowed choices min_length read_state"),
     "tokens": ("decode decode_rest encode encode_partial encode_split from_text header_tokens read_grid render_text "

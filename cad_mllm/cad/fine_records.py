@@ -18,7 +18,8 @@ from .grid import NUM_LEVELS
 from .vocab import AXES, FINE, fine_numbers, VERSION
 from .records import (
     axes_rotation, contours_of_profile, ExtrudeOp, fit_grid, GridLoop, name_axes, RecordEncoder, SketchOp)
-from .rounding import changed_number, fine_contour, measured_edge, stable_profile, whole_unit
+from .kept_dimensions import stable_profile
+from .rounding import changed_number, fine_contour, measured_edge, whole_unit
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #7833461b
 class _Written:
