@@ -4,15 +4,24 @@
 that is still at work after some
 seconds has taken its values and is interrupted. Wrong is a traceback, an exit code that is not documented, or a refusal
 of many lines.
+
+`--real` puts nothing in the place of what takes long: each line runs in a child of this process, which has imported the
+package, with inputs and a
+folder of its own, and `--journal FILE` keeps each answer, so that the same command goes on after a kill. `--accepted`
+prints what was done or begun.
 """
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
+import resource
+import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -23,7 +32,7 @@ VALUES = (
     "/dev/null", "--", "ä\udcff", "%s%n"
 )
 CODES = {0, 1, 2, 71, 74, 75, 76, 130}
-SECONDS = 20
+SECONDS, MEMORY = 15, 12 << 30
 
 
 class Taken(BaseException):
@@ -85,7 +94,8 @@ def base_lines(at):
         "demo": ["--out", at["out"]], "synth": [at["out"], "--num", "1"], "prepare": [at["data"], "--dry_run"],
         "doctor": [at["data"]], "pack": [at["data"], at["out"]], "plan": ["--gpu", "t4"],
         "train": ["--recipe", "tiny", "--data_root", at["data"], "--output_dir", at["out"]],
-        "complete": [at["part"], "--checkpoint", at["checkpoint"]], "evaluate": [at["checkpoint"], at["data"]],
+        "complete": [at["part"], "--checkpoint", at["checkpoint"], "--max_new_tokens", "9"],
+        "evaluate": [at["checkpoint"], at["data"], "--num", "1", "--max_new_tokens", "9"],
         "score": [at["data"] + "/json", at["data"] + "/json"], "card": [at["checkpoint"]], "checkpoints": [at["run"]],
         "deliver": [at["run"]], "inspect": [at["part"]], "export": [at["part"], at["out"] + ".json"],
         "reconstruct": [at["data"] + "/pointcloud"]
@@ -128,6 +138,11 @@ def problem_of(verb, words):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+    return wrong_with(code, said)
+
+
+def wrong_with(code, said):
+    "What is wrong with an exit code (None: still at work; a text: a traceback) and what was said on standard error."
     if isinstance(code, str): return code
     if code is not None and code not in CODES: return f"exit code {code}"
     lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("usage:", " ", "loading "))]
@@ -151,12 +166,96 @@ def walk(at, num=0, seed=0, say=print):
     return found, len(chosen)
 
 
-if __name__ == "__main__":
+def _child(verb, words, folder, said):
+    "Run a command line in this process, which is a child, and end it."
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+    os.chdir(folder)
+    for number, way in (
+        (0, os.open(os.devnull, os.O_RDONLY)), (1, os.open(os.devnull, os.O_WRONLY)),
+        (2, os.open(said, os.O_CREAT | os.O_WRONLY))
+    ):
+        os.dup2(way, number)
+    from cad_mllm import cli
+    code = 0
+    try: cli.main([verb, *words])
+    except SystemExit as end: code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def real_answer(verb, words, inputs):
+    """(exit code or None where it was still at work, what was said, what was written) of a command line with inputs
+    of its own."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
+        own = Path(own)
+        shutil.copytree(inputs, own/"in")
+        (own/"here").mkdir()
+        words = [word.replace(str(inputs), str(own/"in")) for word in words]
+        child = os.fork()
+        if not child: _child(verb, words, own/"here", own/"said.txt")
+        end = time.monotonic() + SECONDS
+        while (gone := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end: time.sleep(.02)
+        with contextlib.suppress(ProcessLookupError): os.killpg(child, signal.SIGKILL)
+        if gone == (0, 0): os.waitpid(child, 0)
+        said = (own/"said.txt").read_text(errors="replace").replace(str(own), "") if (own/"said.txt").exists() else ""
+        written = sorted(str(p.relative_to(own/"here")) for p in (own/"here").rglob("*"))[:5]
+        return None if gone == (0, 0) else os.waitstatus_to_exitcode(gone[1]), said, written
+
+
+def walk_really(at, inputs, chosen, journal):
+    "Rows of all chosen lines: those in the journal, and the others as they are tried."
+    rows = {}
+    for line in journal.read_text().splitlines() if journal.exists() else ():
+        rows[json.loads(line)["key"]] = json.loads(line)
+    for verb, words in chosen:
+        key = json.dumps([verb, *words])
+        for name, path in at.items(): key = key.replace(path, name.upper())
+        if key in rows: continue
+        code, said, written = real_answer(verb, words, inputs)
+        rows[key] = dict(key=key, code=code, problem=wrong_with(code, said), said=said[-1500:], written=written)
+        with journal.open("a") as out: out.write(json.dumps(rows[key]) + "\n")
+    return list(rows.values())
+
+
+def _report(rows, accepted):
+    "Print what is wrong, and on request what was accepted."
+    for row in rows:
+        if row["problem"]: print(row["key"], "\n", row["problem"][-700:])
+        elif accepted and row["code"] in (None, 0):
+            print("accepted:", row["key"], "still at work" if row["code"] is None else row["said"][-100:])
+    wrong = sum(bool(row["problem"]) for row in rows)
+    print(
+        f"{len(rows)} command lines, {wrong} not answered with a sentence, "
+        f"{sum(row['code'] in (None, 0) for row in rows)} accepted"
+    )
+    return bool(wrong)
+
+
+def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num", type=int, default=0, help="cases; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--real", action="store_true", help="with nothing in the place of what takes long")
+    parser.add_argument(
+        "--journal", type=Path, default=Path("walk_flags.jsonl"),
+        help="answers of --real; lines in it are not tried again"
+    )
+    parser.add_argument("--accepted", action="store_true", help="with --real: print what was accepted too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found, number = walk(make_inputs(Path(folder)), given.num, given.seed)
+        at = make_inputs(Path(folder))
+        if given.real:
+            chosen = list(cases(at))
+            if given.num: chosen = random.Random(given.seed).sample(chosen, given.num)
+            return _report(walk_really(at, Path(folder), chosen, given.journal), given.accepted)
+        found, number = walk(at, given.num, given.seed)
     print(f"{number} command lines, {len(found)} not answered with a sentence")
-    sys.exit(bool(found))
+    return bool(found)
+
+
+if __name__ == "__main__": sys.exit(main())
