@@ -186,6 +186,26 @@ def test_what_no_body_can_take_follows_as_booleans(tmp_path):
 
 
 @freecad
+def test_freecad_takes_islands_and_blocks_that_nearly_touch(tmp_path):
+    """A disc in the hole of a ring gets a sketch of its own; blocks that miss each other by two nanometres get a
+    body each."""
+    island, near = CADProgram(), CADProgram()
+    island.sketch(circle(0, 0, .03))
+    island.extrude(.005)
+    island.sketch([circle(0, 0, .025), circle(0, 0, .02)], circle(0, 0, .015), frame=Frame((0., 0., .005)))
+    island.extrude(.005, "join")
+    near.sketch(rectangle(0, 0, .01, .01), rectangle(.010000002, 0, .01, .01))
+    near.extrude(.005)
+    programs = {tmp_path/"island.FCStd": island, tmp_path/"near.FCStd": near}
+    plans = [write_freecad(program, path) for path, program in programs.items()]
+    assert [(p.is_part, len(p.bodies)) for p in plans] == [(False, 1), (False, 2)]
+    said = check_in_freecad(programs, tmp_path)
+    for path, program in programs.items():
+        assert said[str(path)]["errors"] == said[str(path)]["edited_errors"] == []
+        assert said[str(path)]["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-5)
+
+
+@freecad
 def test_mirrors_and_patterns_are_unrolled(tmp_path):
     """Linear, polar, mirrored, several at once; by origin and by sketch axes; in a body that was turned, on sketches
     that hang on a face."""

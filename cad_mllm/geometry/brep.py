@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['MOST_BREP', 'brep_text', 'read_brep', 'grown_brep', 'built_brep']
 
-# %% ../../nbs/2_geometry/11b_brep.ipynb #6f379873
+# %% ../../nbs/2_geometry/11b_brep.ipynb #bb6855e9
 import io
 
 from ..cad.program import CADProgram
 from .mesh import GeometryError
-from .occ import occ_box, occ_children
+from .occ import occ_box, occ_children, occ_pushed, occ_volume
 from .occ_import import load_occ
 from .solid import build_solid
 
@@ -38,7 +38,7 @@ def read_brep(
     if shape.IsNull(): raise GeometryError("this is no text of a shape")
     return shape
 
-# %% ../../nbs/2_geometry/11b_brep.ipynb #6a1108f2
+# %% ../../nbs/2_geometry/11b_brep.ipynb #e8eb9443
 def _joined(shape, operation, tool):
     "A shape with a tool added, taken away, or what they have in common."
     occ = load_occ()
@@ -48,17 +48,23 @@ def _joined(shape, operation, tool):
     return solids[0] if len(solids) == 1 else made
 
 def grown_brep(
-    base: bytes, # text of a shape in mm
-    steps: list, # of (operation, history with one extrude that makes a solid)
-) -> tuple: # (text, box (2, 3) in mm)
-    "The text of a shape with further solids joined to it, cut from it or intersected with it."
-    shape = read_brep(base)
-    for operation, program in steps: shape = _joined(shape, operation, build_solid(program).exact_shape())
-    return brep_text(shape), occ_box(shape)
+    base: bytes | None, # text of a shape in mm, or None to begin with the first step
+    steps: list, # of (operation, profiles), each profile (frame, contours, span) as for `occ_pushed`
+) -> tuple: # (text, box (2, 3) in mm, volume in mm3, pieces after each step)
+    "The text of a shape with further profiles pushed and joined to it, cut from it or intersected with it."
+    shape, pieces = None if base is None else read_brep(base), []
+    for operation, profiles in steps:
+        try:
+            for tool in (occ_pushed(*p) for p in profiles):
+                shape = tool if shape is None else _joined(shape, operation, tool)
+        except Exception as e: # OpenCascade raises its own types, which differ between versions
+            raise GeometryError(f"OpenCascade cannot follow step {len(pieces) + 1}: {e}") from None
+        pieces.append(len(list(occ_children(shape, "Solid"))))
+    return brep_text(shape), occ_box(shape), occ_volume(shape), pieces
 
 def built_brep(
     program: CADProgram, # a history, metres
-) -> tuple: # (text, box (2, 3) in mm)
+) -> tuple: # (text, box (2, 3) in mm, volume in mm3)
     "The text of the solid that a history makes."
     shape = build_solid(program).exact_shape()
-    return brep_text(shape), occ_box(shape)
+    return brep_text(shape), occ_box(shape), occ_volume(shape)

@@ -14,11 +14,12 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "constrain curves_of"),
     "bodies": ("BodyPlan Feature MANY_FEATURES MAX_BODIES contours_touch features_of plan_bodies plan_more sketch_groups "
               "touches"),
-    "freecad_view": ("ISOMETRIC SECONDS camera_settings gui_xml history_of operations_of shape_text view_provider"),
+    "freecad_view": ("ISOMETRIC SECONDS StoredShape camera_settings gui_xml history_of operations_of shape_of_whole "
+              "shape_step_by_step view_provider"),
     "freecad_write": ("BOOLEANS BOOLEAN_NAMES CONSTRAINT_CODES Document EXTENSION EXTENSIONS MARK NOTHING ORIGIN_AXES "
               "ORIGIN_PLANES PartWriter TWO_LENGTHS add_body add_features add_origin add_part add_shape add_sketch "
               "attachment attributes boolean choice element feature_loops freecad_document link links number placement "
-              "quaternion sketch_properties span_properties string write_freecad"),
+              "plan_freecad quaternion sketch_properties span_properties string write_freecad"),
     "gallery": ("ARC CIRCLE END_OF_DESIGN EXTRUDE LENGTHS LINE LOOP MINIMAL_OPERATIONS SKETCH_STEPS STEPS UNIT_VECTORS "
               "VECTOR_EXTENTS VECTOR_OPERATIONS is_gallery is_minimal plane_from_angles read_gallery read_minimal "
               "read_vector_file read_vectors"),

@@ -28,6 +28,10 @@ class Feature:
     @property
     def operation(self): return self.extrude.operation
 
+    def keys(self) -> set:
+        "What tells its profiles from all others of the history."
+        return {(self.number, self.sketch.id, p) for p in self.profiles}
+
     def piece(self) -> Extrude:
         "The extrude with this feature's profiles alone."
         return replace(self.extrude, profiles=[(self.sketch.id, p) for p in self.profiles])
@@ -75,15 +79,23 @@ def contours_touch(
     return any(distance(p, q) < near for p in outlines[0] for q in outlines[1])
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #8033a8cd
+def _within(one, other):
+    """Whether an outline lies in the box of another, as an island in a hole does: the faces that FreeCAD makes of a
+    sketch know holes, but no islands in them."""
+    boxes = np.array([one[0].box(), other[0].box()])
+    return any((a[0] >= b[0]).all() and (a[1] <= b[1]).all() for a, b in (boxes, boxes[::-1]))
+
 def sketch_groups(
     sketch: Sketch, # with its profiles
     ids: list, # of the profiles to push
 ) -> list: # of lists of profile ids that may share a sketch
-    "Sort profiles into as few sketches as possible without any two that touch."
+    "Sort profiles into as few sketches as possible without any two that touch or that FreeCAD cannot tell apart."
     groups = []
     for id in dict.fromkeys(ids):
         contours = sketch.profiles[id].contours()
-        free = next((g for g in groups if not any(contours_touch(contours, c) for _, c in g)), None)
+        free = next(
+            (g for g in groups if not any(contours_touch(contours, c) or _within(contours, c) for _, c in g)), None
+        )
         if free is None: groups.append([(id, contours)])
         else: free.append((id, contours))
     return [[id for id, _ in g] for g in groups]
@@ -170,8 +182,9 @@ def _split(feature):
 MAX_BODIES = 16 # more of them in a tree help nobody
 
 class _Dealer:
-    "Deals features out to bodies; `reason` tells why it cannot be done."
-    def __init__(self, bodies=()): self.bodies, self.reason = [list(b) for b in bodies], ""
+    "Deals features out to bodies; `reason` tells why it cannot be done. What is `apart` gets a body of its own."
+    def __init__(self, bodies=(), apart=()):
+        self.bodies, self.reason, self.apart = [list(b) for b in bodies], "", set(apart)
 
     def deal_each(self, features):
         "The features of a history, operation by operation."
@@ -194,7 +207,8 @@ class _Dealer:
         else: self._add(feature)
 
     def _add(self, feature):
-        touched = [b for b in self.bodies if touches(b, feature)]
+        alone = self.apart.issuperset(feature.keys())
+        touched = [] if alone else [b for b in self.bodies if touches(b, feature)]
         if len(touched) == 1: touched[0].append(feature)
         elif len(touched) > 1: self.reason = f"operation {feature.number} connects bodies"
         elif len(self.bodies) + len(feature.profiles) > MAX_BODIES:
@@ -219,12 +233,13 @@ MANY_FEATURES = 200 # beyond these the question which body each touches takes to
 
 def plan_bodies(
     program: CADProgram, # a history
+    apart: set = frozenset(), # keys of `Feature`s that shall begin bodies of their own
 ) -> BodyPlan:
     "Deal a history out to bodies, or say why it has to be solids and booleans."
     features, notes = features_of(program)
     if not features: raise CADFormatError("the history pushes nothing")
     if len(features) > MANY_FEATURES: return BodyPlan([features], True, [*notes, f"more than {MANY_FEATURES} features"])
-    dealer = _Dealer()
+    dealer = _Dealer(apart=apart)
     dealer.deal_each(features)
     if not dealer.reason and dealer.bodies: return BodyPlan(dealer.bodies, False, notes)
     return BodyPlan([features], True, [*notes, dealer.reason or "no body"])

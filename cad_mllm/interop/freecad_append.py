@@ -18,9 +18,9 @@ from ..cad.program import CADProgram
 from ..geometry.brep import MOST_BREP
 from .bodies import BodyPlan, features_of, plan_more
 from .constraints import MILLIMETRES
-from .freecad_objects import document_bytes, document_xml, read_items
+from .freecad_objects import Item, document_bytes, document_xml, read_items
 from .freecad_read import DocumentReader, program_of, results_of
-from .freecad_view import gui_xml, view_provider
+from .freecad_view import StoredShape, gui_xml, shape_step_by_step, view_provider
 from .freecad_write import Document, PartWriter, add_body, add_features, add_shape
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #f2669ff4
@@ -127,12 +127,27 @@ def _body_planes(items, body):
         raise CADFormatError("has no origin planes to draw on; open and save it in FreeCAD 0.17 or later", body.name)
     return planes
 
-def _continue_body(editor, document, items, body, features, num_given, stored):
-    "Append features to a body of the document; `stored` gives the text of an object's shape."
-    tip = (body.links("Tip") or [""])[0]
-    features = [_local(f, body.placement()) for f in features]
+@dataclass
+class _More:
+    "What is appended to a body: its features as seen from there, and the shape that it gets."
+    body: Item
+    features: list
+    shape: StoredShape
+
+    @property
+    def tip(self): return (self.body.links("Tip") or [""])[0]
+
+def _prepare(items, body, features, stored):
+    "What a body gets; `stored` gives the text of an object's shape."
+    more = _More(body, [_local(f, body.placement()) for f in features], StoredShape())
+    if more.tip in items and (base := stored(items[more.tip])): more.shape = shape_step_by_step(more.features, base)
+    return more
+
+def _continue_body(editor, document, items, more, num_given):
+    "Append features to a body of the document; the former tip."
+    body, tip, features = more.body, more.tip, more.features
     members = add_features(document, body.name, _body_planes(items, body), features, num_given, tip)
-    if tip in items and (base := stored(items[tip])): add_shape(document, members[-1:], features, base)
+    add_shape(document, members[-1:], more.shape)
     whole = editor.need("Document/ObjectData/Object", body.name)
     path = "Document/ObjectData/Object/Properties/Property"
     group, moved = editor.need(path, "Group", whole), editor.need(path, "Tip", whole)
@@ -157,7 +172,7 @@ def _append_solids(document, results, features, num_given, stored):
     whole = writer.boolean("MultiFuse", names, features[0]) if len(names) > 1 else names[0]
     result = writer.write(features, whole)
     base = stored(results[0]) if len(results) == 1 and _is_at_rest(results[0]) else b""
-    if base: add_shape(document, [result], features, base)
+    if base: add_shape(document, [result], shape_step_by_step(features, base))
     return names
 
 def _is_at_rest(item):
@@ -179,13 +194,18 @@ def append_features(
     read = zip(results, _bodies_as_features(items, results)) if alone else ()
     bodies = [(b, fs) for b, fs in read if any(f.operation != "cut" for f in fs)]
     plan = plan_more([fs for _, fs in bodies], features)
+    pairs = [] if plan.is_part else list(zip(bodies, plan.bodies))
+    more = [
+        _prepare(items, body, after[len(before):], stored) for (body, before), after in pairs
+        if len(after) > len(before)
+    ]
+    if any(m.shape.broken(m.features) for m in more):
+        plan = BodyPlan([features], True, ["a body would be left in pieces"])
     editor, tips = TextEditor(data), []
     document = Document(taken={s.name for s in editor.spans})
     if plan.is_part: tips = _append_solids(document, results, features, num_given, stored)
     else:
-        for (body, before), after in zip(bodies, plan.bodies):
-            if more := after[len(before):]:
-                tips.append(_continue_body(editor, document, items, body, more, num_given, stored))
+        tips = [_continue_body(editor, document, items, m, num_given) for m in more]
         for further in plan.bodies[len(bodies):]: add_body(document, further, num_given)
     _list_objects(editor, document)
     return editor.result(), tips, plan, document

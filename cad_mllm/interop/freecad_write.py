@@ -7,7 +7,7 @@ __all__ = ['ORIGIN_PLANES', 'ORIGIN_AXES', 'CONSTRAINT_CODES', 'NOTHING', 'EXTEN
            'BOOLEANS', 'BOOLEAN_NAMES', 'attributes', 'element', 'string', 'boolean', 'number', 'choice', 'link',
            'links', 'quaternion', 'placement', 'attachment', 'sketch_properties', 'Document', 'span_properties',
            'feature_loops', 'add_origin', 'add_sketch', 'add_features', 'add_shape', 'add_body', 'PartWriter',
-           'add_part', 'freecad_document', 'write_freecad']
+           'add_part', 'plan_freecad', 'freecad_document', 'write_freecad']
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #b23640d9
 import math, re, zipfile
@@ -19,8 +19,8 @@ import numpy as np
 
 from ..cad.program import CADProgram
 from ..cad.curves import Frame
-from .bodies import BodyPlan, Feature, plan_bodies
-from .freecad_view import gui_xml, shape_text
+from .bodies import BodyPlan, Feature, features_of, plan_bodies
+from .freecad_view import StoredShape, gui_xml, shape_of_whole, shape_step_by_step
 from .constraints import MILLIMETRES, Curve, constrain, curves_of
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #b9076721
@@ -346,15 +346,13 @@ def add_features(
 def add_shape(
     document: Document,
     names: list, # of the objects that have it
-    features: list, # of `Feature`
-    base: bytes | None = None, # text of a shape in mm that they follow
+    shape: StoredShape,
 ):
-    "Store the shape that features make, so that it is seen before FreeCAD computes it."
-    text, box = shape_text(features, base)
-    if not text: return
-    document.boxes.append(box)
+    "Store the shape of objects, so that they are seen before FreeCAD computes them."
+    if not shape.text: return
+    document.boxes.append(shape.box)
     for name in names:
-        document.shapes[f"{name}.Shape.brp"] = text
+        document.shapes[f"{name}.Shape.brp"] = shape.text
         document.set(
             name, element("Shape", "Part::PropertyPartShape", f'<Part{attributes(file=f"{name}.Shape.brp")}/>')
         )
@@ -363,12 +361,13 @@ def add_body(
     document: Document,
     features: list, # of `Feature`
     num_given: int | None = None, # operations that a person drew; later ones are marked
+    shape: StoredShape | None = None, # computed if left out
 ) -> str: # its name
     "A PartDesign body with sketches, pads and pockets."
     body = document.add("PartDesign::Body", "Body")
     origin, planes = add_origin(document)
     members = add_features(document, body, planes, features, num_given)
-    add_shape(document, [body, members[-1]], features)
+    add_shape(document, [body, members[-1]], shape or shape_step_by_step(features))
     document.set(body, links("Group", members), link("Tip", members[-1]), link("Origin", origin))
     return body
 
@@ -422,22 +421,45 @@ def add_part(
     document: Document,
     features: list, # of `Feature`
     num_given: int | None = None, # operations that a person drew; later ones are marked
+    shape: StoredShape | None = None, # computed if left out
 ) -> str: # the name of the result
     "Solids and booleans."
     result = PartWriter(document, num_given).write(features)
-    if result: add_shape(document, [result], features)
+    if result: add_shape(document, [result], shape or shape_of_whole(features))
     return result
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #1ebe2580
-def freecad_document(
+def _shapes_of(plan):
+    "The shape of each body of a plan, and the first feature that leaves one in pieces."
+    shapes = [(shape_of_whole if plan.is_part else shape_step_by_step)(fs) for fs in plan.bodies]
+    found = (f for fs, s in zip(plan.bodies, shapes) if (f := s.broken(fs)) is not None)
+    return shapes, next(found, None)
+
+def plan_freecad(
     program: CADProgram, # a history, metres
+    tries: int = 6,
+) -> tuple: # (`BodyPlan`, the `StoredShape` of each body)
+    """Deal a history out to bodies that FreeCAD can build feature by feature: what touches a body in no face that it
+    finds begins one of its own; solids and booleans where nothing else is left."""
+    apart, features, notes = set(), *features_of(program)
+    for _ in range(tries):
+        plan = plan_bodies(program, apart)
+        shapes, broken = _shapes_of(plan)
+        if broken is None: return plan, shapes
+        if broken.operation == "cut" or apart.issuperset(broken.keys()): break
+        apart |= broken.keys()
+    whole = BodyPlan([features], True, [*notes, f"operation {broken.number} would leave a body in pieces"])
+    return whole, _shapes_of(whole)[0]
+
+def freecad_document(
+    plan: BodyPlan, # how a history is dealt out to bodies
+    shapes: list, # the `StoredShape` of each
     num_given: int | None = None, # operations that a person drew; later ones are marked
-    plan: BodyPlan | None = None, # how it is dealt out to bodies; made if left out
 ) -> Document:
     "A history as the objects of a FreeCAD document."
-    plan = plan or plan_bodies(program)
     document = Document()
-    for features in plan.bodies: (add_part if plan.is_part else add_body)(document, features, num_given)
+    for features, shape in zip(plan.bodies, shapes):
+        (add_part if plan.is_part else add_body)(document, features, num_given, shape)
     return document
 
 def write_freecad(
@@ -445,8 +467,8 @@ def write_freecad(
     path: str | Path, # file to write, .FCStd
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> BodyPlan: # how the history was dealt out to bodies
-    """Write a history as a FreeCAD document (0.20 and later), with the shapes as far as OpenCascade gives them;
+    """Write a history as a FreeCAD document (0.20 and later), with its shapes as far as OpenCascade gives them;
     FreeCAD computes them when it is recomputed."""
-    plan = plan_bodies(program)
-    freecad_document(program, num_given, plan).save(path)
+    plan, shapes = plan_freecad(program)
+    freecad_document(plan, shapes, num_given).save(path)
     return plan
