@@ -163,7 +163,7 @@ def request(
         )
     if program is not None:
         notes += [
-            f"{s}; the model did not see it, and only a copy of the document keeps it"
+            f"{s}. The model did not see it; a copy of the document keeps it"
             for s in program.extra.get("skipped", ())
         ]
     media = {**self._image(image), **self._points(point_cloud, seed, prefix, program is None, unit, notes)}

@@ -313,20 +313,22 @@ os._exit(0)
 
 
 STAND_IN = """
-import sys
+import os, sys, time
 from cad_mllm.cad import Frame, rectangle
 from cad_mllm.cli import verb_parser
 from cad_mllm.interop.histories import read_history, write_history
 assert sys.argv[1] == "complete"
 asked = verb_parser("complete").parse_args(sys.argv[2:])
 assert asked.skip_unsupported
+if asked.caption == "slow": open(asked.out + ".pid", "w").write(str(os.getpid())) and time.sleep(600)
+if asked.caption == "broken": sys.exit(f"{asked.partial}: Loft: cannot be said")
 program = read_history(asked.partial, skip_dressings=True)
 num_given = len(program)
 if asked.seed > 1:
     program.sketch(rectangle(.02, 0, .01, .02), frame=Frame((0., 0., .005)))
     program.extrude(.001*asked.seed, "join")
 write_history(program, asked.out, num_given, asked.partial)
-print(f"candidate of {asked.checkpoint}, {asked.caption}")
+print(f"candidate of {asked.checkpoint}, {asked.caption}; one body: {asked.out}\\nnote: the model did not see a fillet\\nnote: a try failed")
 """
 
 
@@ -366,6 +368,87 @@ def test_the_macro_stands_where_freecad_looks_and_completes_the_open_part(tmp_pa
     )
     said = check_in_freecad([half, tmp_path/"half_completed.FCStd"], tmp_path)
     assert said[name]["errors"] == [] and said[name]["volume"] - said[str(half)]["volume"] == pytest.approx(10*20*2)
+
+
+GUI_DRIVER = """
+import json, os, FreeCAD
+from PySide import QtCore, QtGui
+path = os.path.join(FreeCAD.getUserMacroDir(True), "CompletePart.FCMacro")
+report = []
+
+def drive():
+    "What a person does, by what the dialog shows."
+    dialog = QtGui.QApplication.activeModalWidget()
+    if not hasattr(dialog, "shown"): return
+    if dialog.job is None:
+        dialog.caption.setText(case)
+        dialog.write.click()
+    elif case == "slow":
+        written = os.path.exists(str(dialog.job.run.file) + ".pid")
+        if written:
+            dialog.reject()
+            report.append([case, dialog.status.text(), dialog.job.run.process.poll(), dialog.progress.isVisible()])
+    elif dialog.write.isEnabled():
+        rows = [dialog.shown.item(i).text() for i in range(dialog.shown.count())]
+        chosen, usable = dialog.shown.currentRow(), dialog.open_button.isEnabled()
+        report.append([case, dialog.status.text(), rows, dialog.notes.text(), chosen, usable])
+        dialog.shown.setCurrentRow(1)
+        dialog.accept() if usable else dialog.reject()
+
+timer = QtCore.QTimer()
+timer.timeout.connect(drive)
+timer.start(100)
+for case in ("slow", "broken", "a bracket"):
+    opened = FreeCAD.openDocument(os.environ["FREECAD_PART"])
+    exec(compile(open(path).read(), path, "exec"), {"__name__": "macro"})
+    report.append([FreeCAD.ActiveDocument.FileName, [o.Label for o in FreeCAD.ActiveDocument.Objects]])
+open(os.environ["FREECAD_REPORT"], "w").write(json.dumps(report))
+os._exit(0)
+"""
+
+
+@freecad
+@pytest.mark.skipif(not shutil.which("freecad"), reason="needs FreeCAD with its window")
+def test_the_dialog_of_the_macro(tmp_path):
+    "Cancel ends what is being written; a command that fails is read aloud; a candidate that is chosen is opened."
+    import sys
+
+    from cad_mllm.interop.freecad_macro import MACRO, macro_text
+    half, root = half_drawn(tmp_path), str(CHECK.parents[1])
+    macros, preferences = tmp_path/".local/share/FreeCAD/Macro", tmp_path/".config/FreeCAD"
+    for folder in (macros, preferences): folder.mkdir(parents=True, exist_ok=True)
+    (preferences/"user.cfg").write_text(NO_START_PAGE)
+    (tmp_path/"stand_in.py").write_text(f"import sys; sys.path.insert(0, {root!r})\n" + STAND_IN)
+    (macros/MACRO).write_text(macro_text("small", 3, "", [sys.executable, str(tmp_path/"stand_in.py")]))
+    (tmp_path/"driver.py").write_text(GUI_DRIVER)
+    environment = {
+        **os.environ, "HOME": str(tmp_path), "FREECAD_PART": str(half), "FREECAD_REPORT": str(tmp_path/"report.json"),
+        "QT_QPA_PLATFORM": "offscreen", "QTWEBENGINE_DISABLE_SANDBOX": "1", "TMPDIR": str(tmp_path)
+    }
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"): environment.pop(name, None)
+    done = subprocess.run(
+        ["freecad", str(tmp_path/"driver.py")], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=400
+    )
+    if not (tmp_path/"report.json").is_file(): pytest.fail(done.stdout[-1000:] + done.stderr[-1000:])
+    slow, unchanged, broken, unchanged_too, chosen, opened = json.loads((tmp_path/"report.json").read_text())
+    assert slow[2] is not None and "Writing candidate 1 of 3" in slow[1]
+    assert unchanged == unchanged_too and unchanged[0] == str(half)
+    assert broken[1:] == ["half.FCStd: Loft: cannot be said", [], "", -1, False]
+    assert (
+        chosen[1] == "2 of 3 candidates add something new. Choose one."
+        and chosen[3] == "the model did not see a fillet"
+    )
+    assert chosen[2] == ["candidate of small, a bracket\none body"]*2 and chosen[4:] == [0, True]
+    assert opened[0] == str(tmp_path/"half_completed.FCStd")
+    assert any(label.endswith("(added by the model)") for label in opened[1])
+
+
+NO_START_PAGE = """<?xml version="1.0" encoding="UTF-8" standalone="no" ?>
+<FCParameters><FCParamGroup Name="Root"><FCParamGroup Name="BaseApp"><FCParamGroup Name="Preferences">
+<FCParamGroup Name="General"><FCText Name="AutoloadModule">PartDesignWorkbench</FCText></FCParamGroup>
+</FCParamGroup></FCParamGroup></FCParamGroup></FCParameters>
+"""
 
 
 @freecad
