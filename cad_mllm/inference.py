@@ -6,7 +6,9 @@
 __all__ = ['RESULTS', 'write_picture', 'autocomplete_cad']
 
 # %% ../nbs/9_completion/03_inference.ipynb #99bf803e
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -21,6 +23,7 @@ from .cad.curves import CADFormatError
 from .cad.program import CADProgram
 from .interop.histories import is_continued
 from .geometry.workers import isolated
+from .training.distributed import World
 from .training.run_files import append_line, read_run_lines, write_json
 from cad_mllm.completion_requests import (
     BEST, check_choice, check_formats, check_sampling, CHECKS, EDITABLE, format_ending, InputError, Request,
@@ -196,25 +199,35 @@ def _item_key(item, settings):
 # %% ../nbs/9_completion/03_inference.ipynb #fe4b348a
 def _unique(name, taken):
     "A file name that no other result of this call has."
-    options = [name] + [f"{name}-{n}" for n in range(2, len(taken) + 3)]
+    options = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
     taken.add(found := next(n for n in options if n not in taken))
     return found
 
+def _names_of(items, rows):
+    """A file name for each item, after its beginning, that no other has; finished ones (their rows, or None) keep
+    theirs. The same in every process."""
+    taken, names = {row["name"] for row in rows if row}, []
+    for item, row in zip(items, rows):
+        begun = _as_item(item).get("partial_json")
+        own = Path(begun).stem if isinstance(begun, (str, Path)) and begun else "completion"
+        names.append(row["name"] if row else _unique(own, taken))
+    return names
+
 @patch
-def _ask(self: CADAutocomplete, item, seed, max_new_tokens, taken):
+def _ask(self: CADAutocomplete, item, name, seed, max_new_tokens):
     "(request, None), or (None, a result that says why not)."
     try:
         request = self.request(**_as_item(item), seed=seed)
         self.budget(request, max_new_tokens)
-        request.name = _unique(request.name, taken)
+        request.name = name
         return request, None
     except (ValueError, OSError, TypeError) as e:
         return None, {"entities": {}, "sequence": [], "metadata": {"error": str(e), "valid": None}}
 
 @patch
-def _complete_batch(self: CADAutocomplete, items, taken, out, formats, seed, max_new_tokens, **settings):
+def _complete_batch(self: CADAutocomplete, items, names, out, formats, seed, max_new_tokens, **settings):
     "(name, result) of each item; files are written."
-    asked = [self._ask(item, seed, max_new_tokens, taken) for item in items]
+    asked = [self._ask(item, name, seed, max_new_tokens) for item, name in zip(items, names)]
     requests, done = [r for r, _ in asked if r is not None], []
     served = iter(self._serve(requests, seed=seed, max_new_tokens=max_new_tokens, **settings) if requests else ())
     for request, refused in asked:
@@ -235,6 +248,33 @@ def _is_result(row):
         and isinstance(row["result"].get("metadata"), dict)
     )
 
+def _finished(out):
+    "{key: row} of what earlier calls finished in a folder, by whichever process."
+    if out is None: return {}
+    rows = [row for path in sorted(Path(out).glob(f"{Path(RESULTS).stem}*.jsonl")) for row in read_run_lines(path)]
+    return {row["key"]: row for row in rows if _is_result(row)}
+
+def _file_of(out, world):
+    "Where a process writes what it finished: processes share no file."
+    return Path(out)/(RESULTS if world.is_main else f"{Path(RESULTS).stem}-{world.rank}.jsonl")
+
+def _handed_out(num, world):
+    "Numbers below `num`, each in one process only: whoever is free gets the next one."
+    if world.size == 1: yield from range(num)
+    else:
+        while (n := world.store.add("completing", 1) - 1) < num: yield n
+
+def _bring_together(out, own, world):
+    "{key: row} of all processes, once each is done; the main one brings their lines into one file."
+    rows = {}
+    for theirs in world.gather(own): rows |= theirs
+    if out is None or not world.is_main: return rows
+    for path in sorted(Path(out).glob(f"{Path(RESULTS).stem}-*.jsonl")):
+        for row in filter(_is_result, read_run_lines(path)): append_line(Path(out)/RESULTS, row)
+        path.unlink()
+    return rows
+
+# %% ../nbs/9_completion/03_inference.ipynb #89c53bc6
 @patch
 def complete_many(
     self: CADAutocomplete,
@@ -248,8 +288,9 @@ def complete_many(
     temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, num: int = 1, # as in `complete`
     max_new_tokens: int | None = None, constrained: bool = True, # as in `complete`
     check: str = "kernel", best: str = "input", # as in `complete`
+    world: World = World(), # the processes that share the work, from `join_world`
 ) -> list: # of results, in the order of the items
-    "Complete many requests in batches."
+    "Complete many requests in batches. Raises `PeerError` where one of several processes dies."
     check_sampling(temperature, top_p, num)
     items, formats, size = list(items), check_formats(formats), max(1, batch_size//num)
     settings = dict(
@@ -257,18 +298,25 @@ def complete_many(
         constrained=constrained, check=check, best=best
     )
     keys = [_item_key(item, settings | dict(checkpoint=str(self.path or ""), formats=formats)) for item in items]
-    found = {} if out is None else {row["key"]: row for row in read_run_lines(Path(out)/RESULTS) if _is_result(row)}
-    taken, todo = {row["name"] for row in found.values()}, [i for i, k in enumerate(keys) if k not in found]
-    with Progress(len(items), "completing", "parts", done=len(items) - len(todo)) as progress:
-        for at in range(0, len(todo), size):
-            batch = todo[at:at + size]
-            for i, (name, result) in zip(
-                batch, self._complete_batch([items[i] for i in batch], taken, out, formats, **settings)
-            ):
-                found[keys[i]] = dict(key=keys[i], name=name, result=result)
-                if out is not None and "error" not in result["metadata"]: append_line(Path(out)/RESULTS, found[keys[i]])
-                progress.add()
+    found = world.gather(_finished(out) if world.is_main else None)[0]
+    names, todo = _names_of(items, [found.get(k) for k in keys]), [i for i, k in enumerate(keys) if k not in found]
+    batches, own = [todo[at:at + size] for at in range(0, len(todo), size)], {}
+    with _progress(len(items), len(items) - len(todo), world) as progress:
+        for n in _handed_out(len(batches), world):
+            some = [items[i] for i in batches[n]], [names[i] for i in batches[n]]
+            for i, (name, result) in zip(batches[n], self._complete_batch(*some, out, formats, **settings)):
+                own[keys[i]] = dict(key=keys[i], name=name, result=result)
+                if out is not None and "error" not in result["metadata"]:
+                    append_line(_file_of(out, world), own[keys[i]])
+                if progress: progress.add()
+    found |= _bring_together(out, own, world)
     return [found[k]["result"] for k in keys]
+
+def _progress(total, done, world):
+    "What the main process shows; of several it knows its own part only."
+    if not world.is_main: return contextlib.nullcontext()
+    if world.size == 1: return Progress(total, "completing", "parts", done=done)
+    return Progress(None, f"completing (one of {world.size} processes)", "parts")
 
 # %% ../nbs/9_completion/03_inference.ipynb #ffe3e231
 def autocomplete_cad(

@@ -195,6 +195,81 @@ def test_a_killed_list_of_requests_loses_only_the_part_in_flight(plate, checkpoi
     assert all({Path(f).suffix for f in row["files"]} >= {".json", ".FCStd", ".py"} for row in index)
 
 
+def launched(command, num):
+    """The command as `num` processes that a launcher started: (rank, process) of each, with nobody who ends them
+    together."""
+    from browser_util import free_port
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env |= dict(WORLD_SIZE=str(num), OMP_NUM_THREADS="1")
+    return [
+        subprocess.Popen(
+            command, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True
+        ) for rank in range(num)
+    ]
+
+
+def parts_in(out):
+    "The histories that were written, without what tells of when, and the index."
+    parts = {p.name: json.loads(p.read_text()) for p in out.glob("*.json")}
+    return {n: [p["entities"], p["sequence"]] for n, p in parts.items()}, (out/"index.jsonl").read_text()
+
+
+def test_several_processes_write_what_one_writes(plate, checkpoint, tmp_path):
+    asked = ask(tmp_path, plate, 9)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    alone = subprocess.run(completing(asked, checkpoint, tmp_path/"one"), env=env, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    processes = launched(completing(asked, checkpoint, tmp_path/"two"), 2)
+    said = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], said
+    assert "9 of 9 requests completed" in said[0][0] and "requests completed" not in said[1][0]
+    assert parts_in(tmp_path/"two") == parts_in(tmp_path/"one")
+    assert len(finished(tmp_path/"two")) == 9 and not list((tmp_path/"two").glob("results-*.jsonl"))
+
+
+def test_a_killed_process_costs_its_part_in_flight(plate, checkpoint, tmp_path):
+    asked, out = ask(tmp_path, plate, 12), tmp_path/"out"
+    main, other = launched(completing(asked, checkpoint, out), 2)
+    theirs, until = out/"results-1.jsonl", time.monotonic() + 300
+    def lines(path): return path.read_text().count("\n") if path.exists() else 0
+    while lines(theirs) < 2 and other.poll() is None and time.monotonic() < until: time.sleep(.02)
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    before = [json.loads(line) for line in theirs.read_text().splitlines() if line.endswith("}")]
+    said = main.communicate(timeout=300)
+    assert main.returncode == 0, said
+    assert "process 1 died or does not answer" in said[1] and "12 of 12 requests completed" in said[0]
+    rows = finished(out)
+    assert len({row["key"] for row in rows}) == 12
+    assert all(rows.count(row) == 1 for row in before)          # what it had finished is not done again
+    index = [json.loads(line) for line in (out/"index.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in index] == list(range(1, 13)) and len({row["files"][0] for row in index}) == 12
+
+
+def test_both_killed_the_next_call_goes_on(plate, checkpoint, tmp_path):
+    asked, out = ask(tmp_path, plate, 12), tmp_path/"out"
+    processes, until = launched(completing(asked, checkpoint, out), 2), time.monotonic() + 300
+    def lines(): return sum(path.read_text().count("\n") for path in out.glob("results*.jsonl"))
+    while lines() < 3 and time.monotonic() < until: time.sleep(.02)
+    for p in processes: p.send_signal(signal.SIGKILL)
+    for p in processes: p.communicate()
+    known = lines()
+    assert 3 <= known < 12
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(completing(asked, checkpoint, out), env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and f"completing: {known} of 12 parts" in done.stderr, done.stderr
+    assert "12 of 12 requests completed" in done.stdout
+
+
+def test_several_processes_need_a_list_of_parts(plate, checkpoint, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "cad_mllm", "complete", str(plate), "--checkpoint", str(checkpoint)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "RANK": "0"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "give them one with --requests FILE" in done.stderr
+
+
 def test_a_request_that_cannot_be_served_is_named_by_its_line(plate, checkpoint, tmp_path):
     asked = ask(tmp_path, plate, 2)
     asked.write_text(asked.read_text() + '\n{"partial": "none.json"}\n')

@@ -135,6 +135,8 @@ def complete(
             f"requests={requests!r}: what each part is given stands in that file; leave the other inputs out"
         )
     _check_settings(checkpoint, temperature, top_p, num, check, best)
+    if not requests and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("several processes share a list of parts: give them one with --requests FILE")
     if progress: print(f"loading {checkpoint}", file=sys.stderr, flush=True)
     from cad_mllm.inference import CADAutocomplete
     model = CADAutocomplete(checkpoint, device=device)
@@ -190,12 +192,25 @@ def _index_row(line, result):
     if "error" in m: return dict(line=line, error=m["error"])
     return dict(line=line, valid=m["valid"], operations=m["total_operations"], files=[Path(f).name for f in m["files"]])
 
+def _complete_together(model, requests, settings, world):
+    "The results of all processes; the part in flight of one that died is done by the main one."
+    from cad_mllm.training.distributed import PeerError
+    try: results = model.complete_many(requests, world=world, **settings)
+    except PeerError as e:
+        if not world.is_main: raise
+        print(f"{e}; what it had not finished is done here", file=sys.stderr, flush=True)
+        return model.complete_many(requests, **settings)
+    world.leave()
+    return results
+
 def _complete_all(model, asked, out, formats, batch_size, settings):
     "Complete the requests of a file into a folder; the exit code is 1 where one of them could not be served."
+    from cad_mllm.training.distributed import join_world
     out.mkdir(parents=True, exist_ok=True)
-    results = model.complete_many(
-        [request for _, request in asked], out=out, formats=formats, batch_size=batch_size, **settings
-    )
+    world = join_world(model.model.device, minutes=60, again="")
+    settings |= dict(out=out, formats=formats, batch_size=batch_size)
+    results = _complete_together(model, [request for _, request in asked], settings, world)
+    if not world.is_main: return 0
     rows = [_index_row(line, result) for (line, _), result in zip(asked, results)]
     write_text(out/INDEX, "".join(json.dumps(row) + "\n" for row in rows))
     refused = [row for row in rows if "error" in row]

@@ -32,6 +32,7 @@ class World:
     size: int = 1
     store: object = None         # where the processes leave notes for each other
     minutes: float = 10.0        # how long to wait for another process
+    again: str = "with --resume_from_ckpt auto" # how all of them are started again
 
     @property
     def is_main(self) -> bool: return self.rank == 0
@@ -85,12 +86,13 @@ def describe_failure(self: World, error: BaseException, patience: float = 5.0) -
             except RuntimeError: gone[rank] = f"process {rank} died or does not answer"
     except RuntimeError: gone.setdefault(0, "process 0 died or does not answer")
     why = "; ".join(gone.values()) or f"the processes lost each other ({str(error).splitlines()[0][:200]})"
-    return f"{why}: process {self.rank} of {self.size} stops too; start all of them again with --resume_from_ckpt auto"
+    return f"{why}: process {self.rank} of {self.size} stops too; start all of them again {self.again}".rstrip()
 
 # %% ../../nbs/8_training/05_distributed.ipynb #395b0d16
 def join_world(
     device: torch.device, # of this process
     minutes: float = 10.0, # how long to wait for the others
+    again: str = World.again, # what a failure says after "start all of them again"
 ) -> World:
     "Join the processes that a launcher started; alone without one."
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -115,7 +117,7 @@ def join_world(
             f"process {rank} of {size} did not meet the others within {minutes:g} minutes "
             f"({str(e).splitlines()[0][:200]})"
         ) from e
-    return World(rank, size, dist.PrefixStore("notes", store), minutes)
+    return World(rank, size, dist.PrefixStore("notes", store), minutes, again)
 
 @patch
 def leave(self: World):
