@@ -92,7 +92,7 @@ def finish(
             history = _history_of(piece)
             longer = history and _with_piece(result.program, history, missing)
             mesh = longer and _mesh(longer)
-            if mesh is None or (now := overlap(mesh, whole.mesh)) < shared: continue
+            if mesh is None or (now := overlap(mesh, whole.mesh)) < shared + LEAST_VOLUME/2: continue
             result.program, shared = longer, now
             if missing: result.missing += 1
             else: result.extra += 1

@@ -214,6 +214,32 @@ def without_graphics(code):
     return run_python(code, *prefix)
 
 
+def hollow(depths=(.01,)):
+    "A block with closed cavities, one beside the other, each with an island of half its width where asked."
+    program = CADProgram()
+    program.sketch(rectangle(0, 0, .1*len(depths), .1))
+    program.extrude(.1)
+    for n, island in enumerate(depths):
+        program.sketch(rectangle(.1*n + .02, .02, .06, .06), frame=Frame(origin=(0., 0., .02)))
+        program.extrude(.06, "cut")
+        if not island: continue
+        program.sketch(rectangle(.1*n + .03, .03, island, island), frame=Frame(origin=(0., 0., .03)))
+        program.extrude(island, "join")
+    return program
+
+
+@pytest.mark.parametrize("kernel", ["manifold", "occ"])
+def test_a_closed_cavity_is_hollow_and_no_body(kernel):
+    block, cavity, island = .1**3, .06**3, .01**3
+    for depths, bodies in (((0,), 1), ((.01,), 2), ((0, .01), 2)):
+        solid = build_solid(hollow(depths), kernel=kernel)
+        expected = len(depths)*(block - cavity) + sum(bool(d) for d in depths)*island
+        assert solid.volume == pytest.approx(expected, rel=1e-6)
+        assert solid.mesh().volume == pytest.approx(expected, rel=1e-6)
+        assert solid.num_bodies == bodies
+        assert solid.is_valid
+
+
 @pytest.mark.skipif(not Path(LIBGL).exists(), reason="libGL is not where this test could hide it")
 def test_step_without_libgl(tmp_path):
     code = f"""

@@ -215,13 +215,17 @@ def manifold_steps(plan):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #c8449202
 def without_slivers(body):
-    "A manifold3d solid at kernel size with fewer triangles, and without slivers."
+    """A manifold3d solid at kernel size with fewer triangles, and without slivers. The closed surface around a cavity is
+    a piece of negative volume, and stays."""
     from manifold3d import Manifold, OpType
     simple = body.simplify(1e-5) if hasattr(body, "simplify") else body
     if abs(simple.volume() - body.volume()) < 1e-4*body.volume(): body = simple
-    parts = body.decompose()
-    kept = [p for p in parts if p.volume() > 1e-9*body.volume()]
-    return Manifold.batch_boolean(kept, OpType.Add) if len(kept) < len(parts) else body
+    volumes = {p: p.volume() for p in body.decompose()}
+    least = 1e-9*body.volume()
+    if all(abs(v) > least for v in volumes.values()): return body
+    filled = Manifold.batch_boolean([p for p, v in volumes.items() if v > least], OpType.Add)
+    has_cavities = any(v < -least for v in volumes.values())
+    return body ^ filled if has_cavities else filled
 
 def manifold_mesh(body):
     "The triangles of a manifold3d solid at kernel size, without slivers."

@@ -78,7 +78,7 @@ def build_solid(
 # %% ../../nbs/2_geometry/11_solid.ipynb #1f4e853f
 def build_counted(
     program: CADProgram, # a history with at least one extrude that adds material
-) -> tuple: # (Solid, volume in m3 after each extrude that has area and depth, number of bodies)
+) -> tuple: # (Solid, volume in m3 after each extrude that has area and depth, number of closed surfaces)
     "Run a history through the light kernel and watch it grow. Raises `GeometryError`."
     plan = make_plan(program)
     bodies = [body for _, _, body in manifold_steps(plan)]
@@ -143,13 +143,17 @@ def bounding_box(self: Solid) -> tuple: # ((x, y, z), (x, y, z))
 
 @patch(as_prop=True)
 def num_bodies(self: Solid) -> int:
-    "How many separate bodies the part has."
+    "How many separate bodies the part has. A cavity, a closed surface around a negative volume, is none."
     if self._shape is not None: return sum(1 for _ in occ_children(self._shape, "Solid"))
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
-    faces, num = self._unit_mesh().faces, len(self._unit_mesh().vertices)
-    links = coo_array((np.ones(2*len(faces)), (faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel())), shape=(num, num))
-    return len(np.unique(connected_components(links, directed=False)[1][faces]))
+    vertices, faces = self._unit_mesh().vertices, self._unit_mesh().faces
+    links = coo_array(
+        (np.ones(2*len(faces)), (faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel())), shape=2*(len(vertices),)
+    )
+    surface = connected_components(links, directed=False)[1][faces[:, 0]]
+    volumes = np.bincount(surface, np.linalg.det(vertices[faces]))
+    return int((volumes > 0).sum())
 
 @patch(as_prop=True)
 def is_valid(self: Solid) -> bool:
