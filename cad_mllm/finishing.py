@@ -15,20 +15,26 @@ from .geometry.solid import build_solid
 from .metrics.volumes import as_manifold, manifold_of, overlap
 from .reconstruction import reconstruct
 
-# %% ../nbs/9_completion/04b_finishing.ipynb #586402af
+# %% ../nbs/9_completion/04b_finishing.ipynb #aa74f431
 LEAST_VOLUME = 2e-3    # of the whole, for a piece that is drawn
-LEAST_WIDTH = 2e-3     # of the longest side, twice volume over surface
+LEAST_WIDTH = 2e-3     # of the longest side; what is thinner is a skin
 MOST_PIECES = 6        # of what is missing, and of what is too much
 
 def _solid_of(mesh): return as_manifold(manifold_of(mesh))
 
-def _pieces(solid, volume, size, noise):
-    "Connected pieces of a manifold3d solid that are worth an operation, the largest first."
-    width = max(LEAST_WIDTH*size, 2*noise)
-    def is_worth_it(piece):
-        return piece.volume() > LEAST_VOLUME*volume and 2*piece.volume()/piece.surface_area() > width
-    found = sorted(filter(is_worth_it, solid.decompose()), key=lambda piece: -piece.volume())
-    return found[:MOST_PIECES]
+def _grown(solid, reach):
+    "A manifold3d solid and its copies, moved by `reach` both ways along each axis, in one."
+    from manifold3d import Manifold, OpType
+    moves = reach*np.concatenate([np.eye(3), -np.eye(3)])
+    return Manifold.batch_boolean([solid, *(solid.translate(move) for move in moves)], OpType.Add)
+
+def _pieces(solid, other, volume, width):
+    "Connected pieces of a solid without another one that are worth an operation, the largest first."
+    rest, cores = solid - other, (solid - _grown(other, width/2)).decompose()
+    worth = [core for core in cores if core.volume() > LEAST_VOLUME*volume]
+    largest = sorted(worth, key=lambda core: -core.volume())[:MOST_PIECES]
+    return [_grown(core, width) ^ rest for core in largest]
+
 
 def _mesh_of(solid):
     mesh = solid.to_mesh64()
@@ -69,26 +75,26 @@ def _mesh(program):
 
 @dataclass
 class Finished:
-    "A finished history: `target` is what slices made of the points alone, `missing` and `extra` count the pieces drawn."
+    "A finished history; `target` is what slices made of the points alone."
     program: CADProgram
     target: CADProgram
-    missing: int = 0
-    extra: int = 0
+    missing: int = 0                      # pieces that were joined
+    extra: int = 0                        # pieces that were cut
 
 # %% ../nbs/9_completion/04b_finishing.ipynb #1943c12d
 def finish(
     partial: CADProgram, # a beginning that builds
     points: np.ndarray, # (N, 3), or (N, 6) with normals, metres: of the whole part
 ) -> Finished:
-    "Append what a beginning lacks of the whole. Raises `GeometryError` where the beginning or the points say no volume."
+    "Append what a beginning lacks. Raises `GeometryError` where the beginning or the points say no volume."
     given = _mesh(partial)
     if given is None: raise GeometryError("the beginning builds no volume")
     whole = reconstruct(points, seconds=0)
-    size = float(np.ptp(whole.points, axis=0).max())
+    width = max(LEAST_WIDTH*float(np.ptp(whole.points, axis=0).max()), 2*whole.noise)
     start, end = _solid_of(given), _solid_of(whole.mesh)
     result, shared = Finished(partial, whole.program), overlap(given, whole.mesh)
-    for missing, solid in ((True, end - start), (False, start - end)):
-        for piece in _pieces(solid, end.volume(), size, whole.noise):
+    for missing, solid, other in ((True, end, start), (False, start, end)):
+        for piece in _pieces(solid, other, end.volume(), width):
             history = _history_of(piece)
             longer = history and _with_piece(result.program, history, missing)
             mesh = longer and _mesh(longer)

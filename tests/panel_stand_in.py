@@ -26,7 +26,7 @@ class Echo:
         if "on_candidates" in settings:
             tried = [
                 SimpleNamespace(
-                    program=CADProgram.from_json(self.part), valid=True, fit=.1*(i + 1), score=None,
+                    program=CADProgram.from_json(self.part), valid=True, fit=.1*(i + 1), score=None, source="model",
                     num_new=total - given
                 )
                 for i in range(settings["num"])

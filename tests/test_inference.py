@@ -1,6 +1,6 @@
 """Completion end to end: a thousand constrained samples, real beginnings, transformers' own generate, workers that
 hang, old checkpoints, broken text."""
-import json, os, time
+import json, os, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from cad_mllm.checkpoints import list_checkpoints, save_checkpoint
 from cad_mllm.config import CADMLLMConfig
 from cad_mllm.data import Sample
 from cad_mllm.data.points import prepare_points
+from cad_mllm.finishing import propose_rest
+from cad_mllm.geometry import build_solid
 from cad_mllm.geometry.clouds import is_connected
+from cad_mllm.metrics import overlap
 from cad_mllm.completion import Candidate, InputError
 from cad_mllm.inference import CADAutocomplete, autocomplete_cad
 from cad_mllm.models import GrammarLogitsProcessor
@@ -452,3 +455,52 @@ def test_step_of_a_result_carries_name_program_and_caption(model, plate, tmp_pat
         assert header.OriginatingSystem().ToCString() == f"cad_mllm {__version__}"
         text = "".join((tmp_path/file).read_text(encoding="ascii").split("\n"))
         assert r"'a plate''s boss, \X2\00D8\X0\ 24 mm with a bore'" in text and "Author" not in text
+
+
+def boxed(tmp_path):
+    "A plate that is begun, the cloud of the whole (with a boss and a hole), and the whole."
+    begun = CADProgram()
+    begun.sketch(rectangle(0, 0, .08, .05))
+    begun.extrude(.01)
+    whole = CADProgram.from_json(begun.to_json())
+    whole.sketch(circle(.055, .025, .012), frame=Frame(origin=(0, 0, .01)))
+    whole.extrude(.02, "join")
+    whole.sketch(circle(.02, .025, .008))
+    whole.extrude(.01, "cut")
+    solid = build_solid(whole, kernel="manifold")
+    begun.save(tmp_path/"begun.json")
+    np.save(tmp_path/"whole.npy", solid.points(4096))
+    return solid.mesh()
+
+
+def test_the_command_finishes_a_begun_part_from_points_of_the_whole(tmp_path):
+    mesh = boxed(tmp_path)
+    command = [sys.executable, "-m", "cad_mllm", "complete", "begun.json", "--points", "whole.npy", "--num", "1"]
+    def complete(*flags):
+        done = subprocess.run([*command, "--format", "json", *flags], cwd=tmp_path, capture_output=True, text=True,
+                              timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads((tmp_path/"completed.json").read_text())
+    said, result = complete()
+    assert "read from the points (slabs), not written by the model" in said
+    assert result["metadata"]["source"] == "slabs" and result["metadata"]["valid"]
+    given = json.loads((tmp_path/"begun.json").read_text())
+    assert (
+        result["sequence"][:2] == given["sequence"]
+        and all(result["entities"][k] == v for k, v in given["entities"].items())
+    )
+    assert overlap(build_solid(CADProgram.from_json(result), kernel="manifold").mesh(), mesh) > .98
+    _, alone = complete("--methods", "model")
+    assert alone["metadata"]["source"] == "model" and len(alone["metadata"]["candidates"]) == 1
+    refused = subprocess.run([*command, "--methods", "slices"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2 and "'slices' is not among model, slabs" in refused.stderr
+
+
+def test_other_proposers_take_part_only_where_points_choose(autocomplete, tmp_path):
+    boxed(tmp_path)
+    asked = dict(partial_json=tmp_path/"begun.json", point_cloud=tmp_path/"whole.npy")
+    def sources(**settings):
+        result = autocomplete.complete(**{**asked, **settings}, proposers=(propose_rest,))
+        return [c["source"] for c in result["metadata"]["candidates"]]
+    assert sources() == ["model", "slabs"]
+    assert sources(best="likelihood") == sources(check="none") == sources(point_cloud=None) == ["model"]

@@ -215,7 +215,8 @@ def manifold_steps(plan):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #c8449202
 def without_slivers(body):
-    """A manifold3d solid at kernel size with fewer triangles, and without slivers. The closed surface around a cavity is
+    """A manifold3d solid at kernel size with fewer triangles, and without slivers. The closed surface around a cavity
+    is
     a piece of negative volume, and stays."""
     from manifold3d import Manifold, OpType
     simple = body.simplify(1e-5) if hasattr(body, "simplify") else body

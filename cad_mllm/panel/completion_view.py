@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..utils.files import read_plain
 from ..cad.program import CADProgram, MAX_BYTES
 from ..checkpoints.records import CheckpointRecord, human_size
+from ..finishing import propose_rest
 from ..training.run_files import read_run_config
 from .runs import format_count, PanelError, sentence, shorten
 from .plots import image_html
@@ -267,7 +268,8 @@ def make(self: CompleteView):
             self.loaded = model, self.panel.completer(model)
         job.note = "writing the part"
         tried = []
-        if settings["num"] > 1:
+        if model == "small" and inputs["point_cloud"]: settings["proposers"] = (propose_rest,)
+        if settings["num"] > 1 or "proposers" in settings:
             settings["on_candidates"] = lambda found, chosen: tried.extend((c, c is chosen) for c in found)
         part = self.loaded[1].complete(
             inputs["partial_json"], inputs["caption"], inputs["image"], inputs["point_cloud"], **settings

@@ -161,6 +161,10 @@ FIT_HELP = (
     "certain"
 )
 
+def _name(candidate, number):
+    "What a candidate is called; one that the model did not write says who proposed it."
+    return f"Candidate {number}" + ("" if candidate.source == "model" else f", {candidate.source}")
+
 def _from_candidate(candidate, num_given):
     "A candidate as a part with its metadata."
     told = dict(partial_operations=num_given, generated_operations=candidate.num_new, valid=candidate.valid)
@@ -203,7 +207,7 @@ class Outcome:
         others.sort(key=lambda c: (c.valid is False, math.inf if c.fit is None else c.fit, -(c.score or 0)))
         return [
             Shown(
-                f"Candidate {i + 2}", _from_candidate(c, self.num_given), fit_words(c.valid, c.fit, c.score),
+                _name(c, i + 2), _from_candidate(c, self.num_given), fit_words(c.valid, c.fit, c.score),
                 self.num_given, self.truth
             )
             for i, c in enumerate(others[:self.limit - 1])
