@@ -25,6 +25,7 @@ from cad_mllm.cad import CADProgram, Extrude
 from cad_mllm.data.realistic import realistic_part
 from cad_mllm.data.stream import HELD_OUT
 from cad_mllm.demo import first_half
+from cad_mllm.finishing import propose_rest
 from cad_mllm.geometry import build_solid, GeometryError
 from cad_mllm.inference import CADAutocomplete
 from cad_mllm.interop import read_history
@@ -108,10 +109,15 @@ def rows_of(model, name, parts, candidates):
     ways = [("beginning", bare, "likelihood"), ("beginning", bare, "agreement")]
     if all(caption for _, _, caption in parts):
         ways += [("beginning, caption", told, "likelihood"), ("beginning, caption", told, "agreement")]
-    ways += [("beginning, points", seen, "agreement"), ("beginning, points", seen, "input")]
+    ways += [
+        ("beginning, points", seen, "agreement"), ("beginning, points", seen, "input"),
+        ("beginning, points", seen, "slices too")
+    ]
     for given, asked, best in ways:
-        shared, right = judge(complete_all(model, asked, candidates, best=best), parts)
-        chosen = "points" if best == "input" else best
+        proposers = (propose_rest,) if best == "slices too" else ()
+        settings = dict(best="input" if proposers else best, proposers=proposers)
+        shared, right = judge(complete_all(model, asked, candidates, **settings), parts)
+        chosen = {"input": "points", "slices too": "points, slices too"}.get(best, best)
         yield (
             f"| {name} | {len(parts)} | {given} | {chosen} | {shared.mean():.3f} | {np.median(shared):.3f} | "
             f"{100*right.mean():.0f}% |"
