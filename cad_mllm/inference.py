@@ -30,6 +30,7 @@ from cad_mllm.completion_requests import (
     result_stem, write_editable
 )
 from .completion import CADAutocomplete, Candidate
+from .completion_candidates import proposed
 from .completion_drawing import draw_completion
 
 # %% ../nbs/9_completion/03_inference.ipynb #3d468554
@@ -93,7 +94,7 @@ def save(
 @patch
 def _serve(
     self: CADAutocomplete, requests, num=1, max_new_tokens=None, constrained=True, check="end", best="input", seed=0,
-    on_operation=None, on_candidates=None, **sampling
+    on_operation=None, on_candidates=None, proposers=(), **sampling
 ):
     "[(result, chosen candidate)] for requests that are written as one batch, `num` rows each."
     started, check, best = time.perf_counter(), check_choice("check", check, CHECKS), check_choice("best", best, BEST)
@@ -106,6 +107,8 @@ def _serve(
         seconds_writing=round(time.perf_counter() - started, 3)
     )
     groups = [candidates[i*num:(i + 1)*num] for i in range(len(requests))]
+    if check != "none" and best == "input":
+        for request, group in zip(requests, groups): group += proposed(request, proposers)
     served = [self._result(r, group, check, best, **settings) for r, group in zip(requests, groups)]
     for group, (_, chosen) in zip(groups, served if on_candidates else ()): on_candidates(group, chosen)
     return served
@@ -136,6 +139,7 @@ def complete(
     on_candidates=None, # called at the end with all candidates, and the one that was chosen
     unit: str = "", # of a file of points: mm, cm, m or in; guessed where it says none
     skip_unsupported: bool = False, # leave out of the beginning what a history cannot say; the notes name it
+    proposers: tuple = (), # who else proposes candidates where points choose, such as `cad_mllm.finishing.propose_rest`
 ) -> dict: # entities, sequence, properties, metadata
     """A whole part from whatever is given. Raises `InputError` or `CADFormatError` for a request that cannot be
     served, never for what the model writes."""
@@ -143,7 +147,7 @@ def complete(
     formats = check_formats(formats)
     request = self.request(partial_json, caption, image, point_cloud, seed, unit, skip_unsupported)
     (result, chosen), = self._serve(
-        [request], num, max_new_tokens, constrained, check, best, seed, on_operation, on_candidates,
+        [request], num, max_new_tokens, constrained, check, best, seed, on_operation, on_candidates, proposers,
         temperature=temperature, top_p=top_p
     )
     if out is not None: self.save(result, request, chosen, out, formats)
@@ -287,7 +291,7 @@ def complete_many(
     formats: tuple = ("json",), # what to write there
     temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, num: int = 1, # as in `complete`
     max_new_tokens: int | None = None, constrained: bool = True, # as in `complete`
-    check: str = "kernel", best: str = "input", # as in `complete`
+    check: str = "kernel", best: str = "input", proposers: tuple = (), # as in `complete`
     world: World = World(), # the processes that share the work, from `join_world`
 ) -> list: # of results, in the order of the items
     "Complete many requests in batches. Raises `PeerError` where one of several processes dies."
@@ -297,7 +301,10 @@ def complete_many(
         temperature=temperature, top_p=top_p, seed=seed, num=num, max_new_tokens=max_new_tokens,
         constrained=constrained, check=check, best=best
     )
-    keys = [_item_key(item, settings | dict(checkpoint=str(self.path or ""), formats=formats)) for item in items]
+    told = settings | dict(checkpoint=str(self.path or ""), formats=formats)
+    if proposers: told["proposers"] = [p.__name__ for p in proposers]
+    keys = [_item_key(item, told) for item in items]
+    settings["proposers"] = proposers
     found = world.gather(_finished(out) if world.is_main else None)[0]
     names, todo = _names_of(items, [found.get(k) for k in keys]), [i for i, k in enumerate(keys) if k not in found]
     batches, own = [todo[at:at + size] for at in range(0, len(todo), size)], {}

@@ -106,6 +106,8 @@ def complete(
     num: int = 4, # candidates
     best: str = "input", # which one is kept: input, the one that fits the points or the picture, by agreement where
                          # there is neither; agreement, the one most like the others; likelihood, the model's favourite
+    methods: str = "", # who proposes candidates, comma separated: model; slabs, slices of the points, which say what is
+                       # missing of the part; by default both with the small model, and another checkpoint alone
     check: str = "kernel", # kernel: each operation is built, and written again if it is no good; end: whole candidates
                            # are built; none
     temperature: float = 0.0, # 0 takes the likeliest token, but several candidates are then drawn at 0.7
@@ -137,6 +139,7 @@ def complete(
     _check_settings(checkpoint, temperature, top_p, num, check, best)
     if not requests and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("several processes share a list of parts: give them one with --requests FILE")
+    settings["proposers"] = _proposers(methods or ("model,slabs" if checkpoint == "small" else "model"))
     if progress: print(f"loading {checkpoint}", file=sys.stderr, flush=True)
     from cad_mllm.inference import CADAutocomplete
     model = CADAutocomplete(checkpoint, device=device)
@@ -149,6 +152,17 @@ def complete(
             out=out or "completed.json", formats=formats, on_operation=watch, **settings
         )
     _tell_result(result["metadata"])
+
+def _proposers(methods):
+    "Who proposes besides the model."
+    asked = [m.strip() for m in methods.split(",")]
+    if unknown := [m for m in asked if m not in ("model", "slabs")]:
+        raise ConfigError(f"methods={methods!r}: {unknown[0]!r} is not among model, slabs")
+    if "model" not in asked:
+        raise ConfigError(f"methods={methods!r}: the model always writes; for slices alone use cad-mllm reconstruct")
+    if "slabs" not in asked: return ()
+    from cad_mllm.finishing import propose_rest
+    return (propose_rest,)
 
 def _pictures(given):
     "A file, or several where there is no file of that whole name."
