@@ -39,23 +39,36 @@ class Point:
     def crossProduct(self, other): return Point(*np.cross(self.array, other.array))
 
 
+@dataclass
+class SketchPoint(Point):
+    "A point of a sketch, in its axes; `world` is where it is."
+    world: np.ndarray = None
+
+
 class FusionSketch:
     "A sketch on a plane: `origin` and axes as columns, in centimetres of the world."
     def __init__(self, origin, axes):
         self.origin, self.axes, self.curves, self.name = origin, axes, [], ""
         self.xDirection, self.yDirection = Point(*axes[:, 0]), Point(*axes[:, 1])
-        self.sketchPoints = SimpleNamespace(add=lambda p: self.to_world(p))
+        self.sketchPoints = SimpleNamespace(add=lambda p: SketchPoint(p.x, p.y, p.z, self.to_world(p)))
         self.sketchCurves = SimpleNamespace(
             sketchCircles=SimpleNamespace(
                 addByCenterRadius=lambda c, r: self.draw(center_arc((c.x, c.y), r, 0, math.tau))
             ),
-            sketchLines=SimpleNamespace(addByTwoPoints=lambda a, b: self.draw(line_curve((a.x, a.y), (b.x, b.y)))),
-            sketchArcs=SimpleNamespace(
-                addByThreePoints=lambda a, m, b: self.draw(three_point_arc((a.x, a.y), (m.x, m.y), (b.x, b.y)))
-            )
+            sketchLines=SimpleNamespace(addByTwoPoints=self.add_line),
+            sketchArcs=SimpleNamespace(addByThreePoints=self.add_arc)
         )
+        self.ends = []
 
     def draw(self, curve): self.curves.append(curve)
+
+    def add_line(self, a, b):
+        self.ends += [id(a), id(b)]
+        self.draw(line_curve((a.x, a.y), (b.x, b.y)))
+
+    def add_arc(self, a, m, b):
+        self.ends += [id(a), id(b)]
+        self.draw(three_point_arc((a.x, a.y), (m.x, m.y), (b.x, b.y)))
 
     def to_world(self, p): return self.origin + self.axes@p.array
 
@@ -67,6 +80,7 @@ class FusionSketch:
     @property
     def profiles(self):
         "The regions that the curves enclose: each outer loop less its holes, and each hole."
+        assert all(self.ends.count(end) == 2 for end in self.ends), "curves that do not share their ends"
         regions = nested_profiles(closed_loops(self.curves))
         regions += [[hole] for region in regions for hole in region[1:]]
         return [
@@ -101,7 +115,7 @@ class FusionDesign:
 
 
 class PlaneInput:
-    def setByThreePoints(self, *points): self.points = points
+    def setByThreePoints(self, *points): self.points = [p.world for p in points]
 
 
 class ExtrudeInput:
@@ -213,15 +227,17 @@ class FeatureScriptReader:
     def extrude(self, name, line):
         "A solid that stands alone until it is combined."
         frame, curves = self.sketches[name]
-        assert np.allclose(self.field(line, "direction"), frame.z_axis)
+        down = np.allclose(self.field(line, "direction"), -np.array(frame.z_axis))
+        assert down or np.allclose(self.field(line, "direction"), frame.z_axis)
         assert line.count("BoundingType.BLIND") == line.count("Bound\"")
-        ends = [self.field(line, f"{side}Depth") or 0.0 for side in ("start", "end")]
+        start, end = ((self.field(line, f"{side}Depth") or 0.0)*MILLIMETRES for side in ("start", "end"))
+        assert end > 0, "an extrude without depth along its direction"
         profile, = nested_profiles(closed_loops(curves))
-        self.pushes.append((profile, frame, -ends[0]*MILLIMETRES, ends[1]*MILLIMETRES))
+        self.pushes.append((profile, frame, -end, start) if down else (profile, frame, -start, end))
 
     def combine(self, operation):
         "Take in what was pushed since, as a boolean says."
-        self.settle({"UNION": "join", "SUBTRACTION": "cut", "INTERSECTION": "intersect"}[operation])
+        self.settle({"UNION": "join", "SUBTRACTION": "cut", "SUBTRACT_COMPLEMENT": "intersect"}[operation])
 
     def settle(self, operation):
         for profile, *place in self.pushes:

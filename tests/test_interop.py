@@ -328,7 +328,8 @@ if asked.seed > 1:
     program.sketch(rectangle(.02, 0, .01, .02), frame=Frame((0., 0., .005)))
     program.extrude(.001*asked.seed, "join")
 write_history(program, asked.out, num_given, asked.partial)
-print(f"candidate of {asked.checkpoint}, {asked.caption}; one body: {asked.out}\\nnote: the model did not see a fillet\\nnote: a try failed")
+note = "note: the model did not see a fillet\\nnote: a try failed"
+print(f"candidate of {asked.checkpoint}, {asked.caption}; one body: {asked.out}\\n{note}")
 """
 
 

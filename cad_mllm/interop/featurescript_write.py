@@ -44,14 +44,16 @@ def _fs_shape(shape, names, sketch, key):
     return lines
 
 def _fs_bounds(feature, names):
-    "How far an extrude reaches to both sides of its sketch."
-    ends = []
-    for side, depth in (("end", feature.high), ("start", -feature.low)):
+    "Which way an extrude goes, and how far on that side of its sketch and on the other."
+    down = feature.high <= 0
+    direction = [-v for v in feature.frame.z_axis] if down else feature.frame.z_axis
+    forward, backward = (-feature.low, feature.high) if down else (feature.high, -feature.low)
+    ends = [f'"direction" : {_fs_vector(direction, "")}']
+    for side, depth in (("end", forward), ("start", backward)):
         if depth > 0:
             ends.append(
                 f'"{side}Bound" : BoundingType.BLIND, "{side}Depth" : {names.shared("depth", depth, feature.note)}'
             )
-    if feature.high <= 0: ends.insert(0, '"endBound" : BoundingType.BLIND, "endDepth" : 0 * millimeter')
     return ", ".join(ends)
 
 def _fs_feature(feature, names, number):
@@ -67,7 +69,7 @@ def _fs_feature(feature, names, number):
         for j, shape in enumerate(profile): lines += _fs_shape(shape, names, f"sketch_{key}", f"loop_{j}")
         lines += [f"skSolve(sketch_{key});",
                   f'opExtrude(context, id + "extrude_{key}", {{ "entities" : qSketchRegion(id + "sketch_{key}", true), '
-                  f'"direction" : {_fs_vector(frame.z_axis, "")}, {bounds} }});']
+                  f'{bounds} }});']
         made.append(f'qCreatedBy(id + "extrude_{key}", EntityType.BODY)')
     return lines, made
 
@@ -75,15 +77,14 @@ def _fs_boolean(operation, number, made):
     "The lines that combine what an operation made with what was there."
     tools = f"const tools_{number} = qUnion([{', '.join(made)}]);"
     call = f'opBoolean(context, id + "boolean_{number}", {{ '
-    if operation == "cut":
+    kind = {"cut": "SUBTRACTION", "intersect": "SUBTRACT_COMPLEMENT"}.get(operation)
+    if kind:
         return [
             tools,
             call
             + f'"tools" : tools_{number}, "targets" : qSubtraction(solids, tools_{number}), "operationType" : '
-            f'BooleanOperationType.SUBTRACTION }});'
+            f'BooleanOperationType.{kind} }});'
         ]
-    if operation == "intersect":
-        return [call + '"tools" : solids, "operationType" : BooleanOperationType.INTERSECTION });']
     return [
         "try silent", "{", "    " + call + '"tools" : solids, "operationType" : BooleanOperationType.UNION });', "}"
     ]

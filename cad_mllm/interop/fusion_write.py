@@ -47,11 +47,12 @@ class Drawing:
         self.path(corners[-1], [(None, corner) for corner in corners])
 
     def path(self, start, steps):
-        curves = self.sketch.sketchCurves
-        for mid, end in steps:
-            if mid is None: curves.sketchLines.addByTwoPoints(self.at(start), self.at(end))
-            else: curves.sketchArcs.addByThreePoints(self.at(start), self.at(mid), self.at(end))
-            start = end
+        "A closed loop: neighbors share a sketch point, so that they stay together when one is moved."
+        curves, points = self.sketch.sketchCurves, self.sketch.sketchPoints
+        corners = [points.add(self.at(p)) for p in (start, *(end for _, end in steps[:-1]))]
+        for (mid, _), one, other in zip(steps, corners, corners[1:] + corners[:1]):
+            if mid is None: curves.sketchLines.addByTwoPoints(one, other)
+            else: curves.sketchArcs.addByThreePoints(one, self.at(mid), other)
 
     def extrude(self, low, high, operation, name):
         "Push the region between the outer loop and the holes from low to high along the normal."
