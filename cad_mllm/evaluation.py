@@ -20,6 +20,7 @@ from .cad.codecs import get_codec
 from .geometry.render import VIEWS
 from .metrics.summary import Summary
 from .data.points import see_points
+from .training.distributed import World
 from .training.run_files import write_json
 from .completion import Candidate, Request
 from .inference import CADAutocomplete, check_sampling, write_picture
@@ -239,6 +240,14 @@ def _evaluate_combination(autocomplete, name, cases, truths, kernel, jobs, timeo
     shape = score_shapes([c.id for c in cases], solids, [truths[c.id] for c in cases], num_points, jobs, timeout, name)
     return shape, score_sequences(cases)
 
+def _write_along(model, cases, truths, robustness, world, sampling):
+    "What the other processes do: their share of the writing, in the order in which the main one asks for it."
+    for some in cases.values(): complete_cases(model, some, world=world, **sampling)
+    for name, some in cases.items() if robustness else ():
+        for _, requests in _harder(some, truths, name, trained_with(model).max_views):
+            worse = [replace(c, request=requests[c.id], candidate=None) for c in some]
+            complete_cases(model, worse, world=world, **sampling)
+
 def _cases_of(data, combinations, num, seed, notes):
     "combination -> cases; what the data cannot serve is noted."
     cases = {}
@@ -274,7 +283,8 @@ def evaluate(
     timeout: float = 60, # seconds a part may take
     out=None, # folder for the files; `evaluation-<name>` beside the checkpoint if left out
     device: str = "auto",
-) -> Evaluation:
+    world: World = World(), # the processes that share the writing, from `join_world`; the main one measures
+) -> Evaluation | None: # None in the other processes
     """Complete held-out beginnings with each combination of modalities and measure the parts; writes tables, plots and
     pictures."""
     check_sampling(temperature, 1.0, num_candidates)
@@ -284,14 +294,17 @@ def evaluate(
         raise ConfigError("out=None: a model in memory has no folder to lie beside; say where the evaluation shall go")
     data, notes = held_out(model, data_root, split, num_val_samples, from_scratch), list(model.notes)
     cases = _cases_of(data, modalities or served_combinations(model), num, seed, notes)
-    truths, begun, alone, perfect = _build_given(cases, kernel, jobs, timeout, num_points)
+    given = _build_given(cases, kernel, jobs, timeout, num_points) if world.is_main else None
+    truths, begun, alone, perfect = world.gather(given)[0]
     if bad := [id for id, s in truths.items() if isinstance(s, Exception)]:
         notes.append(f"{len(bad)} parts whose truth does not build were left out, such as {bad[0]}: {truths[bad[0]]}")
     cases = {name: usable for name, some in cases.items() if (usable := _usable(some, truths))}
     sampling = dict(batch_size=batch_size, num_candidates=num_candidates, temperature=temperature, seed=seed,
                     max_new_tokens=max_new_tokens, check=check)
+    if not world.is_main: return _write_along(model, cases, truths, robustness, world, sampling)
     def run(name, some):
-        return _evaluate_combination(model, name, some, truths, kernel, jobs, timeout, num_points, **sampling)
+        return _evaluate_combination(model, name, some, truths, kernel, jobs, timeout, num_points,
+                                     world=world, **sampling)
     results = {name: run(name, some) for name, some in cases.items()}
     harder = [row for name, some in cases.items() if robustness
               for row in measure_robustness(name, some, results[name][0], truths, lambda *a: run(*a)[0],

@@ -25,6 +25,7 @@ from .metrics.solids import score_solids
 from .data.skipped import DataError
 from .data.stream import open_dataset
 from .checkpoints.legacy import read_config
+from .training.distributed import World
 from .completion import Candidate, InputError, Request
 from .inference import CADAutocomplete
 from .data import MultimodalAutocompleteDataset
@@ -101,20 +102,23 @@ def complete_cases(
     num_candidates: int = 1, # to choose from, without the truth
     check: str = "kernel", # "kernel": while writing; "end": whole candidates
     desc: str = "", # for the progress bar
+    world: World = World(), # the processes that share the work
     **settings, # of `CADAutocomplete._serve`: temperature, top_p, seed, constrained, max_new_tokens
 ):
-    "Let the model complete all cases."
+    "Let the model complete all cases; with several processes only those of the main one get their candidates."
     size, sampling = max(1, batch_size//num_candidates), {"temperature": 0.0, "top_p": 1.0, **settings}
     cases = [c for c in cases if _fits(autocomplete, c, **settings)]
-    with tqdm(total=len(cases), desc=f"{desc}: writing", unit="part", disable=not desc) as bar:
-        for at in range(0, len(cases), size):
-            part = cases[at:at + size]
-            asked = "none" if check == "end" and num_candidates == 1 else check
-            for case, (_, chosen) in zip(part,
-                                         autocomplete._serve([c.request for c in part], num_candidates, check=asked,
-                                             **sampling)):
-                case.candidate = chosen
+    asked = "none" if check == "end" and num_candidates == 1 else check
+    parts = [cases[at:at + size] for at in range(0, len(cases), size)]
+    hidden = not desc or not world.is_main
+    with tqdm(total=len(cases), desc=f"{desc}: writing", unit="part", disable=hidden) as bar:
+        def serve(part):
+            served = autocomplete._serve([c.request for c in part], num_candidates, check=asked, **sampling)
             bar.update(len(part))
+            return [chosen for _, chosen in served]
+        written = world.shared_map(serve, parts)
+    for part, chosen in zip(parts, written or ()):
+        for case, candidate in zip(part, chosen): case.candidate = candidate
 
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #966c592a
 def build_all(

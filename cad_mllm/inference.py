@@ -262,12 +262,6 @@ def _file_of(out, world):
     "Where a process writes what it finished: processes share no file."
     return Path(out)/(RESULTS if world.is_main else f"{Path(RESULTS).stem}-{world.rank}.jsonl")
 
-def _handed_out(num, world):
-    "Numbers below `num`, each in one process only: whoever is free gets the next one."
-    if world.size == 1: yield from range(num)
-    else:
-        while (n := world.store.add("completing", 1) - 1) < num: yield n
-
 def _bring_together(out, own, world):
     "{key: row} of all processes, once each is done; the main one brings their lines into one file."
     rows = {}
@@ -309,7 +303,7 @@ def complete_many(
     names, todo = _names_of(items, [found.get(k) for k in keys]), [i for i, k in enumerate(keys) if k not in found]
     batches, own = [todo[at:at + size] for at in range(0, len(todo), size)], {}
     with _progress(len(items), len(items) - len(todo), world) as progress:
-        for n in _handed_out(len(batches), world):
+        for n in world.handed_out(len(batches)):
             some = [items[i] for i in batches[n]], [names[i] for i in batches[n]]
             for i, (name, result) in zip(batches[n], self._complete_batch(*some, out, formats, **settings)):
                 own[keys[i]] = dict(key=keys[i], name=name, result=result)

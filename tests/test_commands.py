@@ -262,6 +262,32 @@ def test_both_killed_the_next_call_goes_on(plate, checkpoint, tmp_path):
     assert "12 of 12 requests completed" in done.stdout
 
 
+def test_several_processes_measure_what_one_measures(checkpoint, tmp_path):
+    "Also where one of them is killed while it writes."
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "cad_mllm", "synth", str(tmp_path/"parts"), "--num", "6"], env=env, check=True)
+    def command(out):
+        return [
+            sys.executable, "-m", "cad_mllm", "evaluate", str(checkpoint), str(tmp_path/"parts"), "--split", "all",
+            "--num", "6", "--modalities", "text", "--batch_size", "1", "--max_new_tokens", "60", "--check", "end",
+            "--jobs", "1", "--out", str(tmp_path/out), "--device", "cpu"
+        ]
+    def figures(out):
+        made = json.loads((tmp_path/out/"evaluation.json").read_text())
+        return made["table"], made["notes"], made["summaries"]
+    alone = subprocess.run(command("one"), env=env, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    said = [p.communicate(timeout=300) for p in launched(command("two"), 2)]
+    assert figures("two") == figures("one"), said
+    main, other = launched(command("three"), 2)
+    lines = ""
+    while "writing" not in lines and (line := main.stderr.readline()): lines += line
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    said = main.communicate(timeout=300)
+    assert main.returncode == 0 and figures("three") == figures("one"), said
+
+
 def test_several_processes_need_a_list_of_parts(plate, checkpoint, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "cad_mllm", "complete", str(plate), "--checkpoint", str(checkpoint)],

@@ -286,14 +286,15 @@ def evaluate(
     combinations = tuple(m for m in modalities.split(",") if m)
     for combination in combinations: parse_modalities(combination)
     from cad_mllm.evaluation import evaluate
-    print(
-        evaluate(
-            checkpoint, data_root, num=num, modalities=combinations, split=split, num_candidates=num_candidates,
-            temperature=temperature, check=check, robustness=robustness, from_scratch=from_scratch,
-            max_new_tokens=max_new_tokens or None, batch_size=batch_size, seed=seed, jobs=num_processes(jobs),
-            out=out or None, device=device
-        )
+    from cad_mllm.training.distributed import join_world, pick_device
+    world = join_world(pick_device(device), minutes=600, again="")
+    made = evaluate(
+        checkpoint, data_root, num=num, modalities=combinations, split=split, num_candidates=num_candidates,
+        temperature=temperature, check=check, robustness=robustness, from_scratch=from_scratch,
+        max_new_tokens=max_new_tokens or None, batch_size=batch_size, seed=seed, jobs=num_processes(jobs),
+        out=out or None, device=device, world=world
     )
+    if made: print(made)
 
 def card(
     checkpoint: str, # a checkpoint folder

@@ -6,9 +6,12 @@
 __all__ = ['PeerError', 'World', 'join_world', 'pick_device', 'seed_all', 'use_deterministic_algorithms']
 
 # %% ../../nbs/8_training/05_distributed.ipynb #3b8f9f58
+import itertools
 import os
+import pickle
 import random
 import re
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +132,31 @@ def leave(self: World):
     # whoever kept the notes has left already, or someone never comes: nothing is left to do together
     except RuntimeError: pass
     dist.destroy_process_group()
+
+# %% ../../nbs/8_training/05_distributed.ipynb #e67c6b6d
+_turns = itertools.count()     # pieces of work that processes share come in the same order in each of them
+
+@patch
+def handed_out(self: World, num: int, turn: int | None = None): # yields int
+    "Numbers below `num`, each in one process only: whoever is free gets the next one."
+    if self.size == 1: yield from range(num)
+    else:
+        turn = next(_turns) if turn is None else turn
+        while (n := self.store.add(f"turn/{turn}", 1) - 1) < num: yield n
+
+@patch
+def shared_map(self: World, func, items: list) -> list | None: # None in all processes but the main one
+    "`func` of each item, in order, whoever does it. Results travel by pickle between the processes."
+    if self.size == 1: return [func(item) for item in items]
+    turn = next(_turns)
+    for n in self.handed_out(len(items), turn): self.store.set(f"turn/{turn}/{n}", pickle.dumps(func(items[n])))
+    try: self.gather(None)
+    except PeerError as e:
+        if not self.is_main: raise
+        print(f"{e}; what it had not finished is done here", file=sys.stderr, flush=True)
+    if not self.is_main: return None
+    keys = [f"turn/{turn}/{n}" for n in range(len(items))]
+    return [pickle.loads(self.store.get(k)) if self.store.check([k]) else func(item) for k, item in zip(keys, items)]
 
 # %% ../../nbs/8_training/05_distributed.ipynb #fd976234
 def pick_device(
