@@ -265,7 +265,9 @@ def test_both_killed_the_next_call_goes_on(plate, checkpoint, tmp_path):
 def test_several_processes_measure_what_one_measures(checkpoint, tmp_path):
     "Also where one of them is killed while it writes."
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "cad_mllm", "synth", str(tmp_path/"parts"), "--num", "6"], env=env, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "cad_mllm", "synth", str(tmp_path/"parts"), "--num", "6"], env=env, check=True
+    )
     def command(out):
         return [
             sys.executable, "-m", "cad_mllm", "evaluate", str(checkpoint), str(tmp_path/"parts"), "--split", "all",
