@@ -108,6 +108,11 @@ def _without_verb(argv):
         return 2
     return 0
 
+def _words_of(error):
+    "What an error says; one of the operating system with the file first."
+    plain = type(error).__module__ == "builtins" and getattr(error, "filename", None) and error.strerror
+    return f"{error.filename}: {error.strerror.lower()}; name another file or folder" if plain else str(error)
+
 def main(argv: list | None = None):
     "The entry point of `cad-mllm`, which takes the process's own arguments; exits with the verb's code."
     own, argv = argv is None, sys.argv[1:] if argv is None else argv
@@ -115,7 +120,7 @@ def main(argv: list | None = None):
     try: code = _run(argv[0], _take_trust(argv[1:]) if "--trust" in argv else argv[1:])
     except (ValueError, OSError) as e:
         if not type(e).__module__.startswith("cad_mllm") and not isinstance(e, OSError): raise
-        print(f"cad-mllm {argv[0]}: {e}", file=sys.stderr)
+        print(f"cad-mllm {argv[0]}: {_words_of(e)}", file=sys.stderr)
         code = getattr(e, "exit_code", 1)
     except KeyboardInterrupt: code = 130
     _end(code, own)

@@ -10,6 +10,7 @@ __all__ = ['MODALITIES', 'LORA_TARGETS', 'SEQUENCE_FORMATS', 'TOKEN_VERSIONS', '
 
 # %% ../nbs/00_config.ipynb #e48d5f98
 import json
+import math
 import os
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
@@ -48,6 +49,11 @@ TOKEN_VERSIONS = (1, 2)
 MEASURE_VERSIONS = (1, 2)
 DTYPES = ("float32", "bfloat16", "float16")
 POINTS_FRAMES = ("grid", "box")
+_LARGEST = {
+    "lora_r": 2**16, "lora_alpha": 2**20, "image_size": 2**14, "num_points": 2**24, "num_point_tokens": 2**16,
+    "projector_hidden_dim": 2**17, "projector_num_layers": 1024, "point_encoder_hidden_dim": 2**17,
+    "max_seq_length": 2**31
+}
 
 def _jsonable(o):
     "Plain JSON values from dataclasses, tuples and paths."
@@ -72,6 +78,8 @@ def check_kinds(
     "Raise `KindError` for the first value that is not of its field's kind."
     for field_ in fields(config):
         value, (kind, text) = getattr(config, field_.name), _KINDS.get(field_.type, (object, ""))
+        _check(not isinstance(value, str) or "\0" not in value, field_.name, value, "leave out the zero byte")
+        _check(not isinstance(value, Integral) or abs(value) < 2**62, field_.name, value, "use a smaller number")
         wrong = (
             not isinstance(value, kind) or isinstance(value, bool) and field_.type is not bool and kind is not object
         )
@@ -172,14 +180,9 @@ def validate(self: CADMLLMConfig):
         self.use_lora or not self.load_in_4bit, "load_in_4bit", True,
         "4-bit weights cannot be trained themselves: use it with LoRA (use_lora=True)"
     )
-    for name in (
-        "lora_r", "lora_alpha", "image_size", "num_points", "num_point_tokens", "projector_hidden_dim",
-        "projector_num_layers", "point_encoder_hidden_dim", "max_seq_length"
-    ):
-        _check(
-            isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, getattr(self, name),
-            "use a whole number above 0"
-        )
+    for name, most in _LARGEST.items():
+        value = getattr(self, name)
+        _check(isinstance(value, int) and 0 < value <= most, name, value, f"use a whole number from 1 to {most:,}")
     for name in ("lora_dropout", "projector_dropout"):
         _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a share from 0 up to, not including, 1")
 
@@ -231,6 +234,7 @@ class CurriculumStage:
             self.num_epochs >= 0, f"{self.name}.num_epochs", self.num_epochs, "use 0 to leave the stage out, or more"
         )
         for name in ("until_val_loss", "patience", "min_delta"):
+            _check(getattr(self, name) < math.inf, f"{self.name}.{name}", getattr(self, name), "use a finite number")
             _check(getattr(self, name) >= 0, f"{self.name}.{name}", getattr(self, name), "use 0 or more")
         _check(0 < self.lr < 1e6, f"{self.name}.lr", self.lr, "use a learning rate above 0, and a finite one")
 
@@ -363,6 +367,11 @@ def validate(self: TrainConfig):
         _check(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
     for name in ("max_grad_norm", "projector_lr_multiplier", "new_token_lr_multiplier", "peer_minutes"):
         _check(getattr(self, name) > 0, name, getattr(self, name), "use a number above 0")
+    for name in ("weight_decay", "projector_lr_multiplier", "new_token_lr_multiplier"):
+        _check(getattr(self, name) < math.inf, name, getattr(self, name), "use a finite number")
+    _check(self.num_workers <= 4096, "num_workers", self.num_workers, "use 4,096 processes or fewer")
+    for name in ("output_dir", "data_root"):
+        _check(str(getattr(self, name)).strip(), name, getattr(self, name), "is empty; write a name")
     _check(
         isinstance(self.max_views, int) and self.max_views >= 1, "max_views", self.max_views,
         "use a whole number of 1 or more"

@@ -100,3 +100,76 @@ def test_the_panel_shows_the_command_that_it_runs(tmp_path, monkeypatch):
         with pytest.raises(training_view.PanelError): view.begin()
         assert shlex.split(shown) == started[-1], name
         assert train_parser().parse_args(started[-1][4:]).output_dir == str(tmp_path/"-runs"/name)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    "The folder of inputs for real commands, and what works with each."
+    folder = tmp_path_factory.mktemp("real")
+    return folder, walk_flags.base_lines(walk_flags.make_inputs(folder))
+
+
+REAL_MISTAKES = {
+    "a unit": ("complete", "--unit=feet", "choose one of mm, cm, m, in"),
+    "a unit of a shape": ("reconstruct", "--unit=feet", "choose one of mm, cm, m, in"),
+    "an engine": ("prepare", "--engine=x", "choose one of local, ray"),
+    "a model that is not asked": ("reconstruct", "--checkpoint=x", "--methods"),
+    "a picture of a folder": ("reconstruct", "--picture=x.png", "leave it out"),
+    "an empty output folder": ("train", "--output_dir=", "is empty"),
+    "a zero byte": ("train", "--cache_dir=\0", "zero byte"),
+    "too many points": ("train", "--num_points=1000000000000", "16,777,216"),
+    "a picture of a million pixels a side": ("train", "--image_size=1000000", "16,384"),
+    "a seed without end": ("train", "--seed=" + "9"*30, "smaller number"),
+    "workers without end": ("train", "--num_workers=100000", "4,096"),
+    "an infinite decay": ("train", "--weight_decay=inf", "finite"),
+    "an infinite gate": ("train", "--stage1_until_val_loss=inf", "finite"),
+    "a file for a folder": ("card", "--out=/dev/null", "name another file or folder")}
+
+
+@pytest.mark.parametrize("name", REAL_MISTAKES)
+def test_what_would_be_ignored_or_end_in_a_traceback_is_a_sentence(name, folder_of):
+    "Commands as they are, in children of this process."
+    verb, flag, words = REAL_MISTAKES[name]
+    code, said, _ = walk_flags.real_answer(verb, [*folder_of[1][verb], flag], folder_of[0])
+    assert code in (1, 2) and words in said and "Traceback" not in said, said
+
+
+def test_a_folder_without_shapes_is_a_sentence(folder_of):
+    words = [str(folder_of[0]/"data"/"pointcloud")]
+    code, said, _ = walk_flags.real_answer("reconstruct", words, folder_of[0])
+    assert code == 1 and "holds no shape itself" in said
+
+
+def test_layers_that_the_model_lacks_are_named():
+    from cad_mllm.config import CADMLLMConfig, ConfigError
+    from cad_mllm.models import CADMLLMModel
+    config = CADMLLMConfig(llm_model_name="tiny", use_lora=True, lora_target_modules=("x_proj",), image_encoder_name="")
+    with pytest.raises(ConfigError, match="lora_target_modules='x_proj'.*take q_proj"): CADMLLMModel(config)
+
+
+def test_folders_whose_names_are_no_utf8(folder_of, tmp_path):
+    "A training, and a STEP file that is written and read."
+    from cad_mllm.cad import CADProgram, rectangle
+    from cad_mllm.geometry import build_solid, read_shape
+    code, said, written = walk_flags.real_answer(
+        "train", [*folder_of[1]["train"], "--output_dir=\u00e4\udcff", "--max_steps=1"], folder_of[0]
+    )
+    assert code in (0, 75) and written, said
+    part = CADProgram()
+    part.sketch(rectangle(0, 0, .02, .01))
+    part.extrude(.005)
+    (folder := tmp_path/"gr\udcf6\udcdfe").mkdir()
+    build_solid(part, kernel="occ").export(folder/"part.step")
+    assert read_shape(folder/"part.step").volume == pytest.approx(1e-6)
+
+
+def test_a_worker_whose_caller_was_killed_ends_without_a_word(tmp_path):
+    import subprocess
+    script = (
+        "import os, sys, threading, time\nfrom cad_mllm.geometry import workers\n"
+        "threading.Timer(1.5, lambda: os.kill(os.getpid(), 9)).start()\nworkers.isolated(time.sleep, 3, timeout=30)\n"
+    )
+    with open(tmp_path/"said.txt", "w") as said: code = subprocess.call([sys.executable, "-c", script], stderr=said)
+    import time
+    time.sleep(4)
+    assert code == -9 and (tmp_path/"said.txt").read_text() == ""

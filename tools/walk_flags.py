@@ -177,6 +177,7 @@ def _child(verb, words, folder, said):
         (2, os.open(said, os.O_CREAT | os.O_WRONLY))
     ):
         os.dup2(way, number)
+    sys.stdout, sys.stderr = open(1, "w", errors="replace"), open(2, "w", errors="replace")
     from cad_mllm import cli
     code = 0
     try: cli.main([verb, *words])

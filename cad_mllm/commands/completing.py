@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from ..utils.arguments import AtLeast, Positional, suggestion
+from ..utils.arguments import AtLeast, LengthUnit, Positional, suggestion
 from ..utils.files import FileError, MOST_LINES, parse_json, read_plain_text, write_text
 from ..utils.progress import Progress
 from ..config import ConfigError, parse_modalities
@@ -113,7 +113,7 @@ def complete(
     temperature: float = 0.0, # 0 takes the likeliest token, but several candidates are then drawn at 0.7
     top_p: float = 1.0, # sample from the likeliest tokens of this total probability
     seed: int = 0, # of the sampling
-    unit: str = "", # of the file of points: mm, cm, m or in; guessed, and said, where it is left out
+    unit: LengthUnit = "", # of the file of points: mm, cm, m or in; guessed, and said, where it is left out
     skip_unsupported: bool = False, # leave out of the given part what a history cannot say (revolves, lofts, ...), and
                                     # tell; fillets and chamfers always are
     device: str = "auto", # auto, cpu, cuda

@@ -9,7 +9,7 @@ __all__ = ['SHAPE_FILES', 'checkpoints', 'deliver', 'inspect', 'export', 'freeca
 from pathlib import Path
 from typing import Annotated
 
-from ..utils.arguments import AtLeast, Positional
+from ..utils.arguments import AtLeast, LengthUnit, Positional
 from ..config import ConfigError
 
 # %% ../../nbs/11_commands/01e_files.ipynb #2f6b4b69
@@ -78,7 +78,8 @@ def _inspect_shape(path, unit):
 def inspect(
     path: str, # a history (JSON, .FCStd, a build123d or CadQuery script, .h5), a checkpoint folder, or a file of points
                # or faces
-    unit: str = "", # of a script, of points or of a mesh: mm, cm, m or in; by default what the file says, else guessed,
+    unit: LengthUnit = "", # of a script, of points or of a mesh: mm, cm, m or in; by default what the file says, else
+                           # guessed,
                     # and said
 ):
     "Say what a history, a checkpoint or a file of points or faces is."
@@ -149,7 +150,7 @@ def freecad_macro(
 def reconstruct(
     source: str, # .step .stl .ply .obj .glb .npz .npy .xyz ..., or a folder of them
     out: str = "", # file for the history (JSON), or a folder where the source is one; by default beside the source
-    unit: str = "", # mm, cm, m or in; by default what the file says
+    unit: LengthUnit = "", # mm, cm, m or in; by default what the file says
     refine: bool = True, # fit the numbers to the points
     seconds: float = 3, # for fitting the numbers of a part
     methods: str = "slabs", # who proposes histories, comma separated: slabs, model
@@ -159,6 +160,7 @@ def reconstruct(
 ):
     "Make an editable history from a scan, a mesh or a STEP file."
     from cad_mllm.reconstruction import reconstruct_file, reconstruct_folder
+    _check_reconstruction(source, methods, checkpoint, picture)
     seconds, proposers = seconds if refine else 0, _proposers(methods, checkpoint, num_candidates)
     out = (
         out or (f"{source.rstrip('/')}_histories" if Path(source).is_dir() else str(Path(source).with_suffix(".json")))
@@ -173,6 +175,16 @@ def reconstruct(
         print(f"{name}: {line['error']}" if "error" in line else f"{name}: {_told(line)}", flush=True)
     print(f"{Path(out)/'results.jsonl'} has a line for each shape")
     return 1 if failed else 0
+
+def _check_reconstruction(source, methods, checkpoint, picture):
+    "Raise `ConfigError` for what would be asked for and not be looked at."
+    from cad_mllm.reconstruction import SHAPE_FILES
+    if checkpoint != "small" and "model" not in methods.split(","):
+        raise ConfigError(f"checkpoint={checkpoint!r}: no model is asked; give --methods model or slabs,model as well")
+    if not Path(source).is_dir(): return
+    if picture: raise ConfigError(f"picture={picture!r}: it is of one shape, and {source} is a folder; leave it out")
+    if not any(p.suffix.lower() in SHAPE_FILES for p in Path(source).iterdir()):
+        raise ConfigError(f"{source}: the folder holds no shape itself; known are {', '.join(SHAPE_FILES)}")
 
 def _proposers(methods, checkpoint, num_candidates):
     "Who proposes histories, by name."

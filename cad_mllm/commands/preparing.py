@@ -10,7 +10,7 @@ from pathlib import Path
 
 from typing import Annotated
 
-from ..utils.arguments import AtLeast, Positional
+from ..utils.arguments import AtLeast, LengthUnit, OneOf, Positional
 from ..utils.cpus import allotted_cpus
 from ..utils.progress import Progress
 from ..config import ConfigError
@@ -24,9 +24,11 @@ def synth(
     views: int = 8, # pictures a part, 0 to 8
     size: Annotated[int, AtLeast(1)] = 224, # pixels a side
     points: bool = True, # make point clouds too
-    style: str = "families", # "families" with names and rich captions, or "realistic" parts with the statistics of real
+    style: Annotated[str, OneOf("families", "realistic")] = "families", # "families" with names and rich captions, or
+                                                                        # "realistic" parts with the statistics of real
                              # ones
-    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see the folder
+    engine: Annotated[str, OneOf("local", "ray")] = "local", # or "ray": on all nodes of a Ray cluster, which must see
+                                                             # the folder
 ):
     "Make procedural parts with captions, truncations, points and pictures."
     from cad_mllm.data.preparation import prepare
@@ -66,8 +68,10 @@ def prepare_data(
     from_shapes: bool = False, # ROOT is a folder of shapes (STEP, STL, PLY, ...): write histories of them into OUT
                                # first, without a model
     shards: bool = False, # write OUT as shards at once, without small files
-    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see both folders
-    unit: str = "", # mm, cm, m or in: the clouds in ROOT/pointcloud/ are in it, and OUT gets them in metres; without it
+    engine: Annotated[str, OneOf("local", "ray")] = "local", # or "ray": on all nodes of a Ray cluster, which must see
+                                                             # both folders
+    unit: LengthUnit = "", # mm, cm, m or in: the clouds in ROOT/pointcloud/ are in it, and OUT gets them in metres;
+                           # without it
                     # OUT gets points of the histories
 ):
     """Make truncations, points, pictures (and STEP files) for histories, or for a data set as it was downloaded;
@@ -157,7 +161,8 @@ def pack(
     jobs: int = 0, # processes that check histories; 0 for as many as pay
     readers: Annotated[int, AtLeast(1)] = 8, # threads that read files ahead; more help on a slow disk
     tokens: bool = True, # keep the tokens of every sample: without them packing is quicker, reading slower
-    engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see
+    engine: Annotated[str, OneOf("local", "ray")] = "local", # or "ray": histories are checked and encoded on all nodes
+                                                             # of a Ray cluster, which must see
                            # ROOT
 ):
     """Pack a data set into tar shards that training reads like the folder; with a packed ROOT alone, check every

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import numpy as np
 
-from ..utils.arguments import AtLeast
+from ..utils.arguments import AtLeast, OneOf
 from ..utils.files import FileError, read_json
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, Extrude, truncation_counts
@@ -350,7 +350,8 @@ def doctor(
     timeout: float = 60, # seconds a part may take
     max_samples: int = 0, # only so many histories; 0 for all
     draw: bool = True, # the picture too
-    engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see the folder
+    engine: Annotated[str, OneOf("local", "ray")] = "local", # or "ray": on all nodes of a Ray cluster, which must see
+                                                             # the folder
 ) -> Diagnosis:
     """What a data set holds and lacks, by kind and reason; lengths in tokens, twins, leaks, and the max_seq_length
     it needs."""

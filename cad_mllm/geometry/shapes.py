@@ -6,6 +6,7 @@
 __all__ = ['read_step', 'read_shape']
 
 # %% ../../nbs/2_geometry/13_shapes.ipynb #b1f4c615
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..cad.program import CADProgram
 from .mesh import GeometryError
 from .mesh_readers import MESH_SUFFIXES, read_surface
 from .mesh_files import Mesh
-from .occ_import import load_occ
+from .occ_import import has_odd_name, load_occ
 from .occ import occ_box, occ_children
 from .solid import build_solid, Solid
 from .workers import isolated, WorkerError
@@ -26,12 +27,12 @@ from .workers import isolated, WorkerError
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"} # byte order mark -> encoding
 
 def _without_mark(path, folder):
-    "The file, or a copy in a folder without the byte order mark that OpenCascade does not read."
+    "The file, or a copy in a folder without what OpenCascade does not read: a byte order mark, an odd name."
     with open(path, "rb") as file: start = file.read(3)
-    encoding = next((e for mark, e in _MARKS.items() if start.startswith(mark)), None)
-    if encoding is None: return path
-    copy = Path(folder)/"plain.step"
-    copy.write_text(Path(path).read_text(encoding=encoding, errors="replace"), encoding="utf-8")
+    encoding, copy = next((e for mark, e in _MARKS.items() if start.startswith(mark)), None), Path(folder)/"plain.step"
+    if encoding: copy.write_text(Path(path).read_text(encoding=encoding, errors="replace"), encoding="utf-8")
+    elif has_odd_name(path): shutil.copyfile(path, copy)
+    else: return path
     return str(copy)
 
 def _load_step(

@@ -8,6 +8,8 @@ __all__ = ['Solid', 'build_solid', 'build_counted', 'film_frames', 'film_strip']
 # %% ../../nbs/2_geometry/11_solid.ipynb #16aa2cb7
 import importlib.util
 import re
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from .plan import make_plan, plan_region
 from cad_mllm.geometry.manifold import (
     face_origins, manifold_mesh, manifold_step, manifold_steps, manifold_tools, sample_loop, traced_mesh
 )
-from .occ_import import load_occ
+from .occ_import import has_odd_name, load_occ
 from .occ import (
     occ_area, occ_box, occ_build, occ_children, occ_drawing, occ_mesh, occ_single, occ_valid, occ_volume)
 
@@ -221,8 +223,11 @@ def _write_step(shape, center, scale, path, name, caption=""):
     occ.Interface_Static.SetIVal_s("write.surfacecurve.mode", 0)
     writer.Transfer(_placed(shape, center, scale), occ.STEPControl_StepModelType.STEPControl_AsIs)
     _fill_header(writer.Model(), name, caption)
-    if writer.Write(str(path)) != occ.IFSelect_ReturnStatus.IFSelect_RetDone:
-        raise GeometryError(f"{path}: OpenCascade could not write the file")
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder)/"part.step" if has_odd_name(path) else path
+        if writer.Write(str(written)) != occ.IFSelect_ReturnStatus.IFSelect_RetDone:
+            raise GeometryError(f"{path}: OpenCascade could not write the file")
+        if written != path: shutil.copyfile(written, path)
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #69844cbf
 def _sketch_strokes(plan, sketch):

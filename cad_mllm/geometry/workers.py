@@ -69,7 +69,8 @@ def _worker_main():
         faulthandler.dump_traceback_later(struct.unpack("<d", message[:8])[0] + 5, exit=True, file=quiet)
         answer = _answer(message[8:])
         faulthandler.cancel_dump_traceback_later()
-        _send(answers, answer)
+        try: _send(answers, answer)
+        except BrokenPipeError: os._exit(0)       # who asked was killed: nobody is left to tell
 
 # %% ../../nbs/2_geometry/12_workers.ipynb #ea0cbe8e
 class _Worker:

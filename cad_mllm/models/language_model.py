@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import ConfigError
+from ..config import ConfigError, LORA_TARGETS
 from ..checkpoints.safety import (
     check_safetensors, inside, LLM_WEIGHTS, read_json, read_tensors, UnsafeFile, weight_files)
 from ..checkpoints.format import CheckpointError
@@ -143,7 +143,10 @@ def add_lora(llm, config, new_ids):
         # it looks for tied layers among the LoRA targets only
         warnings.filterwarnings("ignore", message=".*ensure_weight_tying")
         warnings.simplefilter("ignore", FutureWarning) # peft asks transformers by an old name
-        wrapped = get_peft_model(llm, adapter)
+        try: wrapped = get_peft_model(llm, adapter)
+        except ValueError as e:
+            named = ", ".join(sorted(config.lora_target_modules))
+            raise ConfigError(f"lora_target_modules={named!r}: {e}; take {', '.join(LORA_TARGETS)}") from None
     for layer in wrapped.modules():
         if hasattr(layer, "lora_A"): layer._cast_input_dtype = _input_as_it_is
     return wrapped

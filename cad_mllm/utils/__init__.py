@@ -5,7 +5,7 @@ from cad_mllm.utils.lazy import hand_on
 __getattr__, __dir__, __all__ = hand_on(__name__, {
     "lazy": ("LazyModule hand_on torch"),
     "figures": ("Figure"),
-    "arguments": ("AtLeast MOST Parser Positional add_switch docments make_parser suggestion"),
+    "arguments": ("AtLeast LengthUnit MOST OneOf Parser Positional add_switch docments make_parser suggestion"),
     "files": ("FileError Lines MOST_BYTES MOST_DEPTH MOST_LINE MOST_LINES NotPlainError append_bytes clean_strays "
               "finite keep_kinds open_plain parse_json read_journal read_json read_lines read_object read_plain "
               "read_plain_text replace_bytes replacing write_bytes_atomic write_text"),

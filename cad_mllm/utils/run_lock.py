@@ -133,7 +133,7 @@ def take(lock: FolderLock):
     """Take a folder's lock and keep it alive in the background; `HeldError` where somebody works there, `OSError` where
     the folder cannot be written."""
     from filelock import FileLock
-    name = hashlib.sha256(os.path.abspath(lock.path).encode()).hexdigest()[:20]
+    name = hashlib.sha256(os.fsencode(os.path.abspath(lock.path))).hexdigest()[:20]
     with FileLock(os.path.join(tempfile.gettempdir(),
                                f"cad_mllm-{os.getuid() if hasattr(os, 'getuid') else 0}-{name}.lock")):
         _wait_until_free(lock)
