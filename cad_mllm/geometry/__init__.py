@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "plan": ("TINY make_plan plan_region"),
     "manifold": ("cross_section face_origins manifold_mesh manifold_step manifold_steps manifold_tools region_drawing "
               "region_neighbors sample_loop traced_mesh without_slivers"),
-    "occ_import": ("load_occ"),
+    "occ_import": ("has_odd_name load_occ"),
     "occ": ("occ_area occ_box occ_build occ_children occ_drawing occ_mesh occ_pushed occ_single occ_valid occ_volume"),
     "solid": ("Solid build_counted build_solid film_frames film_strip"),
     "brep": ("MOST_BREP brep_text built_brep grown_brep read_brep"),
