@@ -37,6 +37,7 @@ check: $(VENV)/.dev
 	$(BIN)/python tools/make_faces.py --check
 	$(BIN)/python tools/make_readme.py --check
 	$(BIN)/ruff check
+	$(BIN)/biome check
 
 # What failed beside other work is run once more, alone, before it counts. Its first failure stays in the output: a test that passes only alone is unsteady, and a fault to look at.
 test-nbs: $(VENV)/.dev

@@ -59,6 +59,18 @@ def test_no_module_has_more_than_500_lines():
     assert {name: n for name in modules() if (n := len(source(name).splitlines())) > 500} == {}
 
 
+def test_scripts_and_style_sheets_are_files():
+    "No text in a module or a tool is JavaScript or CSS: those are files beside them, which are formatted and linted."
+    scripts = (r"=>\s*\{", "addEventListener", r"document\.(get|query|create)", r";\s*(const|let) \w+ =")
+    code = re.compile("|".join([*scripts, r"\{[\w-]+:[^{}]*;[\w-]+:[^{}]*\}"]))
+    paths = [*(REPO/"cad_mllm").rglob("*.py"), *(REPO/"tools").glob("*.py")]
+    found = []
+    for path in paths:
+        texts = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+        found += [f"{path.name}: {t[:60]!r}" for t in texts if isinstance(t, str) and code.search(t)]
+    assert found == []
+
+
 def test_no_private_name_crosses_a_module():
     crossing = []
     for name in modules():

@@ -279,20 +279,20 @@ def output_html(output):
     )
 
 
+def row_html(tag, cells): return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
 def card(symbol):
     "A symbol as a reader wants it."
-    rows = "".join(
-        f"<tr><td><code>{html.escape(n)}</code></td><td><code>{html.escape(t)}</code></td><td>{f'<code>{html.escape(d)}</code>' if d else ''}</td><td>{inline(w)}</td></tr>"
-        for n, t, d, w in symbol.params
-    )
-    back = (
-        f"<tr><td><b>returns</b></td><td><code>{html.escape(symbol.returns[0])}</code></td><td></td><td>{inline(symbol.returns[1])}</td></tr>"
-        if symbol.returns[1] else ""
-    )
-    table = (
-        f'<table class="params"><tr><th>{"field" if symbol.kind == "class" else "parameter"}</th><th>type</th><th>default</th><th></th></tr>{rows}{back}</table>'
-        if any(p[3] or p[1] for p in symbol.params) or back else ""
-    )
+    def code(text): return f"<code>{html.escape(text)}</code>"
+    rows = [(code(n), code(t), code(d) if d else "", inline(w)) for n, t, d, w in symbol.params]
+    kind, words = symbol.returns
+    if words: rows.append(("<b>returns</b>", code(kind), "", inline(words)))
+    table = ""
+    if any(p[3] or p[1] for p in symbol.params) or words:
+        heads = ("field" if symbol.kind == "class" else "parameter", "type", "default", "")
+        lines = [row_html("th", heads), *(row_html("td", row) for row in rows)]
+        table = f'<table class="params">{"".join(lines)}</table>'
     return (
         f'<section class="card" id="{symbol.anchor}"><h4><a href="#{symbol.anchor}">{html.escape(symbol.name)}</a> '
         f'<small>{symbol.kind}</small></h4><pre '
@@ -335,12 +335,15 @@ def cell_html(page, cell, taken):
             taken.add(s.anchor)
             page.sections.append((5, s.name, s.anchor, s.doc))
         if not found:
-            return (
-                f'<details class="source"><summary>{html.escape(told(code))}</summary>{code_html(code)}</details>{shown}'
-            )
-        source = f'<details class="source"><summary>source</summary>{code_html(code)}</details>'
+            return folded(told(code), code) + shown
+        source = folded("source", code)
         return "".join(map(card, found)) + source + shown
     return ("" if "echo: false" in marks else code_html(code)) + shown
+
+
+def folded(title, code):
+    "Source that unfolds at a press."
+    return f'<details class="source"><summary>{html.escape(title)}</summary>{code_html(code)}</details>'
 
 
 def told(code):
@@ -409,63 +412,7 @@ def link_symbols(page, made, where):
 
 # ---------------------------------------------------------------- the site
 
-CSS = """:root{--bg:#fff;--fg:#1f2328;--dim:#5a626b;--line:#dfe3e8;--side:#f7f8fa;--code:#f4f6f8;--link:#1558c0;--mark:#e8f0fe;color-scheme:light}
-:root[data-theme=dark]{--bg:#16181c;--fg:#e4e6ea;--dim:#9aa3ad;--line:#31353c;--side:#1b1e23;--code:#20242a;--link:#8ab4f8;--mark:#24344f;color-scheme:dark}
-*{box-sizing:border-box}html{scroll-padding-top:12px}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
-a{color:var(--link);text-decoration:none}a:hover{text-decoration:underline}a:focus-visible,button:focus-visible,input:focus-visible,summary:focus-visible{outline:2px solid var(--link);outline-offset:2px}
-.skip{position:absolute;left:-999px}.skip:focus{left:8px;top:8px;background:var(--bg);padding:6px 10px;z-index:9}
-.shell{display:grid;grid-template-columns:272px minmax(0,1fr);max-width:1240px;margin:0 auto}
-nav.side{position:sticky;top:0;height:100vh;overflow-y:auto;padding:20px 14px 40px;background:var(--side);border-right:1px solid var(--line);font-size:14.5px}
-nav.side .name{font-weight:700;font-size:18px;color:var(--fg)}nav.side h2{font-size:12px;text-transform:uppercase;letter-spacing:.06em;color:var(--dim);margin:20px 8px 4px}
-nav.side ol{list-style:none;margin:0;padding:0}nav.side li>a{display:block;padding:3px 8px;border-radius:6px;color:var(--fg)}nav.side li>a:hover{background:var(--mark);text-decoration:none}
-nav.side li.on>a{background:var(--mark);font-weight:600}nav.side li ol{margin:2px 0 6px 10px;border-left:1px solid var(--line)}nav.side li li>a{font-size:13.5px;color:var(--dim);padding:1px 10px}
-nav.side li.part>a{color:var(--fg);font-weight:600}nav.side .number{color:var(--dim);font-variant-numeric:tabular-nums;margin-right:7px;font-size:12.5px}
-.top{display:flex;gap:8px;align-items:center;justify-content:space-between;margin-bottom:12px}.top button{border:1px solid var(--line);background:var(--bg);color:var(--fg);border-radius:6px;padding:3px 9px;cursor:pointer;font-size:13px}
-#search-box{width:100%;padding:7px 10px;border:1px solid var(--line);border-radius:6px;background:var(--bg);color:var(--fg);font:inherit;font-size:14px}
-#search-hits{list-style:none;margin:6px 0 0;padding:0;font-size:13.5px}#search-hits a{display:block;padding:5px 8px;border-radius:6px;color:var(--fg)}#search-hits a:hover,#search-hits a:focus{background:var(--mark)}#search-hits small{display:block;color:var(--dim);line-height:1.35}
-main{padding:26px 44px 80px;min-width:0;max-width:940px}main h1{font-size:32px;line-height:1.2;margin:.2em 0 .3em}main h2{margin-top:1.9em;padding-bottom:4px;border-bottom:1px solid var(--line);font-size:23px}main h3{margin-top:1.6em;font-size:18.5px}main h4{margin-top:1.4em}
-.here{color:var(--line);font-weight:400;font-size:.75em}h1:hover .here,h2:hover .here,h3:hover .here{color:var(--link)}
-blockquote{margin:0 0 1.2em;padding:0;color:var(--dim);font-size:18px}main img{max-width:100%}main p>img{border-radius:6px}
-code,pre{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.875em}p code,li code,td code,summary code{background:var(--code);padding:1px 5px;border-radius:4px;overflow-wrap:anywhere}
-.symbol code{color:var(--link)}pre{line-height:1.45;overflow-x:auto}.code pre,div.highlight pre{background:var(--code);padding:12px 14px;border-radius:8px;margin:10px 0;font-size:13.5px}
-pre.out{margin:-4px 0 14px;padding:8px 14px;border-left:3px solid var(--line);color:var(--fg);font-size:13px;max-height:420px;overflow:auto}pre.error{border-color:#d93025}img.out{display:block;margin:6px 0 16px;background:#fff;border-radius:6px}
-.out.html{overflow-x:auto;margin:6px 0 16px}.out.html iframe{max-width:100%;border:0}
-.card{border:1px solid var(--line);border-radius:10px;padding:2px 16px 8px;margin:18px 0 6px}.card h4{margin:10px 0 2px;font-size:16.5px}.card h4 a{color:var(--fg)}.card small{color:var(--dim);font-weight:400}.card p{margin:6px 0}
-.card:target{border-color:var(--link);box-shadow:0 0 0 1px var(--link)}
-pre.signature{margin:4px 0 6px;font-size:13.5px;white-space:pre-wrap;color:var(--link)}table{border-collapse:collapse;font-size:14.5px;display:block;overflow-x:auto}th,td{text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-bottom:1px solid var(--line)}table.params{font-size:13.5px;margin:6px 0 8px}table.params th{font-weight:500;color:var(--dim)}
-details.source{margin:2px 0 20px}details.source summary{cursor:pointer;color:var(--dim);font-size:13.5px;overflow-wrap:anywhere}
-.formula{overflow:visible}.display{margin:14px 0;overflow-x:auto}.pages{display:flex;justify-content:space-between;gap:20px;margin-top:60px;border-top:1px solid var(--line);padding-top:16px}.pages a{max-width:48%}.pages small{display:block;color:var(--dim)}
-.badge{font-size:13px;color:var(--dim)}@media(max-width:820px){.shell{grid-template-columns:1fr}nav.side{position:static;height:auto;max-height:60vh;border-right:0;border-bottom:1px solid var(--line)}main{padding:20px 18px 60px}}
-@media print{nav.side,.pages,.here{display:none}.shell{display:block}}
-"""
-
-SCRIPT = """(function () {
-  const root = document.documentElement, button = document.getElementById('theme-switch'), find = document.getElementById('search-box'), found = document.getElementById('search-hits'), nav = document.getElementById('contents-list');
-  const show = () => { button.textContent = root.dataset.theme === 'dark' ? 'Light' : 'Dark'; };
-  button.onclick = () => { root.dataset.theme = root.dataset.theme === 'dark' ? 'light' : 'dark'; try { localStorage.setItem('theme', root.dataset.theme); } catch (e) {} show(); };
-  show();
-  const up = document.body.dataset.up;
-  function search() {
-    const words = find.value.toLowerCase().split(/\\s+/).filter(Boolean);
-    nav.hidden = words.length > 0; found.replaceChildren();
-    if (!words.length) return;
-    const rank = e => { const name = e[1].toLowerCase(); return name === words.join(' ') ? 0 : words.every(w => name.includes(w)) ? 1 : 2; };
-    const hits = window.SEARCH.filter(e => words.every(w => (e[0] + ' ' + e[1] + ' ' + e[3]).toLowerCase().includes(w))).sort((a, b) => rank(a) - rank(b)).slice(0, 30);
-    for (const [page, name, link, words_] of hits) {
-      const item = document.createElement('li'), a = document.createElement('a'), small = document.createElement('small');
-      a.href = up + link; a.append(name, ' '); small.textContent = page + (words_ ? ': ' + words_.slice(0, 110) : ''); a.append(small); item.append(a); found.append(item);
-    }
-    if (!hits.length) { const item = document.createElement('li'); item.textContent = 'nothing found'; found.append(item); }
-  }
-  find.addEventListener('input', search);
-  document.addEventListener('keydown', e => { if (e.key === '/' && !/INPUT|TEXTAREA/.test(document.activeElement.tagName)) { e.preventDefault(); find.focus(); } else if (e.key === 'Escape' && document.activeElement === find) { find.value = ''; search(); find.blur(); } });
-})();
-"""
-
-EARLY = (
-    "try{document.documentElement.dataset.theme=localStorage.getItem('theme')||(matchMedia('(prefers-color-scheme: "
-    "dark)').matches?'dark':'light')}catch(e){document.documentElement.dataset.theme='light'}"
-)
+STATIC = Path(__file__).parent/"site"     # style sheet and scripts of the pages
 
 
 def pygments_css():
@@ -493,10 +440,9 @@ def navigation(pages, here, site):
             )
             if p is here else ""
         )
-        return (
-            f'<li{" class=on" if p is here else ""}><a '
-            f'href="{here.up}{p.name}"{" aria-current=page" if p is here else ""}>{label}</a>{f"<ol>{inner}</ol>" if inner else ""}</li>'
-        )
+        on, current = (" class=on", " aria-current=page") if p is here else ("", "")
+        sections = f"<ol>{inner}</ol>" if inner else ""
+        return f'<li{on}><a href="{here.up}{p.name}"{current}>{label}</a>{sections}</li>'
     groups = [
         ("Start", [p for p in pages if not re.match(r"\d", p.notebook.stem)]),
         ("The chapters, in reading order", [p for p in pages if re.match(r"\d", p.notebook.stem)])
@@ -514,7 +460,7 @@ def navigation(pages, here, site):
 
 def page_html(page, body, pages, site):
     "The whole page."
-    at = pages.index(page)
+    at, early = pages.index(page), (STATIC/"early.js").read_text(encoding="utf-8")
     module = module_of(page)
     source = f"nbs/{page.notebook.relative_to(NBS).as_posix()}"
     shown = f'<a href="{site["blob"]}/{source}">{source}</a>' if site["blob"] else source
@@ -532,7 +478,7 @@ def page_html(page, body, pages, site):
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>{html.escape(page.title)} · '
         f'{html.escape(site["title"])}</title>'
-        f'<meta name="description" content="{html.escape(page.summary)}"><script>{EARLY}</script><link '
+        f'<meta name="description" content="{html.escape(page.summary)}"><script>{early}</script><link '
         f'rel="stylesheet" href="{page.up}site.css"></head><body data-up="{page.up}"><a class="skip" '
         'href="#the-text">Skip to the text</a>'
         f'<div class="shell">{navigation(pages, page, site)}<main id="the-text">{body}{where}<div '
@@ -565,8 +511,9 @@ def build(out):
         body = link_symbols(page, relink(page, bodies[page.name], pages, site["blob"]), where)
         file.write_text(page_html(page, body, pages, site), encoding="utf-8")
     shutil.copytree(NBS/"images", out/"images")
-    (out/"site.css").write_text(CSS + pygments_css(), encoding="utf-8")
-    (out/"site.js").write_text(SCRIPT, encoding="utf-8")
+    style = (STATIC/"site.css").read_text(encoding="utf-8") + pygments_css()
+    (out/"site.css").write_text(style, encoding="utf-8")
+    shutil.copy(STATIC/"site.js", out/"site.js")
     index = [[p.title, h, f"{p.name}#{a}", words] for p in pages for _, h, a, words in p.sections]
     (out/"search.js").write_text(
         f"window.SEARCH = {json.dumps(index, ensure_ascii=False, separators=(',', ':'))};\n", encoding="utf-8"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..utils.files import write_bytes_atomic
+from ..utils.files import packaged_page, write_bytes_atomic
 from ..cad.program import CADProgram
 from .mesh import GeometryError
 from .render import view_direction, VIEWS
@@ -41,273 +41,6 @@ def _pack(mesh, low, extent, given=None):
         v=len(mesh.vertices), f=len(mesh.faces), l=len(lines), given=given, closed=bool(mesh.is_watertight),
         data=base64.b64encode(zlib.compress(data, 9)).decode()
     )
-
-# %% ../../nbs/2_geometry/16_viewer.ipynb #e59f546f
-_JS_LOAD = r"""
-async function load(part) {
-  const packed = Uint8Array.from(atob(part.data), c => c.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const raw = await new Response(stream).arrayBuffer();
-  let at = 0;
-  const planes = (kind, rows) => {          // undo the differences; 16-bit sums wrap around, as they did when taken
-    const d = new kind(raw, at, 3*rows), out = new kind(3*rows);
-    at += d.byteLength;
-    for (let c = 0; c < 3; c++) for (let i = 0, sum = 0; i < rows; i++) out[3*i + c] = sum = (sum + d[c*rows + i]) | 0;
-    return out;
-  };
-  const place = u => Float32Array.from(new Uint16Array(u.buffer), (x, i) => x/65535 - DATA.middle[i % 3]);
-  const faces = planes(Int32Array, part.f), points = place(planes(Int16Array, part.v)), lines = place(planes(Int16Array, part.l));
-  return {...part, faces, points, lines, normals: cornerNormals(points, faces), pairs: facePairs(faces), flat: faceNormals(points, faces)};
-}
-"""
-
-# %% ../../nbs/2_geometry/16_viewer.ipynb #b3137210
-_JS_NORMALS = r"""
-function faceNormals(p, f) {                // one a face, as long as twice its area
-  const n = new Float32Array(f.length);
-  for (let i = 0; i < f.length; i += 3) {
-    const a = 3*f[i], b = 3*f[i+1], c = 3*f[i+2];
-    const ux = p[b]-p[a], uy = p[b+1]-p[a+1], uz = p[b+2]-p[a+2], vx = p[c]-p[a], vy = p[c+1]-p[a+1], vz = p[c+2]-p[a+2];
-    n[i] = uy*vz - uz*vy; n[i+1] = uz*vx - ux*vz; n[i+2] = ux*vy - uy*vx;
-  }
-  return n;
-}
-function cornerNormals(p, f) {              // one a corner of a face, of length 1
-  const flat = faceNormals(p, f), unit = new Float32Array(flat), out = new Float32Array(3*f.length), around = Array.from({length: p.length/3}, () => []);
-  for (let i = 0; i < f.length; i += 3) {
-    const s = Math.hypot(flat[i], flat[i+1], flat[i+2]) || 1;
-    for (let k = 0; k < 3; k++) { unit[i+k] /= s; around[f[i+k]].push(i); }
-  }
-  for (let i = 0; i < f.length; i++) {
-    const own = i - i % 3;
-    let x = 0, y = 0, z = 0;
-    for (const j of around[f[i]])
-      if (unit[own]*unit[j] + unit[own+1]*unit[j+1] + unit[own+2]*unit[j+2] > .866) { x += flat[j]; y += flat[j+1]; z += flat[j+2]; }
-    const s = Math.hypot(x, y, z) || 1;
-    out[3*i] = x/s; out[3*i+1] = y/s; out[3*i+2] = z/s;
-  }
-  return out;
-}
-function facePairs(f) {                     // [vertex, vertex, face, face] of each edge between two faces: where outlines may run
-  const seen = new Map(), out = [];
-  for (let i = 0; i < f.length; i++) {
-    const a = f[i], b = f[i % 3 == 2 ? i - 2 : i + 1], key = Math.min(a, b)*4194304 + Math.max(a, b);
-    if (seen.has(key)) out.push(a, b, seen.get(key), i - i % 3); else seen.set(key, i - i % 3);
-  }
-  return out;
-}
-"""
-
-# %% ../../nbs/2_geometry/16_viewer.ipynb #38833288
-_JS_FILL = r"""
-function project(view, points, w, h) {      // columns, rows, depth
-  const a = view.azimuth*Math.PI/180, e = view.elevation*Math.PI/180, ca = Math.cos(a), sa = Math.sin(a), ce = Math.cos(e), se = Math.sin(e), s = view.scale;
-  const out = new Float32Array(points.length);
-  for (let i = 0; i < points.length; i += 3) {
-    const x = points[i], y = points[i+1], z = points[i+2];
-    out[i] = w/2 + view.x + s*(ca*y - sa*x);
-    out[i+1] = h/2 + view.y + s*(se*(ca*x + sa*y) - ce*z);
-    out[i+2] = -s*(ce*(ca*x + sa*y) + se*z);
-  }
-  return out;
-}
-function light(view) {                      // over the left shoulder of whoever looks, in the world's axes
-  const a = view.azimuth*Math.PI/180, e = view.elevation*Math.PI/180, ca = Math.cos(a), sa = Math.sin(a), ce = Math.cos(e), se = Math.sin(e);
-  const l = [-.42, .62, .66].map(c => c/.999);
-  return [-sa*l[0] - ca*se*l[1] + ca*ce*l[2], ca*l[0] - sa*se*l[1] + sa*ce*l[2], ce*l[1] + se*l[2], ca*ce, sa*ce, se];
-}
-function fill(part, q, view, w, h, depth, pixels) {
-  const {faces: f, normals: n, closed} = part, [lx, ly, lz, ex, ey, ez] = light(view);
-  const shade = k => { let s = n[k]*lx + n[k+1]*ly + n[k+2]*lz; if (!closed && n[k]*ex + n[k+1]*ey + n[k+2]*ez < 0) s = -s; return s > 0 ? s : 0; };
-  const marked = part.given != null;
-  for (let i = 0; i < f.length; i += 3) {
-    const tones = !marked ? STEEL : i < 3*part.given ? STONE : FRESH;
-    const a = 3*f[i], b = 3*f[i+1], c = 3*f[i+2], ax = q[a], ay = q[a+1], az = q[a+2];
-    const bx = q[b]-ax, by = q[b+1]-ay, cx = q[c]-ax, cy = q[c+1]-ay, det = bx*cy - cx*by;
-    if (closed ? det > -1e-6 : Math.abs(det) < 1e-6) continue;
-    const top = Math.max(0, Math.ceil(ay + Math.min(0, by, cy) - .5)), end = Math.min(h, Math.ceil(ay + Math.max(0, by, cy) - .5));
-    if (top >= end) continue;
-    const bz = q[b+2]-az, cz = q[c+2]-az, zx = (bz*cy - cz*by)/det, zy = (cz*bx - bz*cx)/det;
-    const s = shade(3*i), bs = shade(3*i+3) - s, cs = shade(3*i+6) - s, sx = (bs*cy - cs*by)/det, sy = (cs*bx - bs*cx)/det;
-    for (let row = top; row < end; row++) {
-      const y = row + .5 - ay;
-      let lo = Infinity, hi = -Infinity, x;
-      if ((0 <= y) != (by <= y)) { x = bx*y/by; if (x < lo) lo = x; if (x > hi) hi = x; }
-      if ((0 <= y) != (cy <= y)) { x = cx*y/cy; if (x < lo) lo = x; if (x > hi) hi = x; }
-      if ((by <= y) != (cy <= y)) { x = bx + (cx - bx)*(y - by)/(cy - by); if (x < lo) lo = x; if (x > hi) hi = x; }
-      const first = Math.max(0, Math.ceil(ax + lo - .5)), last = Math.min(w, Math.ceil(ax + hi - .5));
-      let d = first + .5 - ax, z = az + zx*d + zy*y, t = s + sx*d + sy*y;
-      for (let at = row*w + first, stop = row*w + last; at < stop; at++, z += zx, t += sx)
-        if (z < depth[at]) { depth[at] = z; pixels[at] = tones[t < 0 ? 0 : t > 1 ? 255 : t*255 | 0]; }
-    }
-  }
-}
-"""
-
-# %% ../../nbs/2_geometry/16_viewer.ipynb #27e19926
-_JS_LINES = r"""
-function* segments(part, q, lines) {
-  for (let i = 0; i < lines.length; i += 6) yield [lines[i], lines[i+1], lines[i+2], lines[i+3], lines[i+4], lines[i+5]];
-  const {pairs, faces: f} = part;
-  const front = i => { const a = 3*f[i], b = 3*f[i+1], c = 3*f[i+2]; return (q[b]-q[a])*(q[c+1]-q[a+1]) - (q[c]-q[a])*(q[b+1]-q[a+1]) < 0; };
-  for (let i = 0; i < pairs.length; i += 4)
-    if (front(pairs[i+2]) != front(pairs[i+3])) { const a = 3*pairs[i], b = 3*pairs[i+1]; yield [q[a], q[a+1], q[a+2], q[b], q[b+1], q[b+2]]; }
-}
-function farthest(depth, w, h) {            // of each pixel and its eight neighbours: an edge at an outline has surface on one side only
-  const wide = new Float32Array(depth.length), out = new Float32Array(depth.length);
-  for (let y = 0, i = 0; y < h; y++) for (let x = 0; x < w; x++, i++) {
-    let m = depth[i];
-    if (x > 0 && depth[i-1] > m) m = depth[i-1];
-    if (x < w - 1 && depth[i+1] > m) m = depth[i+1];
-    wide[i] = m;
-  }
-  for (let y = 0, i = 0; y < h; y++) for (let x = 0; x < w; x++, i++) {
-    let m = wide[i];
-    if (y > 0 && wide[i-w] > m) m = wide[i-w];
-    if (y < h - 1 && wide[i+w] > m) m = wide[i+w];
-    out[i] = m;
-  }
-  return out;
-}
-function drawLines(ctx, part, q, lines, depth, w, h, slack) {
-  const far = farthest(depth, w, h);
-  ctx.beginPath();
-  for (const [x0, y0, z0, x1, y1, z1] of segments(part, q, lines)) {
-    const num = Math.min(4096, Math.max(1, Math.ceil(Math.max(Math.abs(x1 - x0), Math.abs(y1 - y0))/1.5)));
-    let from = -1;                          // where the visible piece began; a hidden edge peeps out by a pixel or two at an outline: left out
-    for (let k = 0; k <= num + 1; k++) {
-      const t = k/num, c = Math.floor(x0 + t*(x1 - x0)), r = Math.floor(y0 + t*(y1 - y0));
-      const shown = k <= num && c >= 0 && r >= 0 && c < w && r < h && z0 + t*(z1 - z0) <= far[r*w + c] + slack;
-      if (shown && from < 0) from = k;
-      if (shown || from < 0) continue;
-      if (k - from > 3 || num < 6) { const s = from/num, e = (k - 1)/num; ctx.moveTo(x0 + s*(x1 - x0), y0 + s*(y1 - y0)); ctx.lineTo(x0 + e*(x1 - x0), y0 + e*(y1 - y0)); }
-      from = -1;
-    }
-  }
-  ctx.stroke();
-}
-"""
-
-# %% ../../nbs/2_geometry/16_viewer.ipynb #22eb193e
-_JS_DRAW = r"""
-const $ = id => document.getElementById(id), canvas = $("part"), ctx = canvas.getContext("2d");
-const tonesOf = (...bgr) => Uint32Array.from({length: 256}, (_, i) => bgr.reduce((all, c) => all*256 + Math.min(255, Math.round(c*(.52 + .56*i/255))), 255)); // as a pixel lies in memory: ABGR
-const STEEL = tonesOf(224, 199, 176), STONE = tonesOf(188, 190, 190), FRESH = tonesOf(246, 164, 84);
-let parts = [], current = 0, view = {}, edges = true, asked = 0, moving = false, calm = 0;
-const home = () => ({azimuth: DATA.azimuth, elevation: DATA.elevation, zoom: 1, x: 0, y: 0});
-function draw() {
-  asked = 0;
-  const dense = window.devicePixelRatio || 1, ratio = moving && dense > 1 ? dense/2 : dense;
-  const w = Math.max(1, Math.round(canvas.clientWidth*ratio)), h = Math.max(1, Math.round(canvas.clientHeight*ratio));
-  if (canvas.width != w || canvas.height != h) { canvas.width = w; canvas.height = h; }
-  const scale = view.zoom*Math.min(w, h)*DATA.fit, v = {...view, scale, x: view.x*ratio, y: view.y*ratio}, part = parts[current];
-  const image = ctx.createImageData(w, h), depth = new Float32Array(w*h).fill(Infinity);
-  const q = project(v, part.points, w, h);
-  fill(part, q, v, w, h, depth, new Uint32Array(image.data.buffer));
-  ctx.putImageData(image, 0, 0);
-  ctx.lineWidth = 1.15*ratio; ctx.lineCap = "round"; ctx.strokeStyle = "#2b3340";
-  if (edges) drawLines(ctx, part, q, project(v, part.lines, w, h), depth, w, h, .6 + .0004*scale);
-  const axes = project({...v, scale: 22*ratio, x: 34*ratio - w/2, y: h/2 - 34*ratio}, new Float32Array([0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]), w, h);
-  ctx.lineWidth = 2*ratio; ctx.font = `${11*ratio}px sans-serif`; ctx.textAlign = "center"; ctx.textBaseline = "middle";
-  ["#d0443e", "#2f9a4d", "#3b78d8"].forEach((color, i) => {
-    const x = axes[3*i+3], y = axes[3*i+4];
-    ctx.strokeStyle = ctx.fillStyle = color;
-    ctx.beginPath(); ctx.moveTo(axes[0], axes[1]); ctx.lineTo(x, y); ctx.stroke();
-    ctx.fillText("xyz"[i], x + (x - axes[0])*.35, y + (y - axes[1])*.35);
-  });
-  canvas.dataset.frames = 1 + +(canvas.dataset.frames || 0);
-}
-function redraw(quick) {
-  moving = !!quick; clearTimeout(calm);
-  if (quick) calm = setTimeout(() => redraw(), 160);
-  asked = asked || requestAnimationFrame(draw);
-}
-function show(i) {
-  current = Math.max(0, Math.min(parts.length - 1, i));
-  $("name").textContent = parts[current].name; $("size").textContent = parts[current].size;
-  document.querySelectorAll("#names button").forEach((b, k) => b.setAttribute("aria-pressed", k == current));
-  if ($("slider")) $("slider").value = current;
-  redraw();
-}
-"""
-
-# %% ../../nbs/2_geometry/16_viewer.ipynb #5b8e4651
-_JS_HANDS = r"""
-const fingers = new Map();
-function turn(dx, dy) { view.azimuth -= dx; view.elevation = Math.max(-90, Math.min(90, view.elevation + dy)); redraw(true); }
-function move(dx, dy) { view.x += dx; view.y += dy; redraw(true); }
-function zoom(factor, x, y) {               // x, y: what stays in place, from the middle of the picture
-  factor = Math.max(.2, Math.min(60, view.zoom*factor))/view.zoom;
-  view.zoom *= factor; view.x = x - (x - view.x)*factor; view.y = y - (y - view.y)*factor;
-  redraw(true);
-}
-const middle = e => { const r = canvas.getBoundingClientRect(); return [e.clientX - r.x - r.width/2, e.clientY - r.y - r.height/2]; };
-canvas.addEventListener("pointerdown", e => { canvas.focus(); canvas.setPointerCapture(e.pointerId); fingers.set(e.pointerId, e); e.preventDefault(); });
-for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, e => { fingers.delete(e.pointerId); redraw(); });
-canvas.addEventListener("pointermove", e => {
-  const last = fingers.get(e.pointerId);
-  if (!last) return;
-  const dx = e.clientX - last.clientX, dy = e.clientY - last.clientY;
-  if (fingers.size == 2) {
-    const other = [...fingers.values()].find(f => f.pointerId != e.pointerId), far = f => Math.hypot(f.clientX - other.clientX, f.clientY - other.clientY);
-    move(dx/2, dy/2); zoom(far(e)/(far(last) || 1), ...middle({clientX: (e.clientX + other.clientX)/2, clientY: (e.clientY + other.clientY)/2}));
-  } else if (e.shiftKey || e.buttons & 6) move(dx, dy); else turn(dx*.5, dy*.5);
-  fingers.set(e.pointerId, e);
-});
-canvas.addEventListener("wheel", e => {
-  if (!e.ctrlKey && document.activeElement != canvas) return;
-  e.preventDefault(); zoom(Math.exp(-e.deltaY*(e.deltaMode ? .05 : .0016)*(e.ctrlKey ? 4 : 1)), ...middle(e));
-}, {passive: false});
-canvas.addEventListener("contextmenu", e => e.preventDefault());
-canvas.addEventListener("dblclick", () => { view = home(); redraw(); });
-canvas.addEventListener("keydown", e => {
-  const arrow = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[e.key];
-  if (arrow) (e.shiftKey ? move : turn)(...arrow.map(c => c*(e.shiftKey ? 20 : 7.5)));
-  else if ("+=".includes(e.key)) zoom(1.2, 0, 0); else if ("-_".includes(e.key)) zoom(1/1.2, 0, 0);
-  else if (e.key >= "1" && e.key <= "8") { const [azimuth, elevation] = DATA.views[e.key - 1]; view = {...home(), azimuth, elevation}; redraw(); }
-  else if (e.key == "0" || e.key == "Home") { view = home(); redraw(); }
-  else if (e.key == "e") { edges = !edges; redraw(); }
-  else if (e.key == "," || e.key == ".") show(current + (e.key == "." ? 1 : -1));
-  else return;
-  e.preventDefault();
-});
-$("home").onclick = () => { view = home(); redraw(); };
-$("edges").onclick = () => { edges = !edges; $("edges").setAttribute("aria-pressed", edges); redraw(); };
-"""
-
-# %% ../../nbs/2_geometry/16_viewer.ipynb #b939e377
-_CSS = """html{color-scheme:light}html,body{margin:0;height:100%;overflow:hidden;background:transparent;color:#808080;font:12px/1.4 system-ui,sans-serif}
-body{display:flex;flex-direction:column}body.light{background:#fff;color:#555}body.dark{background:#15171b;color:#a5a9b0}
-body.page{background:#fff;color:#555}@media(prefers-color-scheme:dark){body.page{background:#15171b;color:#a5a9b0}}
-canvas{flex:1;min-height:0;width:100%;touch-action:none;cursor:grab;outline:none}canvas:active{cursor:grabbing}canvas:focus-visible{box-shadow:inset 0 0 0 1px #3b78d8}#names{display:contents}
-#top,#bottom{display:flex;gap:6px;align-items:center;padding:3px 8px;flex-wrap:wrap}#name{font-weight:600}#size{margin-left:auto}
-button{font:inherit;color:inherit;background:none;border:1px solid #8886;border-radius:4px;padding:1px 8px;cursor:pointer}button[aria-pressed=true]{border-color:#3b78d8;color:#3b78d8}
-input{flex:1;min-width:60px;accent-color:#3b78d8}#bottom small{opacity:.85}"""
-
-_JS_START = r"""
-async function start() {
-  parts = await Promise.all(DATA.parts.map(load));
-  const names = $("names");
-  if (parts.length > 1 && DATA.slider) {
-    const slider = Object.assign(document.createElement("input"), {type: "range", id: "slider", min: 0, max: parts.length - 1, step: 1, ariaLabel: "operation"});
-    slider.oninput = () => show(+slider.value);
-    names.replaceWith(slider);
-  } else if (parts.length > 1) parts.forEach((p, i) => {
-    const button = Object.assign(document.createElement("button"), {textContent: p.name});
-    button.onclick = () => show(i);
-    names.append(button);
-  });
-  view = home(); show(DATA.first);
-  new ResizeObserver(() => redraw()).observe(canvas);
-  document.body.dataset.ready = 1;
-}
-start().catch(e => { $("name").textContent = "This browser cannot show the part: " + e; });
-"""
-
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>%(title)s</title><style>%(css)s</style></head>
-<body class="%(theme)s"><div id="top"><span id="name"></span><span id="size"></span></div><canvas id="part" tabindex="0" role="img" aria-label="%(label)s"></canvas>
-<div id="bottom"><span id="names"></span><button id="home" title="back to the first view (0)">home</button><button id="edges" aria-pressed="true" title="show edges (e)">edges</button>
-<small>drag: turn &middot; shift-drag: move &middot; click, then wheel: zoom &middot; 1-8: views</small></div><script>const DATA = %(data)s;%(script)s</script></body></html>"""
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #71c661ae
 class View3D:
@@ -337,12 +70,11 @@ class View3D:
 
     def _page(self, theme):
         names = ", ".join(self.parts)
-        fields = dict(
-            title=html.escape(names[:80]), css=_CSS, theme=theme, data=json.dumps(self._data()).replace("<", "\\u003c"),
-            script=_SCRIPT,
-            label=html.escape(f"3D view of {names[:200]}; arrow keys turn it, plus and minus zoom", quote=True)
+        label = html.escape(f"3D view of {names[:200]}; arrow keys turn it, plus and minus zoom", quote=True)
+        data = json.dumps(self._data()).replace("<", "\\u003c")
+        return packaged_page(
+            "cad_mllm.geometry", "viewer", title=html.escape(names[:80]), theme=theme, data=data, label=label
         )
-        return _PAGE % fields
 
     def iframe(self) -> str:
         "The page in an `<iframe>`, for an `ipywidgets.HTML` or any other page."
@@ -359,8 +91,6 @@ class View3D:
         write_bytes_atomic(path, lambda p: p.write_text(self.html(), encoding="utf-8"))
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #a06262c5
-_SCRIPT = "".join((_JS_LOAD, _JS_NORMALS, _JS_FILL, _JS_LINES, _JS_DRAW, _JS_HANDS, _JS_START))
-
 def _angles(view):
     "Azimuth and elevation in degrees of a view."
     x, y, z = view_direction(view)

@@ -10,13 +10,13 @@ __all__ = ['TABS', 'X_COLUMNS', 'plain_number', 'to_columns', 'sparse_columns', 
 import html
 import json
 import math
-from importlib.resources import files
 from pathlib import Path
 from uuid import uuid4
 
 import ipywidgets as widgets
 from fastcore.basics import patch
 
+from ..utils.files import packaged_page
 from .plots import Plotted, x_rows
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #79a4be04
@@ -97,10 +97,8 @@ def live_page(
     data: dict | None = None, # of `plot_data`; None where the page around the iframe holds it
 ) -> str:
     "The page that draws, in one piece."
-    static = files("cad_mllm.panel")/"static"
-    page, css, script = ((static/f"live_plot.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     held = "" if data is None else f'<script type="application/json" id="data">{json_text(data)}</script>'
-    return page.replace("{css}", css).replace("{script}", script).replace("{data}", held)
+    return packaged_page("cad_mllm.panel", "live_plot", data=held)
 
 def live_iframe(
     data: dict | None = None, # of `plot_data`; None where the page around the iframe holds it

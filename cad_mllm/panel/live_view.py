@@ -12,7 +12,7 @@ import time
 
 import ipywidgets as widgets
 
-from .table import read_static
+from ..utils.files import packaged_page
 from .widgets import guarded, View
 
 # %% ../../nbs/10_panel/09c_live_view.ipynb #34669397
@@ -48,13 +48,7 @@ def live_frame(
     seconds: float = 2.0, # between two questions
 ) -> str: # an iframe
     "The clock of a page."
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>clock</title></head><body '
-        'style="margin:0;font:12px/20px '
-        'system-ui,sans-serif;background:transparent;white-space:nowrap;overflow:hidden">'
-        f'<span id="said" role="status">connecting</span><script>const PANEL = {json.dumps(name)}, SECONDS = '
-        f'{seconds};\n{read_static("live.js")}</script></body></html>'
-    )
+    page = packaged_page("cad_mllm.panel", "live", panel=json.dumps(name), seconds=seconds)
     return (
         f'<iframe srcdoc="{html.escape(page, quote=True)}" title="when the kernel last answered" '
         'style="width:270px;height:21px;border:0;color-scheme:normal;background:transparent"></iframe>'

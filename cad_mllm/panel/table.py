@@ -10,12 +10,13 @@ __all__ = ['COLUMNS', 'NUMBER_COLUMNS', 'STYLE', 'Row', 'place_of', 'resumed_fro
 import html
 import os
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..utils.files import FileError, keep_kinds, MOST_LINES, NotPlainError, open_plain, parse_json
+from cad_mllm.utils.files import (
+    FileError, keep_kinds, MOST_LINES, NotPlainError, open_plain, packaged_text, parse_json
+)
 from ..checkpoints.format import BEST
 from ..checkpoints.records import CheckpointRecord, human_size, newness
 from ..training.run_files import EVENTS, METRIC_KINDS, METRICS, read_events
@@ -278,7 +279,7 @@ def row_html(
 # %% ../../nbs/10_panel/02_table.ipynb #1f06f562
 def read_static(name: str) -> str:
     "A style sheet or script of the panel."
-    return (files("cad_mllm.panel")/"static"/name).read_text(encoding="utf-8")
+    return packaged_text("cad_mllm.panel", name)
 
 STYLE = f"<style>{read_static('panel.css')}</style>"
 

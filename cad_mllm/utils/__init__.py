@@ -7,8 +7,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "figures": ("Figure"),
     "arguments": ("AtLeast LengthUnit MOST OneOf Parser Positional add_switch docments make_parser suggestion"),
     "files": ("FileError Lines MOST_BYTES MOST_DEPTH MOST_LINE MOST_LINES NotPlainError append_bytes clean_strays "
-              "finite keep_kinds open_plain parse_json read_journal read_json read_lines read_object read_plain "
-              "read_plain_text replace_bytes replacing write_bytes_atomic write_text"),
+              "finite keep_kinds open_plain packaged_page packaged_text parse_json read_journal read_json read_lines "
+              "read_object read_plain read_plain_text replace_bytes replacing write_bytes_atomic write_text"),
     "run_lock": ("BEAT FolderLock HeldError Holder LOCK PATIENCE UNKNOWN beat is_gone read_holder release take "
               "this_process"),
     "cpus": ("SCHEDULER_VARIABLES allotted_cpus"),

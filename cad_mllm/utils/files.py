@@ -6,7 +6,7 @@
 __all__ = ['MOST_BYTES', 'MOST_DEPTH', 'MOST_LINES', 'MOST_LINE', 'write_bytes_atomic', 'replacing', 'write_text',
            'replace_bytes', 'clean_strays', 'FileError', 'NotPlainError', 'open_plain', 'read_plain', 'read_plain_text',
            'parse_json', 'read_json', 'read_object', 'Lines', 'read_lines', 'read_journal', 'append_bytes',
-           'keep_kinds', 'finite']
+           'keep_kinds', 'finite', 'packaged_text', 'packaged_page']
 
 # %% ../../nbs/0_utils/03_files.ipynb #ed47e749
 import errno
@@ -17,6 +17,7 @@ import re
 import stat
 import threading
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 # %% ../../nbs/0_utils/03_files.ipynb #07463f6f
@@ -281,3 +282,20 @@ def finite(
     if isinstance(value, dict): return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+# %% ../../nbs/0_utils/03_files.ipynb #9e38207f
+def packaged_text(
+    package: str, # such as cad_mllm.panel
+    name: str, # of a file in its folder `static`
+) -> str:
+    "A text file that comes with the package."
+    return (files(package)/"static"/name).read_text(encoding="utf-8")
+
+def packaged_page(
+    package: str, # such as cad_mllm.panel
+    name: str, # of NAME.html, NAME.css and NAME.js in its folder `static`
+    **fields, # texts for what stands in braces in the page
+) -> str:
+    "A page of HTML in one piece: its style sheet and its script are written into it."
+    fields |= dict(css=packaged_text(package, f"{name}.css"), script=packaged_text(package, f"{name}.js"))
+    return re.sub(r"\{(\w+)\}", lambda m: str(fields[m[1]]), packaged_text(package, f"{name}.html"))
