@@ -74,15 +74,16 @@ def big_model(megabytes):
     config = recipe("tiny")[0]
     width, layers = 512, 6
     target = megabytes*1e6/12
-    make = lambda ffn: CADMLLMModel(
-        replace(
-            config, image_encoder_name="", point_encoder_name="", max_seq_length=256,
-            llm_config=dict(
-                hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=8,
-                num_key_value_heads=8, head_dim=64
+    def make(ffn):
+        return CADMLLMModel(
+            replace(
+                config, image_encoder_name="", point_encoder_name="", max_seq_length=256,
+                llm_config=dict(
+                    hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=8,
+                    num_key_value_heads=8, head_dim=64
+                )
             )
         )
-    )
     small = sum(p.numel() for p in make(256).parameters())
     return make(max(64, 256 + int((target - small)/(layers*3*width))))
 
@@ -141,7 +142,8 @@ def reset_peak():
 def memory(field):
     "A field of /proc/self/status in bytes."
     return next(
-        int(l.split()[1])*1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field + ":")
+        int(line.split()[1])*1024 for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field + ":")
     )
 
 
@@ -230,7 +232,10 @@ def write_sequentially(path, data):
         os.fsync(f.fileno())
 
 
-def read_sequentially(path, buffer=bytearray(BLOCK)):
+BUFFER = bytearray(BLOCK)
+
+
+def read_sequentially(path, buffer=BUFFER):
     with open(path, "rb", buffering=0) as f:
         while f.readinto(buffer): pass
 
@@ -278,9 +283,9 @@ def rates(folder, args):
     middle = {k: statistics.median(v) for k, v in rows.items()}
     wlimit = [min(a, b) for a, b in zip(rows["disk, writing"], rows["SHA-256, one thread"])]
     rlimit = [min(a, b) for a, b in zip(rows["disk, reading"], rows["SHA-256, one thread"])]
-    share = lambda key, limit: f"{100*statistics.median(a/b for a, b in zip(rows[key], limit)):.0f}%"
-    write = lambda key: wlimit if key.startswith("save") else rlimit
-    best = lambda key: f"{100*max(rows[key])/max(write(key)):.0f}%"
+    def share(key, limit): return f"{100*statistics.median(a/b for a, b in zip(rows[key], limit)):.0f}%"
+    def write(key): return wlimit if key.startswith("save") else rlimit
+    def best(key): return f"{100*max(rows[key])/max(write(key)):.0f}%"
     made = [
         (k, f"{middle[k]/1e6:,.0f}", f"{min(rows[k])/1e6:,.0f} to {max(rows[k])/1e6:,.0f}", "", "")
         for k in list(middle)[:3]

@@ -161,8 +161,9 @@ def look(file):
     row["extrudes"] = len(old)
     if len(old) != len(new): return {**row, "unmatched": f"{len(old)} extrudes became {len(new)}"}
     for e, f in zip(old, new):
-        (low, high), (l, h) = e.span(), f.span()
-        if changed(high - low, h - l, size): row["changes"].append(("depth", high - low, h - l))
+        (low, high), (below, above) = e.span(), f.span()
+        was, now = high - low, above - below
+        if changed(was, now, size): row["changes"].append(("depth", was, now))
         before, after = loops_of(program, e), loops_of(again, f)
         traits = np.array([traits_of(*p) for p in after])
         for frame, contour in before:

@@ -191,11 +191,11 @@ def place(program, solid):
     given = program.extra.get("properties", {}).get("bounding_box")
     if not given: return None
     low, high = (np.array([given[k][c] for c in "xyz"]) for k in ("min_point", "max_point"))
-    (l, h), slack = np.array(solid.bounding_box), 1e-3*np.linalg.norm(high - low)
-    if np.abs([l - low, h - high]).max() < slack: return "equal"
-    if (l > low - slack).all() and (h < high + slack).all(): return "inside"
+    (least, most), slack = np.array(solid.bounding_box), 1e-3*np.linalg.norm(high - low)
+    if np.abs([least - low, most - high]).max() < slack: return "equal"
+    if (least > low - slack).all() and (most < high + slack).all(): return "inside"
     return side_text(
-        np.where(l < low - slack, low - l, 0), np.where(h > high + slack, h - high, 0)
+        np.where(least < low - slack, low - least, 0), np.where(most > high + slack, most - high, 0)
     ), why_beyond(program, low, high)
 
 

@@ -114,9 +114,8 @@ class Recorder:
 
 
 def lines(path):
-    return (
-        [json.loads(l) for l in Path(path).read_text().splitlines() if l.endswith("}")] if Path(path).exists() else []
-    )
+    if not Path(path).exists(): return []
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.endswith("}")]
 
 
 # -- the model and the data
@@ -166,9 +165,10 @@ class Task:
 
     @staticmethod
     def pad(rows):
-        fill = lambda key, value: torch.nn.utils.rnn.pad_sequence(
-            [r[key] for r in rows], batch_first=True, padding_value=value
-        )
+        def fill(key, value):
+            return torch.nn.utils.rnn.pad_sequence(
+                    [r[key] for r in rows], batch_first=True, padding_value=value
+                )
         return dict(
             input_ids=fill("input_ids", 0), labels=fill("labels", -100),
             attention_mask=torch.nn.utils.rnn.pad_sequence(
@@ -390,7 +390,7 @@ def steps_of(path): return {r["step"]: r for r in lines(path) if "step" in r}
 
 def reason(said):
     "The kind of error and the file that a child ended with."
-    found = [l for l in said.splitlines() if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", l)]
+    found = [s for s in said.splitlines() if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", s)]
     if not found: return "without a word"
     kind, rest = re.match(r"(?:\w+\.)*(\w+):? ?(.*)", found[-1]).groups()
     rest = re.sub(r"\[Errno \d+\] |'", "", re.sub(r"[^ ]*/([^/ ]+)", lambda m: m[1], rest))
@@ -549,7 +549,7 @@ def processes(runner, folder):
     copy(folder/"killed", folder/"alone")
     said, good = pair(runner, folder/"killed", steps, "r", resume=True)
     after = both(folder, "killed.r") if good else {}
-    same = lambda key: sum(after[s][key] != whole[s][key] for s in after)
+    def same(key): return sum(after[s][key] != whole[s][key] for s in after)
     if not after: found["two"] = f"{NO}: {reason(said)}"
     else:
         found["two"] = (
@@ -563,8 +563,8 @@ def processes(runner, folder):
         if "ids" in row: per_step.setdefault(row["step"], []).extend(row["ids"])
     told = next(
         (
-            l.strip() for l in said.splitlines() if re.search(r"(?i)process(es)?\b|world.?size", l)
-            and re.search(r"\b2\b|two", l)
+            line.strip() for line in said.splitlines() if re.search(r"(?i)process(es)?\b|world.?size", line)
+            and re.search(r"\b2\b|two", line)
         ),
         ""
     )
@@ -804,7 +804,7 @@ def disk_full(runner, folder, size):
                 record = mount.parent/"full.jsonl"            # on a disk that has room
                 record.touch()
                 (mount/"out.record.jsonl").symlink_to(record)
-                last = lambda: max((r["step"] for r in lines(record) if "step" in r), default=0)
+                def last(): return max((r["step"] for r in lines(record) if "step" in r), default=0)
                 pid = child(
                     runner, out, 2*SAVE_EVERY + 3, wait=False,
                     prepare=lambda recorder: setattr(recorder, "on_save", fill)
@@ -901,7 +901,7 @@ def table(columns):
     names = list(columns)
     first = columns[names[0]][1]
     out = [f"| | {' | '.join(names)} |", f"|---|{'---|'*len(names)}"]
-    line = lambda text, cells: out.append(f"| {text} | {' | '.join(cells)} |")
+    def line(text, cells): return out.append(f"| {text} | {' | '.join(cells)} |")
     for text, key, form in (
         ("bytes of a checkpoint", "bytes", ",d"), ("seconds training waits for a save, median", "save", ".3f"),
         ("seconds from asking to resume to the first step", "resume", ".2f")

@@ -67,7 +67,7 @@ def format_table(
     "The rows as a Markdown table."
     lines = [list(COLUMNS.values())] + [[format_cell(k, r.get(k)) for k in COLUMNS] for r in rows]
     return "\n".join(["| " + " | ".join(lines[0]) + " |", "|" + "---|"*len(COLUMNS),
-                      *("| " + " | ".join(l) + " |" for l in lines[1:])])
+                      *("| " + " | ".join(cells) + " |" for cells in lines[1:])])
 
 # %% ../nbs/9_completion/06_evaluation_tables.ipynb #26dfc482
 def draw_distributions(

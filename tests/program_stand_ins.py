@@ -161,7 +161,7 @@ def run_fusion(text):
         sketch = push.profile.sketch
         frame = frame_of(sketch.origin*CENTIMETRES, sketch.axes[:, 0], sketch.axes[:, 2])
         low, high = (v*CENTIMETRES for v in push.span)
-        add_push(program, [scaled(l, CENTIMETRES) for l in push.profile.loops], frame, low, high, push.operation)
+        add_push(program, [scaled(ring, CENTIMETRES) for ring in push.profile.loops], frame, low, high, push.operation)
     return program
 
 
@@ -242,7 +242,8 @@ class FeatureScriptReader:
     def settle(self, operation):
         for profile, *place in self.pushes:
             first = not len(self.program)
-            add_push(self.program, [scaled(l, MILLIMETRES) for l in profile], *place, "new" if first else operation)
+            loops = [scaled(ring, MILLIMETRES) for ring in profile]
+            add_push(self.program, loops, *place, "new" if first else operation)
         self.pushes = []
 
 

@@ -701,7 +701,7 @@ def test_the_real_model_goes_on_to_the_last_bit(tmp_path, capsys, use_lora):
             yield out["loss_sum"].item()
 
     run, rng, samples = start(0), np.random.default_rng(0), []
-    for i, family in enumerate(sorted(FAMILIES)[:2]):
+    for _i, family in enumerate(sorted(FAMILIES)[:2]):
         program, caption = FAMILIES[family](rng)
         samples.append(
             Sample(

@@ -1,4 +1,5 @@
-"""The job scripts of scripts/slurm, with Slurm's commands played by stand-ins that do on this machine what Slurm does."""
+"""The job scripts of scripts/slurm, with Slurm's commands played by stand-ins that do on this machine what Slurm
+does."""
 import json
 import os
 import re
@@ -78,8 +79,10 @@ def test_one_command_fetches_prepares_and_packs_and_asks_for_the_training(tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"hf download some/model into {tmp_path}/huggingface" in calls
     lines = [line for line in calls.splitlines() if line.startswith("sbatch")]
-    assert lines == ["sbatch --parsable --array=1-2 prepare.sh", "sbatch --parsable --dependency=afterok:4711 shards.sh",
-                     "sbatch --parsable --dependency=afterok:4711 train.sh"]
+    assert lines == [
+        "sbatch --parsable --array=1-2 prepare.sh", "sbatch --parsable --dependency=afterok:4711 shards.sh",
+        "sbatch --parsable --dependency=afterok:4711 train.sh"
+    ]
     reports = [json.loads(p.read_text()) for p in sorted((tmp_path/"parts-prepared").glob("prepare_report*.json"))]
     assert [r["shard"] for r in reports] == ["1/2", "2/2"]
     assert sum(r["products"]["points"]["done"] for r in reports) == 5
@@ -88,7 +91,8 @@ def test_one_command_fetches_prepares_and_packs_and_asks_for_the_training(tmp_pa
     shards = MultimodalAutocompleteDataset(tmp_path/"parts-shards")
     assert len({shards.sample(0, i).id for i in range(len(shards))}) > 1
 
-    (tmp_path/"parts-prepared/pointcloud").rename(tmp_path/"away")       # one that was lost: again, what is missing is done
+    # one that was lost: again, what is missing is done
+    (tmp_path/"parts-prepared/pointcloud").rename(tmp_path/"away")
     done, _ = play(tmp_path, "submit.sh", **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path/"parts-prepared/pointcloud").rglob("*.npz"))) == 5

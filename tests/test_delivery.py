@@ -452,13 +452,14 @@ def test_a_snapshot_survives_a_failing_disk_and_its_memory_is_used_again(place, 
     delivery = open_delivery(place, drive, keep_last_n=0)
     model = Weights(7)
     model.saved_files = lambda: {"model.safetensors": {"w": model.tensor}}
-    save = lambda **more: delivery.save(
-        model,
-        **{
-            "stage": STAGE, "step": int(model.tensor[0]), "epoch": 0, "loss": .5,
-            "trainer_state": {"moments": model.tensor*2}
-        } | more
-    )
+    def save(**more):
+        return delivery.save(
+            model,
+            **{
+                "stage": STAGE, "step": int(model.tensor[0]), "epoch": 0, "loss": .5,
+                "trainer_state": {"moments": model.tensor*2}
+            } | more
+        )
     class Broken(ck.Disk):
         def mkdir(self, path):
             if str(place/"local") in str(path): raise OSError(errno.EIO, "Input/output error", str(path))
@@ -596,7 +597,7 @@ def test_two_threads_are_never_in_a_round_of_small_files_at_once(place):
     first.join()
     assert (
         files.step()
-        and [json.loads(l)["step"] for l in (place/"drive/metrics.jsonl").read_text().splitlines()] == [1, 2]
+        and [json.loads(s)["step"] for s in (place/"drive/metrics.jsonl").read_text().splitlines()] == [1, 2]
     )
 
 
@@ -859,7 +860,7 @@ def in_namespace(func, place):
 def test_a_night_on_a_real_fuse_file_system(place):
     if not os.path.exists("/dev/fuse"): pytest.skip("there is no /dev/fuse")
     seen = in_namespace(on_fuse, place)
-    at = lambda *steps: {f"{STAGE}/checkpoint-step{i}": i for i in steps} | {f"{STAGE}/checkpoint-best": 1}
+    def at(*steps): return {f"{STAGE}/checkpoint-step{i}": i for i in steps} | {f"{STAGE}/checkpoint-best": 1}
     assert seen["staged by itself"] and seen["slow and late"] == at(1)
     assert seen["saved while away"] == [True]*3 and "errno 107" in seen["107"] and seen["flushed while away"] is False
     assert seen["after the outage"] == at(1, 3, 4)

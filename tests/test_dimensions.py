@@ -76,7 +76,7 @@ def test_dimensions_stay_where_whole_levels_would_change_them(name, tmp_path):
     arcs = [[e for e in some if e[3]] for some in (before, after)]
     assert len(arcs[0]) == len(arcs[1])
     level = read_grid(encode(part)).unit
-    for a, middle, b, _ in arcs[0]: assert min(np.abs(middle - e[1]).max() for e in arcs[1]) < 2*level
+    for _, middle, _, _ in arcs[0]: assert min(np.abs(middle - e[1]).max() for e in arcs[1]) < 2*level
 
 
 def test_the_walls_of_a_shell_stay_apart():

@@ -107,7 +107,7 @@ def test_functions_of_scripts_are_refused():
 
 
 def test_stopping_early_leaves_usable_workers():
-    for item, result in map_isolated(process_of, range(100), jobs=2):
+    for item, _result in map_isolated(process_of, range(100), jobs=2):
         if item == 3: break
     assert isolated(process_of, 0)
 

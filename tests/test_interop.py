@@ -364,7 +364,7 @@ def test_the_macro_stands_where_freecad_looks_and_completes_the_open_part(tmp_pa
     name, labels = json.loads((tmp_path/"report.json").read_text())
     assert name == str(tmp_path/"half_completed.FCStd") and half.read_bytes() == before and "a 'bracket'" in done.stdout
     assert (
-        sum(l.endswith("(added by the model)") for l in labels) == 1
+        sum(label.endswith("(added by the model)") for label in labels) == 1
         and {"Sketch", "Pad", "Fillet", "Dimensions"} <= set(labels)
     )
     said = check_in_freecad([half, tmp_path/"half_completed.FCStd"], tmp_path)

@@ -214,6 +214,6 @@ def test_rounding_never_makes_a_valid_loop_cross_itself():
         before, after = build_solid(part, kernel="occ"), build_solid(again, kernel="occ")
         assert before.is_valid and after.is_valid and after.volume == pytest.approx(before.volume, rel=.02)
         assert not any(
-            CAD.crosses_at_a_corner(CAD.fine_contour(l)) for op in CAD.to_records(part)[0].ops[:1] for p in op.profiles
-            for l in p
+            CAD.crosses_at_a_corner(CAD.fine_contour(loop)) for op in CAD.to_records(part)[0].ops[:1]
+            for p in op.profiles for loop in p
         )

@@ -259,7 +259,7 @@ def test_a_folder_of_shapes_becomes_training_histories(tmp_path):
     first = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0, first.stderr
     assert "2 histories of 3 shapes" in first.stdout and "broken.stl" in first.stdout
-    assert [json.loads(l)["file"] for l in (data/"left_out.jsonl").read_text().splitlines()] == ["broken.stl"]
+    assert [json.loads(line)["file"] for line in (data/"left_out.jsonl").read_text().splitlines()] == ["broken.stl"]
     assert sum(isinstance(e, Extrude) for e in CADProgram.from_json(data/"json"/"plate.json").operations()) == 1
     assert len([p for p in (data/"pointcloud").rglob("*") if p.is_file()]) >= 2
     before = tree_of(data)

@@ -57,7 +57,7 @@ def test_a_scan_may_lack_normals_or_have_estimated_ones():
         open_stream().sample(0, 7).points if open_stream().sample(0, 7).points is not None
         else open_stream(modality_probs={"text+points": 1.}).sample(0, 7).points
     )
-    rng = lambda: np.random.default_rng(0)
+    def rng(): return np.random.default_rng(0)
     assert Scan(bare=1.)(cloud, rng()).shape == (64, 3) and Scan(estimated=1.)(cloud, rng()).shape == (64, 6)
     assert len(Scan(holes=.5)(cloud, rng())) < 64 and np.allclose(Scan(noise=.1, noisy=0.)(cloud, rng()), cloud)
     assert np.allclose(np.linalg.norm(estimate_normals(cloud)[:, 3:], axis=1), 1)
@@ -71,10 +71,11 @@ def test_a_killed_stream_goes_on_to_the_last_bit(tmp_path):
     broken = Training(NAME, tmp_path/"broken", *flags).until(lambda: len(read_metrics(tmp_path/"broken")) >= 4)
     broken.kill()
     Training(NAME, tmp_path/"broken", *flags, "--resume_from_ckpt", "auto", "--num_workers", "2").wait(0)
-    rows = lambda out: {
-        r["step"]: {k: v for k, v in r.items() if k not in ("time", "seconds", "tokens_per_second")}
-        for r in read_metrics(out)
-    }
+    def rows(out):
+        return {
+            r["step"]: {k: v for k, v in r.items() if k not in ("time", "seconds", "tokens_per_second")}
+            for r in read_metrics(out)
+        }
     assert rows(tmp_path/"broken") == rows(tmp_path/"whole") and len(rows(tmp_path/"whole")) >= 6
     one, two = (load_file(next((tmp_path/n/"final_model").glob("*model.safetensors"))) for n in ("whole", "broken"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)

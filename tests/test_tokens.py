@@ -27,7 +27,7 @@ place = st.integers(-4000, 4000).map(lambda n: n/20000)
 def programs(draw):
     "Histories of a few rectangles, circles and polygons, pushed in all the ways there are."
     program = CADProgram()
-    for i in range(draw(st.integers(1, 4))):
+    for _ in range(draw(st.integers(1, 4))):
         x, y, w, h = draw(place), draw(place), draw(length), draw(length)
         shapes = [
             rectangle(x, y, w, h), circle(x, y, w), polygon([(x, y), (x + w, y), (x, y + h)]),

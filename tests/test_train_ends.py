@@ -51,7 +51,7 @@ def test_the_users_commands(data, tmp_path):
         data, out, only=[*base, "--resume_from_ckpt", f"stage3_all/{name.name}", "--start_from_stage", "3"]
     )
     again.wait(0)
-    lines = [l.rstrip() for l in again.text.splitlines()]
+    lines = [line.rstrip() for line in again.text.splitlines()]
     step, loss = int(name.name.split("step")[1].split("-")[0]), name.name.split("loss")[1].split("-")[0]
     at = lines.index(f"Loading checkpoint from: {name}")
     assert lines[at + 2:at + 4] == ["  ✓ Loaded image module", "  ✓ Loaded point cloud module"]
@@ -128,10 +128,10 @@ def spoil(root):
             path.write_text(json.dumps(d))
         return do
 
-    sketch = lambda d: next(e for e in d["entities"].values() if e["type"] == "Sketch")
-    curve = lambda d: next(iter(sketch(d)["profiles"].values()))["loops"][0]["profile_curves"][0]
-    point = lambda c: c.get("start_point") or c["center_point"]
-    extrude = lambda d: next(k for k, e in d["entities"].items() if e["type"] == "ExtrudeFeature")
+    def sketch(d): return next(e for e in d["entities"].values() if e["type"] == "Sketch")
+    def curve(d): return next(iter(sketch(d)["profiles"].values()))["loops"][0]["profile_curves"][0]
+    def point(c): return c.get("start_point") or c["center_point"]
+    def extrude(d): return next(k for k, e in d["entities"].items() if e["type"] == "ExtrudeFeature")
     broken(0, Path.unlink)
     broken(1, lambda p: p.write_bytes(b""))
     broken(2, lambda p: p.write_bytes(bytes(range(256))*40))
@@ -254,7 +254,8 @@ def keeps_nothing(monkeypatch, folder, number=errno.ENOSPC):
     def refuse(path):
         if Path(path).is_relative_to(folder): raise OSError(number, os.strerror(number), str(path))
     for place, name in ((delivery, "append_bytes"), (os, "replace"), (os, "makedirs")):
-        def outer(path, *args, inner=getattr(place, name), **kwargs):
+        inner = getattr(place, name)
+        def outer(path, *args, inner=inner, **kwargs):
             refuse(path)
             return inner(path, *args, **kwargs)
         monkeypatch.setattr(place, name, outer)

@@ -716,9 +716,10 @@ def run(root, *tests, timeout=900):
 
 def words(said):
     "The line that tells what the test found: pytest's first, a notebook's last."
-    lines = [l.strip() for l in said.splitlines()]
-    marked = [l.removeprefix("E").strip() for l in lines if re.match(r"E\s+\S", l)]
-    plain = [l for l in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", l)] or [l for l in lines if l]
+    lines = [s.strip() for s in said.splitlines()]
+    marked = [s.removeprefix("E").strip() for s in lines if re.match(r"E\s+\S", s)]
+    errors = [s for s in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", s)]
+    plain = errors or [s for s in lines if s]
     found = re.sub(r"\s+", " ", marked[0] if marked else plain[-1] if plain else "")
     return re.sub(
         r"/[\w.~-]*(/[\w.~-]+)+", lambda m: m[0].rsplit("/", 1)[-1], found

@@ -156,7 +156,7 @@ def _grid_profile(contours, turn, grid):
     def length(r): return int(grid.levels(r))
     loops = [_grid_loop(c, levels, length) for c in contours]
     if loops[0] is None: return None
-    holes = sorted((l for l in loops[1:] if l), key=lambda l: (l.points, l.radius))
+    holes = sorted((loop for loop in loops[1:] if loop), key=lambda loop: (loop.points, loop.radius))
     return (loops[0], *holes)
 
 # %% ../../nbs/1_cad/05_records.ipynb #0c09bf92
@@ -204,12 +204,12 @@ def _sketch(self: RecordEncoder, sketch, profile_ids):
             continue
         drawn.setdefault(profile, []).append(id)
     if not drawn: return
-    corner = np.min([l.corners().min(0) for profile in drawn for l in profile], axis=0)
-    order = sorted(drawn, key=lambda profile: [(l.points, l.radius) for l in profile])
+    corner = np.min([loop.corners().min(0) for profile in drawn for loop in profile], axis=0)
+    order = sorted(drawn, key=lambda profile: [(loop.points, loop.radius) for loop in profile])
     self.written.append((sketch.id, {id: n for n, profile in enumerate(order) for id in drawn[profile]}))
     height = int(self.grid.levels(rotation[2] @ np.array(sketch.frame.origin, float)))
     self.ops.append(SketchOp(axes, (int(corner[0]), int(corner[1]), height),
-                             tuple(tuple(l.shifted(-corner) for l in p) for p in order)))
+                             tuple(tuple(loop.shifted(-corner) for loop in p) for p in order)))
 
 # %% ../../nbs/1_cad/05_records.ipynb #7192c820
 def contours_of_profile(sketch, profile_ids):

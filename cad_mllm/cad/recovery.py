@@ -168,10 +168,10 @@ def _mend_profile(d, frame, note):
     if not isinstance(d, dict) or not isinstance(d.get("loops"), list) or not d["loops"]:
         raise CADFormatError("it has no loops")
     loops = []
-    for l in d["loops"]:
-        curves = l.get("profile_curves") if isinstance(l, dict) else None
+    for loop in d["loops"]:
+        curves = loop.get("profile_curves") if isinstance(loop, dict) else None
         if not isinstance(curves, list) or not curves: raise CADFormatError("a loop has no curves")
-        loops.append(Loop([_mend_curve(c, frame, note) for c in curves], l.get("is_outer", True)))
+        loops.append(Loop([_mend_curve(c, frame, note) for c in curves], loop.get("is_outer", True)))
     profile = Profile(loops)
     if profile.contours()[0].area() < 1e-18: raise CADFormatError("it has no area")
     return profile

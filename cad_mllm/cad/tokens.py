@@ -43,8 +43,9 @@ def _loop_tokens(loop, outer, numbers):
 def _sketch_tokens(op, numbers):
     axes = ([f"<{op.axes}>"] if isinstance(op.axes, str)
             else ["<tilted>", *(f"<{d}>" for n in op.axes for d in divmod(n, NUM_LEVELS))])
-    loops = [t for p in op.profiles for i, l in enumerate(p) for t in _loop_tokens(l, i == 0, numbers)]
-    return ["<sketch>", *axes, *numbers(op.place), *loops]
+    drawn = [(loop, i == 0) for profile in op.profiles for i, loop in enumerate(profile)]
+    tokens = [t for loop, is_outer in drawn for t in _loop_tokens(loop, is_outer, numbers)]
+    return ["<sketch>", *axes, *numbers(op.place), *tokens]
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #a6f2ba80
 def _extrude_tokens(op, numbers_of):
@@ -183,8 +184,11 @@ def _holds(circle, arc):
 def _shared_circles(loops):
     """Where corners (point -> (2,)) and arc middles ((start, middle, end) -> (2,)) of these loops lie once arcs of one
     circle share it."""
-    circles = [(np.array(l.points[0], float), l.radius) for l in loops if l.radius]
-    arcs = [(a, m, b) for l in loops for a, m, b in zip(l.points, l.mids, l.points[1:] + l.points[:1]) if m is not None]
+    circles = [(np.array(loop.points[0], float), loop.radius) for loop in loops if loop.radius]
+    arcs = [
+        (a, m, b) for loop in loops for a, m, b in zip(loop.points, loop.mids, loop.points[1:] + loop.points[:1])
+        if m is not None
+    ]
     corners, mids = {}, {}
     for arc in sorted(set(arcs), key=lambda arc: (not any(_holds(c, np.array(arc, float)) for c in circles),
                                                   -np.ptp(arc, axis=0).max(), arc)):
@@ -197,13 +201,13 @@ def _shared_circles(loops):
 
 def _contours_of(profiles):
     "The loops of a sketch as contours in levels, profile by profile."
-    corners, mids = _shared_circles([l for p in profiles for l in p])
-    def contour(l):
-        if l.radius: return Contour(np.array(l.points, float), [], float(l.radius))
-        arcs = zip(l.points, l.mids, l.points[1:] + l.points[:1])
-        return Contour(np.array([corners.get(p, p) for p in l.points], float),
+    corners, mids = _shared_circles([loop for p in profiles for loop in p])
+    def contour(loop):
+        if loop.radius: return Contour(np.array(loop.points, float), [], float(loop.radius))
+        arcs = zip(loop.points, loop.mids, loop.points[1:] + loop.points[:1])
+        return Contour(np.array([corners.get(p, p) for p in loop.points], float),
                        [None if arc[1] is None else mids[arc] for arc in arcs])
-    return [[contour(l) for l in p] for p in profiles]
+    return [[contour(loop) for loop in p] for p in profiles]
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #04ed6392
 class _Builder:

@@ -54,9 +54,10 @@ def _as_shared(values, parameter):
     "A parameter's state, sharded over processes as the parameter is."
     if not hasattr(parameter, "placements"): return values
     from torch.distributed.tensor import distribute_tensor
-    share = lambda v: distribute_tensor(
-        v.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
+    def share(v):
+        return distribute_tensor(
+            v.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
     return {k: share(v) if isinstance(v, torch.Tensor) and v.shape == parameter.shape else v for k, v in values.items()}
 
 def _match(optimizer, saved, named_parameters):

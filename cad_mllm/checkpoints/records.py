@@ -82,10 +82,9 @@ def read_record(
     old = MANIFEST not in there and (is_old_format(path, there) or is_saved_model(path))
     metadata, problems = _look(path, old, there)
     told = parse_name(path.name) | {k: v for k, v in metadata.items() if v is not None}
-    number = (
-        lambda key, kind, default: kind(told[key]) if isinstance(told.get(key), (int, float)) and abs(told[key]) < 2**62
-        else default
-    )
+    def number(key, kind, default):
+        return (kind(told[key]) if isinstance(told.get(key), (int, float)) and abs(told[key]) < 2**62
+            else default)
     return CheckpointRecord(
         path, str(told.get("stage") or _stage_of(path)), number("step", int, 0), number("epoch", int, 0),
         number("loss", float, None), number("val_loss", float, None), str(told.get("timestamp", "")), not problems,
@@ -174,7 +173,7 @@ def format_checkpoints(
     "A list of checkpoints as text: the newest complete one marked with >, the best with *."
     if not records: return "no checkpoints"
     newest = max((r for r in records if r.complete), key=newness, default=None)
-    number = lambda v: "-" if v is None else f"{v:.4f}"
+    def number(v): return "-" if v is None else f"{v:.4f}"
     rows = [("", "stage", "step", "epoch", "loss", "val loss", "saved", "size", "state", "folder")]
     rows += [
         (
@@ -186,9 +185,10 @@ def format_checkpoints(
         for r in records
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    line = lambda row: "  ".join(
-        c.rjust(w) if i in (2, 3, 4, 5, 7) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))
-    ).rstrip()
+    def line(row):
+        return "  ".join(
+            c.rjust(w) if i in (2, 3, 4, 5, 7) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))
+        ).rstrip()
     return "\n".join(map(line, rows))
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #b282b4d6

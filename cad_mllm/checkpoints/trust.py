@@ -97,7 +97,7 @@ def demands(
                     f"{name}: wants revision {str(revision)[:80]!r} of its base model; here the current one is used"
                 )
             )
-    known = lambda base: base in OWN_NAMES or (base.startswith(KNOWN_OWNERS) and ".." not in base)
+    def known(base): return base in OWN_NAMES or (base.startswith(KNOWN_OWNERS) and ".." not in base)
     return found + [
         (base, f"{where}: names the model {base[:200]!r}, which nobody here asked for") for base, where in bases.items()
         if not known(base)

@@ -205,7 +205,7 @@ def wait_written(self: Delivery,
 ) -> bool:
     "Wait until nothing is left in memory; False when the time is over, or when it cannot be written."
     with self.cond:
-        busy = lambda: self.waiting is not None or self.writing
+        def busy(): return self.waiting is not None or self.writing
         self.cond.wait_for(lambda: not busy(), timeout)
         return not busy() and self.unsaved is None
 
@@ -215,9 +215,10 @@ def flush(self: Delivery,
 ) -> bool: # whether everything is there
     "Wait until everything lies in the output folder."
     end = math.inf if timeout is None else self.clock() + timeout
-    done = lambda: not (
-        self.pending or self.untidy or self.waiting is not None or self.unsaved is not None or self.writing
-    )
+    def done():
+        return not (
+            self.pending or self.untidy or self.waiting is not None or self.unsaved is not None or self.writing
+        )
     with self.cond:
         self.next_try = -math.inf
         self.cond.notify_all()

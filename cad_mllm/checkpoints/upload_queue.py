@@ -150,9 +150,8 @@ def _scan(self: Delivery):
                 f"{self.local_dir}: mount the drive or choose another folder"
             ) from e
         self._failed(e)
-    same = (
-        lambda rel: rel in self.there and self.there[rel].complete and self.there[rel].metadata == local[rel].metadata
-    )
+    def same(rel):
+        return (rel in self.there and self.there[rel].complete and self.there[rel].metadata == local[rel].metadata)
     for rel, record in local.items(): (self.kept if same(rel) else self.pending)[rel] = record
     if self.staged and self.failing_since is None: self.untidy = {r.stage for r in self.there.values()}
     if self.pending:

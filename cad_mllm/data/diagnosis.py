@@ -87,9 +87,10 @@ def _findings(self: Diagnosis):
         + (f"; the largest has {len(self.twins[0])}: {', '.join(self.twins[0][:3])}" if self.twins else "")
     ]
     return lines + [
-        f"- leaks: {l['leaked']} of {l['held']} held-out parts ({l['leaked']/max(l['held'], 1):.1%}) have a twin in "
+        f"- leaks: {leak['leaked']} of {leak['held']} held-out parts ({leak['leaked']/max(leak['held'], 1):.1%}) have "
+        "a twin in "
         f"training: {name}"
-        for name, l in self.leaks.items()
+        for name, leak in self.leaks.items()
     ]
 
 @patch

@@ -262,7 +262,7 @@ def _cam(rng):
     bore = pick(rng, 4, big*.4)
     hub, h = pick(rng, bore + 3, big - 2), pick(rng, 3, 14)
     a = math.acos((big - small)/2/lift)
-    on = lambda x, d, angle: (x + d/2*math.cos(angle), d/2*math.sin(angle))
+    def on(x, d, angle): return (x + d/2*math.cos(angle), d/2*math.sin(angle))
     part = Part(rng)
     part.add(
         outline(

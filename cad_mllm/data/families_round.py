@@ -144,7 +144,7 @@ def _clip(rng):
     eye, gap = wall + 2, pick(rng, 30, 60, 10)
     a, mid, r = math.radians(gap), inner/2 + wall/2, inner/2
     part = Part(rng)
-    at = lambda radius, angle: (radius*math.cos(angle), radius*math.sin(angle))
+    def at(radius, angle): return (radius*math.cos(angle), radius*math.sin(angle))
     part.add(outline([at(r + wall, a), via(-r - wall, 0), at(r + wall, -a), at(r, -a), via(-r, 0), at(r, a)]), height=t)
     ends = [at(mid, a), at(mid, -a)]
     part.add(*[disc(eye, *p) for p in ends], height=t + 1)
@@ -195,7 +195,8 @@ def _stepped_shaft(rng):
         diameters.append(diameters[-1] + (4 if diameters[-1] < 12 else -2 if rng.random() < .5 else 2)*pick(rng, 1, 2))
     lengths = [pick(rng, 8, 60) for _ in diameters]
     part = Part(rng)
-    for i, (d, l) in enumerate(zip(diameters, lengths)): part.add(disc(d), at=(0, 0, sum(lengths[:i])), height=l)
+    for i, (d, length) in enumerate(zip(diameters, lengths)):
+        part.add(disc(d), at=(0, 0, sum(lengths[:i])), height=length)
     hole, depth = pick(rng, 2, min(diameters)/2), pick(rng, 4, sum(lengths)/2)
     part.add(disc(hole), plane="-XY", height=-depth, operation="cut")
     return part.tell(
@@ -240,7 +241,7 @@ def _gear_outline(teeth, root, tip):
     "Straight-flanked teeth between two diameters; the shares are of one tooth's angle."
     points = []
     for i in range(teeth):
-        at = lambda diameter, share: diameter/2*np.array([math.cos(a := 2*math.pi*(i + share)/teeth), math.sin(a)])
+        def at(diameter, share): return diameter/2*np.array([math.cos(a := 2*math.pi*(i + share)/teeth), math.sin(a)])
         points += [at(root, -.34), at(tip, -.14), via(*at(tip, 0)), at(tip, .14), at(root, .34), via(*at(root, .5))]
     return outline(points)
 

@@ -151,7 +151,7 @@ def _ring_sector(r, w, h):
     inner = min(r.between(.3*outer, .85*outer), .9*outer)
     angle = r.pick((math.pi/2, math.pi, 2*math.pi/3, r.rng.uniform(.5, 4.5)))
     at = r.pick((0, math.pi/2, math.pi))
-    on = lambda radius, share: (radius*math.cos(at + share*angle), radius*math.sin(at + share*angle))
+    def on(radius, share): return (radius*math.cos(at + share*angle), radius*math.sin(at + share*angle))
     return outline([on(outer, 0), via(*on(outer, .5)), on(outer, 1), on(inner, 1), via(*on(inner, .5)), on(inner, 0)])
 
 def arc_outline(ruler: Ruler, w: float, h: float) -> Loop:
@@ -255,4 +255,4 @@ def copies(
         ]
     elif n == 4: at = _box(dx, dy)
     else: at = ring_of(6, max(2.4*max(w, h), .7*min(room)))
-    return [[shifted(l, p) for l in profile] for p in at]
+    return [[shifted(loop, p) for loop in profile] for p in at]

@@ -146,8 +146,10 @@ def _measures(codec, cloud, grid, origin, version):
     "What is told of a cloud in numbers, as the codec writes it."
     levels = measure_points(cloud, grid, origin)
     if version == 1: return codec.measures(levels)
-    levels = [_distinct(l) for l in levels]
-    return codec.measures_with_lengths(levels, [lengths_between(l) for l in levels], measure_walls(cloud, grid, origin))
+    levels = [_distinct(level) for level in levels]
+    return codec.measures_with_lengths(
+        levels, [lengths_between(level) for level in levels], measure_walls(cloud, grid, origin)
+    )
 
 # %% ../../nbs/5_data/14_points.ipynb #59863e6c
 def corner_of(
@@ -221,7 +223,7 @@ class Scan:
         points, low, high = finite_points(points)
         crop, drop, noise = rng.random(3)*(self.crop, self.drop, self.noise)
         along = points[:, :3] @ rng.normal(size=3)
-        room = lambda share: max(min(8, len(points)), round(len(points)*(1 - share)))
+        def room(share): return max(min(8, len(points)), round(len(points)*(1 - share)))
         points = points[np.sort(np.argsort(along, kind="stable")[:room(crop)])]
         points = points[np.sort(rng.permutation(len(points))[:room(drop)])]
         if self.holes: points = _with_holes(points, self.holes*rng.random(), rng)

@@ -53,7 +53,7 @@ def describe(
     try: openings = _round_openings(program)
     except CADFormatError: openings = 0
     if openings: text += f", with {count_of(openings, 'round opening')} drawn"
-    if box is not None: text += f"; overall {' x '.join(_significant(1000*(h - l)) for l, h in zip(*box))} mm"
+    if box is not None: text += f"; overall {' x '.join(_significant(1000*(high - low)) for low, high in zip(*box))} mm"
     return text + "."
 
 # %% ../../nbs/5_data/07_products.ipynb #04bdae77

@@ -92,7 +92,7 @@ def begin(self: Draft):
     extent = r.pick(("one", "symmetric", "two"), (91, 7, 2))
     self.kinds.append(kind)
     self.push(
-        r.pick(list(PLANES), (50, 6, 14, 14, 10, 6)), level, [[shifted(l, at) for l in p] for p in profiles],
+        r.pick(list(PLANES), (50, 6, 14, 14, 10, 6)), level, [[shifted(loop, at) for loop in p] for p in profiles],
         depth*(-1 if r.chance(.1) else 1), "new", extent, r.between(.2*depth, depth)
     )
 
@@ -157,8 +157,8 @@ def go_on(self: Draft, operation: str):
     extent = r.pick(("one", "symmetric", "two"), (93, 6, 1))
     self.kinds.append(kind)
     self.push(
-        plane, level, [[shifted(l, at) for l in p] for p in profiles], depth*(-1 if r.chance(.08) else 1), operation,
-        extent, r.between(.2*abs(depth), abs(depth))
+        plane, level, [[shifted(loop, at) for loop in p] for p in profiles], depth*(-1 if r.chance(.08) else 1),
+        operation, extent, r.between(.2*abs(depth), abs(depth))
     )
 
 # %% ../../nbs/5_data/05_realistic.ipynb #84593a2b
@@ -296,7 +296,7 @@ def _tally(program, seen, lists):
         seen["normal"][bool(np.abs(program.profiles_of(e)[0][0].frame.z_axis).max() > .9999)] += 1
         lists["profiles"].append(len(contours))
         lists["holes"] += [len(c) - 1 for c in contours]
-        lists["curves"] += [sum(max(len(l.mids), 1) for l in c) for c in contours]
+        lists["curves"] += [sum(max(len(loop.mids), 1) for loop in c) for c in contours]
         boxes = np.array([c[0].box() for c in contours])
         (low, high), size = e.span(), (boxes[:, 1].max(0) - boxes[:, 0].min(0)).max()
         lists["depth"].append((high - low)/max(size, 1e-12))

@@ -140,7 +140,7 @@ def sample(
 ) -> Sample:
     "A pure function of (seed, epoch, index) and of what `makers` names."
     part = realistic_part(self.part_seed, index)
-    chance = lambda decision: _chance(decision, self.seed, epoch, index)
+    def chance(decision): return _chance(decision, self.seed, epoch, index)
     counts = truncation_counts(len(part.program))
     kept = (
         0 if not counts or chance("from scratch").random() < self.from_scratch_prob

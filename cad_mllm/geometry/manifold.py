@@ -43,6 +43,8 @@ class _Neighbours:
         away = self.corners - center
         return np.arctan2(*away[np.abs(np.hypot(*away.T) - radius) < 2*self.near].T[::-1])
 
+_ALONE = _Neighbours()
+
 # %% ../../nbs/2_geometry/08_manifold.ipynb #191f2ff6
 def _turn_steps(radius):
     "How many steps a full turn takes at this radius (part of size 1)."
@@ -101,7 +103,7 @@ def _crowded(starts, ends, others):
     along, off = (x*way[:, :1] + y*way[:, 1:])/length, np.abs(y*way[:, :1] - x*way[:, 1:])/length
     return ((off < 2*others.near) & (along > 4*others.near) & (along < length - 4*others.near)).any(1)
 
-def sample_loop(contour: Contour, others=_Neighbours()) -> np.ndarray: # (N, 2)
+def sample_loop(contour: Contour, others=_ALONE) -> np.ndarray: # (N, 2)
     "A contour as a polygon."
     if contour.radius is not None: return _sample_circle(contour.vertices[0], contour.radius, others)
     starts, ends = contour.vertices, np.concatenate([contour.vertices[1:], contour.vertices[:1]])
@@ -145,7 +147,7 @@ def region_neighbors(region, drawings, plan):
     return _Neighbours(corners, np.column_stack([flat(circles[:, :3]), circles[:, 3]]), plan.near, plan.fine)
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #2f0254e0
-def cross_section(region, others=_Neighbours()):
+def cross_section(region, others=_ALONE):
     "A region's area as polygons without crossings."
     from manifold3d import CrossSection, FillRule
     outer, *holes = [sample_loop(c, others) for c in region.contours]

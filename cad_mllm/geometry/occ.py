@@ -166,15 +166,17 @@ def _boolean_tries(body, step, tools, near):
     if body is None:
         if len(tools) == 1: yield lambda: tools[0]
         body, tools = tools[0], tools[1:]
-    for fuzzy in ladder: yield lambda: _occ_boolean(operation, [body], tools, fuzzy)
+    for fuzzy in ladder: yield lambda fuzzy=fuzzy: _occ_boolean(operation, [body], tools, fuzzy)
     if operation == "intersect": # with several tools in one call, OpenCascade can lose what lies in two of them
         for fuzzy in ladder[:4]:
-            yield lambda: _occ_boolean(
+            yield lambda fuzzy=fuzzy: _occ_boolean(
                 operation, [body], [_occ_boolean("join", tools[:1], tools[1:], fuzzy)] if tools[1:] else tools, fuzzy
             )
         return
     for fuzzy in ladder[:4]:
-        yield lambda: functools.reduce(lambda b, t: _occ_boolean(operation, [b], [t], fuzzy), tools, _occ_unify(body))
+        def one_by_one(fuzzy=fuzzy):
+            return functools.reduce(lambda b, t: _occ_boolean(operation, [b], [t], fuzzy), tools, _occ_unify(body))
+        yield one_by_one
 
 def _occ_step(body, step, light_tools, light, near, check):
     "The body after one more step: the first try that has the light kernel's volume and area and passes the check."

@@ -229,10 +229,10 @@ def trace_chains(
     "The closed lines on which the indicator passes its middle value."
     from contourpy import contour_generator
     lines = [
-        l[:-1]*sections.step + sections.corner for l in contour_generator(z=field - iso).lines(0) if len(l) > 4
-        and np.allclose(l[0], l[-1])
+        text[:-1]*sections.step + sections.corner for text in contour_generator(z=field - iso).lines(0) if len(text) > 4
+        and np.allclose(text[0], text[-1])
     ]
-    lines = sorted((l for l in lines if abs(_area(l)) > least), key=lambda l: -abs(_area(l)))
+    lines = sorted((text for text in lines if abs(_area(text)) > least), key=lambda text: -abs(_area(text)))
     chains = []
     for line in lines:
         depth = sum(goes_around(line[0], other.line) for other in chains)

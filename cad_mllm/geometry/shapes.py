@@ -110,9 +110,9 @@ def _check_file(path):
     )
     if given:
         low, high = (np.array([given[k][c] for c in "xyz"]) for k in ("min_point", "max_point"))
-        (l, h), slack = np.array(solid.bounding_box), 1e-3*np.linalg.norm(high - low)
+        (least, most), slack = np.array(solid.bounding_box), 1e-3*np.linalg.norm(high - low)
         row["box"] = (
-            "equal" if np.abs([l - low, h - high]).max() < slack else "inside" if (l > low - slack).all()
-            and (h < high + slack).all() else "beyond"
+            "equal" if np.abs([least - low, most - high]).max() < slack else "inside" if (least > low - slack).all()
+            and (most < high + slack).all() else "beyond"
         )
     return row

@@ -100,7 +100,8 @@ def _follow_votes(
     free, total = free.ravel(), free.size
     system = coo_matrix((values, (rows, columns)), (total, total)).tocsr()[free]
     inner, field = system[:, free], np.full(total, -1.)
-    ease = LinearOperator(inner.shape, lambda x, scale=1/inner.diagonal(): scale*x)
+    scale = 1/inner.diagonal()
+    ease = LinearOperator(inner.shape, lambda x: scale*x)
     known = -system[:, ~free] @ field[~free]
     field[free] = cg(inner, known, rtol=3e-3, maxiter=400, M=ease)[0]
     return field.reshape(num + 2, size, size)

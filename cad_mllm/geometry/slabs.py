@@ -120,7 +120,7 @@ def _around(prism, prisms):
 def _groups(prisms):
     "{(depth, low, high): [[outer contour, hole contours...], ...]}, biggest first."
     drawn, groups = {}, {}
-    for i, p in enumerate(prisms):
+    for _i, p in enumerate(prisms):
         host = _around(p, prisms) if p.depth % 2 else None
         if host is not None: drawn.setdefault(id(host), []).append(p)
         else: groups.setdefault((p.depth, p.low, p.high), []).append(p)

@@ -71,7 +71,7 @@ def b3d_feature(
     offset = feature.low if both and feature.operation == "intersect" else 0.0
     lines = [f"# {feature.note}", f"with BuildSketch({_plane(feature, offset)}) as {sketch}:"]
     for profile in feature.profiles:
-        for i, shape in enumerate(profile): lines += [INDENT + l for l in _b3d_shape(shape, names, i > 0)]
+        for i, shape in enumerate(profile): lines += [INDENT + line for line in _b3d_shape(shape, names, i > 0)]
     return [*lines, *_b3d_extrudes(feature, names, sketch, first)]
 
 def write_build123d(
@@ -85,7 +85,7 @@ def write_build123d(
     head = [
         "from build123d import *", "", "# Dimensions in millimetres", *names.lines(), "", "with BuildPart() as part:"
     ]
-    return "\n".join(head + [INDENT + l for l in body]) + "\n"
+    return "\n".join(head + [INDENT + line for line in body]) + "\n"
 
 def one_tool(
     features: list, # of `ScriptFeature`

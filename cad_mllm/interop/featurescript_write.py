@@ -103,4 +103,4 @@ def write_featurescript(
             body, made = body + lines, made + ids
         if number > 1 or len(made) > 1: body += _fs_boolean(features[0].operation, number, made)
     dimensions = names.lines("const {name} = {value} * millimeter;")
-    return FS_HEAD + "".join(f"{FS_INDENT}{l}\n" for l in [*dimensions, *body]) + "    });\n"
+    return FS_HEAD + "".join(f"{FS_INDENT}{line}\n" for line in [*dimensions, *body]) + "    });\n"

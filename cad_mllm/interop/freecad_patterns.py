@@ -73,7 +73,8 @@ def moved_sketch(
     "A sketch somewhere else."
     origin, x, z = motion(frame.origin), motion.linear@frame.x_axis, motion.linear@frame.z_axis
     mirrors = np.linalg.det(motion.linear) < 0
-    return [[mirrored_loop(l) for l in p] for p in profiles] if mirrors else profiles, frame_of(origin, x, z)
+    if mirrors: profiles = [[mirrored_loop(loop) for loop in loops] for loops in profiles]
+    return profiles, frame_of(origin, x, z)
 
 # %% ../../nbs/3_interop/07b_freecad_patterns.ipynb #ff32f36d
 MAX_COPIES = 1000 # of a pattern

@@ -307,7 +307,7 @@ class DocumentReader:
 # %% ../../nbs/3_interop/08_freecad_read.ipynb #c9f39553
 def _same_contours(one, other):
     "Whether two profiles are the same drawing."
-    first, second = ([l.contour() for l in loops] for loops in (one, other))
+    first, second = ([loop.contour() for loop in loops] for loops in (one, other))
     if len(first) != len(second): return False
     return all(
         a.vertices.shape == b.vertices.shape and np.abs(a.vertices - b.vertices).max() < 1e-9 and a.radius == b.radius

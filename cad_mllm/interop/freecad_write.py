@@ -85,7 +85,7 @@ def quaternion(
 def placement(
     name: str, # of the property
     position=(0.0, 0.0, 0.0), # (3,) mm
-    rotation=np.eye(3), # (3, 3), the axes as columns
+    rotation=((1, 0, 0), (0, 1, 0), (0, 0, 1)), # (3, 3), the axes as columns
 ) -> str:
     "A placement property."
     q = quaternion(rotation)

@@ -122,4 +122,4 @@ def write_fusion(
                 ]
                 first = False
     head = FUSION_HEAD.replace("{dimensions}", "\n".join(names.lines()))
-    return head + "".join(f"    {l}\n" for l in body)
+    return head + "".join(f"    {line}\n" for line in body)

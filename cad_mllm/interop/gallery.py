@@ -142,7 +142,7 @@ def _scaled(curve, scale):
 
 def _vector_profiles(loops, scale):
     "Loops of one extrude as profiles: a loop inside an earlier one is its hole."
-    closed = [l for curves in loops for l in closed_loops([_scaled(c, scale) for c in curves])]
+    closed = [loop for curves in loops for loop in closed_loops([_scaled(c, scale) for c in curves])]
     return nested_profiles(closed)
 
 def read_vectors(
@@ -158,7 +158,7 @@ def read_vectors(
         if row[0] == END_OF_DESIGN: break
         if row[0] == LOOP: loops.append([])
         elif row[0] == EXTRUDE:
-            _vector_extrude(program, [np.array(l) for l in loops if l], row, unit, number)
+            _vector_extrude(program, [np.array(loop) for loop in loops if loop], row, unit, number)
             loops = []
         elif not loops: raise CADFormatError("a curve stands outside of a loop", f"row {number}")
         else: loops[-1].append(row)
@@ -170,7 +170,7 @@ def _vector_extrude(program, loops, row, unit, number):
     theta, phi, gamma = (row[6:9]/STEPS*2 - 1)*math.pi
     position, size = (row[9:12]/STEPS*2 - 1)*unit, row[12]/STEPS*2*unit
     one, two = (row[13:15]/STEPS*2 - 1)*unit
-    try: profiles = _vector_profiles([_vector_loop(l) for l in loops], size/SKETCH_STEPS)
+    try: profiles = _vector_profiles([_vector_loop(loop) for loop in loops], size/SKETCH_STEPS)
     except CADFormatError as e: raise CADFormatError(e.reason, f"row {number}") from None
     if not profiles: raise CADFormatError("an extrude has no loop", f"row {number}")
     if not (0 <= row[15] < 4 and 0 <= row[16] < 3):
@@ -274,7 +274,7 @@ def _minimal_face(face, where, unit):
     loops = []
     for _, loop, at in _objects(face, where):
         curves = [_minimal_curve(k, c, f"{at}.{k}") for k, c, _ in _objects(loop, at)]
-        try: loops += [_resized(l, unit) for l in closed_loops(curves)]
+        try: loops += [_resized(ring, unit) for ring in closed_loops(curves)]
         except CADFormatError as e: raise CADFormatError(e.reason, at) from None
     if not loops: raise CADFormatError("has no loop", where)
     return loops

@@ -42,7 +42,7 @@ def _scad_shape(shape, names):
 def _scad_profile(profile, names):
     "A profile: its outer loop less its holes."
     outer, *holes = [_scad_shape(s, names) for s in profile]
-    return [outer] if not holes else ["difference() {", *("    " + l for l in (outer, *holes)), "}"]
+    return [outer] if not holes else ["difference() {", *("    " + line for line in (outer, *holes)), "}"]
 
 def _matrix(feature):
     "The matrix that puts a sketch where it stands."
@@ -60,9 +60,10 @@ def _scad_solid(feature, names):
     shift = back or (f"{depth}/2" if feature.extent == "symmetric" else depth)
     lower = "" if feature.low == 0 else f"translate([0, 0, -{shift}]) "
     if back: depth = f"{back} + {depth}"
-    flat = [l for p in feature.profiles for l in _scad_profile(p, names)]
+    flat = [line for p in feature.profiles for line in _scad_profile(p, names)]
     return [
-        f"multmatrix({_matrix(feature)}) {lower}linear_extrude(height = {depth}) {{", *("    " + l for l in flat), "}"
+        f"multmatrix({_matrix(feature)}) {lower}linear_extrude(height = {depth}) {{", *("    " + line for line in flat),
+        "}"
     ]
 
 SCAD_BOOLEANS = {"new": "union", "join": "union", "cut": "difference", "intersect": "intersection"}
@@ -74,8 +75,8 @@ def write_openscad(
     "A history as a script for OpenSCAD (2019 and later), in millimetres."
     names, body, last = Names(), [], 0
     for number, features in enumerate(script_features(program, num_given), 1):
-        solid = [l for f in features for l in _scad_solid(f, names)]
-        body += [f"// {features[0].note}", f"module tool_{number}() {{", *("    " + l for l in solid), "}"]
+        solid = [line for f in features for line in _scad_solid(f, names)]
+        body += [f"// {features[0].note}", f"module tool_{number}() {{", *("    " + line for line in solid), "}"]
         inner = (
             f"tool_{number}();" if number == 1
             else f"{SCAD_BOOLEANS[features[0].operation]}() {{ part_{last}(); tool_{number}(); }}"

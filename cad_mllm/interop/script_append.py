@@ -76,7 +76,7 @@ def append_build123d(
     names, lines = Names(prefix), []
     tools = [t for fs in _new_features(program, num_given, unit_of_script(source)) for t in one_tool(fs)]
     for i, feature in enumerate(tools, 1):
-        lines += [l.replace(f"sketch_{i}", f"{prefix}sketch_{i}") for l in b3d_feature(feature, names, i, False)]
+        lines += [line.replace(f"sketch_{i}", f"{prefix}sketch_{i}") for line in b3d_feature(feature, names, i, False)]
     known = _imported(tree, "build123d")
     used = {n.id for n in ast.walk(ast.parse("\n".join(lines))) if isinstance(n, ast.Name)}
     needed = sorted(n for n in used if not n.startswith(prefix) and n not in known and "*" not in known)

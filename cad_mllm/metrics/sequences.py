@@ -28,8 +28,8 @@ def entity_counts(
     "How many entities of each kind a history really uses."
     sketches = {id: e for id, e in program.entities.items() if isinstance(e, Sketch)}
     used = dict.fromkeys(p for e in _extrudes(program) for p in e.profiles)
-    loops = [l for s, p in used for l in sketches[s].profiles[p].loops]
-    kinds = Counter(_KINDS[type(c)] for l in loops for c in l.curves)
+    loops = [loop for s, p in used for loop in sketches[s].profiles[p].loops]
+    kinds = Counter(_KINDS[type(c)] for loop in loops for c in loop.curves)
     return dict(operation=len(program), sketch=sum(isinstance(e, Sketch) for e in program.operations()),
                 extrude=len(_extrudes(program)),
                 profile=len(used), loop=len(loops), **{k: kinds[k] for k in ("line", "arc", "circle")})
@@ -82,7 +82,7 @@ def _plane_angles(frame):
 
 def _extrude_rows(extrude, sketch, profile, operation, scale):
     "The rows of one profile and its extrude."
-    loops = sorted((_from_left(c) for c in profile.contours()), key=lambda l: tuple(np.round(l[0].box()[0], 6)))
+    loops = sorted((_from_left(c) for c in profile.contours()), key=lambda loop: tuple(np.round(loop[0].box()[0], 6)))
     start = loops[0][1]
     size = max(np.abs(c.box() - start).max() for c, _ in loops)
     def draw(p, center=128): return (p - start)*95/size + 128 if center else p*95/size
@@ -192,8 +192,8 @@ def _assign(a, b):
 
 def _loops(program, extrude):
     "The loops that an extrude pushes, each as (kinds, boxes (N, 4))."
-    return [([_KINDS[type(c)] for c in l.curves], np.array([_curve_box(c) for c in l.curves]))
-            for _, p in program.profiles_of(extrude) for l in p.loops]
+    return [([_KINDS[type(c)] for c in loop.curves], np.array([_curve_box(c) for c in loop.curves]))
+            for _, p in program.profiles_of(extrude) for loop in p.loops]
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #6de747ab
 def curve_matches(

@@ -107,10 +107,11 @@ def _one_by_one(q, k, v, starts, longest, scale, window):
     "The same by a loop."
     k, v = (x.repeat_interleave(q.shape[1]//x.shape[1], 1) for x in (k, v))
     parts, lengths = [], starts.diff().tolist()
-    for q, k, v, n in zip(*(x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v)), lengths):
+    samples = (x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v))
+    for one_q, one_k, one_v, n in zip(*samples, lengths):
         at = torch.arange(n, device=q.device)
         near = (at[:, None] >= at) & (at[:, None] - at < window) if window and n > window else None
-        parts.append(F.scaled_dot_product_attention(q, k, v, near, is_causal=near is None, scale=scale))
+        parts.append(F.scaled_dot_product_attention(one_q, one_k, one_v, near, is_causal=near is None, scale=scale))
     return torch.cat(parts, 2)[0].transpose(0, 1)
 
 # %% ../../nbs/7_models/02_attention.ipynb #04723a33

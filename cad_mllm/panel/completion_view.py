@@ -168,7 +168,8 @@ def check(self: OwnView, kind, path) -> str:
     "What a file holds, in words; raises an error with a remedy for what cannot be used."
     if not path.is_file():
         raise PanelError(
-            f"{dict((k, l) for k, l, _ in _OWN_FILES)[kind]}: there is no file {path}; check the spelling, or upload it"
+            f"{dict((k, title) for k, title, _ in _OWN_FILES)[kind]}: there is no file {path}; check the spelling, or "
+            "upload it"
         )
     if kind == "partial":
         return format_count(len(CADProgram.from_json(read_part(read_plain(path, MAX_BYTES), path.name))), "operation")

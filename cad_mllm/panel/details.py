@@ -81,9 +81,11 @@ def details_html(
         (p.relative_to(record.path).as_posix(), human_size(p.stat().st_size)) for p in record.path.rglob("*")
         if p.is_file()
     )
-    group = lambda test: [
-        (k, v if isinstance(v, (int, float, str)) or v is None else json.dumps(v)) for k, v in facts.items() if test(k)
-    ]
+    def group(test):
+        return [
+            (k, v if isinstance(v, (int, float, str)) or v is None else json.dumps(v)) for k, v in facts.items()
+            if test(k)
+        ]
     parts = (
         ("About", group(lambda k: not k.startswith(("model.", "train.")))), ("Files", files),
         ("Model", [(k[6:], v) for k, v in group(lambda k: k.startswith("model."))]),
@@ -184,7 +186,7 @@ def progress_html(
 ) -> str:
     "A bar and the figures of a training."
     s = training.status
-    number = lambda key, form: format(s[key], form) if isinstance(s.get(key), (int, float)) else None
+    def number(key, form): return format(s[key], form) if isinstance(s.get(key), (int, float)) else None
     share = min(1, (s.get("step") or 0)/s["total_steps"]) if s.get("total_steps") else 0
     facts = [
         (

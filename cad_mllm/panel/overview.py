@@ -102,7 +102,7 @@ def make_line(
     vals, last = _val_losses(run, curve), curve.rows[-1] if curve.rows else {}
     step, total = training.status.get("step") or last.get("step"), training.status.get("total_steps")
     good = max((r for r in rows if r.iou is not None), key=lambda r: r.iou, default=None)
-    number = lambda key: last.get(key) if isinstance(last.get(key), (int, float)) else None
+    def number(key): return last.get(key) if isinstance(last.get(key), (int, float)) else None
     return RunLine(
         run, run.name, training, STATE_WORDS.get(training.state, training.state),
         min(1, step/total) if step and total else None, step, total, min(vals, default=None),
@@ -232,7 +232,7 @@ def checkpoint_html(
     picked: bool = False, # it is the selected one
 ) -> str:
     "A set of weights as a line below its run."
-    number = lambda v, form="{:.4f}": "–" if v is None else form.format(v)
+    def number(v, form="{:.4f}"): return "–" if v is None else form.format(v)
     badges = "".join(f"{badge_html(m)} " for m in row.marks)
     about = html.escape(row.problem or ("" if not row.also else "also " + ", ".join(p.name for p in row.also)))
     full = f"{row.stage} / {row.name}" if row.stage and not row.name.startswith(row.stage) else row.name

@@ -61,8 +61,8 @@ def quality_svg(
     "Shares over steps, a line with points for each run."
     steps = [step for _, _, points in series for step, _ in points] or [0]
     low, high = min(steps), max(*steps, min(steps) + 1)
-    x = lambda step: 44 + (width - 60)*(step - low)/(high - low)
-    y = lambda value: 12 + (height - 44)*(1 - value)
+    def x(step): return 44 + (width - 60)*(step - low)/(high - low)
+    def y(value): return 12 + (height - 44)*(1 - value)
     grid = "".join(
         f'<line x1="44" x2="{width - 16}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".15"/><text '
         f'x="38" y="{y(v) + 4:.1f}" text-anchor="end">{v:.0%}</text>'

@@ -208,7 +208,7 @@ def _strays(parent, catalog, used):
     "The folders in `parent` that belong to no run."
     found = {p: _what_is(names) for p, names in catalog.folders.items()}
     found |= {p: f"cannot be read ({why})" for p, why in catalog.unreadable.items()}
-    ours = lambda p: p.name.startswith(_OWN_FOLDERS) and p not in catalog.unreadable
+    def ours(p): return p.name.startswith(_OWN_FOLDERS) and p not in catalog.unreadable
     return [(p, what) for p, what in sorted(found.items()) if p.parent == parent and p not in used and not ours(p)]
 
 # %% ../../nbs/10_panel/01_runs.ipynb #0bceffd3

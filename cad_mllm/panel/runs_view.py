@@ -301,7 +301,7 @@ def strip_html(name: str, training) -> str:
     "A running training in one line."
     s = training.status
     share = min(1, (s.get("step") or 0)/s["total_steps"]) if s.get("total_steps") else 0
-    number = lambda key, form: f"{s[key]:{form}}" if isinstance(s.get(key), (int, float)) else ""
+    def number(key, form): return f"{s[key]:{form}}" if isinstance(s.get(key), (int, float)) else ""
     facts = [
         ("step", f"{s.get('step') or 0:,}" + (f" of {s['total_steps']:,}" if s.get("total_steps") else "")),
         ("loss", number("loss", ".4f")), ("tokens/s", number("tokens_per_second", ",.0f")),

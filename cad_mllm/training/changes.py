@@ -78,7 +78,7 @@ def other_model(
     now: dict, # those of this run's
 ) -> str: # a sentence; empty where the weights of the one belong into the other
     "The first setting of the model that no accepting can make up for: its weights would mean something else."
-    plain = lambda v: sorted(v) if isinstance(v, (list, tuple)) else v
+    def plain(v): return sorted(v) if isinstance(v, (list, tuple)) else v
     fixed = [k for k in now if k not in MEANINGS and k in was and not (k.startswith("lora_") and not now["use_lora"])]
     return next(
         (
@@ -94,10 +94,11 @@ def changed_base(
     now: dict, # that of this run
 ) -> list: # of `Change`
     "Parts that have the same name and other weights."
-    same_kind = lambda part: all(was[part].get(k) == now[part][k] for k in ("name", "dtype"))
-    tell = lambda base: f"{base['name']} with weights {base['fingerprint'][:12]}" + (
-        f" (revision {base['commit'][:12]})" if base.get("commit") else ""
-    )
+    def same_kind(part): return all(was[part].get(k) == now[part][k] for k in ("name", "dtype"))
+    def tell(base):
+        return f"{base['name']} with weights {base['fingerprint'][:12]}" + (
+            f" (revision {base['commit'][:12]})" if base.get("commit") else ""
+        )
     return [
         Change(
             "base_model", tell(was[part]), tell(base), OTHER_RUN,

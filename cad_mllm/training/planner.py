@@ -47,10 +47,10 @@ class Shape:
     @property
     def linears(self) -> dict: # name -> (inputs, outputs) of the matrices of a layer
         "The linear layers by their names."
-        D, q, kv, I = self.hidden, self.heads*self.head_dim, self.kv_heads*self.head_dim, self.inner
+        d, q, kv, inner = self.hidden, self.heads*self.head_dim, self.kv_heads*self.head_dim, self.inner
         return dict(
-            q_proj=(D, q), k_proj=(D, kv), v_proj=(D, kv), o_proj=(q, D), gate_proj=(D, I), up_proj=(D, I),
-            down_proj=(I, D)
+            q_proj=(d, q), k_proj=(d, kv), v_proj=(d, kv), o_proj=(q, d), gate_proj=(d, inner), up_proj=(d, inner),
+            down_proj=(inner, d)
         )
 
     @property
@@ -103,10 +103,10 @@ def activation_bytes(
     config: CADMLLMConfig,
 ) -> int: # of one layer
     "What a layer keeps of a token for its backward pass."
-    half, D, I = (4 if config.dtype == "float32" else 2), shape.hidden, shape.inner
+    half, d, inner = (4 if config.dtype == "float32" else 2), shape.hidden, shape.inner
     q, kv, linears = shape.heads*shape.head_dim, shape.kv_heads*shape.head_dim, shape.linears
-    norms, attention, mlp = 4*(2*D + q + kv), half*(2*q + 2*kv), 3*half*I
-    if not config.use_lora: return norms + 8*D + half*(q + kv) + attention + mlp + half*(5*D + q + I)
+    norms, attention, mlp = 4*(2*d + q + kv), half*(2*q + 2*kv), 3*half*inner
+    if not config.use_lora: return norms + 8*d + half*(q + kv) + attention + mlp + half*(5*d + q + inner)
     adapted = [linears[name] for name in config.lora_target_modules if name in linears]
     return norms + attention + mlp + sum(
         inputs*(half + bool(config.lora_dropout)) + half*config.lora_r for inputs, _ in adapted
@@ -233,7 +233,7 @@ def _duration(hours):
 def _fitting(shape, config, card, checkpointing, share, shares):
     "Tokens that fit into 88% of a card's memory at once."
     chunk, room = int(min(2**28, max(2**25, card.memory//256))), .88*card.memory
-    need = lambda n: sum(memory(shape, config, n, int(n*share), checkpointing, chunk, shares).values())
+    def need(n): return sum(memory(shape, config, n, int(n*share), checkpointing, chunk, shares).values())
     low, high = 0, 2**18
     while high - low > 64:
         low, high = ((low + high)//2, high) if need((low + high)//2) <= room else (low, (low + high)//2)
