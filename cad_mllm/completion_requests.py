@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .utils.files import read_json, read_plain
+from .utils.files import read_json, read_plain, replacing
 from .cad.program import CADProgram, MAX_BYTES
 from .geometry.mesh_readers import MESH_SUFFIXES, ply_header
 from .geometry.clouds import Cloud, CLOUD_FILES, in_metres, MOST_CLOUD_BYTES, read_cloud
@@ -144,12 +144,7 @@ def write_editable(
                                       # the later ones appended
 ):
     "Write a part for another CAD program, whole or not at all."
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write_history(program, temporary, num_given, source)
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary: write_history(program, temporary, num_given, source)
 
 # %% ../nbs/9_completion/00_requests.ipynb #64e63d11
 CHECKS, BEST = ("kernel", "end", "none"), ("input", "agreement", "likelihood")

@@ -25,7 +25,8 @@ from datetime import datetime
 from pathlib import Path
 
 from ..utils.lazy import torch
-from ..utils.system import is_running, mount_point_of, sync_path
+from ..utils.files import stream_sha256, sync_path
+from ..utils.system import is_running, mount_point_of
 from ..config import ConfigError, TrainConfig
 from .safety import check_safetensors, inside, read_json, UnsafeFile, write_safetensors
 
@@ -184,10 +185,7 @@ def file_sha256(
     path: Path, # any file
 ) -> str: # 64 hexadecimal digits
     "SHA-256 of a file's content, read in pieces."
-    digest, piece = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as f:
-        while num := f.readinto(piece): digest.update(piece[:num])
-    return digest.hexdigest()
+    with open(path, "rb", buffering=0) as f: return stream_sha256(f)
 
 def thread_map(func, items, worth_it, num=8):
     """`func` of each item, in order; in threads where it is worth it: hashing and waiting for a slow disk both

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..utils.files import MOST_LINES, read_plain
-from ..utils.system import mount_point_of, sync_file
+from ..utils.files import copy_sha256, MOST_LINES, read_plain, sync_file
+from ..utils.system import mount_point_of
 from .format import (
     active_temporaries, CheckpointError, clean_temporaries, DISK, file_sha256, free_name, MANIFEST, read_manifest,
     temporary_path, verify_checkpoint)
@@ -117,14 +117,10 @@ def write(self: OutputFolder, path, data: bytes):
 @patch
 def copy(self: OutputFolder, source, target) -> str: # SHA-256 of what was read from the source
     "A large file, durable as far as the folder can promise it."
-    digest = hashlib.sha256()
     with open(source, "rb", buffering=0) as f, open(target, "wb", buffering=0) as g:
-        while piece := f.read(4 << 20):
-            digest.update(piece)
-            view = memoryview(piece)
-            while view: view = view[g.write(view):]      # a write may be short
+        sha256 = copy_sha256(f, g)
         os.fsync(g.fileno())
-    return digest.hexdigest()
+    return sha256
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #60cb97e7
 @patch

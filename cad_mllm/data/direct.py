@@ -18,8 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .. import __version__
-from ..utils.files import read_journal, write_text
-from ..utils.system import sync_file
+from ..utils.files import read_journal, remove_torn, sync_file, write_text
 from ..geometry.engines import get_engine
 from .products import prepare_one, Products
 from .preparation import list_histories, PrepareError, PrepareReport
@@ -129,7 +128,7 @@ def _is_whole(self: _Shards, line, path):
 def resume(self: _Shards):
     "Take up finished shards; drop what comes after them."
     self.out.mkdir(parents=True, exist_ok=True)
-    for torn in self.out.glob(".*.part"): torn.unlink(missing_ok=True)
+    remove_torn(self.out)
     lines = self._lines()
     for line in lines:
         path = self.path(len(self.shards))

@@ -8,16 +8,15 @@ __all__ = ['ShardError', 'ShardWriter', 'member_name', 'scan_shard', 'to_bytes',
 # %% ../../nbs/5_data/08c_shard_files.ipynb #219dc4a6
 import hashlib
 import json
-import os
 import tarfile
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..utils.system import sync_file, sync_path
-from ..utils.files import open_plain, parse_json
+from ..utils.files import open_plain, parse_json, replacing, stream_sha256
 
 class ShardError(OSError):
     "A member that cannot be read: the shard by name, and why."
@@ -31,17 +30,11 @@ def _header(name, size):
     info.size, info.mtime, info.mode = size, 0, 0o644
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
-def _sync_folder(path):
-    "Make renames in a folder durable, where the system can."
-    try: sync_path(path)
-    except OSError: pass
-
 # %% ../../nbs/5_data/08c_shard_files.ipynb #e2fc6387
 class ShardWriter:
     "Writes one tar shard; as a context manager it leaves the whole shard under its name, or nothing."
     def __init__(self, path):
-        self.path = Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.path, self.stack = Path(path), ExitStack()
         self.size, self._sha = 0, hashlib.sha256()
 
     def _put(self, data):
@@ -63,20 +56,15 @@ class ShardWriter:
 # %% ../../nbs/5_data/08c_shard_files.ipynb #c22b8e8d
 @patch
 def __enter__(self: ShardWriter):
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    self.file = open(self.temporary, "wb")
+    temporary = self.stack.enter_context(replacing(self.path, durable=True))
+    self.file = self.stack.enter_context(open(temporary, "wb"))
     return self
 
 @patch
-def __exit__(self: ShardWriter, kind, *_):
-    try:
-        with self.file:
-            if kind is not None: return
-            self._put(bytes(2*_BLOCK))
-            sync_file(self.file)
-        os.replace(self.temporary, self.path)
-        _sync_folder(self.path.parent)
-    finally: self.temporary.unlink(missing_ok=True)
+def __exit__(self: ShardWriter, kind, error, trace):
+    with self.stack:
+        if error is not None: raise error
+        self._put(bytes(2*_BLOCK))
 
 # %% ../../nbs/5_data/08c_shard_files.ipynb #dd14d34b
 def member_name(
@@ -92,10 +80,10 @@ def scan_shard(
     path, # a tar file
 ) -> tuple: # (SHA-256 of the file, [(name, offset, length, CRC-32)])
     "What is in a shard, read from beginning to end. Raises `ShardError` for what is not a whole tar file."
-    sha, members = hashlib.sha256(), []
+    members = []
     try:
         with open_plain(path) as f:
-            for chunk in iter(lambda: f.read(2**20), b""): sha.update(chunk)
+            sha = stream_sha256(f)
             f.seek(0)
             with tarfile.open(fileobj=f, errors="surrogateescape") as tar:
                 for info in tar:
@@ -104,7 +92,7 @@ def scan_shard(
                     if len(data) < info.size: raise ShardError(f"{path}: breaks off in {info.name}")
                     members.append((info.name, info.offset_data, info.size, zlib.crc32(data)))
     except (tarfile.TarError, EOFError) as e: raise ShardError(f"{path}: is not a whole tar file: {e}") from None
-    return sha.hexdigest(), members
+    return sha, members
 
 # %% ../../nbs/5_data/08c_shard_files.ipynb #0c42d86b
 def to_bytes(value) -> np.ndarray: # (N,) uint8
@@ -117,13 +105,4 @@ def from_bytes(array: np.ndarray):
 
 def save_arrays(path, arrays: dict):
     "Write an .npz atomically and durably; equal arrays give equal bytes."
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as f:
-            np.savez(f, **arrays)
-            sync_file(f)
-        os.replace(part, path)
-        _sync_folder(path.parent)
-    finally: part.unlink(missing_ok=True)
+    with replacing(path, durable=True) as temporary, open(temporary, "wb") as f: np.savez(f, **arrays)

@@ -21,8 +21,9 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .. import __version__
-from ..utils.system import sync_file
-from ..utils.files import open_plain, read_journal
+from cad_mllm.utils.files import (
+    copy_sha256, open_plain, read_journal, remove_torn, replacing, stream_sha256, sync_file
+)
 from .references import check_references
 from cad_mllm.data.shard_files import (
     from_bytes, member_name, save_arrays, scan_shard, ShardError, ShardWriter, to_bytes
@@ -160,7 +161,7 @@ def write_shard(self: _Packing, contents, bar):
 def run(self: _Packing):
     "Write all shards that are not there yet."
     self.out.mkdir(parents=True, exist_ok=True)
-    for torn in self.out.glob(".*.part"): torn.unlink(missing_ok=True)
+    remove_torn(self.out)
     at = self.resume()
     if at == len(self.groups) and is_pack(self.out) and len(_shards_of(self.out)) == len(self.shards): return
     (self.out/INDEX_NAME).unlink(missing_ok=True)
@@ -230,14 +231,9 @@ def _shard_problem(path, entry, verify):
         )
     if not verify: return ""
     try:
-        with open(path, "rb") as f: sha = _sha_of(f)
+        with open(path, "rb") as f: sha = stream_sha256(f)
     except OSError as e: return f"unreadable shard: {e.strerror}"
     return "" if sha == entry["sha256"] else "damaged shard: its SHA-256 is not that of the index"
-
-def _sha_of(file):
-    sha = hashlib.sha256()
-    for chunk in iter(lambda: file.read(2**20), b""): sha.update(chunk)
-    return sha.hexdigest()
 
 # %% ../../nbs/5_data/09_shards.ipynb #dc2155fe
 class Pack:
@@ -382,17 +378,15 @@ def fetch(
 
 # %% ../../nbs/5_data/09_shards.ipynb #e4ab97eb
 def _copy_hashed(source, target, sha256):
-    "Copy a shard; true where what arrived has the right hash."
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    "Copy a shard; true where what arrived has the right hash, else nothing is left."
     try:
-        sha = hashlib.sha256()
-        with open(source, "rb") as src, open(part, "wb") as dst:
-            for chunk in iter(lambda: src.read(2**22), b""):
-                sha.update(chunk)
-                dst.write(chunk)
-        if sha.hexdigest() == sha256: os.replace(part, target)
-        return sha.hexdigest() == sha256
-    finally: part.unlink(missing_ok=True)
+        with replacing(target) as temporary:
+            with open(source, "rb") as src, open(temporary, "wb") as dst: arrived = copy_sha256(src, dst)
+            if arrived != sha256: raise _WrongHash
+        return True
+    except _WrongHash: return False
+
+class _WrongHash(Exception): "What arrived is not what was sent."
 
 # %% ../../nbs/5_data/09_shards.ipynb #9f5cc9de
 @patch

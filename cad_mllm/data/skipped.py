@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..utils.files import open_plain
+from ..utils.files import open_plain, write_text
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, MAX_BYTES
 
@@ -139,12 +139,9 @@ def save(
 ) -> str: # where the full list is, for a sentence
     "Write all entries to a file, atomically; a folder that cannot be written is noted as an entry."
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     content = {**header, "counts": self.counts, "skipped": [{"file": f, "reason": r} for f, r in self.entries]}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(content, indent=1))
         return f"the full list is in {path}"
     except OSError as e:
         self.add(path.parent, f"report not written: {e.strerror}")

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .files import FileError, parse_json, read_plain
+from .files import FileError, parse_json, read_plain, replace_bytes
 
 # %% ../../nbs/0_utils/04_run_lock.ipynb #189a9e49
 # name of the file; seconds between heartbeats; seconds without a change after which a holder elsewhere counts as gone
@@ -100,9 +100,7 @@ class FolderLock:
     def write(self):
         "Say that this process holds it, with the next heartbeat."
         self.beats += 1
-        temporary = self.path.with_name(f"{LOCK}.tmp")
-        temporary.write_text(json.dumps(dict(holder=asdict(self.mine), beat=self.beats)), encoding="utf-8")
-        os.replace(temporary, self.path)
+        replace_bytes(self.path, json.dumps(dict(holder=asdict(self.mine), beat=self.beats)).encode())
 
 # %% ../../nbs/0_utils/04_run_lock.ipynb #cf77faae
 def _wait_until_free(lock):
