@@ -94,7 +94,7 @@ def _refit(self: _FineEncoder, drawn):
     "The grid that the rounded sketch asks for: it is used until it is the one that it was rounded on."
     fine = self.grid.fine()
     def metres(points): return np.array([[fine.metres(v) for v in p] for p in points.tolist()])
-    contours = {i: [fine_contour(l) for l in p] for i, p in enumerate(dict.fromkeys(drawn.values()))}
+    contours = {i: [fine_contour(loop) for loop in p] for i, p in enumerate(dict.fromkeys(drawn.values()))}
     for c in itertools.chain(*contours.values()):
         c.vertices = metres(c.vertices)
         c.mids = [m if m is None else metres(m[None])[0] for m in c.mids]
@@ -104,7 +104,7 @@ def _refit(self: _FineEncoder, drawn):
 @patch
 def _drawn(self: _FineEncoder, sketch, measured, directions):
     "{profile id: rounded profile} of those that do not vanish."
-    some = {id: tuple(l for l in p if l.points) for id, p in measured.items() if p[0].points}
+    some = {id: tuple(loop for loop in p if loop.points) for id, p in measured.items() if p[0].points}
     def known(axis, n): return self.places.find(directions[axis], n)
     def known_again(axis, n): return self.places.find(directions[axis], n, again=True)
     made = dict(zip(some, stable_profile(list(some.values()), known, known_again)))
@@ -120,10 +120,10 @@ def _drawn(self: _FineEncoder, sketch, measured, directions):
 def _keep_places(self: _FineEncoder, measured, drawn, directions):
     "Remember what the coordinates of a sketch became."
     for id, profile in drawn.items():
-        now = {p for l in profile for p in l.points}
+        now = {p for loop in profile for p in loop.points}
         for axis in (0, 1):
             became = sorted({p[axis] for p in now})
-            for n in {p[axis] for l in measured[id] for p in l.points}:
+            for n in {p[axis] for loop in measured[id] for p in loop.points}:
                 at = bisect.bisect_left(became, n)
                 w = min(became[max(at - 1, 0):at + 1], key=lambda w: abs(w - n))
                 if abs(w - n) <= FINE: self.places.keep(directions[axis], n, w)
@@ -133,10 +133,12 @@ def _place(self: _FineEncoder, sketch, axes, drawn, height):
     "The record of a rounded sketch; its corner lies on whole levels."
     alike = {}
     for id, profile in drawn.items(): alike.setdefault(profile, []).append(id)
-    lowest = [min(p[axis] - l.radius for profile in alike for l in profile for p in l.points) for axis in (0, 1)]
+    lowest = [
+        min(p[axis] - loop.radius for profile in alike for loop in profile for p in loop.points) for axis in (0, 1)
+    ]
     left, low = (v//FINE*FINE for v in lowest)
-    def moved(l): return GridLoop(tuple([(x - left, y - low) for x, y in l.points]), l.mids, l.radius)
-    order = sorted(alike, key=lambda profile: [(l.points, l.radius) for l in profile])
+    def moved(loop): return GridLoop(tuple([(x - left, y - low) for x, y in loop.points]), loop.mids, loop.radius)
+    order = sorted(alike, key=lambda profile: [(loop.points, loop.radius) for loop in profile])
     self.written.append((sketch.id, {id: n for n, profile in enumerate(order) for id in alike[profile]}))
     self.ops.append(SketchOp(axes, (left, low, height), tuple(tuple(map(moved, p)) for p in order)))
 

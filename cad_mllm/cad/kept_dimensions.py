@@ -66,7 +66,7 @@ def _rings(loops, made, places):
 
 def _walls_kept(loops, made, places) -> bool:
     "Whether arcs about one center are as far from each other as before, and still about one center."
-    if sum(bool(l.radius) or any(l.mids) for l in loops) == 0: return True
+    if sum(bool(ring.radius) or any(ring.mids) for ring in loops) == 0: return True
     rings = _rings(loops, made, places)
     if not rings or not 2 <= len(rings[0]) <= _MAX_EDGES: return True
     apart, before, now, after = (np.abs(values[:, None] - values) for values in rings)
@@ -98,7 +98,8 @@ def _distances_kept(loops, places) -> bool:
     "Whether parallel straight edges lie as far apart as before."
     of, ends, moved = _lines(loops, places)
     if len(of) < 2: return True
-    if len(of) > _MAX_EDGES: return len(loops) > 1 and all(_distances_kept([l], [p]) for l, p in zip(loops, places))
+    if len(of) > _MAX_EDGES:
+        return len(loops) > 1 and all(_distances_kept([ring], [p]) for ring, p in zip(loops, places))
     normals, now = _normals(ends), _normals(moved)
     now = np.where((now == 0).all(1)[:, None], normals, now)
     before, after = _across(normals, ends), _across(now, moved)
@@ -139,7 +140,7 @@ def _round_once(profiles, known, loops):
     "As `rounded`, in one order of profiles and holes whatever order they are given in."
     inner = [[0, *sorted(range(1, len(p)), key=lambda i: _hole_key(p[i]))] if p else [] for p in profiles]
     turned = [[p[i] for i in order] for p, order in zip(profiles, inner)]
-    outer = sorted(range(len(profiles)), key=lambda i: [_hole_key(l) for l in turned[i]])
+    outer = sorted(range(len(profiles)), key=lambda i: [_hole_key(ring) for ring in turned[i]])
     made, move, stay = rounded([turned[i] for i in outer], known, loops)
     found = dict(zip(outer, made))
     return [[found[n][order.index(i)] for i in range(len(order))] for n, order in enumerate(inner)], move, stay
@@ -152,15 +153,15 @@ def _profile_kept(loops, made, places, stay) -> bool:
             if _changed(loop.radius, now.radius): return False
         elif not _arcs_kept(loop, now, there) or not _uncrossed(loop, now, there): return False
     if not _walls_kept(loops, made, places): return False
-    lined = [(l, p) for l, p in zip(loops, places) if not l.radius]
+    lined = [(ring, p) for ring, p in zip(loops, places) if not ring.radius]
     return stay or _distances_kept(*map(list, zip(*lined))) if lined else True
 
 def _settled(profiles, known, known_again, loops):
     "Profiles rounded until rounding changes nothing; None where that changes a dimension, or does not end."
-    made, places, first = profiles, [[l.points for l in p] for p in profiles], False
+    made, places, first = profiles, [[ring.points for ring in p] for p in profiles], False
     for turn in range(7):
         last, (made, move, stay) = made, _round_once(made, known_again if turn else known, loops)
-        if any(l is None for p in made for l in p): return None
+        if any(ring is None for p in made for ring in p): return None
         places = [[move(points) for points in p] for p in places]
         if turn == 0: first = stay
         elif made == last: break
@@ -182,12 +183,13 @@ def stable_profile(
     known, # finds what a coordinate became before, or None
     known_again, # the same by what was written alone
 ) -> list: # of tuples of loops, outer first, holes in order; None for a profile whose outer loop vanishes
-    "Profiles on whole levels where that keeps their dimensions, else in thousandths; written so, they stay as they are."
+    """Profiles on whole levels where that keeps their dimensions, else in thousandths; written so, they stay as they
+    are."""
     loops = RoundedLoops()
     made = _settled(profiles, known, known_again, loops)
     if made is None:
-        exact = [[_exact_loop(l, known_again) for l in p] for p in profiles]
-        there = [[l for l, e in zip(p, some) if e] if some[0] else [] for p, some in zip(profiles, exact)]
+        exact = [[_exact_loop(ring, known_again) for ring in p] for p in profiles]
+        there = [[ring for ring, e in zip(p, some) if e] if some[0] else [] for p, some in zip(profiles, exact)]
         made = there != list(map(list, profiles)) and _settled(there, known, known_again, loops)
         if not made:
             exact = [[e for e in some if e] if some[0] else [] for some in exact]

@@ -32,19 +32,19 @@ class Profile:
         if not isinstance(d, dict): raise CADFormatError("is not an object", where)
         loops = get_field(d, "loops", list, where)
         if not loops: raise CADFormatError("has no loops", f"{where}.loops")
-        return cls([Loop._read(l, f"{where}.loops[{i}]") for i, l in enumerate(loops)], unknown_fields(d, ("loops",)))
+        return cls([Loop._read(r, f"{where}.loops[{i}]") for i, r in enumerate(loops)], unknown_fields(d, ("loops",)))
 
-    def _write(self): return {"loops": [l._write() for l in self.loops], **self.extra}
+    def _write(self): return {"loops": [loop._write() for loop in self.loops], **self.extra}
 
     def contours(self) -> list: # of `Contour`: the outer one counter-clockwise, then the holes clockwise
         "The loops as contours, outer first."
-        measured = [(p, p.area()) for p in (l.contour() for l in self.loops)]
+        measured = [(p, p.area()) for p in (loop.contour() for loop in self.loops)]
         measured.sort(key=lambda both: -abs(both[1]))
         return [p if (area > 0) == (i == 0) else p.reversed() for i, (p, area) in enumerate(measured)]
 
     def area(self) -> float:
         "Area in square metres, holes taken off."
-        outer, *holes = [abs(l.contour().area()) for l in sorted(self.loops, key=lambda l: -abs(l.contour().area()))]
+        outer, *holes = sorted((abs(loop.contour().area()) for loop in self.loops), reverse=True)
         return outer - sum(holes)
 
 # %% ../../nbs/1_cad/02_program.ipynb #a482e7bc
@@ -372,7 +372,8 @@ def sketch(
     "Append a sketch."
     id = f"S{len(self.entities)}"
     loops = [p if isinstance(p, (list, tuple)) else [p] for p in profiles]
-    self.append(Sketch(id, {f"P{i}": Profile(list(l)) for i, l in enumerate(loops)}, frame, f"Sketch {len(self) + 1}"))
+    drawn = {f"P{i}": Profile(list(profile)) for i, profile in enumerate(loops)}
+    self.append(Sketch(id, drawn, frame, f"Sketch {len(self) + 1}"))
     return id
 
 @patch

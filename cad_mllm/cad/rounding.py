@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .curves import as_array, as_complex, complex_circle, Contour, cross, dot, segment_area
+from .curves import as_complex, complex_circle, Contour, cross, dot, segment_area
 from .vocab import FINE
 from .records import canonical_loop, GridLoop
 
@@ -67,7 +67,7 @@ def fine_contour(loop):
     if loop.radius: return Contour(points, [], float(loop.radius))
     return Contour(points, [None if m is None else np.array([m.real, m.imag]) for _, m, _ in fine_edges(loop)])
 
-def fine_contours_of(profiles): return [[fine_contour(l) for l in p] for p in profiles]
+def fine_contours_of(profiles): return [[fine_contour(ring) for ring in p] for p in profiles]
 
 def _fine_area(edges):
     "Signed area within edges of whole thousandths, in square thousandths."
@@ -142,13 +142,16 @@ class _Shown:
     "What a profile shows: `lines` (number of the loop, start, end) and `arcs` (start, arc, end) of some length."
     def __init__(self, loops):
         self.loops = loops
-        edges = [(n, *e) for n, l in enumerate(loops) for e in zip(l.points, l.mids, l.points[1:] + l.points[:1])]
+        edges = [
+            (n, *e) for n, loop in enumerate(loops)
+            for e in zip(loop.points, loop.mids, loop.points[1:] + loop.points[:1])
+        ]
         self.lines = [(n, a, b) for n, a, arc, b in edges if arc is None and a != b]
         self.arcs = [(a, arc, b) for _, a, arc, b in edges if arc is not None and a != b]
-        self.bent = [l for l in loops if any(l.mids)]
+        self.bent = [loop for loop in loops if any(loop.mids)]
 
     @cached_property
-    def alone(self): return [_Shown([l]) for l in self.loops] if len(self.loops) > 1 else []
+    def alone(self): return [_Shown([loop]) for loop in self.loops] if len(self.loops) > 1 else []
 
     @cached_property
     def radii(self): return _radii(self.loops)
@@ -261,7 +264,7 @@ def _onto_levels(values, held):
 class _Rounding:
     "What each point of a sketch becomes, in thousandths; `known` finds what a coordinate was written as before."
     def __init__(self, loops, known):
-        points = {p for l in loops for p in l.points}
+        points = {p for ring in loops for p in ring.points}
         values = [sorted({p[axis] for p in points}) for axis in (0, 1)]
         self.axes = [_Axis(some, [known(axis, v) for v in some]) for axis, some in enumerate(values)]
         self.exact = set()                                    # loops that keep their thousandths
@@ -368,9 +371,9 @@ def crosses_at_a_corner(
 def _radii(loops):
     "{radius: rounded radius} for the circles and arcs of a profile."
     centers = {}
-    for l in loops:
-        if l.radius: centers.setdefault(l.points[0], set()).add(l.radius)
-        for arc in l.mids:
+    for ring in loops:
+        if ring.radius: centers.setdefault(ring.points[0], set()).add(ring.radius)
+        for arc in ring.mids:
             if arc is not None and arc[1]: centers.setdefault(None, set()).add(arc[1])
     whole = {r: whole_unit(r) for some in centers.values() for r in some}
     became = {r: w if w and not changed_number(r, w) else r for r, w in whole.items()}
@@ -403,9 +406,9 @@ class RoundedLoops:
 @patch
 def crossings(self: _Rounding, shown, loops):
     "Keep the thousandths of loops that rounding makes cross themselves; whether there are new ones."
-    found = [l for l in shown.bent if l not in self.exact]
-    found = [l for l in found if (made := loops.rounded(l, self, shown.radii)) and loops.crosses(made)]
-    for l in found: self.keep(l)
+    found = [ring for ring in shown.bent if ring not in self.exact]
+    found = [ring for ring in found if (made := loops.rounded(ring, self, shown.radii)) and loops.crosses(made)]
+    for ring in found: self.keep(ring)
     return bool(found)
 
 def rounded(
@@ -414,7 +417,7 @@ def rounded(
     loops: RoundedLoops, # those made so far
 ) -> tuple: # (the same profiles, None for each loop that vanishes; moves corners; whether all distances stay)
     "Profiles rounded once."
-    rounding, all_shown = _Rounding([l for p in profiles for l in p], known), [_Shown(p) for p in profiles]
-    for left in reversed(range(12)):
+    rounding, all_shown = _Rounding([ring for p in profiles for ring in p], known), [_Shown(p) for p in profiles]
+    for left in reversed(range(12)):   # noqa: B007
         if not any([rounding.arcs(s) | rounding.parallels(s) | rounding.crossings(s, loops) for s in all_shown]): break
-    return [[loops.rounded(l, rounding, s.radii) for l in s.loops] for s in all_shown], rounding, left > 0
+    return [[loops.rounded(ring, rounding, s.radii) for ring in s.loops] for s in all_shown], rounding, left > 0
