@@ -13,7 +13,7 @@ of these --num_scripts for the scripts, which take longer to execute.
   edited       after the first pad was made 1.1 times as long, the program rebuilds to the kernel's volume for the same
   edit
   read back    reading the file gives the same operations, every point within 1e-6 of the part's size
-  seconds      in the program, a part
+  seconds      of processor time in the program, a part
 FreeCAD is `freecadcmd`; --build123d and --cadquery name interpreters that have those libraries; OpenSCAD is `openscad`.
 What is missing is left out of the table, and the table says so.
 """
@@ -30,6 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from cad_mllm.cad import CADFormatError, CADProgram, Extrude
 from cad_mllm.geometry import build_solid, read_mesh
@@ -128,9 +129,17 @@ def same(one, other):
     )
 
 
+def time_used(process):
+    "Seconds of processor time, its children included; what it waits for other programs is not counted."
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        return sum(t.user + t.system for t in (p.cpu_times() for p in family))
+    except psutil.Error: return 0.0
+
+
 def run_batches(command, files, folder, stall):
-    """Start a program on files until each has been tried; what makes no progress for `stall` seconds is killed and
-    passed over. path -> what it reported."""
+    """Start a program on files until each has been tried; what computes for `stall` seconds without progress is killed
+    and passed over. path -> what it reported."""
     report, rest, hung = folder/"report.jsonl", list(files), set()
     report.write_text("")
     while rest:
@@ -144,27 +153,37 @@ def run_batches(command, files, folder, stall):
                 "PYTHONPATH": ""
             }
         )
+        changed, used = report.stat().st_mtime, 0.0
         while process.poll() is None:
             time.sleep(.5)
-            if time.time() - report.stat().st_mtime > stall: process.kill()
+            if report.stat().st_mtime != changed: changed, used = report.stat().st_mtime, time_used(process)
+            if time_used(process) - used > stall: process.kill()
         rows = [json.loads(line) for line in report.read_text().splitlines()]
         done = {r["path"] for r in rows if "path" in r} | hung
         begun = [r["begins"] for r in rows if "begins" in r and r["begins"] not in done]
         hung |= set(begun[-1:])
         if not begun and process.returncode and not done.intersection(map(str, rest)): hung.add(str(rest[0]))
         rest = [f for f in rest if str(f) not in done | hung]
-    return {r["path"]: r for r in rows if "path" in r} | {h: {"failed": f"no answer for {stall} seconds"} for h in hung}
+    return {r["path"]: r for r in rows if "path" in r} | {
+        h: {"failed": f"computes for more than {stall:g} s"} for h in hung
+    }
 
 
 def run_openscad(files, stall):
     "path -> what OpenSCAD makes of a script."
     found = {}
     for f in files:
-        start = time.time()
-        try:
-            subprocess.run(["openscad", "-q", "-o", f"{f}.stl", str(f)], capture_output=True, timeout=stall, check=True)
-            found[str(f)] = {"volume": read_mesh(f"{f}.stl", "mm").volume*1e9, "seconds": time.time() - start}
-        except subprocess.TimeoutExpired: found[str(f)] = {"failed": f"no answer for {stall} seconds"}
+        process = subprocess.Popen(["openscad", "-q", "-o", f"{f}.stl", str(f)], stderr=subprocess.DEVNULL)
+        used = 0.0
+        while process.poll() is None and used <= stall:
+            time.sleep(.1)
+            used = max(used, time_used(process))
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            found[str(f)] = {"failed": f"computes for more than {stall:g} s"}
+            continue
+        try: found[str(f)] = {"volume": read_mesh(f"{f}.stl", "mm").volume*1e9, "seconds": used}
         except Exception as e: found[str(f)] = {"failed": f"{type(e).__name__}: {e}"[:120]}
     return found
 
@@ -272,8 +291,22 @@ COLUMNS = ("parts", "written", "opened", "volume", "edited", "read back", "secon
 
 def _cell(row, key):
     value = row.get(key)
-    if value is None: return "–"
+    if value is None: return "not executed in the program" if key == "opened" else "–"
     return f"{value:.2f}" if key == "seconds" else str(value)
+
+
+def summary(results):
+    "A sentence for each form that its program opened."
+    lines = []
+    for form in FORMS:
+        rows = [row for (f, _), (row, _) in results.items() if f == form and row.get("opened") is not None]
+        if not rows: continue
+        total = {k: sum(r.get(k, 0) for r in rows) for k in ("parts", "opened", "volume", "edited", "read back")}
+        back = f", {total['read back']} are read back as the same history" if form in READ_BACK else ""
+        share = f"{100*total['volume']/total['parts']:.1f}%"
+        lines.append(f"{form}: of {total['parts']} parts {total['opened']} open and {total['volume']} agree with the "
+                     f"volume ({share}), {total['edited']} after the edit too{back}.")
+    return lines
 
 
 def report(results, unread, given):
@@ -281,8 +314,8 @@ def report(results, unread, given):
     lines = [
         "# Histories in the forms of CAD programs", "",
         f"At most {given.num_parts} parts of each set, {given.num_scripts} for scripts; `benchmarks/histories.py` says "
-        "what the columns mean. A dash: not executed in the program.",
-        "", "| form | set | " + " | ".join(COLUMNS) + " |", "|" + "---|"*(len(COLUMNS) + 2)
+        "what the columns mean. A dash: not tried.",
+        "", *summary(results), "", "| form | set | " + " | ".join(COLUMNS) + " |", "|" + "---|"*(len(COLUMNS) + 2)
     ]
     for (form, name), (row, _) in results.items():
         lines.append(f"| {form} | {name} | " + " | ".join(_cell(row, k) for k in COLUMNS) + " |")

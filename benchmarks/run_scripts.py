@@ -22,10 +22,10 @@ def volume(path):
 def main(listed, report):
     for path in Path(listed).read_text().splitlines():
         with open(report, "a") as f: f.write(json.dumps({"begins": path}) + "\n")
-        start = time.time()
+        start = time.process_time()
         try: found = {"path": path, "volume": volume(path)}
         except Exception as e: found = {"path": path, "failed": f"{type(e).__name__}: {e}"[:120]}
-        with open(report, "a") as f: f.write(json.dumps({**found, "seconds": time.time() - start}) + "\n")
+        with open(report, "a") as f: f.write(json.dumps({**found, "seconds": time.process_time() - start}) + "\n")
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

@@ -37,7 +37,7 @@ def lengthen(document, by=1.1):
 
 
 def check(path):
-    start, document = time.time(), FreeCAD.openDocument(path)
+    start, document = time.process_time(), FreeCAD.openDocument(path)
     stored = stored_volume(document)
     document.recompute()
     sketches = [o for o in document.Objects if o.TypeId == "Sketcher::SketchObject"]
@@ -46,10 +46,10 @@ def check(path):
         "sketches": len(sketches), "unsolved": [o.Name for o in sketches if o.solve()],
         "fully_constrained": sum(o.FullyConstrained for o in sketches)
     }
-    found["opened"] = time.time() - start
+    found["opened"] = time.process_time() - start
     lengthen(document)
     document.recompute()
-    found.update(edited_volume=volume(document), edited_errors=errors(document), seconds=time.time() - start)
+    found.update(edited_volume=volume(document), edited_errors=errors(document), seconds=time.process_time() - start)
     FreeCAD.closeDocument(document.Name)
     return found
 
