@@ -120,7 +120,7 @@ def attachment(
 CONSTRAINT_CODES = {
     "Coincident": 1, "Horizontal": 2, "Vertical": 3, "Parallel": 4, "Tangent": 5, "Distance": 6, "DistanceX": 7,
     "DistanceY": 8, "Angle": 9, "Perpendicular": 10, "Radius": 11, "Equal": 12, "PointOnObject": 13, "Symmetric": 14,
-    "Diameter": 18
+    "Block": 17, "Diameter": 18
 }
 NOTHING = -2000 # how FreeCAD writes a curve that a constraint does not have
 
