@@ -1,10 +1,11 @@
 """Checkpoints when things go wrong: the process dies at any moment, the disk fails at any call, the files come from
 elsewhere."""
-import errno, os, pickle, random, shutil, signal, subprocess, sys, tempfile, time
+import errno, hashlib, os, pickle, random, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, HealthCheck, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from chapters import Chapter
@@ -948,3 +949,92 @@ def test_an_adapter_more_and_a_projector_less(lora, capsys):
     done = ck.restore_optimizer(fresh, None, state, quiet=True)
     assert done.optimizer and any("shape" in note for note in done.notes)
     assert all((p in fresh.state) == (p.requires_grad and ".lora_" not in n) for n, p in there.items())
+
+
+@pytest.fixture
+def trees(monkeypatch):
+    "As if every file above 3,000 bytes were a large one, in pieces of 1,000."
+    monkeypatch.setattr(ck, "TREE_FROM", 3000)
+    monkeypatch.setattr(ck, "PIECE", 1000)
+
+
+def plain_tree(data):
+    "The tree of bytes in pieces of 1,000, as it is defined."
+    pieces = [hashlib.sha256(data[at:at + 1000]).digest() for at in range(0, len(data), 1000)]
+    return hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+@given(st.lists(st.binary(max_size=3500), max_size=8))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_tree_is_the_same_however_it_is_written_and_read(trees, tmp_path, parts):
+    data = b"".join(parts)
+    entry = ck.write_hashed(tmp_path/"file", lambda f: [f.write(p) for p in parts])
+    large = {"size": len(data), "tree": plain_tree(data)}
+    assert entry == (large if len(data) > 3000 else {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    assert ck.file_tree(tmp_path/"file") == ck.file_tree(tmp_path/"file", 3) == plain_tree(data)
+
+
+def test_large_writes_are_hashed_by_threads_and_come_out_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(ck, "TREE_FROM", 3 << 20)
+    data = random.Random(0).randbytes((9 << 20) + 5)
+    parts = [data[:100], data[100:(2 << 20) + 7], data[(2 << 20) + 7:]]
+    entry = ck.write_hashed(tmp_path/"file", lambda f: [f.write(p) for p in parts])
+    pieces = [hashlib.sha256(data[at:at + (1 << 20)]).digest() for at in range(0, len(data), 1 << 20)]
+    assert entry == {"size": len(data), "tree": hashlib.sha256(b"".join(pieces)).hexdigest()}
+    assert (tmp_path/"file").read_bytes() == data
+    assert ck.file_tree(tmp_path/"file", 4) == entry["tree"]
+
+
+def test_a_checkpoint_with_trees_is_proved_as_one_without(trees, tmp_path):
+    "It loads, a changed or cut file shows, and its manifest says that it is of format 2."
+    path = save(tmp_path, 1, is_best=False)
+    manifest = ck.read_manifest(path)
+    assert manifest["format"] == 2
+    kinds = {name: sorted(entry) for name, entry in manifest["files"].items()}
+    assert kinds["model.safetensors"] == ["size", "tree"] and ["sha256", "size"] in kinds.values()
+    assert ck.verify_checkpoint(path) == [] and ck.latest_checkpoint(tmp_path) == path
+    whole = (path/"model.safetensors").read_bytes()
+    for at in (0, 999, 1000, len(whole)//2, len(whole) - 1):
+        (path/"model.safetensors").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        assert ck.verify_checkpoint(path) == ["model.safetensors: its content has changed (SHA-256 differs)"]
+    (path/"model.safetensors").write_bytes(whole[:-1])
+    assert "bytes instead of" in ck.verify_checkpoint(path)[0]
+    (path/"model.safetensors").write_bytes(whole[1000:2000] + whole[:1000] + whole[2000:])    # pieces in another order
+    assert ck.verify_checkpoint(path) == ["model.safetensors: its content has changed (SHA-256 differs)"]
+
+
+def test_a_manifest_from_before_trees_proves_large_files_as_before(tmp_path, monkeypatch):
+    path = save(tmp_path, 1, is_best=False)
+    monkeypatch.setattr(ck, "TREE_FROM", 1000)
+    assert ck.read_manifest(path)["format"] == 1 and ck.verify_checkpoint(path) == []
+    whole = (path/"model.safetensors").read_bytes()
+    (path/"model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert ck.verify_checkpoint(path) == ["model.safetensors: its content has changed (SHA-256 differs)"]
+
+
+@pytest.mark.parametrize(
+    "entry", [dict(tree=None), dict(tree=""), dict(tree=1), dict(tree=[]), dict(tree={}, sha256="")]
+)
+def test_an_entry_that_lists_no_hash_proves_nothing(entry, trees, tmp_path):
+    path = save(tmp_path, 1, is_best=False)
+    manifest = ck.read_manifest(path)
+    manifest["files"]["model.safetensors"] = {"size": (path/"model.safetensors").stat().st_size, **entry}
+    manifest["sha256"] = ck._self_hash(manifest)
+    (path/ck.MANIFEST).write_bytes(ck.to_json(manifest))
+    assert ck.verify_checkpoint(path) == ["model.safetensors: its content has changed (SHA-256 differs)"]
+
+
+def test_a_file_with_a_tree_is_brought_and_proved(trees, tmp_path):
+    "To an output folder: copied, read back, and refused where the source is not what was saved."
+    from cad_mllm.checkpoints.transfer import OutputFolder, SourceError, Transfer, advance
+    source = save(tmp_path/"local", 1, is_best=False)
+    out = OutputFolder(tmp_path/"drive")
+    (tmp_path/"drive").mkdir()
+    transfer = Transfer(source, tmp_path/"drive"/source.name)
+    while not advance(transfer, out): pass
+    assert ck.verify_checkpoint(tmp_path/"drive"/source.name) == []
+    whole = (source/"model.safetensors").read_bytes()
+    (source/"model.safetensors").write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(SourceError, match="content has changed"):
+        again = Transfer(source, tmp_path/"drive"/"again")
+        while not advance(again, out): pass

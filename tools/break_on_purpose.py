@@ -224,7 +224,7 @@ MUTATIONS = [
     ),
     # 3 verified
     Mutation(
-        3, "hashes are not compared", CK, 'None if file_sha256(Path(folder)/name) == want.get("sha256")',
+        3, "hashes are not compared", CK, "None if read_hash(Path(folder)/name, is_tree(want)) == hash_of(want)",
         "None if True", DAMAGE
     ),
     Mutation(
@@ -283,8 +283,9 @@ MUTATIONS = [
     ),
     # 4 delivery
     Mutation(
-        4, "what was copied is not read back", DELIVERY, 'if not t.linked and out.sha256(target) != want["sha256"]:',
-        "if False:", T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"
+        4, "what was copied is not read back", DELIVERY,
+        "if not t.linked and out.sha256(target, **_kind_of(want)) != hash_of(want):", "if False:",
+        T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"
     ),
     Mutation(
         4, "a failure there ends the delivery", DELIVERY, "        with self.cond: self._failed(e, room)\n",

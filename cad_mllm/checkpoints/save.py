@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..utils.lazy import torch
 from ..config import TrainConfig
+from .hashes import hash_of
 from .format import (
     checkpoint_name, CheckpointError, CONFIG, DISK, FORMAT, is_finite, large_files, list_files, METADATA, publish,
     read_manifest, STATE, thread_map, to_json, verify_checkpoint)
@@ -328,7 +329,7 @@ def describe_checkpoint(
 ) -> str: # several lines
     "A checkpoint's files with sizes and the beginnings of their hashes, and what is wrong with it."
     record = read_record(path)
-    try: hashes = {n: f["sha256"][:12] for n, f in read_manifest(record.path)["files"].items()}
+    try: hashes = {n: str(hash_of(f))[:12] for n, f in read_manifest(record.path)["files"].items()}
     except CheckpointError: hashes = {}
     loss = "" if record.loss is None else f", loss {record.loss:.4f}"
     lines = [
