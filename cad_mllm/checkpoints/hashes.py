@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..utils.cpus import allotted_cpus
+from ..utils.files import stream_sha256
 
 # %% ../../nbs/6_checkpoints/01b_hashes.ipynb #c2f1dda0
 TREE_FROM, PIECE = 32 << 20, 1 << 20   # bytes: of a file that is hashed as a tree, and of each of its pieces
@@ -79,10 +80,7 @@ def file_sha256(
     path: Path, # any file
 ) -> str: # 64 hexadecimal digits
     "SHA-256 of a file's content, read in pieces."
-    digest, piece = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as f:
-        while num := f.readinto(piece): digest.update(piece[:num])
-    return digest.hexdigest()
+    with open(path, "rb", buffering=0) as f: return stream_sha256(f)
 
 def _pieces_between(path, start, stop):
     "The hashes of a file's pieces from one byte to another, one after the other."

@@ -21,8 +21,9 @@ from fastcore.basics import patch
 
 from ..utils.files import copy_sha256, MOST_LINES, read_plain, sync_file
 from ..utils.system import mount_point_of
+from .hashes import file_sha256, file_tree, hash_of, is_tree, TreeHash
 from .format import (
-    active_temporaries, CheckpointError, clean_temporaries, DISK, file_sha256, free_name, MANIFEST, read_manifest,
+    active_temporaries, CheckpointError, clean_temporaries, DISK, free_name, MANIFEST, read_manifest,
     temporary_path, verify_checkpoint)
 from .records import list_checkpoints
 
@@ -115,23 +116,29 @@ def write(self: OutputFolder, path, data: bytes):
         raise
 
 @patch
-def copy(self: OutputFolder, source, target) -> str: # SHA-256 of what was read from the source
+def copy(
+    self: OutputFolder,
+    source,
+    target,
+    tree: bool = False, # the hash is that of a tree
+) -> str: # hash of what was read from the source
     "A large file, durable as far as the folder can promise it."
     with open(source, "rb", buffering=0) as f, open(target, "wb", buffering=0) as g:
-        sha256 = copy_sha256(f, g)
+        found = copy_sha256(f, g, TreeHash() if tree else None)
         os.fsync(g.fileno())
-    return sha256
+    return found
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #60cb97e7
 @patch
-def sha256(self: OutputFolder, path) -> str:
-    "SHA-256 of what is there, read again and not from the page cache where that can be asked for."
+def sha256(self: OutputFolder, path, tree: bool = False) -> str:
+    """SHA-256, or the tree of it, of what is there, read again and not from the page cache where that can be asked
+    for."""
     if hasattr(os, "posix_fadvise"):
         fd = os.open(path, os.O_RDONLY)
         try: os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError: pass
         finally: os.close(fd)
-    return file_sha256(path)
+    return file_tree(path) if tree else file_sha256(path)
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #bac946a9
 @patch
@@ -177,7 +184,7 @@ class Transfer:
     temporary: Path | None = None        # where it grows
     aside: Path | None = None            # where the one whose place it takes waits
     manifest: bytes = b""                # as it will be there
-    files: dict = field(default_factory=dict) # name -> {"size", "sha256"}
+    files: dict = field(default_factory=dict) # name -> its entry of the manifest
     written: dict = field(default_factory=dict) # name -> when
     proved: set = field(default_factory=set) # names that were read back and are right
     wrong: set = field(default_factory=set) # names that were read back and are not
@@ -208,6 +215,8 @@ def _wait_for(name, since, clock, settle):
     "Raise while something that was written may still become visible."
     if since is not None and clock() - since < settle: raise OSError(errno.EAGAIN, "is not visible yet", str(name))
 
+def _kind_of(entry): return dict(tree=True) if is_tree(entry) else {}
+
 def _copy_one(t, name, out, clock):
     "Copy one file; `SourceError` when what was read is not what was saved."
     want, target = t.files[name], t.temporary/name
@@ -215,8 +224,8 @@ def _copy_one(t, name, out, clock):
     try: size = (t.source/name).stat().st_size
     except OSError as e: raise SourceError(f"{name}: cannot be read ({e.strerror})") from e
     if t.linked: out.link(t.source/name, target)
-    digest = want["sha256"] if t.linked else out.copy(t.source/name, target)
-    if (size, digest) != (want["size"], want["sha256"]):
+    digest = hash_of(want) if t.linked else out.copy(t.source/name, target, **_kind_of(want))
+    if (size, digest) != (want["size"], hash_of(want)):
         raise SourceError(f"{name}: its content has changed (SHA-256 differs)")
     t.written[name] = clock()
     t.wrong.discard(name)
@@ -228,7 +237,7 @@ def _bring(t, name, out, clock, settle):
         if name not in t.wrong: _wait_for(name, t.written.get(name), clock, settle)
         _copy_one(t, name, out, clock)
         if size_of(out, target) != want["size"]: _wait_for(name, t.written[name], clock, settle)
-    if not t.linked and out.sha256(target) != want["sha256"]:
+    if not t.linked and out.sha256(target, **_kind_of(want)) != hash_of(want):
         t.wrong.add(name)
         raise OSError(errno.EIO, "what was read back is not what was written", name)
     t.proved.add(name)
