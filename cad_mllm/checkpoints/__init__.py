@@ -5,7 +5,7 @@ from cad_mllm.utils.lazy import hand_on
 __getattr__, __dir__, __all__ = hand_on(__name__, {
     "safety": ("ADAPTERS JSON_LIMIT LIMITS LLM_WEIGHTS PICKLE_LIMIT UnsafeFile check_pt check_safetensors check_sizes "
               "inside load_pt read_json read_tensors weight_files write_safetensors"),
-    "hashes": ("PIECE TREE_FROM TreeHash file_sha256 file_tree hash_of is_tree read_hash write_hashed"),
+    "hashes": ("PIECE TREE_FROM TreeHash file_sha256 file_tree hash_of is_large is_tree read_hash write_hashed"),
     "trust": ("KNOWN_KERNELS KNOWN_OWNERS OWN_NAMES TRUST check_trust demands kernel_demands stated"),
     "format": ("BEST CONFIG CheckpointError DISK Disk FORMAT MANIFEST METADATA PROOF_SECONDS STATE TREE_FORMAT "
               "WEIGHT_FILES active_temporaries checkpoint_name clean_temporaries compare_with_manifest free_name "

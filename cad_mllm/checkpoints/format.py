@@ -29,8 +29,7 @@ from ..utils.files import sync_path
 from ..utils.system import is_running, mount_point_of
 from ..config import ConfigError, TrainConfig
 from .safety import check_safetensors, inside, read_json, UnsafeFile, write_safetensors
-from . import hashes
-from .hashes import hash_of, is_tree, read_hash, write_hashed
+from .hashes import hash_of, is_large, is_tree, read_hash, write_hashed
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #37ef7e4d
 FORMAT = 1                            # of a checkpoint folder, as its metadata and manifest say
@@ -195,8 +194,7 @@ def _entry(folder, name, known):
     "Size and hash of one file of a folder: as known from writing it, or from reading it now."
     size = (folder/name).stat().st_size
     if name not in known:
-        tree = size > hashes.TREE_FROM
-        return {"size": size, "tree" if tree else "sha256": read_hash(folder/name, tree)}
+        return {"size": size, "tree" if is_large(size) else "sha256": read_hash(folder/name, is_large(size))}
     if size != known[name]["size"]:
         raise OSError(errno.EIO, f"{name}: {known[name]['size']:,} bytes were written, {size:,} are there")
     return known[name]
