@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from .utils.files import write_text
 from .config import TrainConfig
 from .checkpoints.format import MANIFEST, publish, STATE, verify_checkpoint
 from .checkpoints.load import load_checkpoint
@@ -18,7 +19,7 @@ from .models.given_weights import download
 from .training.run_files import read_metrics
 from .evaluation_tables import (
     escape_cell, evaluation_folder, find_evaluation, format_table, REFERENCE_ROWS)
-from .evaluation import write_figure, write_text_atomic
+from .evaluation import write_figure
 
 # %% ../nbs/9_completion/08_model_card.ipynb #affd261b
 _METRICS = dict(builds="share that builds",
@@ -173,7 +174,7 @@ def write_card(
             shutil.copyfile(file, out/file.name)
             pictures.append(file.name)
         for file in ("evaluation.md", "evaluation.json"): shutil.copyfile(evaluation_folder(path)/file, out/file)
-    write_text_atomic(out/"README.md", model_card(path, name, license, tuple(pictures)).encode())
+    write_text(out/"README.md", model_card(path, name, license, tuple(pictures)))
     return out/"README.md"
 
 # %% ../nbs/9_completion/08_model_card.ipynb #74165e33
