@@ -19,6 +19,7 @@ from .cad.curves import CADFormatError
 from .cad.program import CADProgram
 from .cad.vocab import TOKEN_IDS
 from .cad.grammar import min_length
+from .geometry.clouds import best_in_one_body
 from .geometry.solid import build_solid, Solid
 from .geometry.workers import isolated
 from .data.images import prepare_image
@@ -394,10 +395,11 @@ def choose(
         return self._by_likelihood(request, candidates, check)
     for c in candidates:
         if self._look(c): c.fit = self.fit(request, c.solid)
-    bodies = {c.solid.num_bodies > 1 for c in candidates if c.valid}
-    apart = APART if len(bodies) == 2 and is_one_body(request, self.check) else 0
-    def off(c): return math.inf if c.fit is None else c.fit + apart*(c.solid.num_bodies > 1)
-    return min(candidates, key=lambda c: (c.program is None, not c.valid, off(c)))
+    valid = [c for c in candidates if c.valid]
+    if not valid: return min(candidates, key=lambda c: c.program is None)
+    def error(c): return math.inf if c.fit is None else c.fit
+    def given_is_one_body(): return is_one_body(request, self.check)
+    return best_in_one_body(valid, error, lambda c: c.solid.num_bodies, given_is_one_body, APART)
 
 # %% ../nbs/9_completion/01_completion.ipynb #2e226447
 @patch

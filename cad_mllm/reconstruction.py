@@ -20,7 +20,9 @@ from .cad.grid import NUM_LEVELS
 from .cad.program import CADProgram, Extrude, rectangle
 from .cad.tokens import decode, encode
 from .cad.vocab import NUMBERS
-from .geometry.clouds import CLOUD_FILES, far_words, in_metres, is_connected, read_cloud
+from cad_mllm.geometry.clouds import (
+    best_in_one_body, CLOUD_FILES, far_words, gaps, in_metres, is_connected, read_cloud
+)
 from .geometry.render import camera_frame
 from .geometry.mesh import GeometryError, Mesh, surface_distance
 from .geometry.mesh_readers import MESH_SUFFIXES
@@ -68,9 +70,7 @@ class Measure:
         mesh: Mesh,
     ) -> float: # in longest sides of the part
         "Mean distance, both ways, without what noise and spacing explain."
-        from scipy.spatial import cKDTree
-        there = surface_distance(self.points[:self.num_probes], mesh)/self.size
-        back = cKDTree(self.points).query(mesh.points(self.num_probes, 0)[:, :3])[0]/self.size
+        there, back = (d/self.size for d in gaps(self.points, mesh, self.num_probes))
         return float(np.minimum(there, .1).mean() + np.maximum(np.minimum(back, .1) - self.spacing, 0).mean())
 
 def measure_of(
@@ -271,8 +271,8 @@ def first_of(
 ) -> Candidate:
     """The best by score; where the points are one connected body, one body comes before several, unless these lie
     far nearer."""
-    apart = APART if any(c.num_bodies > 1 for c in candidates) and is_connected(measure.points) else 0
-    return min(candidates, key=lambda c: c.score + apart*(c.num_bodies > 1))
+    def is_one_body(): return is_connected(measure.points)
+    return best_in_one_body(candidates, lambda c: c.score, lambda c: c.num_bodies, is_one_body, APART)
 
 def reconstruct(
     points: np.ndarray, # (N, 3), or (N, 6) with normals, metres

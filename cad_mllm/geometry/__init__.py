@@ -6,8 +6,9 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "mesh": ("GeometryError surface_distance"),
     "mesh_readers": ("Element LONGEST_METRES MESH_SUFFIXES MOST_BYTES MOST_HEADER MOST_UNPACKED UNITS cut_polygon guess_unit "
               "ply_elements ply_header read_mesh read_surface triangles_of weld"),
-    "clouds": ("CLOUD_FILES Cloud FAR MOST_CLOUD_BYTES MOST_POINTS NORMAL_NAMES POINT_NAMES are_normals cloud_of "
-              "far_words in_metres is_connected mean_gap named_columns read_cloud split_columns without_strays"),
+    "clouds": ("CLOUD_FILES Cloud FAR MOST_CLOUD_BYTES MOST_POINTS NORMAL_NAMES POINT_NAMES are_normals best_in_one_body "
+              "cloud_of far_words gaps in_metres is_connected mean_gap named_columns read_cloud split_columns "
+              "without_strays"),
     "render": ("VIEWS camera_frame expand_ranges fit_to_frame view_direction zbuffer"),
     "drawings": ("Drawing"),
     "mesh_files": ("Mesh"),

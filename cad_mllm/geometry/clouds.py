@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_CLOUD_BYTES', 'MOST_POINTS', 'POINT_NAMES', 'NORMAL_NAMES', 'FAR', 'CLOUD_FILES', 'Cloud', 'are_normals',
-           'split_columns', 'named_columns', 'cloud_of', 'without_strays', 'in_metres', 'is_connected', 'mean_gap',
-           'far_words', 'read_cloud']
+           'split_columns', 'named_columns', 'cloud_of', 'without_strays', 'in_metres', 'is_connected', 'gaps',
+           'mean_gap', 'far_words', 'best_in_one_body', 'read_cloud']
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #f4cd9468
 import io
@@ -220,6 +220,16 @@ def is_connected(
     return bool(np.bincount(bodies).max() >= .98*len(xyz))
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #c8a739eb
+def gaps(
+    points: np.ndarray, # (N, 3), in no order
+    mesh: Mesh, # in the same unit
+    num_probes: int, # points of each that are looked at
+) -> tuple: # ((M,) from points to the surface, (M,) from the surface to its nearest point)
+    "Distances between points and a surface, both ways, in their unit."
+    from scipy.spatial import cKDTree
+    there = surface_distance(points[:num_probes], mesh)
+    return there, cKDTree(points).query(mesh.points(num_probes, 0)[:, :3])[0]
+
 def mean_gap(
     points: np.ndarray, # (N, 3 or more), in no order
     mesh: Mesh, # in the same unit
@@ -228,11 +238,9 @@ def mean_gap(
     "Mean distance between points and a surface, of both ways."
     from scipy.spatial import cKDTree
     points = np.asarray(points, float)[:, :3]
-    tree, probes = cKDTree(points), points[:num_probes]
-    spacing = np.median(tree.query(probes, k=2)[0][:, 1])
-    there = surface_distance(probes, mesh).mean()
-    back = tree.query(mesh.points(num_probes, 0)[:, :3])[0]
-    gap = (there + np.maximum(back - 2*spacing, 0).mean())/2
+    spacing = np.median(cKDTree(points).query(points[:num_probes], k=2)[0][:, 1])
+    there, back = gaps(points, mesh, num_probes)
+    gap = (there.mean() + np.maximum(back - 2*spacing, 0).mean())/2
     return float(gap/np.ptp(points, axis=0).max())
 
 FAR = .03 # mean gap in longest sides, above which a part is called far from points
@@ -244,6 +252,19 @@ def far_words(
     "Say that a part lies far from the points that were given."
     gap = mean_gap(points, mesh)
     return f"far from the given points: {gap:.0%} of the size on average" if gap > FAR else ""
+
+# %% ../../nbs/2_geometry/03_clouds.ipynb #1a8d1ca1
+def best_in_one_body(
+    candidates: list, # at least one
+    error, # of a candidate: how far it is from what was given
+    num_bodies, # of a candidate
+    is_one_body, # called without arguments where it matters: whether what was given is one connected body
+    apart: float, # how much smaller the error of separate bodies must be to come before one body
+):
+    "The candidate of least error; one body comes before several where what was given is one body."
+    differ = len({num_bodies(c) > 1 for c in candidates}) > 1
+    penalty = apart if differ and is_one_body() else 0
+    return min(candidates, key=lambda c: error(c) + penalty*(num_bodies(c) > 1))
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #05963e33
 CLOUD_FILES = (".npz", ".npy", ".ply", ".xyz", ".pts", ".txt", ".csv", ".asc")
