@@ -24,7 +24,14 @@ from .index import read_verdicts, VerdictTable
 # %% ../../nbs/5_data/21b_index_file.ipynb #7610a946
 def index_version() -> str:
     "What an index must say of itself to be read."
-    return f"3 {__version__}"
+    return f"4 {__version__}"
+
+def _digest_of(arrays):
+    "A hash of arrays and their names."
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 def save_index(
     path: Path, # of the index
@@ -36,7 +43,7 @@ def save_index(
     captions, views, clouds, media = joined or ([], np.zeros(0, "<i4"), np.zeros(0, "<i4"), {})
     about = dict(made_by=index_version(), **about, media=media)
     arrays = dict(about=to_bytes(about), captions=to_bytes(captions), views=views, clouds=clouds, **verdicts.arrays())
-    try: save_arrays(path, arrays)
+    try: save_arrays(path, arrays | dict(digest=to_bytes(_digest_of(arrays))))
     except OSError as e: logger.warning("the index of the data set cannot be kept in %s: %s", path, e.strerror)
 
 # %% ../../nbs/5_data/21b_index_file.ipynb #36873ea7
@@ -68,8 +75,11 @@ def load_index(
         with np.load(path, allow_pickle=False) as data:
             about = from_bytes(data["about"]) if "about" in data.files else {}
             if about.get("made_by") != index_version(): return None
-            joined = from_bytes(data["captions"]), data["views"], data["clouds"], about["media"]
-            return _checked(about, read_verdicts(data), joined)
+            arrays = {name: data[name] for name in data.files if name != "digest"}
+            if from_bytes(data["digest"]) != _digest_of(arrays):
+                raise ValueError("its arrays are not those it was made of")
+            joined = from_bytes(arrays["captions"]), arrays["views"], arrays["clouds"], about["media"]
+            return _checked(about, read_verdicts(arrays), joined)
     except Exception as e: logger.warning("the index %s cannot be read and is made again: %s", path, e)
 
 # %% ../../nbs/5_data/21b_index_file.ipynb #e58ed80e

@@ -196,7 +196,9 @@ def _reopen(self: MultimodalAutocompleteDataset):
     self._index = index = load_index(self.index_path)
     if index is None: return None
     about, verdicts, joined = index
-    if about["request"] != self._request or not about["state"] or not self.files.is_same(about["state"], verdicts):
+    try: same = about["request"] == self._request and about["state"] and self.files.is_same(about["state"], verdicts)
+    except (KeyError, TypeError, AttributeError): same = False       # of another kind of source
+    if not same:
         return None
     for entry in about["listed"]: self._report.add(*entry)
     self._index = None

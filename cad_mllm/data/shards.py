@@ -172,6 +172,12 @@ def run(self: _Packing):
         while at < len(self.groups): at += self.write_shard(contents, bar)
 
 # %% ../../nbs/5_data/09_shards.ipynb #9e293867
+def _content_digest(ids, shards, endings, table, extra):
+    "The hash that names a pack."
+    digest = hashlib.sha256(json.dumps([ids, shards, endings]).encode() + table.tobytes())
+    for name in sorted(extra): digest.update(name.encode() + np.ascontiguousarray(extra[name]).tobytes())
+    return digest.hexdigest()
+
 def index_arrays(
     ids: list, # of the groups, in their order
     shards: list, # of dict(name, bytes, sha256, groups)
@@ -183,10 +189,9 @@ def index_arrays(
 ) -> dict: # for `save_arrays`
     "The arrays of an index file."
     table = np.array(members, _MEMBER)
-    digest = hashlib.sha256(json.dumps([ids, shards, endings]).encode() + table.tobytes())
-    for name in sorted(extra): digest.update(name.encode() + np.ascontiguousarray(extra[name]).tobytes())
+    digest = _content_digest(ids, shards, endings, table, extra)
     header = dict(
-        format=1, made_by=f"cad_mllm {__version__}", shards=shards, endings=endings, digest=digest.hexdigest()
+        format=1, made_by=f"cad_mllm {__version__}", shards=shards, endings=endings, digest=digest
     )
     own = dict(
         header=to_bytes(header), ids=to_bytes(ids), members=table, first=np.array([*first, len(table)], "<i8"),
@@ -292,7 +297,10 @@ def _load(self: Pack):
             self.shard = data["shard"]
             self.extra = {k[6:]: data[k] for k in data.files if k.startswith("extra_")}
         self.shards, self.endings, self.digest = header["shards"], header["endings"], header["digest"]
-        if header.get("format") == 1: check_references(self, _MEMBER)
+        if header.get("format") == 1:
+            check_references(self, _MEMBER)
+            if self.digest != _content_digest(self.ids, self.shards, self.endings, self.members, self.extra):
+                raise ValueError("its content is not what it was made of")
     except Exception as e:
         raise PackError(
             f"{path}: the index is damaged ({type(e).__name__}: {e}); fetch it again, or run `cad-mllm pack` again: "

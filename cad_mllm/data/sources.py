@@ -197,6 +197,10 @@ def _decoded(data, kept):
     return ([], everything) if kept == 0 else (everything[:row[0]], everything[row[0]:])
 
 # %% ../../nbs/5_data/19_sources.ipynb #d31ebd89
+def _are_pairs(listed):
+    "Whether a value is a list of (file, reason)."
+    return isinstance(listed, list) and all(isinstance(e, list) and len(e) == 2 for e in listed)
+
 class ShardSource:
     "A data set as shards with an index."
     def __init__(self, root, cache_dir="", verify=False):
@@ -205,7 +209,11 @@ class ShardSource:
         self.root = Path(root)
         self.folders = dict.fromkeys(("json", "truncated", "txt", "img", "points"))
         extra = self.pack.extra
-        try: self.table, self.cut, self.listed = read_verdicts(extra), bool(extra["cut"]), from_bytes(extra["listed"])
+        try:
+            self.table, self.cut, self.listed = read_verdicts(extra), bool(extra["cut"]), from_bytes(extra["listed"])
+            language, media = from_bytes(extra["language"]), from_bytes(extra["media"]) if "media" in extra else {}
+            if not isinstance(media, dict) or not isinstance(language, str) or not _are_pairs(self.listed):
+                raise ValueError("what it says of its media, its language or what was left out is something else")
         except KeyError as e:
             raise DataError(
                 f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm pack ROOT "
@@ -218,7 +226,7 @@ class ShardSource:
             ) from None
         self._check_joined(extra)
         self.place, self._held = {id: i for i, id in enumerate(self.pack.ids)}, ("", {})
-        self.has_tokens = (language := from_bytes(extra["language"])) == language_version()
+        self.has_tokens = language == language_version()
         if language and not self.has_tokens:
             logger.warning(
                 "%s: its tokens are those of another version; histories are encoded when they are read, which takes "
