@@ -17,7 +17,6 @@ usage: python benchmarks/checkpoint.py [stall] [rates] [listing] [kills] [others
 Without names all are run. --dir chooses the disk. Seconds depend on the machine; the ratios are between things measured
 side by side.
 """
-import argparse
 import builtins
 import hashlib
 import io
@@ -44,24 +43,12 @@ from chapters import Chapter
 ck = Chapter("cad_mllm.checkpoints")
 from cad_mllm.config import recipe
 from cad_mllm.utils.cpus import allotted_cpus
+from common import make_parser, table, timed, write_out
 
 BLOCK = 8 << 20
 
 
 def say(*words): print(*words, file=sys.stderr, flush=True)
-
-
-def timed(func, *args, **more):
-    "(seconds, result)"
-    began = time.perf_counter()
-    result = func(*args, **more)
-    return time.perf_counter() - began, result
-
-
-def table(head, rows):
-    return "\n".join(
-        [f"| {' | '.join(head)} |", "|" + "---|"*len(head)] + [f"| {' | '.join(map(str, r))} |" for r in rows]
-    ) + "\n"
 
 
 # -- a state of a given size
@@ -703,7 +690,7 @@ SECTIONS = {"stall": stall, "rates": rates, "listing": listing, "kills": kills, 
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small and short: to see that it runs, not for figures")
     parser.add_argument("--megabytes", type=int, default=350, help="size of the state")
@@ -712,7 +699,6 @@ def main():
     parser.add_argument("--kills", type=int, default=0, help="default 210, with --quick 24")
     parser.add_argument("--threads", type=int, default=0, help="of torch; default: as many as it takes by itself")
     parser.add_argument("--dir", type=Path, help="work in a temporary folder below this one; default: the system's")
-    parser.add_argument("--out", type=Path, help="append nothing, replace this file with the tables")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
@@ -728,9 +714,7 @@ def main():
         made.append(f"## {name}\n\n{text}")
         print(f"\n{made[-1]}", flush=True)
         say(f"  {seconds:.0f} s")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(made), encoding="utf-8")
+    write_out(args.out, "\n".join(made))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the packages of this one, as Colab's has torch and its kin, but not cad_mllm:
 the notebook installs it from a wheel in the Drive. What Colab does not have (OpenCascade, Manifold) is installed first,
 and counted.
 """
-import argparse
 import base64
 import json
 import os
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
 from run_notebooks import trim  # noqa: E402   (beside this folder)
 from cad_mllm.utils.cpus import allotted_cpus  # noqa: E402
+from common import make_parser, table_head
 
 NOTEBOOK = ROOT/"nbs"/"tutorials"/"colab.ipynb"
 MISSING = ("cadquery-ocp-novtk", "manifold3d")       # what Colab's image lacks of our requirements
@@ -112,7 +112,7 @@ def table(notebook, home, install):
     until = datetime.fromisoformat(first["time"]).timestamp() - begins.timestamp() + install
     return "\n".join(
         [
-            "| cell | seconds |", "|---|---|", f"| {' and '.join(MISSING)}, which Colab lacks | {install:.1f} |",
+            *table_head("cell", "seconds"), f"| {' and '.join(MISSING)}, which Colab lacks | {install:.1f} |",
             *lines, "",
             f"From a fresh runtime to the first step of the training: {until:.0f} s, on {allotted_cpus()} CPU cores "
             f"without a GPU, {datetime.now():%Y-%m-%d}, tiny recipe, 400 synthetic parts, {MAX_STEPS} steps."
@@ -149,7 +149,7 @@ def store(notebook, home):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, out=False)
     parser.add_argument("--store", action="store_true", help="also store the outputs in the notebook")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

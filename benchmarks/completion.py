@@ -16,8 +16,6 @@ real ones have none here); beginning and points of the whole.
   agreement     the candidate that agrees most with the others is kept; likelihood: the likeliest; points: the one that
   fits the points best
 """
-import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +29,7 @@ from cad_mllm.inference import CADAutocomplete
 from cad_mllm.interop import read_history
 from cad_mllm.metrics import iou
 from small_model import files_of
+from common import make_parser, table_head, write_out
 
 KERNEL = "manifold"
 
@@ -125,15 +124,14 @@ def rows_of(model, name, parts, candidates):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default="small")
     parser.add_argument("--num", type=int, default=20, help="parts of each set")
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--sets", default="procedural,omni,deepcad,cadprompt")
-    parser.add_argument("--out", default="", help="a Markdown file for the table")
     args = parser.parse_args()
     model = CADAutocomplete(args.checkpoint, device="cpu", kernel=KERNEL)
-    lines = ["| set | parts | given | chosen by | IoU mean | median | next right |", "|---|---|---|---|---|---|---|"]
+    lines = [*table_head("set", "parts", "given", "chosen by", "IoU mean", "median", "next right")]
     print("\n".join(lines), flush=True)
     for name in args.sets.split(","):
         parts = cases(name, args.num)
@@ -144,7 +142,7 @@ def main():
         f"{args.candidates} candidates, half of the extrudes given; what the columns mean stands in "
         "`benchmarks/completion.py`.\n\n"
     )
-    if args.out: Path(args.out).write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    write_out(args.out, head + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__": main()

@@ -34,7 +34,6 @@ Feed. Packed batches of 16 samples from shards (warm), with 0, 1 and 2 reader pr
 text only, encoded histories cached as in training.
 """
 import sys
-import argparse
 import builtins
 import contextlib
 import io
@@ -58,6 +57,7 @@ from cad_mllm.data import MultimodalAutocompleteDataset, PromptBuilder, batches,
 from cad_mllm.data import prepare
 from cad_mllm.data import FAMILIES, synthesize
 from cad_mllm.cad import get_codec
+from common import machine_line, make_parser, table_head, timed
 
 ALL = {"text+points+image": 1.0}
 
@@ -154,13 +154,6 @@ class Slow:
         self._count["reads"] += 1
         time.sleep(self._delay)
         return self._file.read(*args)
-
-
-def timed(func):
-    "(seconds, result)"
-    start = time.perf_counter()
-    result = func()
-    return time.perf_counter() - start, result
 
 
 def parse_all(root):
@@ -315,8 +308,7 @@ def measure_feed(shards, seconds):
     codec = get_codec("tokens")
     builder = PromptBuilder(load_tokenizer(CADMLLMConfig(llm_model_name="tiny"), codec), codec, 64, 32, 2048)
     out = [
-        "| reader processes | all modalities, samples/s | against 0 | text alone, samples/s | against 0 |",
-        "|---|---|---|---|---|"
+        *table_head("reader processes", "all modalities, samples/s", "against 0", "text alone, samples/s", "against 0")
     ]
     base = None
     for workers in (0, 1, 2):
@@ -377,7 +369,7 @@ def write(out, made):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--only", default="index,read,feed", help="which parts")
     parser.add_argument("--sizes", default="1000,10000,100000", help="pairs to index")
     parser.add_argument("--designs", type=int, default=300, help="parts for folder against shards")
@@ -385,11 +377,10 @@ def main():
     parser.add_argument("--seconds", type=float, default=6, help="of each reading measurement")
     parser.add_argument("--work", type=Path, help="a folder for the files; a temporary one if left out")
     parser.add_argument("--quick", action="store_true", help="1,000 pairs and short measurements")
-    parser.add_argument("--out", type=Path, help="write the tables there as Markdown too")
     args = parser.parse_args()
     if args.quick: args.sizes, args.designs, args.seconds = "1000", 60, 1.0
     warnings.simplefilter("ignore")
-    made, text, cores = {}, "", f"{allotted_cpus()} cores, load {os.getloadavg()[0]:.1f} when it began"
+    made, text, cores = {}, "", machine_line()
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         work, kinds = Path(work), histories(200)
         if "index" in args.only:

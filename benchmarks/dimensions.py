@@ -15,7 +15,6 @@ Only lengths above 1/5,000 of the part's longest side count. One that changes by
   crossed   a loop whose edges cross each other after decoding and did not before
   unstable  encode(decode(t)) differs from t
 """
-import argparse
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from cad_mllm.cad.curves import arc_circle, CADFormatError
 from cad_mllm.cad.program import Extrude, polyline
 from cad_mllm.data.points import outline_box
 from cad_mllm.interop import read_history
+from common import make_parser, write_out
 
 LIMIT, SMALLEST, FLATTEST = .02, 1/5000, 2e-6
 
@@ -229,11 +229,10 @@ def worst(rows_of):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("roots", type=Path, nargs="+")
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows_of = {}
     with ProcessPoolExecutor(args.jobs) as pool:
@@ -241,7 +240,7 @@ def main():
             files = histories(root)[:args.limit or None]
             rows_of["/".join(root.parts[-2:])] = list(tqdm(pool.map(safe, files), total=len(files), desc=root.name))
     made = table(rows_of)
-    if args.out: args.out.write_text(made, encoding="utf-8")
+    write_out(args.out, made)
     print("\n" + made + "\n" + "\n".join(worst(rows_of)))
 
 

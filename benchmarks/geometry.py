@@ -24,7 +24,6 @@ same core, taken before each part.
 Boxes. A file states the box of the whole model in the CAD system. `equal` and `inside` allow a thousandth of its
 diagonal; everything else is listed with what the file itself says about why.
 """
-import argparse
 import math
 import os
 import sys
@@ -44,6 +43,7 @@ G = Chapter("cad_mllm.geometry")
 from cad_mllm.cad import CADProgram, Extrude, Sketch  # noqa: E402
 from cad_mllm.geometry import GeometryError, build_solid  # noqa: E402
 from cad_mllm.metrics import align_box, chamfer, fscore, iou, topology  # noqa: E402
+from common import make_parser, write_out
 
 TARGETS = {"solid": 10, "picture": 20, "points": 2} # milliseconds, median
 
@@ -315,19 +315,18 @@ def tables(rows, what):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("root", nargs="?", default=os.environ.get("OMNI_CAD_ROOT", ""))
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--synthetic", type=int, default=60, help="synthetic parts, where there is no folder")
-    parser.add_argument("--out")
     args = parser.parse_args()
     parts = load(args.root, args.limit, args.synthetic)
     if not parts: sys.exit(f"{args.root}: no histories in json/*/*.json")
     build_solid(parts[0][1]).image(32) # what is loaded once is not a part's time
     text = "\n".join(tables(study(parts, args.repeats), "real histories" if args.root else "synthetic parts")) + "\n"
     print(text)
-    if args.out: Path(args.out).write_text(text)
+    write_out(args.out, text)
 
 
 if __name__ == "__main__":

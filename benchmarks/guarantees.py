@@ -15,7 +15,6 @@ at the first one, a hash of all trainable weights and of the optimizer's state; 
 the last bit. Killing is SIGKILL. "resume latest" is each one's own way to find the newest checkpoint:
 `--resume_from_ckpt latest`, `train(resume_from_checkpoint=True)`, `load_state()` with automatic naming.
 """
-import argparse
 import contextlib
 import ctypes
 import hashlib
@@ -48,6 +47,7 @@ from cad_mllm.config import CurriculumStage, recipe
 from cad_mllm.data import MultimodalAutocompleteDataset
 from cad_mllm.models import CADMLLMModel
 from cad_mllm.data import synthesize
+from common import make_parser, write_out
 
 torch.set_num_threads(1)
 BATCH, SAVE_EVERY, LR, SEED = 4, 4, 1e-3, 0
@@ -945,7 +945,7 @@ def compare(folder, kills=20, only="", tests=TESTS):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--kills", type=int, default=20, help="kills while saving and before file operations, for each column"
     )
@@ -953,15 +953,12 @@ def main():
     parser.add_argument("--only", default="", help="names of columns, with semicolons")
     parser.add_argument("--tests", default=TESTS, help=f"any of {TESTS}")
     parser.add_argument("--dir", type=Path, help="work in a temporary folder below this one; default: the system's")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not hasattr(os, "fork"): sys.exit("needs os.fork: run it on Linux or macOS")
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         made = compare(Path(folder), 4 if args.quick else args.kills, args.only, args.tests)
     print(made)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(made, encoding="utf-8")
+    write_out(args.out, made)
 
 
 if __name__ == "__main__":

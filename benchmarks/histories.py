@@ -17,7 +17,6 @@ of these --num_scripts for the scripts, which take longer to execute.
 FreeCAD is `freecadcmd`; --build123d and --cadquery name interpreters that have those libraries; OpenSCAD is `openscad`.
 What is missing is left out of the table, and the table says so.
 """
-import argparse
 import json
 import os
 import re
@@ -35,6 +34,7 @@ import psutil
 from cad_mllm.cad import CADFormatError, CADProgram, Extrude
 from cad_mllm.geometry import build_solid, read_mesh
 from cad_mllm.interop import features_of, read_history, write_history
+from common import make_parser, write_out
 
 HERE = Path(__file__).resolve().parent
 FORMS = {
@@ -326,7 +326,7 @@ def report(results, unread, given):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("data_root", type=Path)
     parser.add_argument("--num_parts", type=int, default=40)
     parser.add_argument("--num_scripts", type=int, default=10)
@@ -335,7 +335,6 @@ def main(argv=None):
     parser.add_argument("--stall", type=float, default=90)
     parser.add_argument("--sets", default="Omni-CAD,DeepCAD,CADPrompt,Fusion 360")
     parser.add_argument("--forms", default=",".join(FORMS))
-    parser.add_argument("--out", default="")
     given = parser.parse_args(argv)
     results, unread = {}, {}
     sets = data_sets(given.data_root)
@@ -347,7 +346,7 @@ def main(argv=None):
             with tempfile.TemporaryDirectory() as folder: results[form, name] = measure(form, few, Path(folder), given)
             text = report(dict(sorted(results.items(), key=lambda kv: list(FORMS).index(kv[0][0]))), unread, given)
             print(form, name, results[form, name][0], flush=True)
-            if given.out: Path(given.out).write_text(text)
+            write_out(given.out, text)
     print(text)
 
 

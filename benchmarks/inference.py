@@ -11,7 +11,6 @@ of the machine hits all variants; medians are given. On a CPU one thread is used
 the time that passes. The second table takes parts from nothing and from beginnings, and counts what parses, builds, and
 keeps its beginning.
 """
-import argparse
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from cad_mllm.models import GrammarLogitsProcessor
 from cad_mllm.inference import CADAutocomplete
 from cad_mllm.models import CADMLLMModel
 from cad_mllm.data import make_part
+from common import make_parser, table_head, write_out
 
 
 class Endless:
@@ -157,7 +157,7 @@ def quality(completer, num, check, seed=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--checkpoint", default="", help="a trained model; random weights if left out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--new-tokens", type=int, default=128)
@@ -166,7 +166,6 @@ def main():
     parser.add_argument(
         "--parts", type=int, default=24, help="of the second table, each from nothing and from a beginning"
     )
-    parser.add_argument("--out", default="")
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.device == "cpu": torch.set_num_threads(1)
@@ -186,8 +185,9 @@ def main():
         f"{'weights of ' + Path(args.checkpoint).name if args.checkpoint else 'random weights'}; {args.new_tokens} new "
         f"tokens a row; median of {args.rounds} interleaved rounds.",
         "", *lines, "",
-        "| kernel in the loop | parts | parses | builds | beginning unchanged | operations taken back | seconds |",
-        "|---|---|---|---|---|---|---|"
+        *table_head(
+            "kernel in the loop", "parts", "parses", "builds", "beginning unchanged", "operations taken back", "seconds"
+        )
     ]
     for check in ("end", "kernel"):
         q = quality(completer, args.parts, check)
@@ -196,7 +196,7 @@ def main():
             f"{100*q['builds']:.1f}% | {100*q['keeps']:.1f}% | {q['taken_back']} | {q['seconds']:.1f} |"
         )
     print("\n".join(text))
-    if args.out: Path(args.out).write_text("\n".join(text) + "\n")
+    write_out(args.out, "\n".join(text))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ FILE.md]
 
 Prints a line for each moment whose resumed run differs, and a table; the exit code is 1 where there was one.
 """
-import argparse
 import hashlib
 import json
 import random
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"tests"))
 from small_data import make
 from test_train import assert_same
 from test_train_kills import VARIANTS, killed_and_resumed, whole_run
+from common import make_parser, table_head, write_out
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,14 +83,14 @@ def measure(
 
 def table(found_of) -> str:
     "The counts of each variant as Markdown."
-    lines = ["| run | moments | resumed to the last bit |", "|---|---|---|"]
+    lines = [*table_head("run", "moments", "resumed to the last bit")]
     for name, found in found_of.items():
         lines.append(f"| {name} | {len(found)} | {sum(same for _, same in found)} |")
     return "\n".join(lines) + "\n"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--num", type=int, default=0, help="moments of each variant; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(VARIANTS))
@@ -98,7 +98,6 @@ def main():
     parser.add_argument(
         "--journal", default="", help="JSON lines of the moments that were tried; they are not tried again"
     )
-    parser.add_argument("--out", type=Path, help="where the table goes")
     args = parser.parse_args()
     journal, found = Journal(args.journal), {}
     folder = Path(tempfile.mkdtemp(dir=args.dir))
@@ -107,7 +106,7 @@ def main():
         found[name] = measure(data, folder/str(i), name, args.num, args.seed, journal)
         print(name, len(found[name]), flush=True)
     made = table(found)
-    if args.out: args.out.write_text(made, encoding="utf-8")
+    write_out(args.out, made)
     print(made)
     failed = any(not same for some in found.values() for _, same in some)
     if not (failed and args.dir): shutil.rmtree(folder)

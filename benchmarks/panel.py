@@ -5,7 +5,6 @@ usage: python benchmarks/panel.py [--checkpoints 1000] [--rounds 5] [--out FILE.
 The baseline is the way a table is usually made of widgets: a row of nine labels and a button for each checkpoint, in
 the same process, from the same rows.
 """
-import argparse
 import json
 import shutil
 import statistics
@@ -20,6 +19,7 @@ import ipywidgets as widgets    # noqa: E402
 
 from cad_mllm.panel.table import _cell  # noqa: E402
 from cad_mllm.panel import COLUMNS, CheckpointPanel, example_folder  # noqa: E402
+from common import make_parser, table_head, write_out
 
 
 def make_folder(folder, num):
@@ -76,23 +76,21 @@ def measure(folder, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--checkpoints", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", default="", help="also write the table to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         num, rows = measure(make_folder(Path(folder)/"checkpoints", options.checkpoints), options.rounds)
     lines = [
-        f"{num} rows, median of {options.rounds}:", "", "| | panel, s | a widget a cell, s | ratio |",
-        "|---|---|---|---|"
+        f"{num} rows, median of {options.rounds}:", "", *table_head("", "panel, s", "a widget a cell, s", "ratio")
     ]
     lines += [
         f"| {what} | {a:.3f} | {f'{b:.3f}' if b else '–'} | {f'{b/a:.1f}' if b else '–'} |" for what, a, b in rows
     ]
     text = "\n".join(lines) + "\n"
     print(text)
-    if options.out: Path(options.out).write_text(text)
+    write_out(options.out, text)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ Conditions: clean is 4,096 points with true normals; noise-X moves each point by
 the normals away; dropped keeps a tenth; few is 256 points without normals, what the published models see; one-sided
 leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals.
 """
-import argparse
 import functools
 import json
 import os
@@ -42,6 +41,7 @@ from cad_mllm.interop.build123d_read import read_build123d        # noqa: E402
 from cad_mllm.metrics.volumes import iou                          # noqa: E402
 from cad_mllm.proposals import propose_with                       # noqa: E402
 from cad_mllm.reconstruction import count_curves, propose_slabs, reconstruct # noqa: E402
+from common import make_parser, table_head, write_out
 
 CONDITIONS = ("clean", "no-normals", "noise-0.005", "noise-0.01", "noise-0.02", "dropped", "few", "one-sided")
 # who proposes, and seconds for fitting numbers
@@ -151,7 +151,7 @@ def peer_lines(parts, index):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=False)
     parser.add_argument("root", nargs="?", default=os.environ.get("CAD_DATA_ROOT", ""))
     for flag, default in (
         ("num_parts", 40), ("seed", 0), ("sets", ",".join(SETS)), ("conditions", ",".join(CONDITIONS)),
@@ -174,7 +174,7 @@ def main():
                     line_of(name, condition, method, [measure(part, condition, proposers, seconds) for part in parts])
                 )
                 print(lines[-1], flush=True)
-                if args.out: Path(args.out).write_text(page(args, lines, peers), encoding="utf-8")
+                write_out(args.out, page(args, lines, peers))
 
 
 def page(args, lines, peers):
@@ -187,7 +187,7 @@ def page(args, lines, peers):
     table = [f"# Real parts: {args.num_parts} of each set, seed {args.seed}", "", *head, *lines]
     if peers:
         table += [
-            "", "Chamfer x1,000 on the very same Fusion parts:", "", "| method | median | parts |", "|---|---|---|",
+            "", "Chamfer x1,000 on the very same Fusion parts:", "", *table_head("method", "median", "parts"),
             *peers
         ]
     table += [

@@ -22,6 +22,7 @@ from pathlib import Path
 from cad_mllm.data import prepare, synthesize
 from cad_mllm.data.preparation import list_histories
 from cad_mllm.data.products import prepare_one, Products
+from common import make_parser, table_head, timed, write_out
 
 PARTS_ALL, MACHINES, PROCESSORS = 450_000, (10, 100), 16
 
@@ -62,13 +63,6 @@ def on_ray(parts, out, num=0):
         cluster.shutdown()
 
 
-def timed(work, *args):
-    "(seconds, what it gives)."
-    began = time.perf_counter()
-    given = work(*args)
-    return time.perf_counter() - began, given
-
-
 def ways(parts, num, ray):
     "Name, processors, and a function of an empty folder that gives (seconds, report or None)."
     yield "bare loop", 1, lambda out: timed(bare, parts, out)
@@ -82,10 +76,9 @@ def ways(parts, num, ray):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--num", type=int, default=120, help="parts")
     parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--out", default="", help="a Markdown file for the table")
     args = parser.parse_args()
     best = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -100,14 +93,14 @@ def main():
                 print(f"{name}: {seconds:.1f} s", flush=True)
     text = page(best, args.num)
     print(text)
-    if args.out: Path(args.out).write_text(text, encoding="utf-8")
+    write_out(args.out, text)
 
 
 def page(best, num):
     "The table and the predictions."
     rate = {name: num/seconds/processors for name, (processors, seconds) in best.items()}
     base = rate["bare loop"]
-    lines = ["| way | processors | parts/s and processor | of the bare loop |", "|---|---|---|---|"]
+    lines = [*table_head("way", "processors", "parts/s and processor", "of the bare loop")]
     lines += [f"| {name} | {best[name][0]} | {r:.2f} | {r/base:.2f} |" for name, r in rate.items()]
     chosen = next(n for n in reversed(best) if "killed" not in n)
     hours = [

@@ -20,6 +20,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from common import make_parser, table_head, write_out
 
 LLM = dict(
     hidden_size=768, intermediate_size=2304, num_hidden_layers=16, num_attention_heads=12, num_key_value_heads=4,
@@ -114,11 +115,10 @@ def together(args, kind, num, data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--processes", default="2,4")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", default="")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     parser.add_argument("--data", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -134,8 +134,10 @@ def main():
     size = shape_of(replace(tiny()[0], llm_config=LLM)).num_parameters
     lines = [
         f"All {size/1e6:.0f} million weights of a model train, in float32, on {args.device}; figures of one process.",
-        "", "| processes | | peak memory, GB | of DDP's | predicted / measured | seconds a step | of DDP's |",
-        "|---|---|---|---|---|---|---|"
+        "",
+        *table_head(
+            "processes", "", "peak memory, GB", "of DDP's", "predicted / measured", "seconds a step", "of DDP's"
+        )
     ]
     for n in counts:
         whole = found["ddp", n]
@@ -148,7 +150,7 @@ def main():
     apart = max(abs(a/b - 1) for n in counts for a, b in zip(found["ddp", n]["losses"], found["fsdp", n]["losses"]))
     lines += ["", f"Largest relative difference between the losses of the two: {apart:.0e}."]
     print("\n".join(lines))
-    if args.out: Path(args.out).write_text("\n".join(lines) + "\n")
+    write_out(args.out, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ where they lie: OMNI_CAD_ROOT holds json/, CAD_DATA_ROOT holds deepcad/, cadprom
 fusion360/. None of them trains or selects anything. IoU is that of the solids as they stand; a part that is not built
 counts 0.
 """
-import argparse
 import os
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from cad_mllm.geometry import GeometryError, build_solid
 from cad_mllm.inference import CADAutocomplete
 from cad_mllm.interop import read_history
 from cad_mllm.metrics import iou
+from common import make_parser, table_head
 
 PLACES = {"omni": ("OMNI_CAD_ROOT", "json/*/*.json"), "deepcad": ("CAD_DATA_ROOT", "deepcad/json/*.json"),
           "cadprompt": ("CAD_DATA_ROOT", "cadprompt/*/[0-9]*.json"), "fusion": ("CAD_DATA_ROOT", "fusion360/test/*.py")}
@@ -86,18 +86,16 @@ def judge(model, meshes, noise, num):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = make_parser(__doc__)
     p.add_argument("checkpoint")
     p.add_argument("--num", type=int, default=25, help="parts of each set")
     p.add_argument("--candidates", type=int, default=8)
     p.add_argument("--noise", type=float, default=0., help="standard deviation in longest sides")
     p.add_argument("--sets", default="procedural," + ",".join(PLACES))
-    p.add_argument("--out", default="", help="a Markdown file for the table")
     args = p.parse_args()
     model = CADAutocomplete(args.checkpoint, device="cpu", kernel="manifold")
     lines = [
-        "| set | parts | candidates | IoU mean | median | IoU > .9 | not built | s a part |",
-        "|---|---|---|---|---|---|---|---|"
+        *table_head("set", "parts", "candidates", "IoU mean", "median", "IoU > .9", "not built", "s a part")
     ]
     print("\n".join(lines), flush=True)
     for name in args.sets.split(","):

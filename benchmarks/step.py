@@ -6,7 +6,6 @@ Makes synthetic parts without points and pictures in a temporary folder, and tim
 time on one thread) with each setting. Read the last
 column: the ratio to the first row.
 """
-import argparse
 import tempfile
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from cad_mllm.config import tiny
 from cad_mllm.data import synthesize
 from cad_mllm.training import Trainer
+from common import make_parser
 
 NARROW = dict(hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2)
 SETTINGS = {
@@ -46,7 +46,7 @@ def seconds_a_step(folder, max_tokens, llm, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=False)
     parser.add_argument("--parts", type=int, default=24)
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()

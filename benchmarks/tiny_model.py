@@ -16,7 +16,6 @@ were trained on and on held-out ones tells learning from memorization. With OMNI
 histories are completed too, from their operations alone.
 The work folder keeps data, training and results; a second call goes on from there.
 """
-import argparse
 import json
 import os
 import time
@@ -35,6 +34,7 @@ from cad_mllm.data import prepare
 from cad_mllm.data import synthesize
 from cad_mllm.cad import encode
 from cad_mllm.training import Trainer, train
+from common import make_parser, table_head, write_out
 
 RETRIEVED = "nearest training part"
 STRETCHED = "nearest training part, moved and scaled to the given box"
@@ -154,8 +154,7 @@ def real_lines(completer, root, num):
         f"\n## Real histories\n\n{len(beginnings)} beginnings of Omni-CAD, the last two operations left out, completed "
         "by the same model, which has seen neither real parts nor beginnings; shares are of those that leave room "
         f"within its {completer.model.config.max_seq_length:,} tokens.",
-        "", "| | too long | parses | builds | beginning unchanged | operations added, mean |",
-        "|---|---|---|---|---|---|"
+        "", *table_head("", "too long", "parses", "builds", "beginning unchanged", "operations added, mean")
     ]
     for name, sampling in {"greedy": dict(temperature=0.), "temperature 0.7": dict(temperature=.7)}.items():
         results = completer.complete_many(
@@ -177,7 +176,7 @@ def real_lines(completer, root, num):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20, help="on two cores")
     parser.add_argument(
         "--train", type=int, default=40000, help="parts to learn from; making them takes a quarter of an hour"
@@ -191,7 +190,6 @@ def main():
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=.7)
     parser.add_argument("--work", default="tiny_model")
-    parser.add_argument("--out", default="")
     args = parser.parse_args()
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -241,8 +239,8 @@ def main():
         f"# From points to parts in {args.minutes:g} minutes on two cores\n",
         f"{len(known):,} training parts, {len(asked)} held-out parts (copies of training parts left out), points only; "
         f"{spent['step']:,} steps of {args.batch} parts.",
-        "", "| | parses | builds | Chamfer distance, median | against retrieval | mean of those that build |",
-        "|---|---|---|---|---|---|"
+        "",
+        *table_head("", "parses", "builds", "Chamfer distance, median", "against retrieval", "mean of those that build")
     ]
     for name in [*runs, RETRIEVED, STRETCHED, FLOOR]:
         v = np.array(rows[name])
@@ -260,7 +258,7 @@ def main():
     )
     if root := os.environ.get("OMNI_CAD_ROOT"): lines += real_lines(completer, root, args.real)
     print("\n".join(lines))
-    if args.out: Path(args.out).write_text("\n".join(lines) + "\n")
+    write_out(args.out, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ The tables are printed and, with --out, written as Markdown (the notebook 02_tok
 benchmarks/results/tokens.md).
 With --tokenizer (a folder with a Hugging Face tokenizer such as Qwen3's) the JSON and text forms are counted too.
 """
-import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from cad_mllm.cad import CADProgram
 from cad_mllm.geometry import build_solid, surface_distance
 from cad_mllm.cad import decode, encode, to_records, to_text, VERSION
+from common import make_parser, table_head, write_out
 
 
 def compare(file, levels):
@@ -86,7 +86,7 @@ def tables(files, levels, results, tokenizer):
     "Both tables as Markdown."
     out = [
         f"{len(files)} real histories, version {VERSION} of the token language:", "",
-        "| form | mean tokens | median | p95 | max | fits 2,048 |", "|---|---|---|---|---|---|"
+        *table_head("form", "mean tokens", "median", "p95", "max", "fits 2,048")
     ]
     if tokenizer:
         from transformers import AutoTokenizer
@@ -98,7 +98,7 @@ def tables(files, levels, results, tokenizer):
             ""
         ]
     out += [
-        "| levels | mean tokens | valid | close | median distance / diagonal | exact |", "|---|---|---|---|---|---|"
+        *table_head("levels", "mean tokens", "valid", "close", "median distance / diagonal", "exact")
     ]
     for num in levels:
         rows = [r[num] for _, r in results]
@@ -113,12 +113,11 @@ def tables(files, levels, results, tokenizer):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--levels", default="256,1024,4096")
     parser.add_argument("--tokenizer", default="")
     parser.add_argument("--limit", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument(
         "--max-tokens", type=int, default=0,
@@ -135,9 +134,7 @@ def main():
         )
     made = tables(files, levels, results, args.tokenizer)
     print("\n" + made)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(made, encoding="utf-8")
+    write_out(args.out, made)
     for file, r in results:
         bad = {
             n: x.get("error") or f"distance {x['distance']:.2e}" for n, x in r.items() if not x["valid"]

@@ -40,6 +40,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch    # noqa: E402
+from common import make_parser, table_head
 
 SHAPES = {
     "tiny": dict(
@@ -384,7 +385,7 @@ VARIANTS = {
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=False)
     parser.add_argument("data_root")
     parser.add_argument(
         "--tokenizer", default="", help="a folder with the tokenizer of Qwen3; without it a tiny vocabulary is used"
@@ -485,8 +486,9 @@ def table(args, best):
     ours = max((best[k] for k in ("ours", "ours+compile") if k in best), key=lambda r: r["rate"])
     lines = [
         f"## {args.shape} on {where}", "",
-        "| variant | CAD models/s | ours / this | peak memory, GB | ours / this | best of its batch sizes |",
-        "|---|---|---|---|---|---|"
+        *table_head(
+            "variant", "CAD models/s", "ours / this", "peak memory, GB", "ours / this", "best of its batch sizes"
+        )
     ]
     for name, r in best.items():
         lines.append(
@@ -520,8 +522,7 @@ def sweep(args):
     "How a step grows with the length of rows and with samples a batch."
     lines = [
         "", "How this project's step grows:", "",
-        "| samples a batch | tokens of a row | CAD models/s | milliseconds a sample | peak memory, GB |",
-        "|---|---|---|---|---|"
+        *table_head("samples a batch", "tokens of a row", "CAD models/s", "milliseconds a sample", "peak memory, GB")
     ]
     for batch, row in ((8, 1024), (16, 1024), (32, 1024), (64, 1024), (32, 320), (32, 4096)):
         r = child(args, variant="ours", batch=batch, row=row)
