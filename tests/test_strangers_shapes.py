@@ -237,6 +237,25 @@ def test_unit_of_prepare_takes_clouds_over_in_metres(tmp_path):
         assert refused.returncode and words in refused.stderr and "Traceback" not in refused.stderr
 
 
+def test_unit_of_score_and_of_points_for_complete(tmp_path):
+    "A mesh and a cloud without a unit of their own are taken in the one that is named; another word is refused."
+    from cad_mllm.completion_requests import InputError, read_given_points
+    v, f = TETRA
+    for name, scale in (("gt", .02), ("pred", 20.)):          # metres, and the same in millimetres
+        (tmp_path/name).mkdir()
+        lines = [f"v {x} {y} {z}" for x, y, z in (v*scale).tolist()] + [f"f {a} {b} {c}" for a, b, c in (f + 1).tolist()]
+        (tmp_path/name/"a.obj").write_text("\n".join(lines))
+        np.save(tmp_path/name/"cloud.npy", np.repeat(v*scale, 20, axis=0).astype("f4"))
+    found = score(
+        tmp_path/"pred", tmp_path/"gt", tmp_path/"out", pred_unit="mm", gt_unit="m", jobs=0, num_points=100, draw=False
+    )
+    assert not any("of its size" in note for note in found.notes), found.notes
+    sizes = [np.ptp(read_given_points(tmp_path/name/"cloud.npy", unit=unit).points[:, :3], axis=0).max()
+             for name, unit in (("pred", "mm"), ("gt", "m"), ("pred", "cm"))]
+    assert sizes == pytest.approx([np.ptp(v, axis=0).max()*s for s in (.02, .02, .2)], rel=1e-5)
+    with pytest.raises(InputError, match="choose one of mm"): read_given_points(tmp_path/"pred"/"cloud.npy", unit="ell")
+
+
 def test_unit_of_inspect(tmp_path, capsys):
     "A cloud and a mesh are told in millimetres, in the unit that was named or guessed; a history in JSON has its own."
     from cad_mllm.commands.files import inspect

@@ -246,12 +246,13 @@ def main():
         "--journal", type=Path, default=Path("walk_flags.jsonl"),
         help="answers of --real; lines in it are not tried again"
     )
+    parser.add_argument("--only", nargs="+", help="with --real: these commands alone")
     parser.add_argument("--accepted", action="store_true", help="with --real: print what was accepted too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         at = make_inputs(Path(folder))
         if given.real:
-            chosen = list(cases(at))
+            chosen = [(verb, words) for verb, words in cases(at) if not given.only or verb in given.only]
             if given.num: chosen = random.Random(given.seed).sample(chosen, given.num)
             return _report(walk_really(at, Path(folder), chosen, given.journal), given.accepted)
         found, number = walk(at, given.num, given.seed)
