@@ -316,14 +316,16 @@ def test_two_packages_that_lay_the_same_folder_are_named_with_the_remedy(tmp_pat
         "are both installed"
     )
     assert (
-        "'pip uninstall -y cadquery-ocp cadquery-ocp-novtk', then 'pip install --no-deps cadquery-ocp-novtk'"
+        "'pip uninstall -y cadquery-ocp cadquery-ocp-novtk', then 'pip install cadquery-ocp-novtk'"
         in overwritten
         and "libgl1" not in overwritten
     )
     assert "both installed" in said("class Stale: pass")
     (tmp_path/"cadquery-2.8.dist-info").mkdir()
-    (tmp_path/"cadquery-2.8.dist-info"/"METADATA").write_text("Metadata-Version: 2.1\nName: cadquery\nVersion: 2.8\n")
-    assert "then 'pip install --no-deps cadquery-ocp'" in said("raise ImportError('undefined symbol: _ZN3vtk')")
+    (tmp_path/"cadquery-2.8.dist-info"/"METADATA").write_text(
+        "Metadata-Version: 2.1\nName: cadquery\nVersion: 2.8\nRequires-Dist: cadquery-ocp<8.0,>=7.9.3.1\n"
+    )
+    assert "then 'pip install \"cadquery-ocp<8.0,>=7.9.3.1\"'" in said("raise ImportError('undefined symbol: _ZN3vtk')")
     for name in ("cadquery_ocp-8.0.1", "cadquery-2.8"):
         (tmp_path/f"{name}.dist-info"/"METADATA").unlink()
         (tmp_path/f"{name}.dist-info").rmdir()

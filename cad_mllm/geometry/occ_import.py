@@ -121,12 +121,18 @@ def _load_stand_in(soname):
 
 _OCP_PACKAGES = ("cadquery-ocp", "cadquery-ocp-novtk") # both lay the folder OCP
 
+def _kept_package(names):
+    "The package to keep of those that lay the folder OCP: the one of CadQuery, as it wants it, serves both."
+    if "cadquery" not in names: return _OCP_PACKAGES[1]
+    wanted = [r.split(";")[0].strip() for r in importlib.metadata.requires("cadquery") or ()]
+    named = (r for r in wanted if re.match(r"cadquery-ocp\b(?!-)", r))
+    return f'"{next(named, _OCP_PACKAGES[0])}"'
+
 def _remedy(found):
     "What to do about OpenCascade, by whether its folder was found and by the packages that say that they laid it."
     names = {re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
     installed = [n for n in _OCP_PACKAGES if n in names]
-    kept = _OCP_PACKAGES[0] if "cadquery" in names else _OCP_PACKAGES[1]
-    remedy = f"'pip uninstall -y {' '.join(installed)}', then 'pip install --no-deps {kept}'"
+    remedy = f"'pip uninstall -y {' '.join(installed)}', then 'pip install {_kept_package(names)}'"
     if len(installed) > 1:
         return (
             f"{' and '.join(installed)} are both installed and lay the same folder OCP, so that one has overwritten "
