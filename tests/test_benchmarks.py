@@ -22,7 +22,8 @@ def test_every_script_says_what_it_does_by_the_shared_parser(script, beside, mon
     assert "argparse.ArgumentParser(" not in script.read_text(encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [script.name, "--help"])
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended: runpy.run_path(str(script), {}, "__main__")
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), {}, "__main__")
     assert ended.value.code == 0
     first = next(line for line in said.getvalue().splitlines() if line and not line.startswith(("usage:", " ")))
     assert first.split()[:4] == script.read_text(encoding="utf-8").split('"""')[1].split()[:4]

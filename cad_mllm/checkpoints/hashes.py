@@ -16,7 +16,7 @@ from ..utils.cpus import allotted_cpus
 from ..utils.files import stream_sha256
 
 # %% ../../nbs/6_checkpoints/01b_hashes.ipynb #c2f1dda0
-TREE_FROM, PIECE = 32 << 20, 1 << 20   # bytes: of a file that is hashed as a tree, and of each of its pieces
+TREE_FROM, PIECE = 8 << 20, 1 << 20   # bytes: of a file that is hashed as a tree, and of each of its pieces
 
 def is_large(size): return size > TREE_FROM
 
@@ -45,30 +45,35 @@ class TreeHash:
 class _Hashing:
     "A file that computes hash and size of what is written to it; of a large one its tree, by threads."
     def __init__(self, file, pool):
-        self.file, self.pool, self.size = file, pool, 0
-        self.plain, self.tree = hashlib.sha256(), TreeHash()
+        self.file, self.pool, self.size, self.tree = file, pool, 0, TreeHash()
+        self.first = bytearray()               # all that was written, as long as it is little
 
     def write(self, data):
         view = memoryview(data).cast("B")
         self.size += view.nbytes
-        jobs = self.tree.jobs(view)
-        if self.size <= TREE_FROM: jobs.append((self.plain.update, view))
-        if view.nbytes < 1 << 20:
-            self.file.write(view)
-            for hash, part in jobs: hash(part)
-            return view.nbytes
-        hashed = [self.pool.submit(*job) for job in jobs]
+        if is_large(self.size): jobs = self._begin_tree() or self.tree.jobs(view)
+        else:
+            jobs = []
+            self.first += view
+        many = view.nbytes >= PIECE
+        hashed = [self.pool.submit(*job) for job in jobs] if many else []
         try: self.file.write(view)
         finally:
             for job in hashed: job.result()    # the memory may be reused when this returns
+        for hash, part in jobs if not many else (): hash(part)
         return view.nbytes
+
+    def _begin_tree(self):
+        "Hash what was kept so far; a piece may go on in what comes next, so all of it is done when this returns."
+        for job in [self.pool.submit(*job) for job in self.tree.jobs(self.first)]: job.result()
+        self.first = bytearray()
 
     def flush(self): self.file.flush()
 
     def entry(self) -> dict:
         "Size and hash of all of it, as a manifest lists them."
         if is_large(self.size): return {"size": self.size, "tree": self.tree.hexdigest()}
-        return {"size": self.size, "sha256": self.plain.hexdigest()}
+        return {"size": self.size, "sha256": hashlib.sha256(self.first).hexdigest()}
 
 def _num_threads(): return min(allotted_cpus(), 8)
 
