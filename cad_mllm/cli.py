@@ -53,6 +53,7 @@ _TRUST_HELP = (
     "without it such a checkpoint is refused."
 )
 
+# %% ../nbs/11_commands/02_cli.ipynb #59d90b75
 def _take_trust(argv):
     "The arguments without `--trust NAME`, which counts for the whole process."
     from cad_mllm.checkpoints.trust import TRUST
@@ -71,6 +72,7 @@ def _function(verb):
     f = VERBS[verb]
     return getattr(import_module(_HOMES[f]), f) if isinstance(f, str) else f
 
+# %% ../nbs/11_commands/02_cli.ipynb #2aafa2db
 def verb_parser(
     verb: str, # one of `VERBS`
 ) -> argparse.ArgumentParser:
@@ -113,6 +115,7 @@ def _words_of(error):
     plain = type(error).__module__ == "builtins" and getattr(error, "filename", None) and error.strerror
     return f"{error.filename}: {error.strerror.lower()}; name another file or folder" if plain else str(error)
 
+# %% ../nbs/11_commands/02_cli.ipynb #356461aa
 def main(argv: list | None = None):
     "The entry point of `cad-mllm`, which takes the process's own arguments; exits with the verb's code."
     own, argv = argv is None, sys.argv[1:] if argv is None else argv

@@ -62,6 +62,7 @@ def _old_model(config, notes=()):
             [*notes, f"without it the model sees no {'images' if missing[0] == 'i' else 'points'}: {e}"]
         )
 
+# %% ../nbs/9_completion/01_completion.ipynb #514b7a52
 def _load_model(path):
     "(model, notes) of a verified checkpoint folder of any age."
     loaded = load_checkpoint(path, quiet=True, with_state=False)
@@ -118,6 +119,7 @@ def _image(self: CADAutocomplete, image):
 
 FROM_SURFACE = 8192 # points that are taken from a mesh
 
+# %% ../nbs/9_completion/01_completion.ipynb #1463fa00
 def _read_cloud(model, point_cloud, seed, unit, notes):
     "The given points, None where there are none; what was decided in reading them goes to `notes`."
     if point_cloud is None: return None
@@ -130,6 +132,7 @@ def _read_cloud(model, point_cloud, seed, unit, notes):
     notes += [f"points: {n}" for n in cloud.notes]
     return cloud.points
 
+# %% ../nbs/9_completion/01_completion.ipynb #6ee00a8a
 @patch
 def _seen(self: CADAutocomplete, points, seed, prefix, from_nothing):
     "Points as `Sample` fields, and with them the grid that a part from nothing is written on."
@@ -216,6 +219,7 @@ def _said(self: CADAutocomplete, ids):
     if self.codec.added_tokens: return self.model.tokenizer.convert_ids_to_tokens(ids)
     return self.model.tokenizer.decode(ids, skip_special_tokens=True)
 
+# %% ../nbs/9_completion/01_completion.ipynb #c038a35b
 @patch
 def read(
     self: CADAutocomplete,
@@ -298,6 +302,7 @@ def writing(
         for i in looked(): yield i, read(i, writer.ids[i][writer.kept[i]].tolist())
     return list(zip(looked.settle(model.builder.end_id), looked.rows))
 
+# %% ../nbs/9_completion/01_completion.ipynb #074fa892
 def _generator(seed, k):
     "The random numbers of candidate k of any request."
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0] >> 1))
@@ -341,6 +346,7 @@ def likelihood(
     out = self.model(self.model.builder.collate([replace(request.sample, target=target)]).to(self.model.device))
     return -out["loss_sum"].item()/out["num_tokens"] if out["num_tokens"] else -math.inf
 
+# %% ../nbs/9_completion/01_completion.ipynb #c83d25e2
 @patch
 def fit(
     self: CADAutocomplete,
@@ -434,6 +440,7 @@ def _tell(self: CADAutocomplete, request, candidates, chosen, check):
             if solid is None: notes.append(f"the given operations do not build either: {_first(reason)}")
     return notes
 
+# %% ../nbs/9_completion/01_completion.ipynb #990958ea
 def _first(reason, limit=160):
     "The first line of a reason, shortened."
     line = reason.splitlines()[0] if reason else "no reason given"

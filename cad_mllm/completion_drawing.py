@@ -67,6 +67,7 @@ def side_by_side(
         ImageDraw.Draw(sheet).text((i*size + 8, 6), title, fill=(60, 60, 60))
     return np.array(sheet)
 
+# %% ../nbs/9_completion/02_completion_drawing.ipynb #da60510e
 def _draw_given(request, size, box):
     "(picture, title) of what the user gave."
     from PIL import Image

@@ -67,6 +67,7 @@ def _point_file(path, num_points, seed, unit):
     shape = read_shape(path, "" if path.suffix.lower() in (".step", ".stp") else unit)
     return Cloud(shape.points(num_points, seed), shape.notes)
 
+# %% ../nbs/9_completion/00_requests.ipynb #6e0681f0
 def read_given_points(
     points, # a file (see `POINT_FILES`), or an array in metres
     num_points: int = 2048, # taken from the surface, where the file is a mesh
@@ -88,6 +89,7 @@ def read_given_points(
             "(N, 3) numbers or a mesh"
         ) from e
 
+# %% ../nbs/9_completion/00_requests.ipynb #7250d113
 def read_point_cloud(
     points, # as `read_given_points` takes them
     num_points: int = 2048,
@@ -117,6 +119,7 @@ def format_of(
     name = Path(path).name.lower()
     return next((f for f in FORMATS if name.endswith(format_ending(f).lower())), "")
 
+# %% ../nbs/9_completion/00_requests.ipynb #440f5cea
 def check_formats(
     formats, # names, or one name
 ) -> tuple:

@@ -49,6 +49,7 @@ def train_command(
     ]
     return command + (["--resume_from_ckpt", "latest"] if resume else [])
 
+# %% ../nbs/11_commands/01_demo.ipynb #e261bf45
 def start(command: list, log: Path) -> subprocess.Popen:
     "Start a training in a process of its own, on one thread, its output in a file."
     env = {
@@ -185,6 +186,7 @@ def make_data(out: Path, data_root: str = "", num: int = 96, seed: int = 0) -> P
     prepare(data_root or data, data if data_root else "", num_points=1024, image_size=96, jobs=jobs)
     return data
 
+# %% ../nbs/11_commands/01_demo.ipynb #8dce22c4
 # of (id, whole, kept, caption), one a design
 def held_out(data: Path, num_val_samples: int, max_tokens: int = 600) -> list:
     "Beginnings of designs that training never sees, and that begin with a solid."
@@ -230,6 +232,7 @@ def complete_parts(
     draw_completions([d[2:5] for d in done], out/"completed.png")
     return metadata
 
+# %% ../nbs/11_commands/01_demo.ipynb #9998b9a8
 def misfit(program: CADProgram, points: Path) -> float: # metres
     "How far a part and a given cloud lie apart: the mean distance from either to the other, added."
     try: solid, given = build_solid(program), np.load(points)["points"]
@@ -312,6 +315,7 @@ def volume_shared(program: CADProgram, whole: CADProgram) -> float: # from 0 to 
     try: return overlap(build_solid(program, "manifold").mesh(), build_solid(whole, "manifold").mesh())
     except GeometryError: return 0.
 
+# %% ../nbs/11_commands/01_demo.ipynb #9899a4cd
 def complete_with_small(
     out: Path, # folder of the demo
     num: int = 3, # parts
@@ -333,6 +337,7 @@ def complete_with_small(
         parts=num, valid=valid, shared=round(float(np.mean(shared)), 4), before=round(float(np.mean(before)), 4)
     )
 
+# %% ../nbs/11_commands/01_demo.ipynb #f5a71539
 def small_words(told: dict) -> str:
     "What the small model did, in a sentence."
     return (

@@ -78,6 +78,7 @@ _EXPLAINED = (
 - **ACC_cmd**, **ACC_param**: mean command and parameter accuracy of DeepCAD over all parts (parameters where the
   command is right, within 3 of 256 levels).""")
 
+# %% ../nbs/9_completion/07_evaluation.ipynb #4806bd63
 def _report(evaluation):
     "The text of evaluation.md."
     s = evaluation.settings
@@ -120,6 +121,7 @@ def save(self: Evaluation, cases: dict): # combination -> list of `Case`
                dict(settings=self.settings, table=_finite_rows(self.rows), robustness=_finite_rows(self.robustness),
                     notes=self.notes, summaries=summaries))
 
+# %% ../nbs/9_completion/07_evaluation.ipynb #a4f36d41
 def write_figure(
     path: Path, # a PNG file
     figure, # of matplotlib
@@ -153,6 +155,7 @@ def worse_points(
                                            **see_points(cloud, len(sample.points), seed, codec, prefix,
                                                         not sample.kept)))
 
+# %% ../nbs/9_completion/07_evaluation.ipynb #8b884eb8
 def other_view(
     request: Request, # with a picture
     truth, # the `Solid` that is drawn
@@ -176,6 +179,7 @@ def _harder(cases, truths, combination, max_views=1):
         for num in range(2, min(max_views, len(VIEWS)) + 1):
             yield f"{num} views", {c.id: other_view(c.request, truths[c.id], *range(num)) for c in cases}
 
+# %% ../nbs/9_completion/07_evaluation.ipynb #1b28af3a
 def measure_robustness(
     name: str, # of the combination, such as "text+points"
     cases: list, # of `Case`, completed
@@ -204,6 +208,7 @@ def format_robustness(rows: list) -> str: # Markdown
     lines = [" | ".join(["", *keys.values(), ""]).strip(), "|" + "---|"*len(keys)]
     return "\n".join(lines + [" | ".join(["", *(format_cell(k, r.get(k)) for k in keys), ""]).strip() for r in rows])
 
+# %% ../nbs/9_completion/07_evaluation.ipynb #437c698f
 def draw_robustness(rows: list):
     "A matplotlib figure: median Chamfer distance and F-score over the kinds of input."
     from cad_mllm.utils.figures import Figure
@@ -236,6 +241,7 @@ def _evaluate_combination(autocomplete, name, cases, truths, kernel, jobs, timeo
     shape = score_shapes([c.id for c in cases], solids, [truths[c.id] for c in cases], num_points, jobs, timeout, name)
     return shape, score_sequences(cases)
 
+# %% ../nbs/9_completion/07_evaluation.ipynb #879abb93
 def _write_along(model, cases, truths, robustness, world, sampling):
     "What the other processes do: their share of the writing, in the order in which the main one asks for it."
     for some in cases.values(): complete_cases(model, some, world=world, **sampling)

@@ -43,6 +43,7 @@ def trained_with(autocomplete):
     "The training settings of a checkpoint; the usual ones where it does not tell."
     return (autocomplete.path and read_config(autocomplete.path)[1]) or TrainConfig()
 
+# %% ../nbs/9_completion/05_evaluation_cases.ipynb #af620705
 def held_out(
     autocomplete: CADAutocomplete,
     data_root, # in the Omni-CAD layout
@@ -95,6 +96,7 @@ def _fits(autocomplete, case, max_new_tokens=None, **_):
         return False
     return True
 
+# %% ../nbs/9_completion/05_evaluation_cases.ipynb #f4c9a667
 def complete_cases(
     autocomplete: CADAutocomplete,
     cases: list, # of `Case`; each gets its `candidate`
@@ -144,6 +146,7 @@ def _score_shape(solid, truth, num_points, timeout):
     try: return isolated(score_solids, solid, truth, num_points, timeout=timeout)
     except Exception as e: return e
 
+# %% ../nbs/9_completion/05_evaluation_cases.ipynb #4df92e0b
 def score_shapes(
     ids: list, # of str
     solids: list, # of `Solid` or exceptions

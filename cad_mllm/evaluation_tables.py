@@ -61,6 +61,7 @@ def format_cell(key, value):
     if key == "chamfer": return "inf" if math.isinf(value) else f"{value:.4f}"
     return f"{100*value:.1f}%"
 
+# %% ../nbs/9_completion/06_evaluation_tables.ipynb #6fe32a19
 def format_table(
     rows: list, # of dicts as `table_row` makes them
 ) -> str: # Markdown
@@ -97,6 +98,7 @@ def draw_distributions(
     fig.axes[-1].legend(fontsize=7)
     return fig
 
+# %% ../nbs/9_completion/06_evaluation_tables.ipynb #89b73dfa
 BASELINE, CEILING = "the partial alone", "the ground truth"
 # old name: the last two stand in evaluations of 0.2
 REFERENCE_ROWS = (BASELINE, CEILING, "the beginning alone", "the ground truth")

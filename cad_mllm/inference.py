@@ -57,6 +57,7 @@ def _export(solid, path, caption):
     "Write a solid; runs in the worker."
     solid.export(path, caption=caption)
 
+# %% ../nbs/9_completion/03_inference.ipynb #344ee980
 @patch
 def save(
     self: CADAutocomplete,
@@ -217,6 +218,7 @@ def _names_of(items, rows):
         names.append(row["name"] if row else _unique(own, taken))
     return names
 
+# %% ../nbs/9_completion/03_inference.ipynb #8467bdd8
 @patch
 def _ask(self: CADAutocomplete, item, name, seed, max_new_tokens):
     "(request, None), or (None, a result that says why not)."
@@ -228,6 +230,7 @@ def _ask(self: CADAutocomplete, item, name, seed, max_new_tokens):
     except (ValueError, OSError, TypeError) as e:
         return None, {"entities": {}, "sequence": [], "metadata": {"error": str(e), "valid": None}}
 
+# %% ../nbs/9_completion/03_inference.ipynb #7945c636
 @patch
 def _complete_batch(self: CADAutocomplete, items, names, out, formats, seed, max_new_tokens, **settings):
     "(name, result) of each item; files are written."
@@ -262,6 +265,7 @@ def _file_of(out, world):
     "Where a process writes what it finished: processes share no file."
     return Path(out)/(RESULTS if world.is_main else f"{Path(RESULTS).stem}-{world.rank}.jsonl")
 
+# %% ../nbs/9_completion/03_inference.ipynb #0baeea23
 def _bring_together(out, own, world):
     "{key: row} of all processes, once each is done; the main one brings their lines into one file."
     rows = {}
@@ -313,6 +317,7 @@ def complete_many(
     found |= _bring_together(out, own, world)
     return [found[k]["result"] for k in keys]
 
+# %% ../nbs/9_completion/03_inference.ipynb #767398d0
 def _progress(total, done, world):
     "What the main process shows; of several it knows its own part only."
     if not world.is_main: return contextlib.nullcontext()

@@ -60,6 +60,7 @@ def _model_rows(c):
             "image encoder": c.image_encoder_name or "none", "point encoder": c.point_encoder_name or "none",
             "precision": c.dtype}
 
+# %% ../nbs/9_completion/08_model_card.ipynb #95af5cde
 def _training_rows(loaded, metrics):
     "What it went through."
     m, t = loaded.metadata, loaded.train_config or TrainConfig()
@@ -108,6 +109,7 @@ def card_folder(checkpoint) -> Path:
     path = Path(checkpoint)
     return path.parent/f"card-{path.name}"
 
+# %% ../nbs/9_completion/08_model_card.ipynb #f324800a
 def _draw_loss(metrics):
     "The loss over steps, stages told apart by colour."
     from cad_mllm.utils.figures import Figure
@@ -125,6 +127,7 @@ def _draw_loss(metrics):
     ax.legend(fontsize=7)
     return fig
 
+# %% ../nbs/9_completion/08_model_card.ipynb #d28a85fe
 def _run_metrics(path, step):
     "The logged steps of the run that a checkpoint belongs to, up to its own."
     for folder in (path.parent.parent, path.parent):
@@ -195,6 +198,7 @@ def model_folder(
         return {}
     return publish(out, fill, loaded.metadata, replace=True)
 
+# %% ../nbs/9_completion/08_model_card.ipynb #067038b5
 def push_to_hub(
     checkpoint, # the folder of a complete checkpoint
     repo_id: str, # such as "user/model"

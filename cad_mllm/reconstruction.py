@@ -73,6 +73,7 @@ class Measure:
         there, back = (d/self.size for d in gaps(self.points, mesh, self.num_probes))
         return float(np.minimum(there, .1).mean() + np.maximum(np.minimum(back, .1) - self.spacing, 0).mean())
 
+# %% ../nbs/9_completion/04_reconstruction.ipynb #719a105c
 def measure_of(
     points: np.ndarray, # (N, 3 or more), metres
     cloud: SurfaceCloud,
@@ -98,6 +99,7 @@ class Candidate:
     @property
     def score(self): return self.distance + 2e-4*self.num_operations + 1e-5*self.num_curves
 
+# %% ../nbs/9_completion/04_reconstruction.ipynb #5420d643
 def count_curves(
     program: CADProgram,
 ) -> tuple: # (extrudes, curves of the profiles they push)
@@ -128,6 +130,7 @@ def _tries(tokens, place, step):
     for other in (value + step, value - step):
         if 0 <= other < NUM_LEVELS: yield [*tokens[:place], NUMBERS[other], *tokens[place + 1:]]
 
+# %% ../nbs/9_completion/04_reconstruction.ipynb #4afd6d14
 def refine(
     candidate: Candidate,
     measure: Measure,
@@ -154,6 +157,7 @@ def refine(
         steps = {i: s for i, s in steps.items() if s}
     return best
 
+# %% ../nbs/9_completion/04_reconstruction.ipynb #53fccba3
 def _judged(tokens, source, measure):
     try: return judge(decode(tokens), source, measure)
     except CADFormatError: return None
@@ -243,6 +247,7 @@ def confidence_words(
     if confidence >= .6: return "fair: half of such results overlapped the part by more than .9"
     return "low: 1 of 5 such results overlapped the part by more than .9"
 
+# %% ../nbs/9_completion/04_reconstruction.ipynb #5737b835
 def _finish(best, candidates, cloud, measure, began):
     distances = surface_distance(measure.points, best.mesh)
     slack = max(.01, 3*cloud.noise)*cloud.scale
@@ -274,6 +279,7 @@ def first_of(
     def is_one_body(): return is_connected(measure.points)
     return best_in_one_body(candidates, lambda c: c.score, lambda c: c.num_bodies, is_one_body, APART)
 
+# %% ../nbs/9_completion/04_reconstruction.ipynb #76698499
 def reconstruct(
     points: np.ndarray, # (N, 3), or (N, 6) with normals, metres
     proposers: tuple = (propose_slabs,), # functions of a `SurfaceCloud` that yield (name, history)
@@ -311,6 +317,7 @@ def _lines(log):
     "The lines of a `results.jsonl`; one that a kill cut off is none."
     return [row for row in read_lines(log) if isinstance(row.get("file"), str)] if log.exists() else []
 
+# %% ../nbs/9_completion/04_reconstruction.ipynb #a4536976
 def reconstruct_folder(
     root: str | Path, # a folder of shapes
     out: str | Path, # folder for histories and results.jsonl

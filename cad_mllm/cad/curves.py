@@ -79,6 +79,7 @@ class Frame:
         z /= np.linalg.norm(z)
         return np.array([x, [z[1]*x[2] - z[2]*x[1], z[2]*x[0] - z[0]*x[2], z[0]*x[1] - z[1]*x[0]], z])
 
+# %% ../../nbs/1_cad/01_curves.ipynb #b5881e4c
 @lru_cache(256)
 def _wrong_axes(x_axis, y_axis, z_axis):
     "What is wrong with the axes of a frame, or nothing; most sketches of a part share theirs."
@@ -281,6 +282,7 @@ def complex_circle(start, mid, end):
     c = complex((b.imag*aa - a.imag*bb)/d, (a.real*bb - b.real*aa)/d)
     return start + c, abs(c)
 
+# %% ../../nbs/1_cad/01_curves.ipynb #bfd2cac3
 def _arc_extremes(start, mid, end):
     "Points of an arc that can touch its box: its ends, its middle and its axis points."
     if (circle := complex_circle(start, mid, end)) is None: return [start, mid, end]
@@ -358,6 +360,7 @@ def _reach(values):
     values = list(values)
     return max(values) - min(values)
 
+# %% ../../nbs/1_cad/01_curves.ipynb #4a08a68f
 @patch
 def contour(self: Loop) -> Contour:
     """The loop as a closed, oriented chain (as drawn, not turned).

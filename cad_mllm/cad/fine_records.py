@@ -89,6 +89,7 @@ def _sketch(self: _FineEncoder, sketch, profile_ids):
     self.places.keep(directions[2], height, at)
     self._place(sketch, axes, drawn, at)
 
+# %% ../../nbs/1_cad/07_fine_records.ipynb #114ae35f
 @patch
 def _refit(self: _FineEncoder, drawn):
     "The grid that the rounded sketch asks for: it is used until it is the one that it was rounded on."
@@ -101,6 +102,7 @@ def _refit(self: _FineEncoder, drawn):
         c.radius = c.radius and fine.metres(c.radius)
     return fit_grid(contours, lambda points: points, self.num_levels)
 
+# %% ../../nbs/1_cad/07_fine_records.ipynb #b58fbc23
 @patch
 def _drawn(self: _FineEncoder, sketch, measured, directions):
     "{profile id: rounded profile} of those that do not vanish."
@@ -128,6 +130,7 @@ def _keep_places(self: _FineEncoder, measured, drawn, directions):
                 w = min(became[max(at - 1, 0):at + 1], key=lambda w: abs(w - n))
                 if abs(w - n) <= FINE: self.places.keep(directions[axis], n, w)
 
+# %% ../../nbs/1_cad/07_fine_records.ipynb #f412d79c
 @patch
 def _place(self: _FineEncoder, sketch, axes, drawn, height):
     "The record of a rounded sketch; its corner lies on whole levels."
@@ -159,6 +162,7 @@ def _extrude(self: _FineEncoder, extrude, used):
     else: extent = "two", (up, -down)
     self.ops.append(ExtrudeOp(extrude.operation, refs, *extent))
 
+# %% ../../nbs/1_cad/07_fine_records.ipynb #7431a294
 @patch
 def _reach(self: _FineEncoder, sketch_id, direction, base, distance):
     "How far one end of an extrude lies from its sketch as written, in thousandths."

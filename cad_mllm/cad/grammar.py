@@ -44,6 +44,7 @@ class State:
         "Whether the loop being written may end here."
         return self.num_points >= 3 or self.num_arcs > 0
 
+# %% ../../nbs/1_cad/08_grammar.ipynb #f95a3d65
 class GrammarError(CADFormatError):
     "A token that the grammar does not allow where it stands."
 

@@ -20,6 +20,7 @@ NUM_LEVELS = 1024
 MANTISSAS = (1, 1.2, 1.25, 1.27, 1.5, 1.5875, 2, 2.5, 2.54, 3, 3.175, 3.96875, 4, 5, 5.08, 6, 6.35, 7.5, 7.9375, 8)
 EXPONENTS = tuple(range(-9, 0))
 
+# %% ../../nbs/1_cad/03_grid.ipynb #a29541e3
 @dataclass(frozen=True)
 class Grid:
     "A grid in space, anchored at the world's origin; `unit` is `mantissa * 10**exponent` metres."
@@ -41,6 +42,7 @@ class Grid:
         "A whole number of units in metres, rounded the way a person would write it."
         return float(f"{level*self.mantissa:.12g}e{self.exponent}")
 
+# %% ../../nbs/1_cad/03_grid.ipynb #4b8de6fc
 @lru_cache(512)
 def _grid_of(mantissa, exponent): return Grid(mantissa, exponent)
 
@@ -62,6 +64,7 @@ def fit(
     off = _off_grid(np.asarray(lengths, float), np.array([g.unit for g in fitting]))
     return min(zip(fitting, off), key=lambda both: (both[1], -both[0].unit))[0]
 
+# %% ../../nbs/1_cad/03_grid.ipynb #b6082e87
 def _off_grid(lengths, units):
     "How far lengths (N,) lie from the levels of each unit (U,) on the mean, in levels, to the third digit."
     if not len(lengths): return [0.0]*len(units)
@@ -72,6 +75,7 @@ _GRIDS = [Grid(m, e) for e in EXPONENTS for m in MANTISSAS]
 
 _ROUND = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
+# %% ../../nbs/1_cad/03_grid.ipynb #44790d50
 @patch(cls_method=True)
 def around(
     cls: Grid,

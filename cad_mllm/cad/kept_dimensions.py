@@ -29,6 +29,7 @@ def _arcs_of(loop):
     edges = zip(loop.points, loop.points[1:] + loop.points[:1], loop.mids, fine_edges(loop))
     return {(a, b): (arc[1] or math.dist(a, b)/2, m) for a, b, arc, (_, m, _) in edges if arc is not None}
 
+# %% ../../nbs/1_cad/06b_kept_dimensions.ipynb #5df8fcb4
 def _arcs_kept(
     loop: GridLoop, # as it was measured
     made: GridLoop, # as it came out
@@ -64,6 +65,7 @@ def _rings(loops, made, places):
         rows += [(*circle, *after.get((place[a], place[b]), circle)) for (a, b), circle in _circles_of(loop).items()]
     return [np.array(column) for column in zip(*rows)]
 
+# %% ../../nbs/1_cad/06b_kept_dimensions.ipynb #2821f9d5
 def _walls_kept(loops, made, places) -> bool:
     "Whether arcs about one center are as far from each other as before, and still about one center."
     if sum(bool(ring.radius) or any(ring.mids) for ring in loops) == 0: return True
@@ -178,6 +180,7 @@ def _exact_loop(loop, known):
     points = tuple([(at(0, x), at(1, y)) for x, y in loop.points])
     return GridLoop((points[0],), (), loop.radius) if loop.radius else fine_loop(points, loop.mids)
 
+# %% ../../nbs/1_cad/06b_kept_dimensions.ipynb #2a8cdfce
 def stable_profile(
     profiles, # each a list of loops in thousandths, outer first
     known, # finds what a coordinate became before, or None

@@ -77,6 +77,7 @@ def _read_again(turn):
     x, y, z = map(tuple, axes_rotation(turn).tolist())
     return _turn_of(Frame((0.0, 0.0, 0.0), x, y, z).rotation)
 
+# %% ../../nbs/1_cad/05_records.ipynb #49516d9a
 def name_axes(rotation):
     """The named frame whose normal this frame has, or three numbers that stay when they are read again: a half turn
     has two."""
@@ -112,6 +113,7 @@ def _split_full(a, m, levels_mid):
     q = [tuple(int(v) for v in np.rint(c - s*turn*side)) for s in (1, -1)]
     return [(a, q[0], m), (m, q[1], a)]
 
+# %% ../../nbs/1_cad/05_records.ipynb #15e1d76c
 def _grid_edges(contour, levels):
     "Rounded edges (start, mid or None, end) without those that collapse."
     edges, corners = [], levels(contour.vertices)
@@ -250,6 +252,7 @@ def _refs(self: RecordEncoder, extrude, used):
                   else tuple(sorted(numbers)))
                  for at, numbers in sorted(groups.items(), reverse=True))
 
+# %% ../../nbs/1_cad/05_records.ipynb #4e87f3d8
 @patch
 def _known_flat(self: RecordEncoder, sketch_id, profile_id):
     "Whether a profile was already found to vanish."

@@ -33,6 +33,7 @@ _TYPE = re.compile(r'"type"\s*:\s*"(Sketch|ExtrudeFeature)"(?!\s*,\s*"entity")')
 _STRING, _BRACKET, _LEAF = re.compile(r'"(?:[^"\\]|\\[\s\S])*("?)'), re.compile(r"[{}\[\],]"), json.JSONDecoder()
 _MARK = re.compile(_STRING.pattern + "|" + _BRACKET.pattern)
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #64651162
 class _LooseReader:
     "Reads JSON that is broken in places; what is lost goes into `notes`, and `work` counts characters."
     def __init__(self, text): self.text, self.notes, self.work = text, [], 0
@@ -63,6 +64,7 @@ def _leaf(self: _LooseReader, at, first):
     self.count(end - at)
     return value, end
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #4f4cb3a9
 @patch
 def _marks(self: _LooseReader, at):
     "Brackets and commas outside strings, from `at` on."
@@ -73,6 +75,7 @@ def _marks(self: _LooseReader, at):
             yield from _BRACKET.finditer(self.text, m.start())
             return
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #237db6f1
 @patch
 def skip(self: _LooseReader, at):
     "The next comma or bracket that belongs to the level of `at`."
@@ -103,6 +106,7 @@ def _items(self: _LooseReader, at, where, depth, out, close):
         e.partial = out
         raise
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #f3e64301
 @patch
 def _item(self: _LooseReader, at, where, depth, out):
     "One member into `out`; where it ends."
@@ -130,6 +134,7 @@ def _broken(d, key):
         return False
     except CADFormatError: return True
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #20d55798
 def _mend_reference(d):
     """The direction of angle 0 of an arc, from its ends, centre and angles; `CADFormatError` where these do not agree
     on one."""
@@ -146,6 +151,7 @@ def _mend_reference(d):
         raise CADFormatError("an arc has no reference_vector, and its ends and angles do not say which way it runs")
     return dict(zip("xyz", (*found[0].tolist(), 0.0)))
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #3831da7e
 def _mend_curve(d, frame, note):
     "A curve, mended where the rest says how; `CADFormatError` with the reason where it is none."
     if not isinstance(d, dict): raise CADFormatError("a curve is not an object")
@@ -199,6 +205,7 @@ def _mend_sketch(id, d, notes):
     if not profiles: raise CADFormatError("none of its profiles says a region")
     return Sketch(id, profiles, frame, d["name"] if isinstance(d.get("name"), str) else "")
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #be4b0dcc
 def _mend_extrude(id, d, sketches, notes):
     "An extrude of the profiles that were kept."
     named = d.get("profiles") if isinstance(d.get("profiles"), list) else []
@@ -245,6 +252,7 @@ def _stated(text):
         if m.start() >= covered:
             yield "", None, [f"{m[1]} at character {m.start()}: left out, it has lost its name or its opening bracket"]
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #e893d1b9
 def _read_stated(reader, spans):
     "What `_stated` yields of objects that are operations; where these lie goes into `spans`."
     text, at = reader.text, 0
@@ -277,6 +285,7 @@ def _mended(text, notes):
         except CADFormatError as e: notes.append(f"{id}: left out, {' '.join(filter(None, (e.field, e.reason)))}")
     return kept
 
+# %% ../../nbs/1_cad/10_recovery.ipynb #9e2ed9e5
 def recover_program(
     text: str, # JSON of a history, perhaps broken
     notes: list | None = None, # is given a line for each thing left out or mended

@@ -34,6 +34,7 @@ def _arc_kind(a, m, b):
     if abs(out) <= 1e-4*r: return f"half-{turn}", 0
     return (f"wide-{turn}" if out > 0 else turn), max(round(r), 1)
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #b6a016cd
 def _arc_middle(a, arc, b):
     """The middle of an arc of this kind and radius between two points (complex numbers); a radius that is too small for
     them gives a half circle."""
@@ -69,6 +70,7 @@ def fine_contour(loop):
 
 def fine_contours_of(profiles): return [[fine_contour(ring) for ring in p] for p in profiles]
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #aae4e071
 def _fine_area(edges):
     "Signed area within edges of whole thousandths, in square thousandths."
     origin = edges[0][0]
@@ -103,6 +105,7 @@ def measured_edge(contour, turn, grid):
             kinds.append(arc and arc[:2])
     return GridLoop(tuple(corners), tuple(kinds))
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #959dd60e
 def _measured_arcs(contour, turn, grid):
     "For each edge of a contour: None for a line, otherwise what `_measured_arc` says."
     found = [None]*len(contour.mids)
@@ -168,6 +171,7 @@ class _Shown:
         apart = distances > _SMALLEST
         return ends, normals, i[apart], j[apart], distances[apart]
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #5ae218d1
 def _normals(ends, fallback=None):
     "Unit normals of lines (E, 2, 2)."
     along = (ends[:, 1] - ends[:, 0]).astype(float)
@@ -224,6 +228,7 @@ def link(self: _Axis, first, second):
     self.become(became)
     return bool((became != before).any())
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #8d128718
 @patch
 def _together(self: _Axis):
     "Linked coordinates move together, so far that as many as possible lie on whole levels."
@@ -243,6 +248,7 @@ def keep(self: _Axis, values):
     self.forced[np.searchsorted(self.values, values)] = True
     self.become(np.where(self.forced, self.own, self.became))
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #3baea263
 def _beside(values, written):
     "Coordinates moved along with the nearest one that was written before, where that is near."
     fixed = [(v, w - v) for v, w in zip(values.tolist(), written) if w is not None]
@@ -294,6 +300,7 @@ def parallels(self: _Rounding, shown):
     i, j = i[changed], j[changed]
     return any([self._link_edges(axis, ends[..., axis], i, j, np.abs(normals[:, axis]) > 1e-6) for axis in (0, 1)])
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #34245f09
 @patch
 def _link_edges(self: _Rounding, axis, ends, i, j, across):
     "Link the coordinates (E, 2) of the edges `i` and `j`, of those that run across this direction."
@@ -310,6 +317,7 @@ def arcs(self: _Rounding, shown):
 
 def _length(a, b): return abs(complex(b[0] - a[0], b[1] - a[1]))
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #d143d91d
 def _outgrown(radius, before, now):
     "Whether the chord of an arc (radius 0: a half circle) became too long, too short, or nothing."
     if now == 0 and before > _SMALLEST: return True
@@ -337,6 +345,7 @@ def _second_meeting(corner, one, two):
     sign = (toward > 0) - (toward < 0)
     return far, abs(_sagitta(one[1], far - corner) - sign*_sagitta(two[1], far - corner))
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #2df4073a
 def _sagitta(circle, chord):
     "How far a chord of a circle lies from its arc."
     return circle[1] - math.sqrt(max(circle[1]**2 - dot(chord, chord)/4, 0))
@@ -350,6 +359,7 @@ def _passes(edge, circle, point):
     m, p, b = ((t - turns[0]) % (2*math.pi) for t in turns[1:])
     return p < b if m < b else p > b
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #aa07a3e4
 def _cross_at_a_corner(edges):
     "Whether two edges (complex numbers) that share a corner, one of them an arc, cross each other."
     edges = [e for e in edges if e[0] != e[2]]
@@ -382,6 +392,7 @@ def _radii(loops):
             if b - a > _SMALLEST and changed_number(b - a, became[b] - became[a]): became[a], became[b] = a, b
     return became
 
+# %% ../../nbs/1_cad/06_rounding.ipynb #990685bc
 class RoundedLoops:
     "Rounded loops, each made once however often it is asked for."
     def __init__(self): self.made, self.crossed = {}, {}

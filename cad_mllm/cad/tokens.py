@@ -114,6 +114,7 @@ def arc(self: _Reader):
     if kind == "arc": return self.point()
     return (kind, 0) if kind.startswith("half") else (kind, self.number())
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #57844663
 @patch
 def loop(self: _Reader):
     "A loop; corners that repeat the one before are left out, and a last one that repeats the first."
@@ -129,6 +130,7 @@ def loop(self: _Reader):
     else: mids.append(None)
     return GridLoop(tuple(points), tuple(mids))
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #5ace3f00
 @patch
 def sketch(self: _Reader):
     "A sketch: axes, place, profiles."
@@ -158,6 +160,7 @@ def extrude(self: _Reader, operation):
     return ExtrudeOp(operation, tuple(refs) or ((0, None),), extent,
                      tuple(self.number() for _ in range(2 if extent == "two" else 1)))
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #fa61c50c
 def _read(tokens, fine=False):
     "(grid, records) of a valid sequence, with or without `<end>`; `fine` gives records in thousandths of a level."
     reader = _Reader(tokens, fine)
@@ -181,6 +184,7 @@ def _holds(circle, arc):
     "Whether all three points of an arc of some length lie within a level of a circle."
     return np.ptp(arc, axis=0).max() >= 3 and all(abs(np.hypot(*(p - circle[0])) - circle[1]) <= 1 for p in arc)
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #e3713895
 def _shared_circles(loops):
     """Where corners (point -> (2,)) and arc middles ((start, middle, end) -> (2,)) of these loops lie once arcs of one
     circle share it."""
@@ -199,6 +203,7 @@ def _shared_circles(loops):
         if circle is None and (own := arc_circle(corners[arc[0]], mids[arc], corners[arc[2]])): circles.append(own)
     return corners, mids
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #57193434
 def _contours_of(profiles):
     "The loops of a sketch as contours in levels, profile by profile."
     corners, mids = _shared_circles([loop for p in profiles for loop in p])
@@ -243,6 +248,7 @@ def _sketch(self: _Builder, op):
     self.program.append(Sketch(id, profiles, frame, f"Sketch {len(self.program) + 1}"))
     self.written.append((id, list(profiles)))
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #e970bad3
 @patch
 def _extrude(self: _Builder, op):
     "Append an extrude of the profiles it names."
@@ -293,6 +299,7 @@ def render_text(tokens):
         else: out.append(("\n" if t in _NEW_LINE else " ") + t[1:-1])
     return "".join(out)
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #aec6d6fa
 def to_text(
     program: CADProgram, # a history
     version: int = VERSION, # of the language
@@ -338,6 +345,7 @@ def encode_partial(
     encoder = encoder_of(partial, version=version).stretch(partial.operations())
     return [*header_tokens(encoder.grid), *_tokens_of(encoder, encoder.ops)] if encoder.ops else []
 
+# %% ../../nbs/1_cad/09_tokens.ipynb #27958fb4
 def read_grid(
     tokens: list, # of str, from "<cad>" on
 ) -> Grid | None: # None where there are no tokens

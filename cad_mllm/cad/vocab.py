@@ -32,6 +32,7 @@ ADDED = [["<.>", *ARC_TOKENS]]                   # what each later version appen
 TOKENS = COMMANDS + UNIT_TOKENS + EXPONENT_TOKENS + CARRY + NUMBERS + [t for tokens in ADDED for t in tokens]
 VERSION = 1 + len(ADDED)
 
+# %% ../../nbs/1_cad/04_vocab.ipynb #1e0c3ef5
 def vocabulary(
     version: int = VERSION, # of the language: 1 or 2
 ) -> list: # of str

@@ -47,6 +47,7 @@ class CheckpointError(ValueError):
 # no attributes, and no width of a billion
 _FORM = re.compile(r"(?:[^{}]|\{(?:step|loss|epoch|stage|time)(?::[-+ 0<>^]?\d{0,2}(?:\.\d{1,2})?[a-z%]?)?\})*")
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #373f67cb
 def checkpoint_name(
     step: int,            # optimizer steps over the whole run
     loss: float,          # mean training loss since the previous save
@@ -121,6 +122,7 @@ class Disk:
 
     def sync(self, path): sync_path(path)
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #2b7e963a
 DISK = Disk()
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #492fcd65
@@ -199,6 +201,7 @@ def _entry(folder, name, known):
         raise OSError(errno.EIO, f"{name}: {known[name]['size']:,} bytes were written, {size:,} are there")
     return known[name]
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #7aa6334b
 def seal(
     folder: Path,   # with all its files written
     metadata: dict, # repeated in the manifest
@@ -249,6 +252,7 @@ def compare_with_manifest(listed, there):
         f"{name}: is not listed in {MANIFEST}" for name in sorted(set(there) - set(listed) - {MANIFEST})
     ]
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #e09d93ea
 def _sealed_problems(folder, hashes):
     "What is wrong with a folder that has, or should have, a manifest."
     try: listed = read_manifest(folder)["files"]
@@ -265,6 +269,7 @@ def _sealed_problems(folder, hashes):
         ]
     return problems
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #09786d5c
 def _hash_problem(folder, name, want):
     "One sentence when a file's content is not what was written, or cannot be read; else None."
     try:
@@ -291,6 +296,7 @@ def _shape_problem(path):
 
 WEIGHT_FILES = re.compile(r"(adapter_model|model|pytorch_model)[^/]*\.(safetensors|bin|pt)$")
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #c49713aa
 def _led_out(folder, names):
     "A sentence for each name that is a link out of the folder, or neither a file nor a link to one inside."
     problems = []
@@ -332,6 +338,7 @@ def is_saved_model(
     folder = Path(folder)
     return (folder/CONFIG).is_file() and not any(os.path.lexists(folder/name) for name in (MANIFEST, METADATA, STATE))
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #706dcb0a
 def verify_checkpoint(
     path: Path,           # a checkpoint folder
     hashes: bool = True,  # read every file; False compares names and sizes only
@@ -399,6 +406,7 @@ def free_name(path):
         p for n in itertools.count(1) if not (p := path if n == 1 else path.with_name(f"{path.name}-{n}")).exists()
     )
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #48d4c224
 def _take_name(temporary, final, replace):
     "Give a finished folder its name, durably; returns the name it got."
     target, aside, keep = final if replace else free_name(final), None, False
@@ -416,6 +424,7 @@ def _take_name(temporary, final, replace):
     if aside and not keep: _forget(aside)
     return target
 
+# %% ../../nbs/6_checkpoints/02_format.ipynb #c0c7836e
 def _forget(folder):
     "Remove a folder that no longer matters; what cannot be removed is left for `clean_temporaries`."
     try: DISK.remove(folder)

@@ -95,6 +95,7 @@ def rng_state() -> dict: # of plain numbers and tensors
         "torch": torch.get_rng_state(), "cuda": list(cuda)
     }
 
+# %% ../../nbs/6_checkpoints/03_legacy.ipynb #9a77bc40
 def set_rng_state(
     state: dict, # what `rng_state` gave
 ) -> list: # of notes: what could not be set
@@ -140,6 +141,7 @@ _ADAPTER_FIELDS = {
     "lora_dropout": "lora_dropout", "target_modules": "lora_target_modules"
 }
 
+# %% ../../nbs/6_checkpoints/03_legacy.ipynb #eee993d2
 def config_from_old(
     values: dict, # the fields of an old configuration
 ) -> tuple: # (CADMLLMConfig, notes)

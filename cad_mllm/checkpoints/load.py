@@ -39,6 +39,7 @@ class Loaded:
     old_format: bool = False           # from before the manifest: nothing could be proved
     notes: list = field(default_factory=list) # what was not as usual, a sentence each
 
+# %% ../../nbs/6_checkpoints/06_load.ipynb #7be549ab
 def _would_load(path, trust):
     "Whether a checkpoint that is whole would also be accepted: its settings and what it asks for."
     try:
@@ -56,6 +57,7 @@ def _newest_accepted(folder, depth, skip, trust):
     while (found := newest_good(folder, depth, tuple(skip))[0]) and not _would_load(found, trust): skip.append(found)
     return found
 
+# %% ../../nbs/6_checkpoints/06_load.ipynb #1c2a0077
 def _refuse(path, problems, trust):
     "Raise for a damaged checkpoint, with the newest good one beside it, or in its run."
     places = [(path.parent, 1), (path.parent.parent, 2)] if path.is_dir() else []
@@ -71,6 +73,7 @@ def _refuse(path, problems, trust):
         + (f"; the newest good one is {other}" if other else "; there is no good one beside it")
     )
 
+# %% ../../nbs/6_checkpoints/06_load.ipynb #8bafef3f
 def _proved_state(path, hashes, with_state, trust):
     """The trainer's state of a folder that is proved whole; it is read while the files are hashed, and thrown away
     when they are not what was written."""
@@ -238,6 +241,7 @@ def size_of_next_save(
     )
     return tensor_bytes(files_to_save(model)) + moments + 1_000_000
 
+# %% ../../nbs/6_checkpoints/06_load.ipynb #b4186931
 def check_space(
     folder: Path,  # where checkpoints go; it need not exist yet
     needed: int,   # bytes, as `size_of_next_save` says

@@ -60,6 +60,7 @@ def _as_shared(values, parameter):
         )
     return {k: share(v) if isinstance(v, torch.Tensor) and v.shape == parameter.shape else v for k, v in values.items()}
 
+# %% ../../nbs/6_checkpoints/07_optimizer.ipynb #4f4edfcb
 def _match(optimizer, saved, named_parameters):
     """A state_dict for `optimizer` made of what fits in `saved`, with notes on what did not; raises `ValueError`
     where nothing does."""
@@ -88,6 +89,7 @@ def _match(optimizer, saved, named_parameters):
         "optimizer state of parameters that are not here", [str(k) for k in have]
     )
 
+# %% ../../nbs/6_checkpoints/07_optimizer.ipynb #a024e2b5
 def _listed(what, items):
     return [f"{what}: {', '.join(items[:5])}{f' and {len(items)-5} more' if items[5:] else ''}"] if items else []
 
@@ -156,6 +158,7 @@ def restore_optimizer(
     if "step" in state: say(f"  ✓ Resuming from step {state['step']}")
     return done
 
+# %% ../../nbs/6_checkpoints/07_optimizer.ipynb #58b6cc96
 def _restore_scheduler(scheduler, optimizer, saved) -> list:
     """Load a scheduler's state, or leave it as it was; the optimizer takes the learning rate that goes with it, also
     when it is a fresh one."""

@@ -62,6 +62,7 @@ def _told(path):
         and isinstance(small.get(k), (int, float))
     }
 
+# %% ../../nbs/6_checkpoints/04_records.ipynb #376ce20d
 def _look(path, old, there):
     "Metadata and problems of a checkpoint, without hashes."
     if old: return _told(path), old_format_problems(path)
@@ -114,6 +115,7 @@ def _scan(folder):
         [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir()]
     )
 
+# %% ../../nbs/6_checkpoints/04_records.ipynb #ad60a19f
 def _checkpoint_folders(folder, depth):
     """Folders that look like checkpoints, at most `depth` levels down, all of a level at a time; the insides of
     checkpoints are not looked at."""
@@ -149,6 +151,7 @@ def _recall(path):
     if record.complete and not record.old_format: _remembered[str(path)] = key, replace(record)
     return record
 
+# %% ../../nbs/6_checkpoints/04_records.ipynb #069868b7
 def list_checkpoints(
     folder: Path,    # an output folder, a stage in it, or one checkpoint
     depth: int = 3,  # levels of folders to look into
@@ -167,6 +170,7 @@ def human_size(size):
     i = next((i for i in range(len(units)) if size < 1000**(i+1)), len(units)-1)
     return f"{size/1000**i:.{1 if i else 0}f} {units[i]}"
 
+# %% ../../nbs/6_checkpoints/04_records.ipynb #8c129f08
 def format_checkpoints(
     records: list, # of `CheckpointRecord`
 ) -> str: # a table, a line each
@@ -277,6 +281,7 @@ def stage_records(
     folder = Path(folder)
     return [r for r in records if r.path.parent == folder or r.path == folder.with_name(f"{folder.name}_model")]
 
+# %% ../../nbs/6_checkpoints/04_records.ipynb #e2afae91
 def best_checkpoint(
     records: list, # of one stage
 ) -> CheckpointRecord | None:
@@ -320,6 +325,7 @@ def prunable(
         gone += [r for r in same_stage[:-keep_last_n] if r is not best and r.path.resolve() not in keep]
     return gone
 
+# %% ../../nbs/6_checkpoints/04_records.ipynb #2f756c1e
 def prune_checkpoints(
     folder: Path,       # an output folder or a stage in it
     keep_last_n: int,   # how many of each stage stay; 0 keeps all

@@ -46,6 +46,7 @@ def merge_lines(
 
 _TIME = re.compile(rb'"time": ?"([^"]{1,40})"')
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #f3a41ca8
 def _timed(lines, otherwise=""):
     """(time, line) with the latest time that was told up to each, so that their order never changes; `otherwise`
     where none tells a time."""
@@ -134,6 +135,7 @@ def put(self: RunFiles, name: str, data: bytes):
     with self.lock: self._put(name, data, False)
     if not self.thread: self.step()
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #62ab450d
 @patch
 def _put(self: RunFiles, name, data, lines):
     "Write at home; what fails stays in memory, of lines the latest four megabytes."
@@ -158,6 +160,7 @@ def step(self: RunFiles) -> bool: # whether everything is where it should be
     try: return _mirror_once(self)
     finally: self.round.release()
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #9ff98eaa
 def _mirror_once(files):
     "Bring what waits to the output folder, as far as it takes it; whether nothing is left."
     files.next_round = files.clock() + files.interval
@@ -178,6 +181,7 @@ def _mirror_once(files):
     else: files.last_error = "" if files.clean() else files.last_error
     return files.clean()
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #50fcddfa
 @patch
 def clean(self: RunFiles) -> bool:
     "Whether nothing waits."
@@ -229,6 +233,7 @@ def _num_missing(lines, known):
     known = set(known.splitlines())
     return sum(line not in known for line in lines.splitlines())
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #fd6d375c
 @patch
 def _find_kept(self: RunFiles):
     "Note what an earlier run could not bring."
@@ -239,6 +244,7 @@ def _find_kept(self: RunFiles):
         if self.local_dir: self.changed[path.name] = True
         else: self.waiting[path.name] = _num_missing(_content(path), b"")
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #eb12a401
 @patch
 def _keep(self: RunFiles, name, line):
     "Keep a line that its file does not take, and say so once."
@@ -270,6 +276,7 @@ def _merge_kept(self: RunFiles):
             self.brought += self.waiting.pop(name)
             kept.unlink(missing_ok=True)
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #94655adc
 @patch
 def probe(self: RunFiles, *names):
     "Say of each file of lines that cannot be written, before there is a line for it."
@@ -309,6 +316,7 @@ def forget(self: RunFiles, name: str) -> bool: # False where something of that n
         self._try_to_unlink(name)
     return name not in self.refused and not os.path.exists(self.root/name)
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #626a527a
 def _tidy(files):
     "Remove temporary files that kills have left, here and there."
     for folder in filter(None, (files.local_dir, files.output_dir)): clean_strays(folder)
@@ -328,6 +336,7 @@ def _try_to_unlink(self: RunFiles, name):
             self.unwanted.discard(name)
             self.refused.add(name)
 
+# %% ../../nbs/6_checkpoints/09_run_files.ipynb #8f5b564d
 @patch
 def _unlink(self: RunFiles, name):
     self.out.check()

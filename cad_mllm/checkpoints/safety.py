@@ -64,6 +64,7 @@ _ITEM = dict(
     BOOL=1, U8=1, I8=1, F8_E4M3=1, F8_E5M2=1, I16=2, U16=2, F16=2, BF16=2, I32=4, U32=4, F32=4, I64=8, U64=8, F64=8
 )
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #6a8ee7ae
 def check_safetensors(
     path: Path, # a .safetensors file
 ) -> dict: # name -> (type, shape)
@@ -85,6 +86,7 @@ def check_safetensors(
     if ends + 8 + length != size: raise UnsafeFile(f"{path.name}: has {size:,} bytes instead of {ends + 8 + length:,}")
     return found
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #ace59a97
 def _whole(values): return isinstance(values, (list, tuple)) and all(type(v) is int and 0 <= v < 2**62 for v in values)
 
 def _safetensor(path, name, entry, begin):
@@ -106,6 +108,7 @@ def _safetensor(path, name, entry, begin):
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #91bd1416
 PICKLE_LIMIT = 16_000_000 # bytes of data.pkl; a state of 10,000 tensors needs 2 million
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #cbd06733
 def _records(path) -> dict:
     "Name -> size of each entry of a PyTorch archive; raises `UnsafeFile` unless it is built as PyTorch builds them."
     size = os.path.getsize(path)
@@ -154,6 +157,7 @@ class _Inert:
     def __new__(cls, *args): return object.__new__(cls)
     def __setstate__(self, state): pass
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #fcec9a18
 class _Storage:
     "Stands for the storage of a tensor: how many elements of how many bytes."
     def __init__(self, num, item): self.num, self.item = num, item
@@ -171,6 +175,7 @@ def _small(text, where):
     "A sentence when a shape, place or stride is not what it must be."
     raise UnsafeFile(f"{where}: refused, because {text}")
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #8385863a
 class _Inspector(pickle._Unpickler):
     "Runs a pickle without a single real class or allocation; `names` are further names that stand for inert objects."
     def __init__(self, file, where, records, prefix, names=()):
@@ -226,6 +231,7 @@ def _rebuild_tensor(inspector, storage, offset, shape, stride, *more):
         _small(f"a tensor of shape {shape[:6]} reaches beyond its storage", where)
     return _Tensor()
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #310c1ce8
 def _rebuild_untyped(inspector, storage, offset, shape, stride, grad, hooks, dtype, *more):
     "A tensor of a type that has no storage of its own, such as float8: its storage is counted in bytes."
     if not (isinstance(storage, _Storage) and isinstance(dtype, str)):
@@ -242,6 +248,7 @@ def _ordered(inspector, *args):
     if args: inspector.spend(64*len(args[0]) if isinstance(args[0], (list, tuple, dict)) else PICKLE_LIMIT + 1)
     return _Dict(*args)
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #41a85332
 def _sized(kind):
     "What copies its argument, counted."
     def make(inspector, *args):
@@ -264,6 +271,7 @@ _Inspector.known = {
     "torch.device": _sized(lambda name="", index=0: str(name))
 }
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #6daa6215
 def check_pt(
     path: Path,      # a .pt or .bin file
     names: tuple = (), # further class names that the pickle may mention
@@ -320,6 +328,7 @@ LLM_WEIGHTS = (
     "model.bin", "model.pt", "pytorch_model.pt"
 )
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #0829b56b
 def weight_files(
     folder: Path, # of a checkpoint
     names: tuple, # what they may be called, `ADAPTERS` or `LLM_WEIGHTS`; the first that is there counts
@@ -337,6 +346,7 @@ def weight_files(
         raise UnsafeFile(f"{first}: names {missing.name}, which is missing")
     return paths
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #2a37cb56
 def read_tensors(
     path: Path, # a .safetensors, .bin or .pt file
 ) -> dict: # name -> tensor on the CPU, mapped from the file rather than read at once
@@ -372,6 +382,7 @@ def _kind(tensor):
     "What the format calls a tensor's type."
     return _KINDS[str(tensor.dtype).removeprefix("torch.")]
 
+# %% ../../nbs/6_checkpoints/01_safety.ipynb #1f453806
 def write_safetensors(
     file,          # with .write
     tensors: dict, # name -> tensor, on any device

@@ -60,6 +60,7 @@ def not_finite_weights(
                 return f"{key} in {name}"
     return ""
 
+# %% ../../nbs/6_checkpoints/05_save.ipynb #2181dcc8
 def make_metadata(
     *,
     stage: str, step: int, epoch: int, # where in the run
@@ -78,6 +79,7 @@ def make_metadata(
         k: v for k, v in plain(extra or {}).items() if k not in known or k in ("samples", "tokens", "seconds")
     }
 
+# %% ../../nbs/6_checkpoints/05_save.ipynb #0a8ac564
 def _full_state(trainer_state, model, train_config, **known):
     "A trainer's state with what every trainer_state.pt has, made plain; what the trainer gave itself goes first."
     config = {"model": as_dict(getattr(model, "config", None)), "train": as_dict(train_config)}
@@ -299,6 +301,7 @@ def write_one(folder, name, content):
     if entry["size"] > 1 << 20: DISK.sync(path)
     return entry
 
+# %% ../../nbs/6_checkpoints/05_save.ipynb #034b52ab
 def _publish_snapshot(final, snapshot, metadata):
     "Write one checkpoint; any failure becomes one `CheckpointError` that says what it means."
     s = snapshot
@@ -315,6 +318,7 @@ def _publish_snapshot(final, snapshot, metadata):
         reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
         raise CheckpointError(f"{final}: could not be saved ({reason}); earlier checkpoints are untouched") from e
 
+# %% ../../nbs/6_checkpoints/05_save.ipynb #1bd98bfd
 def _tidy(folder, records, keep_last_n, protect):
     "What follows a save; a failure here is said, but the checkpoint is safe, so training goes on."
     try:

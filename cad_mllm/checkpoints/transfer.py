@@ -115,6 +115,7 @@ def write(self: OutputFolder, path, data: bytes):
         except OSError: pass               # the first error is the one to tell
         raise
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #38927fcd
 @patch
 def copy(
     self: OutputFolder,
@@ -160,6 +161,7 @@ def links_work(self: OutputFolder) -> bool:
         for p in (b, a): p.unlink(missing_ok=True)
     return self._links
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #951743c3
 @patch
 def remove(self: OutputFolder, folder):
     """Remove a folder; where there are no hard links its files are emptied first, so that the trash holds nothing of
@@ -173,6 +175,7 @@ def remove(self: OutputFolder, folder):
 class SourceError(Exception):
     "The local copy itself is not what its manifest says."
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #558f95ba
 @dataclass
 class Transfer:
     "A checkpoint on its way to the output folder, and how far it is."
@@ -217,6 +220,7 @@ def _wait_for(name, since, clock, settle):
 
 def _kind_of(entry): return dict(tree=True) if is_tree(entry) else {}
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #dbc63a7d
 def _copy_one(t, name, out, clock):
     "Copy one file; `SourceError` when what was read is not what was saved."
     want, target = t.files[name], t.temporary/name
@@ -230,6 +234,7 @@ def _copy_one(t, name, out, clock):
     t.written[name] = clock()
     t.wrong.discard(name)
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #7e11da7b
 def _bring(t, name, out, clock, settle):
     "Bring one file and prove it by reading it back."
     want, target = t.files[name], t.temporary/name
@@ -252,6 +257,7 @@ def _arrived(t, out) -> bool:
         )
     except (FileNotFoundError, NotADirectoryError): return False
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #cfef9d19
 def _seal(t, out, clock, settle):
     "The manifest, once every other file is there and proved."
     for name in [n for n in t.proved if size_of(out, t.temporary/n) != t.files[n]["size"]]:
@@ -270,6 +276,7 @@ def _seal(t, out, clock, settle):
         raise OSError(errno.EIO, "what was read back is not what was written", MANIFEST)
     out.sync(t.temporary)
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #28c90924
 def _take_name(t, out, clock):
     """Give the finished copy its final name; another whole checkpoint of that name keeps it, and a number is added
     to ours."""
@@ -301,6 +308,7 @@ def _begin(t, out, clock, settle) -> bool:
         t.open()
     return False
 
+# %% ../../nbs/6_checkpoints/08_transfer.ipynb #ea4a7fcf
 def advance(
     t: Transfer, # changed as it goes
     out: OutputFolder, # where to

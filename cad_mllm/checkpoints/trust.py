@@ -36,6 +36,7 @@ def _wants_code(value, depth=0):
 # ways to attend that need no code from a hub
 KNOWN_KERNELS = ("", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "packed")
 
+# %% ../../nbs/6_checkpoints/01b_trust.ipynb #8ca58b45
 def kernel_demands(
     value, # of a JSON file
     where: str = "", # the key above
@@ -103,6 +104,7 @@ def demands(
         if not known(base)
     ]
 
+# %% ../../nbs/6_checkpoints/01b_trust.ipynb #11f1f251
 def check_trust(
     folder: Path,  # of a checkpoint
     config: CADMLLMConfig, # as it stands there

@@ -153,6 +153,7 @@ def _start(self: Delivery):
     ]
     for t in self.threads: t.start()
 
+# %% ../../nbs/6_checkpoints/11_upload.ipynb #ce85bcdc
 @patch
 def _writer(self: Delivery):
     "Write what waits, until the end."
@@ -193,6 +194,7 @@ def _copier(self: Delivery):
         with self.cond:
             if not self.closing and (due := self._due()) != 0: self.cond.wait(due)
 
+# %% ../../nbs/6_checkpoints/11_upload.ipynb #68693251
 @patch
 def _due(self: Delivery) -> float | None: # seconds
     "When the next round of bringing is due; None when nothing waits."
@@ -209,6 +211,7 @@ def wait_written(self: Delivery,
         self.cond.wait_for(lambda: not busy(), timeout)
         return not busy() and self.unsaved is None
 
+# %% ../../nbs/6_checkpoints/11_upload.ipynb #fa275af2
 @patch
 def flush(self: Delivery,
     timeout: float | None = None, # seconds; None waits for as long as it takes
@@ -232,6 +235,7 @@ def flush(self: Delivery,
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #f3736b62
 _LAST_OPERATION = 10.0 # seconds that the end of a run waits for one that is under way in the output folder
 
+# %% ../../nbs/6_checkpoints/11_upload.ipynb #3413bc31
 @patch
 def close(self: Delivery,
     timeout: float | None = 60.0, # seconds for the output folder; the local disk gets what it needs
@@ -293,6 +297,7 @@ def records(self: Delivery) -> list: # of `CheckpointRecord`, the newest first, 
     here = {r.path for r in local}
     return sorted(local + list(self.there.values()), key=lambda r: (newness(r), r.path in here), reverse=True)
 
+# %% ../../nbs/6_checkpoints/11_upload.ipynb #3ef2c148
 @patch
 def latest(self: Delivery,
     quiet: bool = False, # do not say which ones were passed over, and why

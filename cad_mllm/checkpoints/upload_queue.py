@@ -116,6 +116,7 @@ def _forget_all(self: Delivery):
 def _tell(self: Delivery, event, text, **more):
     self.events.append({"event": event, "text": text, "time": _now(), "at": self.clock(), **more})
 
+# %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #2434b884
 @patch
 def _rel(self: Delivery, path) -> str:
     "A path below either place, as the key that both share."
@@ -162,6 +163,7 @@ def _scan(self: Delivery):
         )
     self._trim()
 
+# %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #a0f3a802
 @patch
 def _look_patiently(self: Delivery, num):
     """Look so many times before an error counts, waiting longer each time; an error that time does not heal counts

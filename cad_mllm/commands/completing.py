@@ -27,6 +27,7 @@ def _near(folder, value):
     if isinstance(value, list): return [_near(folder, v) for v in value]
     return str(folder/value) if isinstance(value, str) and value else value
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #4f207e3b
 def _request_of(line, where, folder):
     "The keyword arguments that a line means."
     try: given = parse_json(line)
@@ -43,6 +44,7 @@ def _request_of(line, where, folder):
         )
     return {REQUEST_FIELDS[k]: v if k in ("caption", "unit") else _near(folder, v) for k, v in given.items()}
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #37816331
 def read_requests(
     path: str | Path, # a JSON object a line; empty lines are left out
 ) -> list: # of (number of the line, keyword arguments of `CADAutocomplete.request`)
@@ -76,6 +78,7 @@ def _check_one(partial, caption, pictures, points, skip_unsupported=False):
     if not (partial or caption.strip() or points or any(pictures)):
         raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #62820793
 def _check_settings(checkpoint, temperature, top_p, num, check, best):
     "Raise what is wrong with how it shall be written, or with the checkpoint."
     from cad_mllm.completion_requests import BEST, check_choice, check_sampling, CHECKS
@@ -153,6 +156,7 @@ def complete(
         )
     _tell_result(result["metadata"])
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #b8354d1b
 def _proposers(methods):
     "Who proposes besides the model."
     asked = [m.strip() for m in methods.split(",")]
@@ -168,6 +172,7 @@ def _pictures(given):
     "A file, or several where there is no file of that whole name."
     return given or None if "," not in given or os.path.exists(given) else given.split(",")
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #65d7b8a7
 class _Watch:
     "Hears of each operation that is written, and tells of it."
     def __init__(self, num, progress, stream):
@@ -188,6 +193,7 @@ class _Watch:
             print(f"candidate {row + 1}: {len(part)} operations, {_operation(part.operations()[-1])}", flush=True)
         elif self.shown: self.shown.add()
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #289b6d25
 def _tell_result(m):
     "Print what became of a request."
     print(
@@ -217,6 +223,7 @@ def _complete_together(model, requests, settings, world):
     world.leave()
     return results
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #03519d9f
 def _complete_all(model, asked, out, formats, batch_size, settings):
     "Complete the requests of a file into a folder; the exit code is 1 where one of them could not be served."
     from cad_mllm.training.distributed import join_world
@@ -296,6 +303,7 @@ def evaluate(
     )
     if made: print(made)
 
+# %% ../../nbs/11_commands/01d_completing.ipynb #f415f7ff
 def card(
     checkpoint: str, # a checkpoint folder
     out: str = "", # folder for the card; beside the checkpoint if left out

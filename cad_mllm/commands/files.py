@@ -36,6 +36,7 @@ def checkpoints(
         print(f"{'✗' if problems else '✓'} {r.path}" + "".join(f"\n    {p}" for p in problems))
     return 1 if bad else 0
 
+# %% ../../nbs/11_commands/01e_files.ipynb #4ab8adc5
 def deliver(
     folder: str, # output folder of a run
     local_dir: str = "auto", # where the run kept what it could not deliver; auto knows the usual place
@@ -56,6 +57,7 @@ def _caption_of(history):
 
 SHAPE_FILES = (".step", ".stp", ".stl", ".ply", ".obj", ".glb", ".svg", ".png")
 
+# %% ../../nbs/11_commands/01e_files.ipynb #b8eb821f
 def _inspect_shape(path, unit):
     "Say what a file of points or faces holds, and what was decided in reading it."
     import numpy as np
@@ -75,6 +77,7 @@ def _inspect_shape(path, unit):
     print(f"{what}, {' x '.join(f'{1000*s:.4g}' for s in size)} mm")
     for note in found.notes: print(f"note: {note}")
 
+# %% ../../nbs/11_commands/01e_files.ipynb #18f68af4
 def inspect(
     path: str, # a history (JSON, .FCStd, a build123d or CadQuery script, .h5), a checkpoint folder, or a file of points
                # or faces
@@ -109,6 +112,7 @@ def inspect(
     size = " x ".join(f"{(b - a)*1000:.4g}" for a, b in zip(low, high))
     print(f"solid: {'valid' if solid.is_valid else 'NOT valid'}, {size} mm, {solid.volume*1e9:.4g} mm³")
 
+# %% ../../nbs/11_commands/01e_files.ipynb #c19d2319
 def export(
     program: str, # a history: JSON, .FCStd, a build123d or CadQuery script, .h5
     out: str, # file to write: .step .stl .ply .obj .glb .svg .png; editable: .FCStd, part_cq.py, part_b3d.py,
@@ -130,6 +134,7 @@ def export(
         build_solid(history).export(out, caption=_caption_of(history))
     print(f"wrote {out}")
 
+# %% ../../nbs/11_commands/01e_files.ipynb #34dc224f
 def freecad_macro(
     checkpoint: Positional = "small", # of the model that completes: small, a checkpoint folder, user/model
     folder: str = "", # where to put the macro; where FreeCAD looks if left out
@@ -176,6 +181,7 @@ def reconstruct(
     print(f"{Path(out)/'results.jsonl'} has a line for each shape")
     return 1 if failed else 0
 
+# %% ../../nbs/11_commands/01e_files.ipynb #a6b61f42
 def _check_reconstruction(source, methods, checkpoint, picture):
     "Raise `ConfigError` for what would be asked for and not be looked at."
     from cad_mllm.reconstruction import SHAPE_FILES
@@ -197,6 +203,7 @@ def _proposers(methods, checkpoint, num_candidates):
     from cad_mllm.proposals import propose_with
     return (*chosen, propose_with(checkpoint, num_candidates))
 
+# %% ../../nbs/11_commands/01e_files.ipynb #58ca69cc
 def _told(line):
     "What a reconstruction is, in a line."
     from cad_mllm.reconstruction import confidence_words

@@ -41,6 +41,7 @@ def synth(
         f"{num} parts in {out}: train on them with `cad-mllm train --recipe tiny --data_root {out} --output_dir output`"
     )
 
+# %% ../../nbs/11_commands/01b_preparing.ipynb #cfcf029b
 def num_processes(
     jobs: int, # as a command was told
 ) -> int:
@@ -97,6 +98,7 @@ def prepare_data(
         else: report = prepare(str(folder), target, steps=steps, shard=shard, dry_run=dry_run, unit=unit, **options)
         print(describe_estimate(report) if dry_run else _summary(report))
 
+# %% ../../nbs/11_commands/01b_preparing.ipynb #6d6bc0bd
 def _histories_of(root, out, num_named=3):
     "Write histories of a folder of shapes into OUT, with progress; what was left out is counted and named."
     from cad_mllm.reconstruction import SHAPE_FILES, keep_histories, reconstruct_folder
@@ -113,6 +115,7 @@ def _histories_of(root, out, num_named=3):
     if not kept: raise ConfigError(f"root={root!r}: no shape became a history; {out}/left_out.jsonl has the reasons")
     return out
 
+# %% ../../nbs/11_commands/01b_preparing.ipynb #177d00f3
 def _is_foreign(found, out):
     """Whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be
     prepared where they are, all together."""
@@ -134,6 +137,7 @@ def _convert(found, out, skip_unsupported):
     if reasons: print(f"all that was left out is in {out}/{LEFT_OUT}")
     return [folder for folder, n in counts.items() if n]
 
+# %% ../../nbs/11_commands/01b_preparing.ipynb #7443f629
 def _summary(report, num_named=3):
     """A report in lines: what was made of how many histories, and what failed, with names and the file that has all
     of them."""
@@ -178,6 +182,7 @@ def pack(
     )
     for reason, num in done["left_out"].items(): print(f"left out: {num} times {reason}")
 
+# %% ../../nbs/11_commands/01b_preparing.ipynb #333ec193
 def _tell_pack(found):
     "What a check of a pack found; 1 where something is damaged."
     print(

@@ -67,6 +67,7 @@ _GROUPS = {
 }
 _KINDS = {int: "N", float: "X", str: "TEXT", tuple: "NAME", dict: "JSON"}
 
+# %% ../../nbs/11_commands/01c_training.ipynb #80837adc
 def _default_of(f):
     "The default of a dataclass field."
     return f.default if f.default is not MISSING else f.default_factory()
@@ -77,6 +78,7 @@ def _shown(value):
     if isinstance(value, tuple): return " ".join(value)
     return str(value) if value not in ("", {}) else "none"
 
+# %% ../../nbs/11_commands/01c_training.ipynb #9919a7ac
 def _add_field(parser, f, help):
     "One flag for a dataclass field, with its default."
     default = _default_of(f)
@@ -89,6 +91,7 @@ def _add_field(parser, f, help):
             flag, type=json.loads if kind is dict else kind, default=None, metavar=_KINDS[kind], help=note
         )
 
+# %% ../../nbs/11_commands/01c_training.ipynb #ba0289ac
 def _fields_by_group():
     "Group -> [(field, help)], every field of both configurations in one group; new ones come last."
     helps = docments(CADMLLMConfig) | docments(TrainConfig)
@@ -109,6 +112,7 @@ def _differences(name):
         ]
     return " ".join(told)
 
+# %% ../../nbs/11_commands/01c_training.ipynb #bc9e2845
 def _recipes_help():
     "The recipes with their stages and what they change, for the end of the help."
     lines = ["A recipe changes some of the defaults:"]
@@ -117,6 +121,7 @@ def _recipes_help():
         lines += [f"  {name}: {made.__doc__}", f"    {stages}", f"    {_differences(name)}"]
     return "\n".join(lines)
 
+# %% ../../nbs/11_commands/01c_training.ipynb #fc305dbc
 def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     "The command line of training."
     p = Parser(
@@ -158,6 +163,7 @@ def _set_stages(train_config, args):
         stage.__post_init__()
     train_config.validate()
 
+# %% ../../nbs/11_commands/01c_training.ipynb #76f7f0b9
 def _known(path, args, out):
     "The configurations of a checkpoint, unless it names a base model that nobody has given their word for."
     from cad_mllm.checkpoints.format import CheckpointError
@@ -174,6 +180,7 @@ def _known(path, args, out):
     except UnsafeFile as e: raise CheckpointError(f"{path}: {e} (on the command line: --trust NAME)") from e
     return model, train
 
+# %% ../../nbs/11_commands/01c_training.ipynb #e373fbe7
 def _resumed_configs(args):
     """(model, training) configuration of the checkpoint to resume, else those the run in the output folder began
     with, else None; and whether there is a checkpoint."""
@@ -201,6 +208,7 @@ _MAY_CHANGE = (
     "freeze_point_encoder"
 )
 
+# %% ../../nbs/11_commands/01c_training.ipynb #60aecdec
 def configs(
     args: argparse.Namespace, # of `train_parser`
 ) -> tuple: # (CADMLLMConfig, TrainConfig)
@@ -257,6 +265,7 @@ def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
     if os.environ.get("RANK", "0") == "0": print(_outcome(result))
     return result.exit_code
 
+# %% ../../nbs/11_commands/01c_training.ipynb #da6e3132
 def _outcome(result):
     "How a training ended, in a sentence or two."
     if result.status == "done":

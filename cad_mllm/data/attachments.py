@@ -63,6 +63,7 @@ def _line(line):
     try: return json.loads(line)
     except (ValueError, RecursionError): return None
 
+# %% ../../nbs/5_data/10_attachments.ipynb #0b1a4401
 def _entry(item):
     "(id, caption) of an entry of any form; None where it lacks one of them."
     id, rest = item if isinstance(item, tuple) else (None, item)
@@ -108,6 +109,7 @@ _VIEW = re.compile(
     re.I
 )
 
+# %% ../../nbs/5_data/10_attachments.ipynb #db49d180
 def split_name(
     name: str, # of a file, relative, with forward slashes
     suffixes: tuple, # that such a file may have, in small letters
@@ -125,6 +127,7 @@ def split_name(
         stem, ending = stem[:view.start()], view[0] + ending
     return "", ""
 
+# %% ../../nbs/5_data/10_attachments.ipynb #fb7ff812
 def media_path(
     id: str,
     ending: str,
@@ -135,6 +138,7 @@ def media_path(
 # %% ../../nbs/5_data/10_attachments.ipynb #3393557f
 MOST_ENDINGS = 31 # ways in which the pictures of one data set may be named
 
+# %% ../../nbs/5_data/10_attachments.ipynb #ecba6246
 @dataclass
 class Attachments:
     "What belongs to the parts of a data set, counted."

@@ -62,6 +62,7 @@ def _outlive_signals(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"): signal.signal(signal.SIGTERM, _end_later)
 
+# %% ../../nbs/5_data/24_batching.ipynb #3e3be68b
 def _begin(loader):
     "The iterator of a loader, whose workers are started without a signal handler that raises."
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
@@ -80,6 +81,7 @@ def _ended(workers) -> list:
         if worker.sentinel in closed: worker.join()
     return [w for w in workers if w.exitcode]
 
+# %% ../../nbs/5_data/24_batching.ipynb #f4b077c0
 def _each(iterator):
     "What a loader's iterator gives; `DataWorkerError` where a worker is gone."
     while True:

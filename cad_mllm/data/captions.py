@@ -31,6 +31,7 @@ def _caption_file(file, report):
     report.cleaned += cleaned
     return entries
 
+# %% ../../nbs/5_data/15_captions.ipynb #a41cb345
 def read_captions(
     path, # a folder of files (see `CAPTION_SUFFIXES`), or one file
     report: SkipReport, # where bad files are noted
@@ -43,6 +44,7 @@ def read_captions(
         for id, text in _caption_file(file, report): captions.setdefault(id, text)
     return captions
 
+# %% ../../nbs/5_data/15_captions.ipynb #b0e1c806
 def join_captions(
     captions: dict, # id, as somebody wrote it -> caption
     ids: list, # of the parts that are looked at

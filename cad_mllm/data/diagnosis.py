@@ -23,6 +23,7 @@ class DoctorError(ValueError):
 # %% ../../nbs/5_data/25c_diagnosis.ipynb #b39e27b8
 PERCENTILES = (50, 90, 95, 99, 100)
 
+# %% ../../nbs/5_data/25c_diagnosis.ipynb #32417270
 @dataclass
 class Diagnosis:
     "What the doctor found."
@@ -77,6 +78,7 @@ def __repr__(self: Diagnosis):
         ]
     return "\n".join(lines + ["", *self._findings(), *(f"- {n}" for n in self.notes)])
 
+# %% ../../nbs/5_data/25c_diagnosis.ipynb #850b7cd0
 @patch
 def _findings(self: Diagnosis):
     "Lines on twins and leaks."
@@ -110,6 +112,7 @@ def _draw_holdings(ax, d):
     ax.set_title("holds (blue) and lacks", fontsize=9)
     if reasons: ax.legend(fontsize=6, loc="lower right")
 
+# %% ../../nbs/5_data/25c_diagnosis.ipynb #cc4b5786
 def _draw_lengths(ax, d):
     for kind, color in (("cad", "C0"), ("sequence", ".6")):
         v = np.array(list(d.lengths.get(kind, {}).values()))
@@ -126,6 +129,7 @@ def _draw_lengths(ax, d):
     ax.set_title("tokens a part", fontsize=9)
     ax.legend(fontsize=6)
 
+# %% ../../nbs/5_data/25c_diagnosis.ipynb #1bddd9dd
 def _draw_twins(ax, d):
     sizes = Counter(min(len(g), 10) for g in d.twins)
     ax.bar(
@@ -143,6 +147,7 @@ def _draw_operations(ax, d):
     ax.bar(list(counts), list(counts.values()), color="C0")
     ax.set_title("operations a part (20: or more)", fontsize=9)
 
+# %% ../../nbs/5_data/25c_diagnosis.ipynb #db2fc27f
 @patch
 def draw(self: Diagnosis):
     "A matplotlib figure: holdings, lengths, twins, operations."

@@ -48,6 +48,7 @@ def _verdict(root, id):
     (total, _, size, tokens), rows, notes = check_design((str(root/"json"/f"{id}.json"), suffixes))
     return (total, 0, size, tokens), [(suffix, kept, 0) for suffix, kept, _ in rows], notes
 
+# %% ../../nbs/5_data/25b_direct.ipynb #1675be32
 def prepare_group(
     task: tuple, # (file, id, Products, caption or "" where an automatic one is wanted)
 ) -> tuple: # (product -> what became of it, verdict, [(ending, content)], caption); no contents for a part without a
@@ -67,6 +68,7 @@ def _stamp(path, caption):
     stat = os.stat(path)
     return [stat.st_size, stat.st_mtime_ns, caption]
 
+# %% ../../nbs/5_data/25b_direct.ipynb #1b02df79
 class _Shards:
     "Shards while they are written from results that come in order; `candidates` is [(id, file, caption)]."
     def __init__(self, out, candidates, options, shard_bytes, retry, report):
@@ -144,6 +146,7 @@ def resume(self: _Shards):
     for stale in self.out.glob("shard-*.tar"):
         if stale.name >= self.path(self.kept).name: stale.unlink(missing_ok=True)
 
+# %% ../../nbs/5_data/25b_direct.ipynb #dba1a025
 def _as_verdict(v): return tuple(v[0]), [tuple(row) for row in v[1]], [tuple(note) for note in v[2]]
 
 @patch
@@ -179,6 +182,7 @@ def _account(report, file, result):
 
 def _has_files(result): return not isinstance(result, Exception) and bool(result[2])
 
+# %% ../../nbs/5_data/25b_direct.ipynb #48119142
 @patch
 def write(self: _Shards, results):
     "One shard from the front of `results`, which are (task, result); a full one takes what failed after it, too."
@@ -235,6 +239,7 @@ def _candidates(root, max_samples):
         (os.path.relpath(file, root), why) for file, why in notes.entries
     ]
 
+# %% ../../nbs/5_data/25b_direct.ipynb #7476b979
 def prepare_shards(
     root: str, # data set in the Omni-CAD layout; at least json/0000/*.json
     out: str, # folder for the shards; give it as data_root afterwards

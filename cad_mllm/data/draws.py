@@ -25,6 +25,7 @@ def draw_modalities(
     edges = np.cumsum(list(served.values()))
     return list(served)[int(np.searchsorted(edges, number*edges[-1], side="right"))] if served else ("text",)
 
+# %% ../../nbs/5_data/17_draws.ipynb #44b63faa
 def draw_views(
     views: list, # what stands for each picture, at least one
     most: int, # 1 or more

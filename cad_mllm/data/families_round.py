@@ -245,6 +245,7 @@ def _gear_outline(teeth, root, tip):
         points += [at(root, -.34), at(tip, -.14), via(*at(tip, 0)), at(tip, .14), at(root, .34), via(*at(root, .5))]
     return outline(points)
 
+# %% ../../nbs/5_data/02_families_round.ipynb #efea2ceb
 @family
 def _gear(rng):
     "A spur gear with a hub on one side, a bore and a keyway."

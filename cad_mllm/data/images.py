@@ -27,6 +27,7 @@ def _in_bytes(image):
     )
     return Image.fromarray(((values - low)*(255/max(top - low, 1e-300))).round().astype(np.uint8))
 
+# %% ../../nbs/5_data/13_images.ipynb #fbc41c30
 def prepare_image(
     image, # a file or its bytes, a PIL image, or an array (H, W, 3) uint8
     size: int = 224, # pixels a side, S

@@ -82,6 +82,7 @@ def as_dict(self: VerdictTable) -> dict:
     for place, *note in self.notes: by_place[place][2].append(tuple(note))
     return found
 
+# %% ../../nbs/5_data/18_index.ipynb #2312d90f
 @patch
 def only(self: VerdictTable, ids):
     "The verdicts on some of the ids."
@@ -102,6 +103,7 @@ def arrays(self: VerdictTable) -> dict:
         samples=self.samples
     )
 
+# %% ../../nbs/5_data/18_index.ipynb #ecf9a8bc
 def read_verdicts(data):
     "The verdicts of a file's arrays; `ValueError` where they do not belong together."
     table = VerdictTable(
@@ -110,6 +112,7 @@ def read_verdicts(data):
     _check_table(table)
     return table
 
+# %% ../../nbs/5_data/18_index.ipynb #597e4f43
 def _check_table(table):
     "Raise `ValueError` for the first number of a table that leads nowhere."
     if not all(isinstance(v, list) and all(isinstance(x, str) for x in v) for v in (table.ids, table.suffixes)):

@@ -66,6 +66,7 @@ def _checked(about, verdicts, joined):
         raise ValueError("captions, views and clouds do not fit its designs")
     return about, verdicts, joined
 
+# %% ../../nbs/5_data/21b_index_file.ipynb #181f5a8f
 def load_index(
     path: Path | None, # of the index
 ) -> tuple | None: # (about, verdicts, joined); None where there is none that can be used
@@ -132,6 +133,7 @@ def usable_rows(
     rank[[place[id] for id in hash_order(table.ids)]] = np.arange(len(rank))
     return np.sort(chosen[np.argsort(rank[rows["design"][chosen]], kind="stable")][:limit])
 
+# %% ../../nbs/5_data/21b_index_file.ipynb #03d861aa
 def sequence_hash(
     names: list, # JSON values
     tables: list, # of integer arrays

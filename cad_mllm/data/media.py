@@ -36,6 +36,7 @@ class Media:
             self.spare += 1
             self.example = self.example or name
 
+# %% ../../nbs/5_data/16_media.ipynb #87d0142d
 def find_media(
     root, # a folder of pictures or clouds; None for none
     endings: tuple, # the usual ones, `VIEW_SUFFIXES` or `POINT_SUFFIXES`
@@ -52,6 +53,7 @@ def find_media(
         media.add(name, *(match.groups() if match and match[1] in parts.ids else split_name(name, suffixes, parts)))
     return media
 
+# %% ../../nbs/5_data/16_media.ipynb #cb250dbd
 def find_attachments(
     folders: dict, # of `MultimodalAutocompleteDataset`: "txt", "img" and "points", each a path or None
     ids: list, # of the parts that are looked at

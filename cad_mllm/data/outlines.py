@@ -140,6 +140,7 @@ def _bulged(r, w, h):
     points = [(-w/2, -h/2), (w/2, -h/2), (w/2, inner), via(0, inner + deep), (-w/2, inner)]
     return outline(points) if inner + min(deep, 0) > -h/4 else _half_disc(r, w, h)
 
+# %% ../../nbs/5_data/04_outlines.ipynb #d5d1a772
 def _half_disc(r, w, h):
     radius = min(w/2, h)
     base = r.pick((0, r.between(.1*radius, radius)))
@@ -201,6 +202,7 @@ def middle_hole(ruler: Ruler, kind: str, w: float, h: float) -> list: # of loops
     radius = .2*min(w - 2*wall, h - 2*wall)
     return [rect(w - 2*wall, h - 2*wall, rounding=radius)]
 
+# %% ../../nbs/5_data/04_outlines.ipynb #bda0e00d
 def ring_holes(ruler: Ruler, kind: str, w: float, h: float) -> list: # of loops about zero
     "Equal holes on a circle or in the corners, some with one in the middle."
     m = min(w, h)
@@ -217,6 +219,7 @@ def ring_holes(ruler: Ruler, kind: str, w: float, h: float) -> list: # of loops 
     holes = [disc(2*r, x, y) for x, y in centers]
     return holes + [disc(2*ruler.rng.uniform(.4, .8)*middle)]*(ruler.chance(.3) and middle > 0 and len(holes) > 2)
 
+# %% ../../nbs/5_data/04_outlines.ipynb #5606fc5c
 def row_holes(ruler: Ruler, kind: str, w: float, h: float) -> list: # of loops about zero
     "Holes in a row, or one off the middle."
     m, long = min(w, h), max(w, h)*(.6 if kind == "disc" else .85)
@@ -239,6 +242,7 @@ def with_holes(
     make = ruler.pick((middle_hole, ring_holes, row_holes), (66, 12, 22))
     return [outer, *make(ruler, "rounded" if rounded else kind, w, h)]
 
+# %% ../../nbs/5_data/04_outlines.ipynb #8880ae2f
 def copies(
     ruler: Ruler,
     profile: list, # loops about zero

@@ -45,6 +45,7 @@ def _group(self: MultimodalAutocompleteDataset, place, kepts, encode):
         ]
     return id, files
 
+# %% ../../nbs/5_data/25_packing.ipynb #9b07e5ab
 @patch
 def _pack_extra(self: MultimodalAutocompleteDataset, language):
     "What a pack's index keeps beside the members: nothing that depends on where or when."
@@ -68,6 +69,7 @@ def _pack_extra(self: MultimodalAutocompleteDataset, language):
         language=to_bytes(language), cut=np.array(self.folders["truncated"] is None)
     )
 
+# %% ../../nbs/5_data/25_packing.ipynb #ae43e9db
 @patch
 def _groups(self: MultimodalAutocompleteDataset, encode):
     "All designs for a pack."

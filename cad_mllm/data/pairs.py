@@ -66,6 +66,7 @@ def walk_files(root, suffix, report, seen=None):
         for name in sorted(names):
             if name.endswith(suffix) and not name.startswith("."): yield prefix + name
 
+# %% ../../nbs/5_data/12_pairs.ipynb #a568afcd
 def find_candidates(json_root, truncated_root, report, seen=None):
     "Design id -> suffixes of its beginnings (such as _tr_03), or None where they are to be cut when read."
     if not truncated_root: return {name[:-5]: None for name in walk_files(json_root, ".json", report, seen)}
@@ -93,6 +94,7 @@ def _num_kept(content, whole_content, whole):
     )
     return len(sequence) if same else None
 
+# %% ../../nbs/5_data/12_pairs.ipynb #d11ce060
 def check_beginning(whole, whole_content, path):
     "How many operations the beginning keeps, and its signature."
     data, signature = read_history_file(path)
@@ -157,6 +159,7 @@ def _map_by_engine(func, items, engine, size=16, timeout=600):
             logger.warning("a checking process failed (%s); going on with %d items in this one", found, len(batch[1]))
         yield from _each(batch) if isinstance(found, Exception) else found
 
+# %% ../../nbs/5_data/12_pairs.ipynb #4b28c113
 def map_processes(func, items, jobs):
     "`func` of each item, in order, by `jobs` processes (1 means none but this one), or by the engine that `jobs` is."
     if not isinstance(jobs, int):

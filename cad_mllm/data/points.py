@@ -39,6 +39,7 @@ def grid_around(
     _, low, high = finite_points(points)
     return Grid.around(float((high - low).max()))
 
+# %% ../../nbs/5_data/14_points.ipynb #8f2ab651
 def prepare_points(
     points: np.ndarray, # (N, 3) positions, or (N, 6) with normals
     num_points: int = 2048, # P
@@ -111,6 +112,7 @@ def lengths_between(
 WALL = .1        # how far a wall's normals may lean towards its axis
 FLAT = .995      # cosine to an axis from which on a normal is a flat face's
 
+# %% ../../nbs/5_data/14_points.ipynb #c2ae7e6f
 def measure_walls(
     points: np.ndarray, # (N, 3) positions in metres, or (N, 6) with normals
     grid: Grid, # that the part is written on
@@ -133,6 +135,7 @@ def measure_walls(
         found.append([w for n, w in enumerate(walls) if w not in walls[:n]])
     return found
 
+# %% ../../nbs/5_data/14_points.ipynb #f3680376
 def _wall_numbers(u, v, radius, whole):
     u, v, radius = round(u), round(v), round(radius)
     return ("circle", [radius, u, v, u - radius, v - radius]) if whole else ("arc", [radius])
@@ -159,6 +162,7 @@ def corner_of(
     "The lowest corner of a cloud: where the numbers of a part begin of which nothing but its points is known."
     return np.rint(finite_points(points)[1]/grid.unit)*grid.unit
 
+# %% ../../nbs/5_data/14_points.ipynb #fb610403
 def see_points(
     cloud: np.ndarray, # (N, 3 or 6), metres
     num_points: int, # P
@@ -263,6 +267,7 @@ def outline_box(
             corners += [flat + d*np.asarray(sketch.frame.rotation[2], float) for d in e.span()]
     return (np.concatenate(corners).min(0), np.concatenate(corners).max(0)) if corners else None
 
+# %% ../../nbs/5_data/14_points.ipynb #63132b18
 def check_belongs(
     cloud: np.ndarray, # (N, 3 or 6), metres
     program: CADProgram, # the whole part

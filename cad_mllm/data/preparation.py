@@ -83,6 +83,7 @@ def _is_failure(row):
         and isinstance(row.get("reason", 0), (str, type(None)))
     )
 
+# %% ../../nbs/5_data/08_preparation.ipynb #2bdd0b6e
 class _Failures:
     "Failures of earlier runs by (id, product), and the file that takes new ones."
     def __init__(self, out, ending="", retry=False, kernel="", timeout=0.):
@@ -167,6 +168,7 @@ def _lacks(id, options, names):
     wanted += [Path("json_truncated")/f"{id}_tr_01.json"]*options.truncations
     return options.overwrite or not all(map(there, wanted))
 
+# %% ../../nbs/5_data/08_preparation.ipynb #a8f017d0
 def _timed_one(task): # as `prepare_one`, with the folder of the data set at the end
     "Seconds, and (files, bytes) by folder, of one part's products."
     start, id = time.perf_counter(), task[2]
@@ -191,6 +193,7 @@ def _draw_sample(todo, num):
     reached = np.floor(np.cumsum(share[order]) + .5 - 1e-9)
     return [(todo[i], 1/share[i]) for i, new in zip(order, np.diff(reached, prepend=0)) if new]
 
+# %% ../../nbs/5_data/08_preparation.ipynb #64997792
 def _total(values, weights, sizes, num, total_size):
     """The total of a population of `num` files with `total_size` bytes, and two standard errors of it, from a
     weighted sample."""
@@ -259,6 +262,7 @@ def _duration(seconds):
 def _size(num):
     return f"{num/2**10:.0f} KB" if num < 2**20 else f"{num/2**20:.0f} MB" if num < 10*2**30 else f"{num/2**30:.1f} GB"
 
+# %% ../../nbs/5_data/08_preparation.ipynb #b1e2b904
 def describe_estimate(
     e: dict, # what `estimate` gives
 ) -> str: # a few lines
@@ -358,6 +362,7 @@ def _check_unit(unit, root, out):
             f"unit={unit!r}: name another folder with out, so that the clouds of {root} stay as they are"
         )
 
+# %% ../../nbs/5_data/08_preparation.ipynb #a112c3d5
 def _work(tasks, engine, timeout, report, book, failures):
     "Run all tasks and enter their results; captions are written even where the run is cut short."
     for task in tasks:

@@ -132,6 +132,7 @@ def _given_cloud(item): # (N, 3 or 6) in metres, or None
     try: return in_metres(read_cloud(found), item.options.unit).points
     except ValueError as e: raise GeometryError(f"{found}: {e}") from None
 
+# %% ../../nbs/5_data/07_products.ipynb #77206c81
 def _write_points(item, paths):
     cloud = _given_cloud(item)
     if cloud is None: cloud = item.solid.points(item.options.num_points, seed=item.seed)
@@ -254,6 +255,7 @@ def _write(self: CaptionWriter, name):
     self.pending[name] = 0
     if not path.exists() or read_plain_text(path, _MAX_CAPTIONS, "replace") != text: write_text(path, text)
 
+# %% ../../nbs/5_data/07_products.ipynb #cafdc22f
 @patch
 def add(self: CaptionWriter, id, text):
     "Add an automatic caption; false where its file must not be touched."

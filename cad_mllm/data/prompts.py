@@ -70,6 +70,7 @@ def pack_rows(
 # %% ../../nbs/5_data/21_prompts.ipynb #c778ccb7
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# %% ../../nbs/5_data/21_prompts.ipynb #55088cb5
 class PromptBuilder:
     "Lays samples out as tokens: for training by `collate`, for generation by `prompts`."
     def __init__(
@@ -115,6 +116,7 @@ def context_ids(self: PromptBuilder, sample: Sample) -> list:
     if isinstance(sample.prefix, str): return self._text_ids(prompt + (sample.measures or "") + sample.prefix)
     return self._text_ids(prompt) + [self.cad_ids[t] for t in (*sample.measures, *sample.prefix)]
 
+# %% ../../nbs/5_data/21_prompts.ipynb #d8435be0
 @patch
 def target_ids(self: PromptBuilder, sample: Sample) -> list:
     "Ids of what is to be written, end marker included."
@@ -143,6 +145,7 @@ def _place(self: PromptBuilder, arrays, row, start, number, sample, context, tar
         [(row, start + images)] if clouds else []
     )
 
+# %% ../../nbs/5_data/21_prompts.ipynb #ac57157e
 @patch
 def _tensors(self: PromptBuilder, arrays, samples, image_slots, point_slots):
     "The tensors of a batch; `samples` in the order of their slots."

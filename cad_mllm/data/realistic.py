@@ -111,6 +111,7 @@ def choose_plane(self: Draft, operation: str) -> tuple: # (name, level in mm alo
     at = top if where == "face" else middle if where == "middle" else r.pick(sorted(set(faces)))
     return plane, float(at*sign), axis, sign
 
+# %% ../../nbs/5_data/05_realistic.ipynb #1e53797b
 @patch
 def choose_outline(self: Draft, room: np.ndarray, operation: str) -> tuple: # (w, h) mm
     "How large the next outline is, given the part's size (2,) in its plane."
@@ -140,6 +141,7 @@ def choose_depth(self: Draft, operation: str, axis: int, sign: float, level: flo
         return -(span if r.chance(.5) else min(r.between(.08*span, .85*span), span))
     return r.fine(self.extent.max()*float(np.exp(r.rng.normal(math.log(.16), 1.15))))
 
+# %% ../../nbs/5_data/05_realistic.ipynb #8581ac7f
 @patch
 def go_on(self: Draft, operation: str):
     "One more sketch and extrude."
@@ -200,6 +202,7 @@ def _holes_drawn(program):
             drawn += sum(c.radius is not None for c in inner) + (e.operation == "cut" and outer.radius is not None)
     return drawn
 
+# %% ../../nbs/5_data/05_realistic.ipynb #e17f9587
 def describe_part(
     rng: np.random.Generator,
     made: Draft,
@@ -243,6 +246,7 @@ def realistic_part(
     tries = (_attempt(np.random.default_rng([seed, i, t, 17]), num if t < 50 else 1) for t in range(1000))
     return next(part for part in tries if part is not None)
 
+# %% ../../nbs/5_data/05_realistic.ipynb #f6dad9aa
 def make_realistic(
     seed: int, # of the set
     index: int, # of the part in it
@@ -301,6 +305,7 @@ def _tally(program, seen, lists):
         (low, high), size = e.span(), (boxes[:, 1].max(0) - boxes[:, 0].min(0)).max()
         lists["depth"].append((high - low)/max(size, 1e-12))
 
+# %% ../../nbs/5_data/05_realistic.ipynb #0c5d3ebd
 def history_statistics(
     programs, # of `CADProgram`
 ) -> dict: # row of the table -> numbers
@@ -338,6 +343,7 @@ REAL = {
     ]
 }
 
+# %% ../../nbs/5_data/05_realistic.ipynb #422ab4d8
 def among_real(
     statistics: dict, # as `history_statistics` gives them
     points: float = 5, # that a share may lie outside

@@ -22,6 +22,7 @@ def check_range(
     if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
         raise ValueError(f"{what}: {int(numbers.min())} to {int(numbers.max())} where there are {end}")
 
+# %% ../../nbs/5_data/08b_references.ipynb #ae59d389
 def check_references(
     pack, # with `ids`, `shards`, `endings`, `digest` and the arrays of its index
     member: np.dtype, # of a row of `members`

@@ -56,6 +56,7 @@ def _plain(error):
         text = re.sub(pattern, by, text)
     return text[:100]
 
+# %% ../../nbs/5_data/26_report.ipynb #9888ed6a
 def _examine_beginnings(whole, paths):
     "How many files of beginnings are good, and why the others are not."
     bad = Counter()
@@ -65,6 +66,7 @@ def _examine_beginnings(whole, paths):
     bad = {k: n for k, n in bad.items() if n}
     return len(paths) - sum(bad.values()), bad
 
+# %% ../../nbs/5_data/26_report.ipynb #5af0890e
 def _examine(task): # (id, file of the history, files of its beginnings, whether to build)
     "What one history says of itself. Runs in a worker process."
     id, file, beginnings, build = task
@@ -123,6 +125,7 @@ def _walk(folder):
             if e.is_dir(): stack.append((e.path, f"{prefix}{e.name}/"))
             else: yield prefix + e.name, e.stat().st_size
 
+# %% ../../nbs/5_data/26_report.ipynb #aa4462d4
 def _media(folder, suffixes):
     "Id -> {suffix: size} of the files that belong to parts, and how many do not."
     found, odd = defaultdict(dict), 0
@@ -164,6 +167,7 @@ def _leak(rows, held):
 
 MOST_SPLIT = 500_000_000   # bytes of a split file
 
+# %% ../../nbs/5_data/26_report.ipynb #c74c8cca
 def _read_split(file, known):
     "Name -> ids of a split file; ids may lack their folder or their suffix."
     try: split = read_json(file, MOST_SPLIT)
@@ -191,6 +195,7 @@ def _find(root):
         )
     return found
 
+# %% ../../nbs/5_data/26_report.ipynb #eca325b5
 def _histories(folders):
     "Id -> (file, files of beginnings); and how many beginnings belong to no history."
     histories = {n[:-5]: (str(folders["json"]/n), []) for n, _ in _walk(folders["json"]) if n.endswith(".json")}
@@ -211,11 +216,13 @@ def _holdings(diagnosis, kind, ids, found):
     diagnosis.holds[kind] = has
     diagnosis.lacks[kind] = {"there is none": len(ids) - has} if has < len(ids) else {}
 
+# %% ../../nbs/5_data/26_report.ipynb #6765b657
 def _size(path):
     "Bytes of a file, 0 where it cannot be looked at."
     try: return path.stat().st_size
     except OSError: return 0
 
+# %% ../../nbs/5_data/26_report.ipynb #c9e19b33
 def _attached(diagnosis, folders, ids, everything):
     "Captions by id and files of pictures and clouds by id, found and counted as a training does; enters both."
     report, roles = SkipReport(), dict(txt="captions", img="pictures", points="points")
@@ -271,6 +278,7 @@ def _enter_rows(diagnosis, rows, build):
     }
     diagnosis.notes += [f"beginnings: {n} files, {reason}" for reason, n in bad.most_common()]
 
+# %% ../../nbs/5_data/26_report.ipynb #6d99f4de
 def _enter_lengths(diagnosis, captions, settings):
     "Enter caption and sequence lengths in tokens."
     count = _counter(settings["tokenizer"])
@@ -286,6 +294,7 @@ def _enter_lengths(diagnosis, captions, settings):
     )
     diagnosis.notes.append(f"sequence = caption tokens, {how}, + {extra} for picture and points + CAD tokens")
 
+# %% ../../nbs/5_data/26_report.ipynb #bab0c94a
 def _counter(tokenizer):
     "A function that counts the tokens of a caption and its newline."
     if not tokenizer: return lambda text: math.ceil(len(text)/4) + 1
@@ -316,6 +325,7 @@ def _open_some(diagnosis, folders, media, num, engine, timeout):
                 + (f" ({'; '.join(f'{n} {r}' for r, n in bad.most_common(3))})" if bad else "")
             )
 
+# %% ../../nbs/5_data/26_report.ipynb #2a833139
 def _enter_leaks(diagnosis, split_file, num_val_samples):
     "Enter how held-out parts leak."
     rows = diagnosis.rows

@@ -72,6 +72,7 @@ def _read_group(group):
         with open_plain(source) as f: return f.read(), _stamp(f.fileno(), os.fstat)
     return id, [(ending, *read(source)) for ending, source in files]
 
+# %% ../../nbs/5_data/09_shards.ipynb #8f9a89d8
 def _read_ahead(groups, readers, depth=64):
     "Groups with their contents, in order, read by threads a little ahead of their use."
     with ThreadPoolExecutor(readers) as pool:
@@ -126,6 +127,7 @@ def resume(self: _Packing):
     self.kept = len(self.shards)
     return at
 
+# %% ../../nbs/5_data/09_shards.ipynb #39a37f36
 @patch
 def _options(self: _Packing): return dict(journal=1, shard_bytes=self.shard_bytes)
 
@@ -178,6 +180,7 @@ def _content_digest(ids, shards, endings, table, extra):
     for name in sorted(extra): digest.update(name.encode() + np.ascontiguousarray(extra[name]).tobytes())
     return digest.hexdigest()
 
+# %% ../../nbs/5_data/09_shards.ipynb #d1b7b9ae
 def index_arrays(
     ids: list, # of the groups, in their order
     shards: list, # of dict(name, bytes, sha256, groups)
@@ -199,6 +202,7 @@ def index_arrays(
     )
     return {**own, **{f"extra_{k}": v for k, v in extra.items()}}
 
+# %% ../../nbs/5_data/09_shards.ipynb #c5323a19
 def write_pack(
     out, # folder for the shards
     groups: list, # of (id, [(ending, file, bytes or `Made`)]), in the order in which they are to lie

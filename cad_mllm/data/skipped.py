@@ -99,6 +99,7 @@ def _in_data_worker():
 
 logger = logging.getLogger("cad_mllm.data")
 
+# %% ../../nbs/5_data/11_skipped.ipynb #7d04b17d
 class SkipReport:
     "Files that were left out: `entries` is a list of (file, reason), `counts` says how many of each kind."
     def __init__(self): self.entries, self.pending, self._seen, self._told, self.cleaned = [], [], set(), Counter(), 0

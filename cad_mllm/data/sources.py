@@ -118,6 +118,7 @@ def state(self: FolderSource):
     "What tells whether the listing still holds: which folders there are, and the time of each folder and caption file."
     return dict(form="folder", found=self.found, seen=self.seen, cut=self.folders["truncated"] is None)
 
+# %% ../../nbs/5_data/19_sources.ipynb #95665018
 @patch
 def is_same(self: FolderSource, state, verdicts) -> bool:
     "Whether names are as they were, captions too, and no file that was found bad has changed. No sample is looked at."
@@ -157,6 +158,7 @@ def beginning_signature(self: FolderSource, id, suffix):
 @patch
 def whole_signature(self: FolderSource, id): return signature_at(self.where(id))
 
+# %% ../../nbs/5_data/19_sources.ipynb #d1183fab
 MOST_MEDIA = 2**30 # bytes of a picture or a cloud
 
 @patch
@@ -187,6 +189,7 @@ def encode_json_line(path, kepts):
         return json.dumps(rows).encode()
     except Exception: return json.dumps([[kept] for kept in (0, *kepts)]).encode()
 
+# %% ../../nbs/5_data/19_sources.ipynb #12ca31b4
 def _decoded(data, kept):
     "(given, rest) of one beginning from `encode_json_line`; None where there are no tokens."
     rows = {row[0]: row[1:] for row in json.loads(data)}
@@ -201,6 +204,7 @@ def _are_pairs(listed):
     "Whether a value is a list of (file, reason)."
     return isinstance(listed, list) and all(isinstance(e, list) and len(e) == 2 for e in listed)
 
+# %% ../../nbs/5_data/19_sources.ipynb #02efe58b
 class ShardSource:
     "A data set as shards with an index."
     def __init__(self, root, cache_dir="", verify=False):
@@ -311,6 +315,7 @@ def split(self: FolderSource, id, kept): return None
 @patch
 def history(self: ShardSource, id): return self._read(id, ".json"), 0
 
+# %% ../../nbs/5_data/19_sources.ipynb #6a9cb09c
 @patch
 def whole_signature(self: ShardSource, id): return 0
 
@@ -338,6 +343,7 @@ def unusable(self: ShardSource, ids):
     told = [(self.root/self.pack.shards[i]["name"], why, shard == i) for i, why in problems.items()]
     return np.isin(shard, list(problems)), told
 
+# %% ../../nbs/5_data/19_sources.ipynb #7f2d337f
 def _is_folder(root, given):
     "Whether a data set is read as a folder of files."
     return (
@@ -353,6 +359,7 @@ def require_data(
     given = dict(json=json_root)
     if _is_folder(Path(data_root), given): _find_folders(data_root, given)
 
+# %% ../../nbs/5_data/19_sources.ipynb #795bba96
 def open_files(data_root, given, cache_dir, verify):
     "The files of a data set: a pack where the folder is one, else a folder in the Omni-CAD layout."
     root = Path(data_root)

@@ -84,6 +84,7 @@ _DECISIONS = ("from scratch", "beginning", "modality", "surface", "scan", "point
 def _chance(decision, seed, epoch, index):
     return np.random.default_rng((_DECISIONS.index(decision), seed % 2**63, epoch, index, 7))
 
+# %% ../../nbs/5_data/23_stream.ipynb #73eaaf73
 class StreamDataset(MultimodalAutocompleteDataset):
     "Pairs of a beginning and its whole history, made when asked for; `ds[i]` is a `Sample`."
     def __init__(
@@ -153,6 +154,7 @@ def sample(
     prefix, target = self.codec.split(part.program, kept)
     return replace(made, prefix=prefix, target=target)
 
+# %% ../../nbs/5_data/23_stream.ipynb #e2383c05
 @patch
 def _seen(self: StreamDataset, part, kept, chance):
     "`Sample` fields of a part that is seen as points."
@@ -187,6 +189,7 @@ def attachments(self: StreamDataset) -> Attachments:
     "Each part has a caption and points, none a picture."
     return Attachments(len(self), len(self), 0, len(self))
 
+# %% ../../nbs/5_data/23_stream.ipynb #f7550c0a
 @patch(as_prop=True)
 def num_tokens(self: StreamDataset) -> np.ndarray: # (len(ds),)
     "CAD tokens of each whole history: each part is made for it."

@@ -47,6 +47,7 @@ def _joined(shape, operation, tool):
     solids = list(occ_children(made, "Solid"))
     return solids[0] if len(solids) == 1 else made
 
+# %% ../../nbs/2_geometry/11b_brep.ipynb #fa726a2a
 def grown_brep(
     base: bytes | None, # text of a shape in mm, or None to begin with the first step
     steps: list, # of (operation, profiles), each profile (frame, contours, span) as for `occ_pushed`
@@ -62,6 +63,7 @@ def grown_brep(
         pieces.append(len(list(occ_children(shape, "Solid"))))
     return brep_text(shape), occ_box(shape), occ_volume(shape), pieces
 
+# %% ../../nbs/2_geometry/11b_brep.ipynb #6ae3f1f2
 def built_brep(
     program: CADProgram, # a history, metres
 ) -> tuple: # (text, box (2, 3) in mm, volume in mm3)

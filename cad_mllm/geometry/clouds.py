@@ -58,6 +58,7 @@ def split_columns(
 
 _AXES = (("x", "y", "z"), ("nx", "ny", "nz"))
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #b0f8be8a
 def named_columns(
     columns: dict, # name -> (N,), in any case
 ) -> Cloud:
@@ -79,6 +80,7 @@ POINT_NAMES = (
 )
 NORMAL_NAMES = ("normals", "normal", "point_normals", "vertex_normals", "n")
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #9851af21
 def _npy(file, room):
     "The array of an .npy stream whose size is looked at first; `room` is the bytes that it can have."
     version = np.lib.format.read_magic(file)
@@ -94,6 +96,7 @@ def _npy(file, room):
     if len(data) < size: raise ValueError("the array breaks off")
     return np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #3b1f9956
 def _npz(data):
     "The points and normals of an .npz archive, by the names that people use."
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -117,6 +120,7 @@ def _npz(data):
     cloud = split_columns(points)
     return Cloud(cloud.points, notes + cloud.notes)
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #c38b1c30
 def _with_normals(points, normals, notes):
     "Points with an array that is called normals: whatever its lengths, it is believed."
     if not are_normals(normals) and normals.any(): notes = [*notes, "the normals have other lengths than 1"]
@@ -144,6 +148,7 @@ def _text(data):
     known = len(names) == table.shape[1] and {"x", "y", "z"} <= set(names)
     return named_columns(dict(zip(names, table.T))) if known else split_columns(table)
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #e9a90027
 def _numbers(words):
     try: return [float(w) for w in words]
     except ValueError: return None
@@ -153,6 +158,7 @@ def _ply(data):
     if not vertex or not len(next(iter(vertex.values()))): raise ValueError("the PLY holds no points")
     return named_columns({k: v for k, v in vertex.items() if not len(v) or not isinstance(v[0], list)})
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #62c8747d
 def cloud_of(
     data: bytes, # of a file
 ) -> Cloud:
@@ -182,6 +188,7 @@ def without_strays(
     inside = ((points[:, :3] >= low - side) & (points[:, :3] <= high + side)).all(1)
     return (points[inside], int((~inside).sum())) if not inside.all() else (points, 0)
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #9d853d50
 def in_metres(
     cloud: Cloud,
     unit: str = "", # mm, cm, m or in; guessed where empty
@@ -230,6 +237,7 @@ def gaps(
     there = surface_distance(points[:num_probes], mesh)
     return there, cKDTree(points).query(mesh.points(num_probes, 0)[:, :3])[0]
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #c94842be
 def mean_gap(
     points: np.ndarray, # (N, 3 or more), in no order
     mesh: Mesh, # in the same unit
@@ -245,6 +253,7 @@ def mean_gap(
 
 FAR = .03 # mean gap in longest sides, above which a part is called far from points
 
+# %% ../../nbs/2_geometry/03_clouds.ipynb #a1b70122
 def far_words(
     points: np.ndarray, # (N, 3 or more), in no order
     mesh: Mesh, # of a part, in the same unit

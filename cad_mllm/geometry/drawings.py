@@ -110,6 +110,7 @@ def _calm(shown):
     for i in np.flatnonzero(length < 3): values[i] = values[i - 1] if i else not values[i]
     return np.repeat(values, length)
 
+# %% ../../nbs/2_geometry/05_drawings.ipynb #668ce2ba
 def _split_line(line, depth):
     "(is visible, points (K, 2)) of each piece of a line on the screen."
     steps = np.hypot(*np.diff(line[:, :2], axis=0).T)
@@ -125,6 +126,7 @@ def _split_line(line, depth):
         at = np.concatenate([[a], along[(along > a) & (along < b)], [b]])
         yield bool(flag), np.stack([np.interp(at, along, c) for c in line.T[:2]], 1)
 
+# %% ../../nbs/2_geometry/05_drawings.ipynb #1602f8f1
 @patch
 def drawing(
     self: Mesh,

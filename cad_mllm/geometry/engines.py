@@ -20,6 +20,7 @@ ENGINES = ("local", "ray")
 class EngineError(ValueError):
     "An engine that is not known or not installed; says what to do."
 
+# %% ../../nbs/2_geometry/12b_engines.ipynb #ba95ba86
 class LocalEngine:
     "Worker processes on this machine; with `jobs=0` the calls are made in this process, without protection."
     def __init__(self, jobs: int = 1): self.jobs = jobs
@@ -65,6 +66,7 @@ def _join_cluster():
     except ConnectionError: ray.init(num_cpus=allotted_cpus(), include_dashboard=False, log_to_driver=False)
     return ray
 
+# %% ../../nbs/2_geometry/12b_engines.ipynb #cfc36c50
 class RayEngine:
     "The nodes of a Ray cluster."
     def __init__(self):
@@ -97,6 +99,7 @@ class RayEngine:
 # %% ../../nbs/2_geometry/12b_engines.ipynb #051b0ca3
 _AHEAD = 64 # finished results for each processor that may wait for a slow one before them
 
+# %% ../../nbs/2_geometry/12b_engines.ipynb #1dd3d5bd
 class _Tasks:
     "Tasks in the order of their items, of which some are under way."
     def __init__(self, engine): self.engine, self.waiting, self.running = engine, deque(), set()

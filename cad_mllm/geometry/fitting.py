@@ -93,6 +93,7 @@ def _circles_of_normals(s, count):
     radius = (s["np"] - count*(mx*px + my*py))/np.maximum(spread, 1e-9)
     return px - radius*mx, py - radius*my, np.maximum(np.abs(radius), 1e-9)
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #0a5ed767
 def _circle_misfit(s, circle, noise):
     "Squared misfits of places and normals to a circle, and whether the normals point away from its center."
     a, b, r = circle
@@ -107,6 +108,7 @@ def _circle_misfit(s, circle, noise):
         outward < 0, -1, 1
     )
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #72d21bd7
 def _fit_arcs(s, noise):
     "Misfit, center, radius and sign of the best arc through each stretch; infinite where it is as good as straight."
     count, best = np.maximum(s["one"], 1), None
@@ -131,6 +133,7 @@ def _stretch_costs(points, normals, noise):
     cost[first, last], is_arc[first, last] = np.minimum(line, arc), arc < line
     return cost, is_arc
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #60eaef18
 def cheapest_cuts(
     cost: np.ndarray, # (N + 1, N + 1): what the stretch from i up to j costs
 ) -> tuple: # (cuts from 0 to N, total)
@@ -160,6 +163,7 @@ def _make_piece(points, normals, first, last, is_arc, noise):
         first, last, mean/(np.linalg.norm(mean) + 1e-12), 0., np.array([float(a), float(b)]), float(r), int(sign)
     )
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #72c3b693
 def _cut_in_two_walks(points, normals, noise):
     """Cuts of a closed chain, which pieces are arcs, and by how much the chain was turned: the second walk begins at
     a cut of the first."""
@@ -180,6 +184,7 @@ def _misfit(piece, points, normals, noise):
         away, ways = length - piece.radius, piece.sign*way/length[:, None]
     return np.minimum((away/noise.place)**2, 50) + np.minimum(((normals - ways)**2).sum(1)/noise.normal**2, 50)
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #4ffab977
 def _settle(points, normals, pieces, cuts, stride, noise):
     """Where each piece begins: of the points between two that were looked at, those that fit the piece before better
     belong to it."""
@@ -190,6 +195,7 @@ def _settle(points, normals, pieces, cuts, stride, noise):
         settled.append(int(cut - stride + 1 + np.argmin(np.append(0, np.cumsum(misfits[0] - misfits[1])))))
     return settled
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #982bb8a0
 def fit_pieces(
     points: np.ndarray, # (N, 2) in order around the outline
     normals: np.ndarray, # (N, 2) unit normals
@@ -240,6 +246,7 @@ def walk(
     way = (ends[which, 1] - ends[which, 0])/length[which, None].clip(1e-12)
     return ends[which, 0] + share[:, None]*(ends[which, 1] - ends[which, 0]), np.stack([way[:, 1], -way[:, 0]], 1)
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #c127eb37
 def flatten(
     contour: Contour,
     num: int = 24, # points along an arc; four times as many around a circle
@@ -268,6 +275,7 @@ def _cross_line_circle(line, arc, slack):
     along = math.sqrt(arc.radius**2 - away**2)*np.array([-line.normal[1], line.normal[0]])
     return [foot + along, foot - along]
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #3fdadad5
 def _cross_circles(a, b, slack):
     way = b.center - a.center
     d = np.linalg.norm(way)
@@ -313,6 +321,7 @@ def _halfway(piece, start, mid, end, second):
     sweep = (last - first) % turn if ahead else -((first - last) % turn)
     return piece.center + piece.radius*np.array([math.cos(first + sweep/2), math.sin(first + sweep/2)])
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #15bd66ef
 @dataclass
 class Outline:
     """A closed outline: `points` (N, 2) and `normals` in order, the `pieces` fitted to them, and the noise they were
@@ -352,6 +361,7 @@ class Outline:
             mids += [m for _, m in edges]
         return Contour(np.array(vertices), mids)
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #3d0696d8
 def fit_outline(
     points: np.ndarray, # (N, 2) in order around the outline
     normals: np.ndarray, # (N, 2) unit normals
@@ -414,6 +424,7 @@ def _share_circles(outlines, tolerance):
     for (i, j, p), r, *center in zip(found, radii, x, y):
         outlines[i].pieces[j] = replace(p, center=np.array(center), radius=float(r))
 
+# %% ../../nbs/2_geometry/14_fitting.ipynb #726835f7
 def share_values(
     outlines: list, # of `Outline`, in one plane
     tolerance: float,

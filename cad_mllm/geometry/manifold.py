@@ -43,6 +43,7 @@ class _Neighbours:
         away = self.corners - center
         return np.arctan2(*away[np.abs(np.hypot(*away.T) - radius) < 2*self.near].T[::-1])
 
+# %% ../../nbs/2_geometry/08_manifold.ipynb #251846b4
 _ALONE = _Neighbours()
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #191f2ff6
@@ -86,6 +87,7 @@ def _sample_arc(start, mid, end, others):
     inner = center + radius*np.stack([np.cos(t), np.sin(t)], 1) if len(t) else mid[None]
     return np.concatenate([start[None], inner if left else inner[::-1]])
 
+# %% ../../nbs/2_geometry/08_manifold.ipynb #d6abcc00
 def _sample_circle(center, radius, others):
     turn = 2*math.pi
     center, radius = others.circle(*(center + radius*np.array([[1, 0], [-.5, .75**.5], [-.5, -.75**.5]])))
@@ -103,6 +105,7 @@ def _crowded(starts, ends, others):
     along, off = (x*way[:, :1] + y*way[:, 1:])/length, np.abs(y*way[:, :1] - x*way[:, 1:])/length
     return ((off < 2*others.near) & (along > 4*others.near) & (along < length - 4*others.near)).any(1)
 
+# %% ../../nbs/2_geometry/08_manifold.ipynb #c7f38a06
 def sample_loop(contour: Contour, others=_ALONE) -> np.ndarray: # (N, 2)
     "A contour as a polygon."
     if contour.radius is not None: return _sample_circle(contour.vertices[0], contour.radius, others)
@@ -131,6 +134,7 @@ def _known_circles(region):
                 and (circle := arc_circle(a, m, b))
             )
 
+# %% ../../nbs/2_geometry/08_manifold.ipynb #a6687bb9
 def region_drawing(region):
     "Normal (3,), corners (K, 3) and circles (M, 5) of a region, for others to look at."
     corners = [np.zeros((0, 3))] + [region.lift(c.vertices) for c in region.contours if c.radius is None]
@@ -176,6 +180,7 @@ def _aligner(points, gap):
         return np.stack([common[np.searchsorted(low, c, side="right") - 1] for (low, common), c in zip(tables, p.T)], 1)
     return align
 
+# %% ../../nbs/2_geometry/08_manifold.ipynb #30c21387
 def manifold_tools(plan):
     "For each step, the prisms of its regions, with coordinates aligned."
     drawings = [region_drawing(r) for step in plan.steps for r in step.regions]

@@ -50,6 +50,7 @@ def area(self: Mesh) -> float:
     "Surface area in square metres."
     return float(np.linalg.norm(self._normals(), axis=1).sum())/2
 
+# %% ../../nbs/2_geometry/01_mesh.ipynb #b02c3d33
 @patch(as_prop=True)
 def bounding_box(self: Mesh) -> tuple: # ((x, y, z), (x, y, z))
     "Lower and upper corner in metres."
@@ -89,6 +90,7 @@ def _sample(self: Mesh, num, seed, normals=None):
     # column by column: twice as fast as rows
     return face, np.stack([a[k].take(face) + u*(b[k] - a[k]).take(face) + v*(c[k] - a[k]).take(face) for k in range(3)])
 
+# %% ../../nbs/2_geometry/01_mesh.ipynb #cc9cd4e3
 @patch
 def points(
     self: Mesh,

@@ -28,6 +28,7 @@ def _stl_bytes(mesh):
     record["corners"] = mesh.vertices[mesh.faces]*1000
     return b"binary STL by cad_mllm; UNITS=mm".ljust(80) + struct.pack("<I", len(record)) + record.tobytes()
 
+# %% ../../nbs/2_geometry/06_mesh_files.ipynb #531c45ef
 def _ply_bytes(mesh):
     faces = np.zeros(len(mesh.faces), np.dtype([("count", "u1"), ("corners", "<i4", 3)]))
     faces["count"], faces["corners"] = 3, mesh.faces
@@ -64,6 +65,7 @@ def _corner_normals(
     out = np.stack([np.bincount(mine[near], flat[other[near], k], minlength=len(corner)) for k in range(3)], 1)
     return (out/np.linalg.norm(out, axis=1, keepdims=True).clip(1e-30)).reshape(-1, 3, 3)
 
+# %% ../../nbs/2_geometry/06_mesh_files.ipynb #2605d8af
 def _glb_parts(mesh):
     "Arrays of a GLB: positions, normals, triangles, line ends."
     rows = np.concatenate([mesh.vertices[mesh.faces], _corner_normals(mesh)], 2).reshape(-1, 6)
@@ -74,6 +76,7 @@ def _glb_parts(mesh):
     positions, normals = rows[first, :3].astype("<f4"), rows[first, 3:].astype("<f4")
     return positions, normals, index.reshape(-1).astype("<u4"), mesh.feature_edges().reshape(-1, 3).astype("<f4")
 
+# %% ../../nbs/2_geometry/06_mesh_files.ipynb #0454d337
 def _glb_bytes(mesh):
     "Binary glTF 2.0: one mesh of triangles with normals and, as a second primitive, its edges."
     arrays = [a for a in _glb_parts(mesh) if len(a)]

@@ -39,6 +39,7 @@ def _turns_one_way(flat):
     cross, dot = ahead[:, 0]*nxt[:, 1] - ahead[:, 1]*nxt[:, 0], (ahead*nxt).sum(1)
     return bool((cross >= -1e-9*np.abs(dot).max()).all()) and abs(np.arctan2(cross, dot).sum() - 2*np.pi) < 1e-3
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #64eef349
 def cut_polygon(
     corners: np.ndarray, # (K, 3)
 ) -> list: # of triples of places in it
@@ -48,6 +49,7 @@ def cut_polygon(
     import manifold3d
     return manifold3d.triangulate([flat/np.abs(flat).max()]).tolist() or fan
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #63c1da4b
 def triangles_of(
     vertices: np.ndarray, # (V, 3)
     polygons: list, # of lists of vertex numbers
@@ -71,6 +73,7 @@ _PLY_TYPES = dict(char="i1", int8="i1", uchar="u1", uint8="u1", short="i2", int1
                   int="i4", int32="i4", uint="u4", uint32="u4", float="f4", float32="f4", double="f8", float64="f8")
 MOST_HEADER = 100_000 # bytes
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #d267bbc9
 @dataclass
 class Element:
     """One kind of thing in a PLY file: its properties are (name, type), or (name, (type of the count, type of the
@@ -90,6 +93,7 @@ class Element:
         ]
         return sum(sizes)
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #d09c996a
 def ply_header(
     data: bytes,
 ) -> tuple: # (format, elements, where the data begins)
@@ -106,6 +110,7 @@ def ply_header(
     _check_claim(kind, elements, len(data) - found.end())
     return kind, elements, found.end()
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #92af83b4
 def _check_claim(kind, elements, room):
     if kind not in ("ascii", "binary_little_endian", "binary_big_endian"):
         raise ValueError(f"the format {kind!r} is not known")
@@ -158,6 +163,7 @@ class _Rows:
                 )
         return columns
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #77638e9f
 def ply_elements(
     data: bytes,
 ) -> dict: # element -> {property: array, or list of lists}
@@ -193,6 +199,7 @@ def _read_obj(data):
     vertices = np.array(vertices, float).reshape(-1, 3)
     return vertices, triangles_of(vertices, [p for p in polygons if len(p) > 2])
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #0f153acd
 def _read_off(data):
     lines = _lines_of(data)
     if not lines or not lines[0][0].upper().endswith("OFF"): raise ValueError("there is no OFF header")
@@ -215,6 +222,7 @@ def _gltf_head(data, binary):
         raise ValueError("no binary glTF 2.0")
     return json.loads(data[20:20 + int.from_bytes(data[12:16], "little")])
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #397484a3
 def _check_tree(nodes):
     "Raise where a node is the child of two, of itself, or of one that does not exist."
     children = [c for node in nodes for c in node.get("children", ())]
@@ -229,6 +237,7 @@ def _check_tree(nodes):
     if len(reached) < len(nodes): raise ValueError("its nodes go in a circle")
     if depth > 64: raise ValueError("its nodes are nested too deeply")
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #dda04540
 def _check_gltf(head, room):
     "Raise `ValueError` for what a glTF may not claim; `room` is the bytes that all its arrays can have."
     if not isinstance(head, dict): raise ValueError("its JSON is no object")
@@ -242,6 +251,7 @@ def _check_gltf(head, room):
             if names := [n for n in primitive.get("extensions", {}) if "compression" in n.lower()]:
                 raise ValueError(f"it needs the extension {', '.join(names)}")
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #326fb001
 def _beside(path, head):
     "Files that a glTF takes its arrays from: plain names in its own folder."
     found = {}
@@ -263,6 +273,7 @@ def _check_archive(data):
             if info.filename.endswith((".model", ".rels", ".xml")) and b"<!ENTITY" in archive.read(info):
                 raise ValueError("its XML defines entities")
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #8201dc7a
 def _scene(data, kind, files=None):
     "Corners (F, 3, 3) of all triangles that trimesh finds."
     import trimesh
@@ -283,6 +294,7 @@ def _scene(data, kind, files=None):
             corners.append((np.asarray(mesh.vertices, float) @ place[:3, :3].T + place[:3, 3])[mesh.faces])
     return np.concatenate(corners) if corners else np.zeros((0, 3, 3))
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #2dbab172
 def _weld_corners(corners):
     "Vertices and faces of loose triangles (F, 3, 3); equal corners become one vertex."
     vertices, number = np.unique(corners.reshape(-1, 3), axis=0, return_inverse=True)
@@ -300,6 +312,7 @@ def _read_stl(data):
     if len(data) < 15: raise ValueError("it is too short")
     return _weld_corners(_scene(data, "stl"))
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #6a49cea3
 def _read_3mf(data):
     _check_archive(data)
     # trimesh needs both for this form, and does not say so
@@ -360,6 +373,7 @@ def _bytes_of(path):
         return read_plain(path, MOST_BYTES)
     except OSError as e: raise GeometryError(f"{path}: the file cannot be read: {e.strerror}") from None
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #17aa6e85
 def _triangles(path, suffix):
     "Vertices and faces of a file of a known suffix, and the metres of its unit where it says one."
     data = _bytes_of(path)
@@ -368,6 +382,7 @@ def _triangles(path, suffix):
     if suffix == ".3mf": return vertices, faces, _unit_of_3mf(data)
     return vertices, faces, UNITS["mm"] if b"UNITS=mm" in data[:200] else None
 
+# %% ../../nbs/2_geometry/02_mesh_readers.ipynb #d714b98b
 def read_mesh(
     path: str | Path, # one of `MESH_SUFFIXES`
     unit: str = "", # mm, cm, m or in; by default what the file says, else metres

@@ -38,6 +38,7 @@ def _occ_wire(region, contour, height, reverse=False):
         wire.Add(occ.BRepBuilderAPI_MakeEdge(*arc, start, end).Edge())
     return wire.Wire()
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #8b04595a
 def _occ_face(region, contours):
     "A plane face at the low end of a region."
     occ = load_occ()
@@ -70,6 +71,7 @@ def _clean_polygons(region):
         rings = [Contour(np.asarray(p, float), [None]*len(p)) for p in part.to_polygons()]
         yield sorted(rings, key=lambda c: -c.area())
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #4f630ebf
 def _prism_tries(region):
     "Ways to make a region's solid, best first."
     outer, *holes = region.contours
@@ -99,6 +101,7 @@ def occ_volume(shape):
     load_occ().BRepGProp.VolumeProperties_s(shape, properties)
     return properties.Mass()
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #57d0f547
 def occ_area(shape):
     properties = load_occ().GProp_GProps()
     load_occ().BRepGProp.SurfaceProperties_s(shape, properties)
@@ -133,6 +136,7 @@ def _occ_boolean(operation, bodies, tools, fuzzy=0., keep=True):
     algorithm.Build()
     return algorithm.Shape() if algorithm.IsDone() else None
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #3edb954e
 def occ_children(shape, kind):
     "All subshapes of a kind: 'Solid', 'Face', 'Edge'."
     occ = load_occ()
@@ -178,6 +182,7 @@ def _boolean_tries(body, step, tools, near):
             return functools.reduce(lambda b, t: _occ_boolean(operation, [b], [t], fuzzy), tools, _occ_unify(body))
         yield one_by_one
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #703d0251
 def _occ_step(body, step, light_tools, light, near, check):
     "The body after one more step: the first try that has the light kernel's volume and area and passes the check."
     tools, second = [_occ_prism(r, t.volume()) for r, t in zip(step.regions, light_tools)], None
@@ -204,6 +209,7 @@ def _runs(history):
         else: run.append(item)
     if run: yield run
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #58813655
 def _covered(run):
     """For each manifold3d solid of a run, whether one of another step contains it (of two equal ones, the first is
     kept)."""
@@ -219,6 +225,7 @@ def _covered(run):
         for i in range(len(solids))
     ]
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #2afb9562
 def _flat_groups(run):
     """The regions of a run of joins, without those inside others, in groups that stand on one plane and reach
     equally far."""
@@ -248,6 +255,7 @@ def _occ_quick_run(body, run, near):
     for tool in others: first = _occ_unify(_occ_boolean("join", [first], [tool], near, keep=False))
     return _occ_boolean("intersect", [body], [first], near, keep=False) if operation == "intersect" else first
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #cba84a0c
 def _occ_quick(history, near):
     "The body of a history, checked at the end; None where it must be built step by step."
     body, light = None, history[-1][2]
@@ -334,6 +342,7 @@ def _weld(vertices, faces, tolerance):
     good = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     return vertices[first], faces[good], number
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #89f003c8
 def occ_mesh(shape):
     "The triangles of a shape at kernel size."
     settings = load_occ().IMeshTools_Parameters()
@@ -360,6 +369,7 @@ def _occ_curve(edge):
     num = 2 if curve.GetType() == load_occ().GeomAbs_CurveType.GeomAbs_Line else 33
     return np.array([(p.X(), p.Y()) for p in (curve.Value(a + (b - a)*i/(num - 1)) for i in range(num))])
 
+# %% ../../nbs/2_geometry/10_occ.ipynb #f68fc917
 def occ_drawing(shape, axes, center, scale):
     "A drawing of a shape at kernel size, by hidden-line removal."
     occ = load_occ()

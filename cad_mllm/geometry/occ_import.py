@@ -28,6 +28,7 @@ STEPControl: Reader Writer StepModelType; TCollection: HAsciiString; ShapeFix: F
 ShapeUpgrade: UnifySameDomain; TopAbs: ShapeEnum Orientation; TopExp: Explorer; TopLoc: Location
 TopoDS: TopoDS Compound Shape; gp: Ax2 Ax3 Circ Dir Pln Pnt Trsf Vec"""
 
+# %% ../../nbs/2_geometry/09_occ_import.ipynb #e525435b
 def _occ_import():
     "All names of `_OCC_NAMES`, as attributes such as `BRepAlgoAPI_Fuse`."
     occ = SimpleNamespace()
@@ -66,6 +67,7 @@ def _undefined_names(file, prefix):
 # ELF machine, code
 _RETURN_ZERO = {"x86_64": (62, bytes.fromhex("31c0c3")), "aarch64": (183, bytes.fromhex("000080d2c0035fd6"))}
 
+# %% ../../nbs/2_geometry/09_occ_import.ipynb #2cc02022
 def _stand_in_bytes(soname, names, machine):
     "A shared library of that name whose functions all return zero."
     number, code = _RETURN_ZERO[machine]
@@ -119,6 +121,7 @@ def _load_stand_in(soname):
         except OSError: return False
     return True
 
+# %% ../../nbs/2_geometry/09_occ_import.ipynb #c17caba9
 _OCP_PACKAGES = ("cadquery-ocp", "cadquery-ocp-novtk") # both lay the folder OCP
 
 def _kept_package(names):
@@ -128,6 +131,7 @@ def _kept_package(names):
     named = (r for r in wanted if re.match(r"cadquery-ocp\b(?!-)", r))
     return f'"{next(named, _OCP_PACKAGES[0])}"'
 
+# %% ../../nbs/2_geometry/09_occ_import.ipynb #e9fcc3bf
 def _remedy(found):
     "What to do about OpenCascade, by whether its folder was found and by the packages that say that they laid it."
     names = {re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
@@ -145,6 +149,7 @@ def _remedy(found):
         )
     return "on Debian and Ubuntu run 'apt-get install libgl1'" if found else "pip install cadquery-ocp-novtk"
 
+# %% ../../nbs/2_geometry/09_occ_import.ipynb #d7438476
 @functools.lru_cache(None)
 def load_occ():
     "OpenCascade's classes; `GeometryError` with the remedy where it cannot be loaded."

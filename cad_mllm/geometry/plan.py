@@ -121,6 +121,7 @@ def _reach(pushed, span):
         (x0, y0), (x1, y1) = contours[0].box()
         yield frame.to_world([(x, y, z) for x in (x0, x1) for y in (y0, y1) for z in span])
 
+# %% ../../nbs/2_geometry/07_plan.ipynb #f0adb29f
 def make_plan(program):
     "Profiles of every extrude, moved and scaled to size 1."
     work = []
@@ -147,6 +148,7 @@ def make_plan(program):
     if not plan.steps: raise GeometryError(f"{work[0][0].label} has no volume: its profiles bound no area")
     return plan
 
+# %% ../../nbs/2_geometry/07_plan.ipynb #ba54d96c
 def _idle_reason(step, pushed, span, boxes):
     "Why an extrude adds nothing."
     if not pushed: return f"{step.label} names no profile"

@@ -32,6 +32,7 @@ def view_direction(view):
         )
     return view/np.linalg.norm(view)
 
+# %% ../../nbs/2_geometry/04_render.ipynb #3a5f35f7
 def camera_frame(
     view, # an index into `VIEWS`, a look direction (x, y, z), or where the eye stands: (azimuth, elevation) in degrees
 ) -> np.ndarray: # (3, 3): rows are the picture's right, its up, and away from the eye
@@ -101,6 +102,7 @@ def _unit_normals(self: Mesh):
     normals = self._normals()
     return normals/np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-30)
 
+# %% ../../nbs/2_geometry/04_render.ipynb #930c4c12
 @patch
 def feature_edges(
     self: Mesh,
@@ -113,6 +115,7 @@ def feature_edges(
     sharp = np.einsum("ij,ij->i", a, b) < math.cos(math.radians(angle))
     return self.vertices[np.concatenate([edges[sharp], odd])]
 
+# %% ../../nbs/2_geometry/04_render.ipynb #f0959b31
 @patch
 def _outline(
     self: Mesh,
@@ -147,6 +150,7 @@ def _visible_samples(
     shown = p[:, 2] <= far[row, column] + .004
     return row[shown], column[shown]
 
+# %% ../../nbs/2_geometry/04_render.ipynb #42856f59
 def _draw_lines(canvas, segments, depth, color, thick):
     "Draw visible segments into the canvas (S, S, 4) with a square pen."
     row, column = _visible_samples(segments, depth)

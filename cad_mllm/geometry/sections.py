@@ -48,6 +48,7 @@ def _fit_mixture(heights, centers, noise, rounds=40):
         width = float(np.clip(math.sqrt(spread), .5*noise, 1.5*noise))
     return float(np.log(total).sum()), centers, shares[:-1], width
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #b4813a34
 def _faces_in_noise(heights, noise, least, gain=8.):
     "Heights of faces thicker than what lies between them: one is split in two as long as the points say so."
     found = [z for z, _ in _peaks(heights, 1.5*noise, least, 2.5*noise)]
@@ -94,6 +95,7 @@ class Sections:
     levels: np.ndarray
     iso: np.ndarray
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #96b13bda
 def _splat(places, values, size):
     "Values (N, C) spread bilinearly over a grid (C, size, size); places are in steps."
     low = np.clip(np.floor(places).astype(int), 0, size - 2)
@@ -114,6 +116,7 @@ def _smear(places, flow, spacing, size):
     spread = np.concatenate([places + t*spacing*along for t in shifts])
     return _splat(spread, np.concatenate([w*flow for w in weights]), size)
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #4ed792eb
 def look_up(field, places):
     "A grid's values at places in steps, bilinearly."
     low = np.clip(np.floor(places).astype(int), 0, len(field) - 2)
@@ -128,6 +131,7 @@ def _spacing(places):
     if len(places) < 5: return 4.
     return float(np.median(cKDTree(places).query(places, k=4)[0][:, 3]))/1.5
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #d616215c
 def _solve_sections(walls, caps, thickness, lengths, areas, step, noise):
     "Least squares for all slabs together, frequency by frequency: elimination from the lowest slab up and back."
     size, num = caps.shape[-1], len(thickness)
@@ -151,6 +155,7 @@ def _solve_sections(walls, caps, thickness, lengths, areas, step, noise):
 # %% ../../nbs/2_geometry/14c_sections.ipynb #11820d5e
 def slab_of(heights, levels): return np.clip(np.searchsorted(levels, heights) - 1, 0, len(levels) - 2)
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #9d9c671a
 def cross_sections(
     points: np.ndarray, # (N, 3) along u, v and the axis w
     normals: np.ndarray, # (N, 3)
@@ -187,6 +192,7 @@ def cross_sections(
         np.array([_middle_value(f, places[steep & (slab == k)]) for k, f in enumerate(fields)])
     )
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #8b0f9332
 def _middle_value(field, places, reach=5.):
     """A map (G, G) of the indicator's value on the walls nearby: where material is thinner than the grid can show,
     its middle value is lower too."""
@@ -220,6 +226,7 @@ def goes_around(point, line):
     with np.errstate(all="ignore"): at = x + (py - y)/(ny - y)*(nx - x)
     return bool((crosses & (px < at)).sum() % 2)
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #c2541183
 def trace_chains(
     field: np.ndarray, # (G, G)
     iso: np.ndarray, # (G, G) that value
@@ -251,6 +258,7 @@ def _resampled(line, step):
     way /= np.linalg.norm(way, axis=1, keepdims=True).clip(1e-12)
     return points, np.stack([way[:, 1], -way[:, 0]], 1)
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #0aa9ee2a
 def gather_supports(
     chains: list, # of `Chain`, of one slab
     places: np.ndarray, # (N, 2) the slab's wall points
@@ -274,6 +282,7 @@ def gather_supports(
         out.append((np.concatenate([points, line[bare]])[order], np.concatenate([ways, right[bare]])[order]))
     return out
 
+# %% ../../nbs/2_geometry/14c_sections.ipynb #89f54c1b
 def _fraction(points, line, which):
     "How far along its tangent each point lies from its nearest vertex, in steps."
     way = np.roll(line, -1, 0)[which] - np.roll(line, 1, 0)[which]

@@ -35,6 +35,7 @@ def _without_mark(path, folder):
     else: return path
     return str(copy)
 
+# %% ../../nbs/2_geometry/13_shapes.ipynb #4b1f11a4
 def _load_step(
     path: str, # a STEP file
 ) -> Solid:
@@ -73,6 +74,7 @@ def read_step(
     try: return isolated(_load_step, str(path), timeout=timeout)
     except WorkerError as e: raise GeometryError(f"{path}: {e}") from None
 
+# %% ../../nbs/2_geometry/13_shapes.ipynb #7746d42b
 def read_shape(
     path: str | Path, # .step, .stp, or one of `MESH_SUFFIXES`
     unit: str = "", # mm, cm, m or in, for the mesh formats; by default what the file says, else millimetres for STL,

@@ -115,6 +115,7 @@ def _parted(points, normals, levels, noise):
 
 def _flat_ways(normals): return normals[:, :2]/np.linalg.norm(normals[:, :2], axis=1, keepdims=True).clip(1e-12)
 
+# %% ../../nbs/2_geometry/14d_sides.ipynb #2de280aa
 def vote_filled(
     places: np.ndarray, # (N, 2) in steps of the grid
     points: np.ndarray, # (N, 3) along u, v and the axis w

@@ -66,6 +66,7 @@ def noise_of(cloud: SurfaceCloud) -> Noise:
     "What outlines are fitted with."
     return Noise(max(8e-4, 1.1*cloud.noise), .35 if cloud.estimated else .08)
 
+# %% ../../nbs/2_geometry/15_slabs.ipynb #744cb7a1
 def _clear_chains(chains, field, iso, sections):
     "Chains that bound what differs enough from their surroundings: of noise, few do."
     rows, columns = np.mgrid[:len(field), :len(field)]
@@ -79,6 +80,7 @@ def _clear_chains(chains, field, iso, sections):
         if best > .22: kept.append(chain)
     return kept
 
+# %% ../../nbs/2_geometry/15_slabs.ipynb #f6666f1c
 def find_prisms(
     cloud: SurfaceCloud,
     axes: np.ndarray, # (3, 3) rows u, v, w
@@ -100,6 +102,7 @@ def find_prisms(
     shared = share_values([p.outline for p in prisms], max(1.5e-3, .8*cloud.noise))
     return [replace(p, outline=o) for p, o in zip(prisms, shared)], levels
 
+# %% ../../nbs/2_geometry/15_slabs.ipynb #f01e83b0
 def _is_closed(outline): return len(outline.pieces) > 2 or any(p.radius for p in outline.pieces)
 
 def _extend(prism, outline, high):
@@ -129,12 +132,14 @@ def _groups(prisms):
         for key, group in groups.items()
     }
 
+# %% ../../nbs/2_geometry/15_slabs.ipynb #dd91241b
 def _in_metres(contour, cloud, shift):
     "A contour of unit size in metres, in the plane's coordinates."
     def move(p): return None if p is None else p*cloud.scale + shift
     radius = None if contour.radius is None else contour.radius*cloud.scale
     return replace(contour, vertices=move(contour.vertices), mids=[move(m) for m in contour.mids], radius=radius)
 
+# %% ../../nbs/2_geometry/15_slabs.ipynb #2a58f926
 def write_program(
     prisms: list, # of `Prism`
     levels: np.ndarray, # (L,)
@@ -169,6 +174,7 @@ def prism_shares(
         return float(np.average((along > 1 - slack**2/2 - 1e-3) | (along < slack), weights=cloud.areas))
     return {name: share(frame[2]) for name, frame in axes.items()}
 
+# %% ../../nbs/2_geometry/15_slabs.ipynb #881a3384
 def slab_programs(
     points, # `SurfaceCloud`, or points (N, 3), or (N, 6) with normals, metres
     axes: tuple = ("+z", "+x", "+y"), # names of `cad_mllm.cad.AXES`

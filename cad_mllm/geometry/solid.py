@@ -109,6 +109,7 @@ def points(self: Solid, num: int, seed: int = 0) -> np.ndarray: # (num, 6) float
     "Points spread evenly over the surface, in metres, with unit normals."
     return self.mesh().points(num, seed)
 
+# %% ../../nbs/2_geometry/11_solid.ipynb #951b42e4
 @patch
 def image(self: Solid, size: int = 224, view=0, **kwargs) -> np.ndarray: # (size, size, 3) uint8
     "A shaded picture with edges; see `Mesh.image` and `VIEWS`."
@@ -143,6 +144,7 @@ def bounding_box(self: Solid) -> tuple: # ((x, y, z), (x, y, z))
         box = occ_box(self._shape)
     return tuple(tuple(map(float, np.array(p)*self.scale + self.center)) for p in box)
 
+# %% ../../nbs/2_geometry/11_solid.ipynb #f0214627
 @patch(as_prop=True)
 def num_bodies(self: Solid) -> int:
     "How many separate bodies the part has. A cavity, a closed surface around a negative volume, is none."
@@ -214,6 +216,7 @@ def exact_shape(self: Solid):
     "OpenCascade's own shape, in millimetres; None where the part is made of triangles."
     return None if self._shape is None else _placed(self._shape, self.center, self.scale)
 
+# %% ../../nbs/2_geometry/11_solid.ipynb #6ffdb586
 def _write_step(shape, center, scale, path, name, caption=""):
     "STEP AP214 in millimetres."
     occ = load_occ()
@@ -245,6 +248,7 @@ def _makers(steps):
     "Which operation (its index) made a prism (its number)."
     return {int(n): i for i, (_, tools) in steps.items() for tool in tools for n in np.unique(face_origins(tool))}
 
+# %% ../../nbs/2_geometry/11_solid.ipynb #4ee53f10
 def _film(program, plan):
     """(label, mesh, strokes, makers) after each operation, in metres; makers (F,): the index of the operation that
     made a face. What cannot be built leaves the part as it was."""
@@ -286,6 +290,7 @@ def _caption(image, text):
     ImageDraw.Draw(picture).text((6, 4), text, fill=(90, 96, 106))
     return np.asarray(picture)
 
+# %% ../../nbs/2_geometry/11_solid.ipynb #a12065bc
 def _sheet(rows, columns):
     "Pictures (S, S, 3) in rows, wrapped after so many columns; rows that belong together stay together."
     width = min(columns, max(map(len, rows)))

@@ -28,6 +28,7 @@ class SurfaceCloud:
     scale: float
     num_strays: int = 0
 
+# %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #8b618809
 def _neighbour_planes(points, num):
     """Distances to the nearest others (N, num), their middle (N, 3), and spreads (ascending) with directions of each
     neighbourhood."""
@@ -58,6 +59,7 @@ def _orient(points, normals, areas, seed=0):
     votes = np.einsum("ni,ni->n", -field[cKDTree(p).query(points, k=1)[1]], normals)
     return _agree(points, normals*np.where(votes < 0, -1, 1)[:, None])
 
+# %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #19bf05fc
 def _calmed(points, normals, rounds=3, num=20):
     "Unoriented normals (N, 3) averaged with those of neighbours that look much the same way: noise goes, edges stay."
     from scipy.spatial import cKDTree
@@ -114,6 +116,7 @@ def _in_company(points):
     distance = cKDTree(points).query(points, k=5)[0][:, 4]
     return distance < 6*np.median(distance)
 
+# %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #162697ba
 def _lies_in_planes(points):
     """Whether points have neighbours in one plane with them, to a small share of the distance between them, as
     points without noise have."""
@@ -131,6 +134,7 @@ def _spread_across(points):
         if np.median(distance[:, -1]) > 3*noise: break
     return noise
 
+# %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #950f7dd3
 def _measured_noise(points, normals):
     """Standard deviation across the surface: by given normals from neighbours that look the same way, else from the
     flattest fifth of all neighbourhoods."""
@@ -154,6 +158,7 @@ def _checked(points, num_points):
     kept = points[_in_company(points[:, :3])]
     return kept, len(points) - len(kept)
 
+# %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #3d91d165
 def read_surface_cloud(
     points: np.ndarray, # (N, 3), or (N, 6) with normals, metres
     num_points: int = 8192, # of more, so many are drawn

@@ -105,6 +105,7 @@ def _size_text(mesh):
         else "nothing yet"
     )
 
+# %% ../../nbs/2_geometry/16_viewer.ipynb #f3db4d38
 @patch
 def _data(self: View3D):
     "What the page's script reads."

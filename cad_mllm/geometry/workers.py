@@ -58,6 +58,7 @@ def _answer(message):
             ("error", WorkerError(f"the result of {func.__name__} cannot be sent to another process: {e}", "pickle"))
         )
 
+# %% ../../nbs/2_geometry/12_workers.ipynb #9ea0e154
 def _worker_main():
     "Answer calls from standard input until it closes."
     answers, calls = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
@@ -140,6 +141,7 @@ def _give_back(worker):
     if worker.calls >= 200 or memory_of(worker.process.pid) > 1.5*2**30: return worker.close()
     with _idle_lock: _idle.setdefault(os.getpid(), []).append(worker)
 
+# %% ../../nbs/2_geometry/12_workers.ipynb #07fb9f77
 def isolated(
     func, # a function of a module (not of a notebook or script: the worker could not find it)
     *args, # its arguments; they and the result are pickled
@@ -167,6 +169,7 @@ def isolated(
 # %% ../../nbs/2_geometry/12_workers.ipynb #11127db5
 _AHEAD = 64 # finished results for each worker that may wait for a slow one before them
 
+# %% ../../nbs/2_geometry/12_workers.ipynb #44de0e9e
 def map_isolated(
     func, # a function of one item, from a module
     items, # any iterable

@@ -36,6 +36,7 @@ class Feature:
         "The extrude with this feature's profiles alone."
         return replace(self.extrude, profiles=[(self.sketch.id, p) for p in self.profiles])
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #411f87d8
 @dataclass
 class BodyPlan:
     """`bodies`: lists of `Feature`, or one list for `is_part` (solids and booleans); `notes` say why, and what was
@@ -63,6 +64,7 @@ def _segment_distance(points, a, b):
     t = np.clip((((points[:, None] - a)*along).sum(2))/squared, 0, 1)
     return np.sqrt(((points[:, None] - a - t[..., None]*along)**2).sum(2).min())
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #05fe2634
 def contours_touch(
     one: list, # of `Contour`: an outer one and its holes
     other: list, # the same
@@ -100,6 +102,7 @@ def sketch_groups(
         else: free.append((id, contours))
     return [[id for id, _ in g] for g in groups]
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #62a18f96
 def features_of(
     program: CADProgram,
 ) -> tuple: # (list of `Feature`, notes)
@@ -137,6 +140,7 @@ def _volume(features):
     solid = _solid(features)
     return 0.0 if solid is None else solid.volume
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #3cd25fb7
 def _box(features):
     "Corners (2, 3) of the box that the profiles of features fill, metres."
     corners = []
@@ -154,6 +158,7 @@ def _apart(one, other):
     near = 1e-5*max(np.ptp(one, axis=0).max(), np.ptp(other, axis=0).max())
     return bool((one[0] > other[1] + near).any() or (other[0] > one[1] + near).any())
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #619805b0
 def _shifted(feature, axis, distance):
     "The feature moved along an axis of its sketch."
     by = feature.sketch.frame.rotation[axis]*distance
@@ -175,12 +180,14 @@ def touches(
     ]
     return max(gained) > 1e-3*step*min(alone, before)**(2/3)
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #3fd00f9d
 def _split(feature):
     "The feature's profiles one by one."
     return [replace(feature, profiles=[p]) for p in feature.profiles]
 
 MAX_BODIES = 16 # more of them in a tree help nobody
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #9a8e1e6d
 class _Dealer:
     "Deals features out to bodies; `reason` tells why it cannot be done. What is `apart` gets a body of its own."
     def __init__(self, bodies=(), apart=()):
@@ -229,6 +236,7 @@ class _Dealer:
                 return
             body.append(feature)
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #d2de5344
 MANY_FEATURES = 200 # beyond these the question which body each touches takes too long
 
 def plan_bodies(
@@ -244,6 +252,7 @@ def plan_bodies(
     if not dealer.reason and dealer.bodies: return BodyPlan(dealer.bodies, False, notes)
     return BodyPlan([features], True, [*notes, dealer.reason or "no body"])
 
+# %% ../../nbs/3_interop/05_bodies.ipynb #816d79d9
 def plan_more(
     bodies: list, # of lists of `Feature`, which stay as they are
     features: list, # of `Feature` that follow them

@@ -127,6 +127,7 @@ def part_blocks(
             elif isinstance(s, ast.FunctionDef) and around is None: yield from scan(s.body, body[:i], s)
     return list(scan(tree.body, [], None))
 
+# %% ../../nbs/3_interop/03_build123d_read.ipynb #93696c3f
 def _define(values, statements, function):
     "Take in the dimensions that stand before a part, and the defaults of the function around it."
     for s in statements:
@@ -144,6 +145,7 @@ def unit_of_script(
     "The unit of a build123d script's numbers: centimetres where it bears the comments of the Fusion 360 Gallery."
     return "cm" if GALLERY_SIGN in source else "mm"
 
+# %% ../../nbs/3_interop/03_build123d_read.ipynb #a1485d09
 def read_build123d(
     source: str, # Python text
     unit: str = "", # mm, cm, m or in; if left out mm, or cm where the script bears the comments of the Fusion 360

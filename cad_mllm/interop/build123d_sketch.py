@@ -24,6 +24,7 @@ METRES_IN = {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "in": 0.0254}
 MODES = {"ADD": "add", "SUBTRACT": "subtract", "INTERSECT": "intersect", "PRIVATE": "private", "REPLACE": "replace"}
 OPERATION_OF = {"add": "join", "subtract": "cut", "intersect": "intersect"}
 
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #1832b1f1
 class Arguments:
     "The arguments of one call: by place or name, each taken once; `finish` refuses what was left."
     def __init__(self, call: ast.Call, values: Values):
@@ -107,6 +108,7 @@ LINE_READERS = {
     "RadiusArc": "_radiusarc", "EllipticalCenterArc": "_ellipticalcenterarc", "_nurbs_edge": "_nurbs_edge"
 }
 
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #62a5ec67
 class LineReader:
     "Reads the calls inside a `BuildLine` block as curves in metres."
     def __init__(self, values: Values, unit: float): self.values, self.unit, self.num_followed = values, unit, 0
@@ -203,6 +205,7 @@ def aligned(
     if any(w not in shift for w in words[:2]): raise ScriptError.at(given.call, f"unknown alignment {', '.join(words)}")
     return np.array([shift[words[0]]*width, shift[words[1]]*height])
 
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #17429330
 def placed(
     loop: Loop, # around the origin
     place: tuple, # (x, y, radians)
@@ -338,6 +341,7 @@ class SketchReader:
         between, height = given.length("center_separation", self.unit), given.length("height", self.unit)
         return self._slot(given, between/2, height/2)
 
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #c056cf14
 def only_context(
     statement: ast.With, # a with statement
 ) -> ast.Call:

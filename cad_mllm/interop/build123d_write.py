@@ -28,6 +28,7 @@ def _plane(feature, offset=0.0):
     )
     return text if offset == 0.0 else f"{text}.offset({shown_number(offset)})"
 
+# %% ../../nbs/3_interop/10_build123d_write.ipynb #a345de0d
 def _b3d_path(shape, mode):
     "Lines and arcs of a loop, and the face inside."
     lines, at = ["with BuildLine():"], shape.start
@@ -47,6 +48,7 @@ def _b3d_shape(shape, names, hole):
         call = f"Rectangle({width}, {height}{', ' + mode if hole else ''})"
     return [f"with Locations({point_text(shape.center)}):", INDENT + call]
 
+# %% ../../nbs/3_interop/10_build123d_write.ipynb #9a6866ed
 def _b3d_extrudes(feature, names, sketch, first):
     "The calls that push a sketch."
     mode = "" if first else f", mode=Mode.{B3D_MODES[feature.operation]}"
@@ -60,6 +62,7 @@ def _b3d_extrudes(feature, names, sketch, first):
     one, two = names.shared("depth", feature.high, feature.note), names.shared("depth", -feature.low, feature.note)
     return [f"extrude(amount={one}{mode})", f"extrude({sketch}.sketch, amount=-{two}{mode})"]
 
+# %% ../../nbs/3_interop/10_build123d_write.ipynb #b4866754
 def b3d_feature(
     feature: ScriptFeature,
     names: Names, # gets the dimensions
@@ -74,6 +77,7 @@ def b3d_feature(
         for i, shape in enumerate(profile): lines += [INDENT + line for line in _b3d_shape(shape, names, i > 0)]
     return [*lines, *_b3d_extrudes(feature, names, sketch, first)]
 
+# %% ../../nbs/3_interop/10_build123d_write.ipynb #5654ff09
 def write_build123d(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
@@ -87,6 +91,7 @@ def write_build123d(
     ]
     return "\n".join(head + [INDENT + line for line in body]) + "\n"
 
+# %% ../../nbs/3_interop/10_build123d_write.ipynb #d87d7163
 def one_tool(
     features: list, # of `ScriptFeature`
 ) -> list: # of `ScriptFeature`
@@ -100,6 +105,7 @@ def one_tool(
     profiles = sorted((p for f in features for p in f.profiles), key=lambda p: -abs(_extent(p[0])))
     return [ScriptFeature(one.frame, profiles, one.low, one.high, one.operation, one.extent, one.note)]
 
+# %% ../../nbs/3_interop/10_build123d_write.ipynb #a98151df
 def _extent(shape: Shape):
     "How large a loop is, roughly."
     if shape.kind == "circle": return 4*shape.size[0]**2

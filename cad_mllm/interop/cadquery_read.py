@@ -310,6 +310,7 @@ def define_name(
     else: reader.values.assign(statement)
     return None
 
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #48308d3b
 def script_statements(
     tree: ast.Module,
 ) -> list: # of statements
@@ -330,6 +331,7 @@ def solids_program(
         else: program.extrude(s.high if s.high > 0 else s.low, operation, id)
     return program
 
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #e953514a
 def read_cadquery(
     source: str, # Python text
     unit: str = "mm", # mm, cm, m or in
@@ -354,6 +356,7 @@ def read_cadquery(
     if skipped: program.extra["skipped"] = skipped
     return program
 
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #023ca7ac
 class LenientReader(SolidReader):
     "Leaves out calls that cannot be read, and lists them in `skipped`."
     def __init__(self, values: Values, unit: float):

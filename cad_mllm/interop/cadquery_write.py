@@ -32,6 +32,7 @@ def _cq_shape(shape, names):
         )
     return calls + [".close()"]
 
+# %% ../../nbs/3_interop/11_cadquery_write.ipynb #86f839a3
 def _cq_depth(feature, names):
     "(calls before drawing, the extrude call)."
     if feature.extent == "symmetric":
@@ -43,6 +44,7 @@ def _cq_depth(feature, names):
     amount = feature.high if feature.high > 0 else feature.low
     return [], f".extrude({'-' if amount < 0 else ''}{names.shared('depth', abs(amount), feature.note)})"
 
+# %% ../../nbs/3_interop/11_cadquery_write.ipynb #e13ad251
 def _cq_solid(feature, names, name):
     "The lines that make a solid under a name, a workplane chain each profile."
     frame, lines = feature.frame, []
@@ -57,6 +59,7 @@ def _cq_solid(feature, names, name):
         lines += [target, f"{INDENT}cq.Workplane({plane})", *(INDENT + c for c in calls), ")"]
     return lines
 
+# %% ../../nbs/3_interop/11_cadquery_write.ipynb #33e43e4a
 def cq_operation(
     features: list, # of `ScriptFeature`: what one operation does
     names: Names, # gets the dimensions
@@ -69,6 +72,7 @@ def cq_operation(
         lines += [*_cq_solid(feature, names, f"{tool}_{i}"), f"{tool} = {tool}.union({tool}_{i})"]
     return lines + ([f"{part} = {part}.{CQ_METHODS[features[0].operation]}({tool})"] if part else [])
 
+# %% ../../nbs/3_interop/11_cadquery_write.ipynb #d6f639d1
 def write_cadquery(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked

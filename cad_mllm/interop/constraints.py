@@ -19,6 +19,7 @@ from ..cad.curves import Contour, arc_circle
 START, END, CENTER, EDGE = 1, 2, 3, 0 # which point of a curve
 ORIGIN, X_AXIS, Y_AXIS = (-1, START), -1, -2 # the sketch's own origin and axes
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #2b969b28
 @dataclass
 class Curve:
     """A curve of a sketch: `kind` is line, arc or circle; `numbers` describe it, lengths in millimetres, angles in
@@ -74,6 +75,7 @@ def curves_of(
         _curve(v*MILLIMETRES, None if m is None else m*MILLIMETRES, w*MILLIMETRES) for (v, m), w in zip(kept, after)
     ]
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #160d8323
 def _curve(start, mid, end):
     "A line, or the arc through three points."
     circle = None if mid is None else arc_circle(start, mid, end)
@@ -98,6 +100,7 @@ class Constraint:
     value: float = 0.0 # millimetres
     name: str = ""
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #614272c1
 class Independence:
     "Rows that were accepted, as an orthonormal basis; `accept` tells whether further rows are independent of them."
     def __init__(self, size: int, least: float = 1e-4):
@@ -127,6 +130,7 @@ class Independence:
 # %% ../../nbs/3_interop/04_constraints.ipynb #fa351249
 NEAR = 1e-5 # radians, and parts of the sketch's size, within which a drawing counts as horizontal, tangent, equal, ...
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #d3c62091
 class SketchConstraints:
     "Chooses the constraints of a sketch: `constraints` and whether it `is_full`, that is, has no freedom left."
     def __init__(
@@ -185,6 +189,7 @@ def _tangent_row(sketch, one, position, other, other_position):
     if abs(math.sin(a - b)) > NEAR: return None
     return sketch._row(one, row_a) - sketch._row(other, row_b)
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #8c3daa21
 def add_joints(
     sketch: SketchConstraints,
 ):
@@ -202,6 +207,7 @@ def add_joints(
             sketch.add(meet, Constraint("Coincident", one, position, other, other_position))
         base += len(loop)
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #ddfaedf0
 def add_directions(
     sketch: SketchConstraints,
 ):
@@ -250,6 +256,7 @@ def _points(sketch):
     return [(i, c.ends[0] if position == START else c.ends[1] if position == END else position)
             for kind, position in kinds for i, c in enumerate(sketch.curves) if c.kind == kind]
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #b4b997ec
 def add_distance(
     sketch: SketchConstraints,
     one: tuple, # (curve, position)
@@ -266,6 +273,7 @@ def add_distance(
     if distance < 0: one, other, distance = other, one, -distance
     return sketch.add(row, Constraint(("DistanceX", "DistanceY")[axis], *one, *other, float(distance)), name=name)
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #886a458d
 def add_dimensions(
     sketch: SketchConstraints,
 ):
@@ -286,6 +294,7 @@ def add_dimensions(
         if sketch.is_full: return
         for axis, name in enumerate("xy"): add_distance(sketch, ORIGIN, place, axis, name)
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #6c9b56fe
 MANY = 80 # curves; of larger sketches each loop is constrained by itself, which takes time in proportion to the loops
 
 MOST = 150 # curves; of still larger sketches each curve is blocked where it is, since FreeCAD would solve them for minutes
@@ -305,6 +314,7 @@ def _moved(constraint, by, names):
     first, second = (n if n is None or n < 0 else n + by for n in (constraint.first, constraint.second))
     return replace(constraint, first=first, second=second, name=name)
 
+# %% ../../nbs/3_interop/04_constraints.ipynb #5161be45
 def constrain(
     loops: list, # of lists of `Curve`
 ) -> Constrained:

@@ -37,6 +37,7 @@ def _history_files(folder, suffix):
     "Id -> file below a folder, where the id is the path without the suffix."
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob(f"*{suffix}"))}
 
+# %% ../../nbs/3_interop/17_data_sets.ipynb #dfc3b331
 def _first_json(folder):
     "The content of the first JSON file below a folder that can be read; None where there is none."
     for path in sorted(folder.rglob("*.json"))[:20]:
@@ -56,6 +57,7 @@ def _read_split(path):
     lists = all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in data.values())
     return {_PARTS[name]: ids for name, ids in data.items()} if lists else {}
 
+# %% ../../nbs/3_interop/17_data_sets.ipynb #cb20e469
 def _find_split(root):
     "The split in a file of the folder, or of the one above it."
     for folder in (root, root.parent):
@@ -84,6 +86,7 @@ def _design_ids(files):
         named[f"{digits[1]}/{digits[0]}" if digits else id] = path
     return named
 
+# %% ../../nbs/3_interop/17_data_sets.ipynb #0df40084
 def find_data_set(
     root: str | Path, # a folder as it was downloaded
 ) -> DataSet | None: # None for a folder in the Omni-CAD layout, and for any other
@@ -126,6 +129,7 @@ def _folders(data, out):
     if not data.splits: return {out: list(data.files)}
     return {out/name: ids for name, ids in data.splits.items()}
 
+# %% ../../nbs/3_interop/17_data_sets.ipynb #1e9bd577
 def convert_data_set(
     data: DataSet,
     out: str | Path, # folder for train/, val/, test/, or for all where there is no split

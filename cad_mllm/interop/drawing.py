@@ -23,6 +23,7 @@ def line_curve(
     "A straight edge."
     return Line((float(start[0]), float(start[1]), 0.0), (float(end[0]), float(end[1]), 0.0))
 
+# %% ../../nbs/3_interop/02_drawing.ipynb #200015a4
 def center_arc(
     center, # (2,) metres
     radius: float, # metres
@@ -39,6 +40,7 @@ def center_arc(
     start, end = (tuple((at + radius*direction(a)).tolist()) for a in (begin, begin + abs(sweep)))
     return Arc((x, y, 0.0), float(radius), start, end, tuple(direction(begin).tolist()), 0.0, abs(float(sweep)))
 
+# %% ../../nbs/3_interop/02_drawing.ipynb #64d02def
 def three_point_arc(
     start, # (2,) metres
     mid, # (2,) metres
@@ -58,6 +60,7 @@ def _tolerance(ends):
     "How far apart two ends may be and still meet: 1e-4 of the drawing, two micrometres at least."
     return max(1e-4*np.ptp(ends.reshape(-1, 2), axis=0).max(), 2e-6)
 
+# %% ../../nbs/3_interop/02_drawing.ipynb #7d7370dd
 def closed_loops(
     curves: list, # of `Line`, `Arc`, `Circle`, in any order
 ) -> list: # of `Loop`, each a closed chain
@@ -99,6 +102,7 @@ def holds(
     slack = 1e-3*(high - low).max()
     return bool((low_in >= low - slack).all() and (high_in <= high + slack).all())
 
+# %% ../../nbs/3_interop/02_drawing.ipynb #a250cffd
 def profiles_of_faces(
     faces: list, # of (`Loop`, "add" or "subtract") in drawing order
 ) -> list: # of lists of loops: an outer one and its holes
@@ -180,6 +184,7 @@ def _strays(point_at, low, high, start, mid, end):
         return np.abs((inner - start)@np.array([-chord[1], chord[0]])).max()
     return np.abs(np.hypot(*(inner - circle_of[0]).T) - circle_of[1]).max()
 
+# %% ../../nbs/3_interop/02_drawing.ipynb #50521af6
 def arcs_along(
     point_at, # function: parameter -> point (2,)
     low: float, # first parameter
@@ -196,6 +201,7 @@ def arcs_along(
         point_at, half, high, tolerance, depth - 1
     )
 
+# %% ../../nbs/3_interop/02_drawing.ipynb #ecc211d9
 def spline_arcs(
     points, # (N, 2) control points, metres
     weights, # (N,)
@@ -225,6 +231,7 @@ def spline_arcs(
     tolerance = CURVE_TOLERANCE*np.ptp(points, axis=0).max()
     return [arc for a, b in zip(breaks, breaks[1:]) for arc in arcs_along(point_at, a, b, tolerance)]
 
+# %% ../../nbs/3_interop/02_drawing.ipynb #4183caae
 def ellipse_arcs(
     center, # (2,) metres
     radii, # (2,) along its axes

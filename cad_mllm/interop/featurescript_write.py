@@ -24,6 +24,7 @@ FS_INDENT = " "*8
 
 def _fs_vector(point, unit=" * millimeter"): return "vector(" + ", ".join(map(shown_number, point)) + ")" + unit
 
+# %% ../../nbs/3_interop/14_featurescript_write.ipynb #f14461dd
 def _fs_shape(shape, names, sketch, key):
     "The calls that draw a loop."
     if shape.kind == "circle":
@@ -43,6 +44,7 @@ def _fs_shape(shape, names, sketch, key):
         at = end
     return lines
 
+# %% ../../nbs/3_interop/14_featurescript_write.ipynb #0a77701a
 def _fs_bounds(feature, names):
     "Which way an extrude goes, and how far on that side of its sketch and on the other."
     down = feature.high <= 0
@@ -56,6 +58,7 @@ def _fs_bounds(feature, names):
             )
     return ", ".join(ends)
 
+# %% ../../nbs/3_interop/14_featurescript_write.ipynb #f4ff56e8
 def _fs_feature(feature, names, number):
     "The lines of one feature; the ids of its extrudes."
     frame, lines, made = feature.frame, [], []
@@ -73,6 +76,7 @@ def _fs_feature(feature, names, number):
         made.append(f'qCreatedBy(id + "extrude_{key}", EntityType.BODY)')
     return lines, made
 
+# %% ../../nbs/3_interop/14_featurescript_write.ipynb #bd312629
 def _fs_boolean(operation, number, made):
     "The lines that combine what an operation made with what was there."
     tools = f"const tools_{number} = qUnion([{', '.join(made)}]);"
@@ -89,6 +93,7 @@ def _fs_boolean(operation, number, made):
         "try silent", "{", "    " + call + '"tools" : solids, "operationType" : BooleanOperationType.UNION });', "}"
     ]
 
+# %% ../../nbs/3_interop/14_featurescript_write.ipynb #28ff1110
 def write_featurescript(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked

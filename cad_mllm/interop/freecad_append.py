@@ -34,6 +34,7 @@ class Span:
 
 TAG = re.compile(rb"""<[^"'>]*(?:"[^"]*"[^"'>]*|'[^']*'[^"'>]*)*>""")
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #ea707725
 def element_spans(
     data: bytes, # XML
     depth: int = 5, # of tags; deeper elements are not listed
@@ -127,6 +128,7 @@ def _body_planes(items, body):
         raise CADFormatError("has no origin planes to draw on; open and save it in FreeCAD 0.17 or later", body.name)
     return planes
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #45ef7a27
 @dataclass
 class _More:
     "What is appended to a body: its features as seen from there, and the shape that it gets."
@@ -143,6 +145,7 @@ def _prepare(items, body, features, stored):
     if more.tip in items and (base := stored(items[more.tip])): more.shape = shape_step_by_step(more.features, base)
     return more
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #97920cd2
 def _continue_body(editor, document, items, more, num_given):
     "Append features to a body of the document; the former tip."
     body, tip, features = more.body, more.tip, more.features
@@ -175,11 +178,13 @@ def _append_solids(document, results, features, num_given, stored):
     if base: add_shape(document, [result], shape_step_by_step(features, base))
     return names
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #0a24a470
 def _is_at_rest(item):
     "Whether an object was not moved."
     position, rotation = item.placement()
     return not position.any() and np.array_equal(rotation, np.eye(3))
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #38a09942
 def append_features(
     data: bytes, # Document.xml
     items: dict, # its objects, name -> `Item`
@@ -248,6 +253,7 @@ def _hide(gui: bytes, names) -> bytes:
         if found and b"</ViewProvider>" not in found[0]: gui = re.sub(pattern, rb'\1"false"', gui, count=1)
     return gui
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #cc5e8ec6
 def _shown(gui: bytes, document: Document, hidden: list) -> bytes:
     "The view of a document with what was added to it, and without what that replaces."
     try:
@@ -274,6 +280,7 @@ def _shape_reader(archive: zipfile.ZipFile):
         return archive.read(name) if archive.getinfo(name).file_size <= MOST_BREP else b""
     return stored
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #2384134f
 def _copy_archive(source, path, changed, shapes=(), view=""):
     "Copy an archive with some members changed, further shapes before the view, and a view if it has none."
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
@@ -290,6 +297,7 @@ def _copy_archive(source, path, changed, shapes=(), view=""):
         add_shapes()
         if view: new.writestr("GuiDocument.xml", view)
 
+# %% ../../nbs/3_interop/08b_freecad_append.ipynb #79293197
 def continue_freecad(
     source: str | Path, # .FCStd that a person drew
     program: CADProgram, # a history that begins with what the document does, metres

@@ -43,6 +43,7 @@ def usual_macro_folder(
     if system == "darwin": return home/"Library/Application Support/FreeCAD/Macro"
     return Path(environment.get("XDG_DATA_HOME") or home/".local/share")/"FreeCAD"/"Macro"
 
+# %% ../../nbs/3_interop/18_freecad_macro.ipynb #382203e4
 def ask_macro_folder() -> Path | None:
     "Where the FreeCAD that is installed looks for macros; None where there is none to ask."
     command = next((c for name in FREECAD_COMMANDS if (c := shutil.which(name))), None)
@@ -59,6 +60,7 @@ def ask_macro_folder() -> Path | None:
         said = answer.read_text(encoding="utf-8").strip() if answer.is_file() else ""
     return Path(said) if said else None
 
+# %% ../../nbs/3_interop/18_freecad_macro.ipynb #a1b3e6e3
 def install_macro(
     text: str, # of the macro
     folder: str = "", # where to put it; where FreeCAD looks if left out

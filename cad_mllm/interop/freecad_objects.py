@@ -20,6 +20,7 @@ from .drawing import center_arc, closed_loops, frame_of, line_curve, nested_prof
 # %% ../../nbs/3_interop/07c_freecad_objects.ipynb #61de4961
 MAX_XML = 64*2**20
 
+# %% ../../nbs/3_interop/07c_freecad_objects.ipynb #5ed5bef2
 def document_bytes(
     path: str | Path, # .FCStd
 ) -> bytes:
@@ -40,6 +41,7 @@ def document_bytes(
         raise CADFormatError("Document.xml declares a document type, which FreeCAD never writes", file=path)
     return data
 
+# %% ../../nbs/3_interop/07c_freecad_objects.ipynb #8eef0837
 def document_xml(
     path: str | Path, # .FCStd
 ) -> ET.Element:
@@ -95,6 +97,7 @@ class Item:
         numbers = [finite(element.get(k), f"{self.name}.{name}") for k in ("Px", "Py", "Pz", "Q0", "Q1", "Q2", "Q3")]
         return np.array(numbers[:3]), rotation_of(numbers[3:])
 
+# %% ../../nbs/3_interop/07c_freecad_objects.ipynb #a91d7235
 def finite(
     text: str | None, # of an attribute
     where: str, # for the message
@@ -116,6 +119,7 @@ def rotation_of(
                   [2*(x*z - y*w), 2*(y*z + x*w), 1 - 2*(x*x + y*y)]])
     return np.round(m) + 0.0 if np.abs(m - np.round(m)).max() < 1e-12 else m
 
+# %% ../../nbs/3_interop/07c_freecad_objects.ipynb #4deb045a
 def read_items(
     root: ET.Element, # of Document.xml
 ) -> dict: # name -> `Item`
@@ -138,6 +142,7 @@ def is_construction(
     legacy = geometry.find("Construction")
     return flags[-2:-1] == "1" or (legacy is not None and legacy.get("value") == "1")
 
+# %% ../../nbs/3_interop/07c_freecad_objects.ipynb #2a0f56cb
 def read_curve(
     geometry: ET.Element,
     where: str, # for the message
@@ -160,6 +165,7 @@ def read_curve(
     side = math.copysign(1, finite(element.get("NormalZ", "1"), where))
     return center_arc((x, y), radius, side*(turn + begin), side*(end - begin))
 
+# %% ../../nbs/3_interop/07c_freecad_objects.ipynb #a0eb7177
 def read_sketch(
     item: Item, # a Sketcher::SketchObject
 ) -> list: # of lists of loops, metres: the profiles

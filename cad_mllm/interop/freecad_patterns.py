@@ -36,6 +36,7 @@ def translation(
     "A shift."
     return Motion(np.eye(3), np.asarray(by, float))
 
+# %% ../../nbs/3_interop/07b_freecad_patterns.ipynb #4a86669d
 def rotation(
     point, # (3,) on the axis, metres
     axis, # (3,) any length

@@ -38,6 +38,7 @@ class Push:
 
     def key(self): return self.operation, round(self.low, 9), round(self.high, 9), self.number
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #a39e2256
 def operation_number(
     item: Item,
 ) -> int | None:
@@ -47,6 +48,7 @@ def operation_number(
 
 THROUGH_ALL = {"PartDesign::Pad": (), "PartDesign::Pocket": (1,)} # of Type; "up to" something is not known
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #432c7ae5
 def feature_span(
     item: Item, # a Pad or Pocket
     far: float, # mm; further than anything reaches
@@ -75,6 +77,7 @@ ORIGIN_DIRECTIONS = {
 }
 SKETCH_AXES = {"H_Axis": 0, "V_Axis": 1, "N_Axis": 2, "": 2}
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #c6dd1287
 def _sketch_axis(sketch, sub, mirrors):
     """(position, direction) of an axis of a sketch, in its own millimetres; for a mirror the normal of the plane
     through the axis."""
@@ -91,6 +94,7 @@ def _sketch_axis(sketch, sub, mirrors):
     x0, y0, x1, y1 = (finite(line.get(k), sketch.name) for k in ("StartX", "StartY", "EndX", "EndY"))
     return np.array([x0, y0, 0.0]), np.array([y1 - y0, x0 - x1, 0.0] if mirrors else [x1 - x0, y1 - y0, 0.0])
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #1dfd506f
 def _line_in_body(item, sub, mirrors):
     "(position, direction) of what a pattern goes by, in millimetres of the body; None where only FreeCAD knows it."
     if item.kind in ("App::Line", "App::Plane"):
@@ -101,6 +105,7 @@ def _line_in_body(item, sub, mirrors):
     found = _sketch_axis(item, sub, mirrors) if item.kind == "Sketcher::SketchObject" else None
     return None if found is None else (position + axes@found[0], axes@found[1])
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #f842af5f
 def pattern_line(
     feature: Item, # a mirror or pattern
     name: str, # of the property: MirrorPlane, Direction, Axis
@@ -142,6 +147,7 @@ def pattern_motions(
     angle = feature.number("Offset")*gaps if by_step else feature.number("Angle")
     return ring_of(*pattern_line(feature, "Axis", items, placement), math.radians(sign*angle), count)
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #f4acfce2
 def _combined_motions(feature, items, placement):
     "The motions of several transformations one after the other."
     motions = row_of(np.zeros(3), 1)
@@ -161,6 +167,7 @@ KNOWN = (
 DRESSINGS = ("PartDesign::Fillet", "PartDesign::Chamfer", "Part::Fillet", "Part::Chamfer")
 FUSIONS, COMMONS = ("Part::MultiFuse", "Part::Fuse"), ("Part::MultiCommon", "Part::Common")
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #2d727860
 class DocumentReader:
     """Reads the objects of a document as pushes; `skipped` lists what was left out: fillets and chamfers if
     `skip_dressings`, everything that cannot be said if `skip_unsupported`."""
@@ -323,6 +330,7 @@ def _merged(pushes):
         else: groups.append([p])
     return groups
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #0ada490a
 def program_of(
     pushes: list, # of `Push`
 ) -> CADProgram:
@@ -344,6 +352,7 @@ def program_of(
 
 def _same_frame(one, other): return one.frame == other.frame
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #67478764
 def _append_extrude(program, push, pairs):
     "Append the extrude of one operation."
     operation = (
@@ -370,6 +379,7 @@ def results_of(
         and (i.kind == "PartDesign::Body" or i.kind.startswith("Part::"))
     ]
 
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #72d9a625
 def read_freecad(
     path: str | Path, # .FCStd
     skip_unsupported: bool = False, # leave out features that a history cannot say; `extra["skipped"]` lists them

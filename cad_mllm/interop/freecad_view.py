@@ -40,6 +40,7 @@ def history_of(
         sequence += [*(f.sketch.id for f in group), f"F{i}"]
     return CADProgram(entities, list(dict.fromkeys(sequence)))
 
+# %% ../../nbs/3_interop/05b_freecad_view.ipynb #fd638a9d
 @dataclass
 class StoredShape:
     """The exact shape of a body: OpenCascade's text, its box (2, 3) in mm, and, where it was made step by step, how
@@ -59,6 +60,7 @@ def shape_of_whole(
     try: return StoredShape(*isolated(built_brep, history_of(features), timeout=SECONDS)[:2])
     except GeometryError: return StoredShape()
 
+# %% ../../nbs/3_interop/05b_freecad_view.ipynb #83387ef6
 def shape_step_by_step(
     features: list, # of `Feature`, in order
     base: bytes | None = None, # text of a shape in mm that they follow
@@ -91,6 +93,7 @@ def camera_settings(
     ]
     return "OrthographicCamera {\n  viewportMapping ADJUST_CAMERA\n  " + "\n  ".join(lines) + "\n}\n"
 
+# %% ../../nbs/3_interop/05b_freecad_view.ipynb #e485709a
 def view_provider(
     name: str, # of an object
     visible: bool,
@@ -101,6 +104,7 @@ def view_provider(
     head = f'<ViewProvider name={quoteattr(name)} expanded="{int(expanded)}">'
     return f'{head}<Properties Count="1" TransientCount="0">{shown}</Properties></ViewProvider>\n'
 
+# %% ../../nbs/3_interop/05b_freecad_view.ipynb #431d5661
 def gui_xml(
     visible: dict, # {name of an object: whether it is shown}
     expanded: set, # names of objects that the tree shows open

@@ -44,6 +44,7 @@ def string(name: str, value: str) -> str:
     "A text property."
     return element(name, "String", f"<String{attributes(value=value)}/>")
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #fcc671e3
 def boolean(name: str, value: bool) -> str:
     "A yes-or-no property."
     return element(name, "Bool", f"<Bool{attributes(value=str(bool(value)).lower())}/>")
@@ -61,6 +62,7 @@ def link(name: str, target: str, kind: str = "Link") -> str:
     if kind == "LinkSub": return element(name, kind, f'<LinkSub{attributes(value=target, count=0)}></LinkSub>')
     return element(name, kind, f"<Link{attributes(value=target)}/>")
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #8aeb6676
 def links(name: str, targets: list) -> str:
     "A list of links."
     inside = "".join(f"<Link{attributes(value=t)}/>" for t in targets)
@@ -82,6 +84,7 @@ def quaternion(
         q[3] = m[k, j] - m[j, k]
     return q/np.linalg.norm(q)
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #bab0d42f
 def placement(
     name: str, # of the property
     position=(0.0, 0.0, 0.0), # (3,) mm
@@ -127,6 +130,7 @@ NOTHING = -2000 # how FreeCAD writes a curve that a constraint does not have
 EXTENSION = ('<GeoExtensions count="1"><GeoExtension type="Sketcher::SketchGeometryExtension" internalGeometryType="0" '
              f'geometryModeFlags="{"0"*32}" geometryLayer="0"/></GeoExtensions>')
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #2fb12eca
 def _geometry(curve: Curve):
     "One curve."
     n = dict(enumerate(map(float, curve.numbers)))
@@ -140,6 +144,7 @@ def _geometry(curve: Curve):
     arc = f"<ArcOfCircle{round}{attributes(StartAngle=n[3], EndAngle=n[4])}/>"
     return f'<Geometry type="Part::GeomArcOfCircle">{EXTENSION}{arc}</Geometry>'
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #3df21803
 def _constraint(c):
     "One constraint."
     second = NOTHING if c.second is None else c.second
@@ -149,6 +154,7 @@ def _constraint(c):
         IsDriving=1, IsInVirtualSpace=0, IsActive=1
     ) + "/>"
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #33845ec7
 def sketch_properties(
     loops: list, # of lists of `Curve`
 ) -> list: # of property XML
@@ -172,6 +178,7 @@ EXTENSIONS = {
     "App::Origin": "App::GeoFeatureGroupExtension", "Sketcher::SketchObject": "Part::AttachExtension"
 }
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #c19e794a
 @dataclass
 class Document:
     """The objects of a FreeCAD document in order: (type, name, properties), what is shown of them, and their shapes;

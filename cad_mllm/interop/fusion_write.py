@@ -79,6 +79,7 @@ FUSION_OPERATIONS = {
     "intersect": "IntersectFeatureOperation"
 }
 
+# %% ../../nbs/3_interop/15_fusion_write.ipynb #dadfdec3
 def _fusion_shape(shape, names, drawing):
     "The call that draws a loop."
     if shape.kind == "circle":
@@ -99,6 +100,7 @@ def _fusion_span(feature, names):
     low = f"-{names.shared('depth', -feature.low, feature.note)}" if feature.low < 0 else "0"
     return f"{low}, {names.shared('depth', feature.high, feature.note) if feature.high > 0 else '0'}"
 
+# %% ../../nbs/3_interop/15_fusion_write.ipynb #8abe8d82
 def write_fusion(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked

@@ -29,6 +29,7 @@ def _in_metres(value, key="", factor=0.01):
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value*factor if number and key in LENGTHS else value
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #6861967a
 def _gallery_extent(extent, where, factor):
     "An extent in metres on one side."
     kind = extent.get("type", "DistanceExtentDefinition")
@@ -42,6 +43,7 @@ def _gallery_extent(extent, where, factor):
     taper = extent.get("taper_angle", {"value": 0.0})
     return {"type": kind, "distance": {**distance, "value": value*factor*half}, "taper_angle": taper}
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #0864920b
 def _gallery_entity(id, entity, factor):
     "A sketch or extrude in the later form."
     where = f"entities.{id}"
@@ -62,6 +64,7 @@ def _gallery_entity(id, entity, factor):
     }
     return {**kept, **extents}
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #ebfba55c
 def is_gallery(
     data, # parsed JSON
 ) -> bool:
@@ -71,6 +74,7 @@ def is_gallery(
         and ("timeline" in data or "parent_project" in data.get("metadata", {}))
     )
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #47fd16b7
 def read_gallery(
     data: dict, # parsed JSON
     unit: float = 0.01, # metres in one unit
@@ -108,6 +112,7 @@ def plane_from_angles(
     normal, x = np.array([st*cp, st*sp, ct]), np.array([ct*cp, ct*sp, -st])
     return frame_of(origin, x*math.cos(gamma) + np.cross(normal, x)*math.sin(gamma), normal)
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #9fab2aa6
 def _vector_curve(row, start):
     "A curve of the table on its grid; (curve, where it ends)."
     end = row[1:3].astype(float)
@@ -119,6 +124,7 @@ def _vector_curve(row, start):
     right = np.array([chord[1], -chord[0]])/(2*half)*(1 if row[4] else -1)
     return three_point_arc(start, (start + end)/2 + right*half*math.tan(sweep/4), end), end
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #3ba3ef43
 def _vector_loop(rows):
     "A closed loop on the grid; it begins where it ends."
     if len(rows) and rows[0][0] == CIRCLE:
@@ -140,11 +146,13 @@ def _scaled(curve, scale):
     if hasattr(curve, "radius"): return three_point_arc(*((curve.points() - move)*scale))
     return line_curve(*((np.array(p[:2]) - move)*scale for p in (curve.start, curve.end)))
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #0fbb0448
 def _vector_profiles(loops, scale):
     "Loops of one extrude as profiles: a loop inside an earlier one is its hole."
     closed = [loop for curves in loops for loop in closed_loops([_scaled(c, scale) for c in curves])]
     return nested_profiles(closed)
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #6a972dd3
 def read_vectors(
     table, # (N, 17) integers: command and 16 parameters
     unit: float = 1.0, # metres in one unit of the normalised part
@@ -165,6 +173,7 @@ def read_vectors(
     if not program.sequence: raise CADFormatError("has no extrude")
     return program
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #57539f51
 def _vector_extrude(program, loops, row, unit, number):
     "Append a sketch and its extrude."
     theta, phi, gamma = (row[6:9]/STEPS*2 - 1)*math.pi
@@ -210,6 +219,7 @@ def _turn(axis, degrees):
     m[i, i], m[i, j], m[j, i], m[j, j] = c, -s, s, c
     return m
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #2afc13cd
 def _pair(value, where, size=2):
     "A list of numbers."
     numbers = (
@@ -219,6 +229,7 @@ def _pair(value, where, size=2):
     if not numbers: raise CADFormatError(f"is not a list of {size} numbers", where)
     return [float(v) for v in value]
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #51aab907
 def _minimal_curve(key, c, where):
     "A line, arc or circle."
     if not isinstance(c, dict): raise CADFormatError("is not an object", where)
@@ -240,6 +251,7 @@ def _objects(parent, where):
         if not isinstance(value, dict): raise CADFormatError("is not an object", f"{where}.{key}")
         yield key, value, f"{where}.{key}"
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #adb7f934
 def is_minimal(
     data, # parsed JSON
 ) -> bool:
@@ -261,6 +273,7 @@ def read_minimal(
     if not program.sequence: raise CADFormatError("has no parts", "parts")
     return program
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #54f79ed2
 def _minimal_frame(data, where, unit):
     "The sketch plane of a part."
     if not isinstance(data, dict): raise CADFormatError("is missing", where)
@@ -279,6 +292,7 @@ def _minimal_face(face, where, unit):
     if not loops: raise CADFormatError("has no loop", where)
     return loops
 
+# %% ../../nbs/3_interop/07_gallery.ipynb #03454604
 def _resized(loop, unit):
     "A loop with all lengths multiplied."
     if unit == 1.0: return loop

@@ -36,6 +36,7 @@ FOREIGN = {
     ".iges": "an IGES file", ".igs": "an IGES file"
 }
 
+# %% ../../nbs/3_interop/16_histories.ipynb #d6de0be8
 def recognise(
     path: str | Path,
 ) -> str:
@@ -49,6 +50,7 @@ def recognise(
     if start.startswith(b"\x89HDF"): return "an HDF5 file; name it .h5"
     return f"a file of unknown kind ({path.suffix or 'no ending'})"
 
+# %% ../../nbs/3_interop/16_histories.ipynb #52a1f712
 def json_of_data_set(
     path: str | Path,
 ): # parsed JSON, or None
@@ -68,6 +70,7 @@ def _read_json(path, skip_unsupported):
     except CADFormatError as e: raise CADFormatError(e.reason, e.field, path) from None
     return CADProgram.from_json(path)
 
+# %% ../../nbs/3_interop/16_histories.ipynb #473bc757
 def _read_script(path, unit, skip_unsupported):
     "A Python script, by what it imports."
     try: source = read_plain_text(path, MAX_BYTES)
@@ -118,6 +121,7 @@ def is_writable(
     name = Path(path).name.lower()
     return name.endswith(tuple(s.lower() for s in WRITABLE))
 
+# %% ../../nbs/3_interop/16_histories.ipynb #b3d5054b
 def is_continued(
     source: str | Path | None, # the file that a history began in
     path: str | Path, # the file to write
@@ -129,6 +133,7 @@ def is_continued(
     if source.suffix.lower() != ".py": return source.suffix.lower() == ".fcstd" and name.endswith(".fcstd")
     return name.endswith("_b3d.py" if is_build123d(read_plain_text(source, MAX_BYTES)) else "_cq.py")
 
+# %% ../../nbs/3_interop/16_histories.ipynb #44f3cd60
 def write_history(
     program: CADProgram, # metres
     path: str | Path, # .json, .FCStd, _cq.py, _b3d.py, _fusion.py, .scad, .fs

@@ -25,6 +25,7 @@ function arc(a, m, b) = let (c = arc_center(a, m, b), r = norm(a - c), s = atan2
 
 def _vector(point): return "[" + ", ".join(map(shown_number, point)) + "]"
 
+# %% ../../nbs/3_interop/12_openscad_write.ipynb #049a08a2
 def _scad_shape(shape, names):
     "A loop as a flat shape."
     if shape.kind == "circle":
@@ -44,12 +45,14 @@ def _scad_profile(profile, names):
     outer, *holes = [_scad_shape(s, names) for s in profile]
     return [outer] if not holes else ["difference() {", *("    " + line for line in (outer, *holes)), "}"]
 
+# %% ../../nbs/3_interop/12_openscad_write.ipynb #a52ab3e2
 def _matrix(feature):
     "The matrix that puts a sketch where it stands."
     frame, origin = feature.frame, feature.origin
     rows = [[frame.x_axis[i], frame.y_axis[i], frame.z_axis[i], origin[i]] for i in range(3)]
     return "[" + ", ".join(map(_vector, [*rows, [0, 0, 0, 1]])) + "]"
 
+# %% ../../nbs/3_interop/12_openscad_write.ipynb #5dca3065
 def _scad_solid(feature, names):
     "A feature as a solid."
     back = (
@@ -68,6 +71,7 @@ def _scad_solid(feature, names):
 
 SCAD_BOOLEANS = {"new": "union", "join": "union", "cut": "difference", "intersect": "intersection"}
 
+# %% ../../nbs/3_interop/12_openscad_write.ipynb #0c09a092
 def write_openscad(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked

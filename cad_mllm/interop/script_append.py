@@ -42,6 +42,7 @@ def insert_lines(
     if not old[last - 1].endswith(("\r", "\n")): old[last - 1] += end
     return "".join(old[:last] + new + old[last:])
 
+# %% ../../nbs/3_interop/13b_script_append.ipynb #0caf5c5f
 def fresh_prefix(
     tree: ast.Module,
 ) -> str: # such as "added_"
@@ -64,6 +65,7 @@ def _imported(tree, module):
     "The names that a script takes from a module."
     return {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == module for a in n.names}
 
+# %% ../../nbs/3_interop/13b_script_append.ipynb #7c1b0aff
 def append_build123d(
     source: str, # a script with one BuildPart block
     program: CADProgram, # a history that begins with what the script does, metres

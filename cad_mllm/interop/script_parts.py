@@ -24,6 +24,7 @@ def shown_number(
     text = f"{float(value):.12g}"
     return "0" if text == "-0" else text
 
+# %% ../../nbs/3_interop/09_script_parts.ipynb #a91632f7
 @dataclass
 class Names:
     "Dimensions by name, in the order in which they were met; all names begin with `prefix`."
@@ -71,6 +72,7 @@ class Shape:
     start: tuple = (0.0, 0.0)
     steps: list = field(default_factory=list)
 
+# %% ../../nbs/3_interop/09_script_parts.ipynb #7853bffd
 def shape_of(
     contour: Contour, # metres
 ) -> Shape:
@@ -109,6 +111,7 @@ class ScriptFeature:
     @property
     def origin(self): return tuple(v*MILLIMETRES for v in self.frame.origin)
 
+# %% ../../nbs/3_interop/09_script_parts.ipynb #74ed6d4d
 def comment(
     feature: Feature,
     num_given: int | None = None, # operations that a person drew; later ones are marked
@@ -118,6 +121,7 @@ def comment(
     added = ", added by the model" if num_given is not None and feature.number > num_given else ""
     return f"operation {feature.number}: {feature.operation}{' ' + name if name else ''}{added}"
 
+# %% ../../nbs/3_interop/09_script_parts.ipynb #7a8f9b45
 def script_features(
     program: CADProgram, # metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
@@ -137,6 +141,7 @@ def script_features(
     while not start and operations and operations[0][0].operation not in ("new", "join"): operations.pop(0)
     return operations
 
+# %% ../../nbs/3_interop/09_script_parts.ipynb #8cf8ff2f
 def scaled_feature(
     feature: ScriptFeature,
     factor: float, # new lengths for old ones

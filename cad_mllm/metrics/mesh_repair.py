@@ -59,6 +59,7 @@ def _twins(vertices, faces):
     return np.concatenate([same_triangles(faces),
                            _wedges(vertices, faces, half, np.repeat(pairs[edge], counts[edge], 0), counts[edge])])
 
+# %% ../../nbs/4_metrics/02_mesh_repair.ipynb #ea7e96af
 def _wedges(vertices, faces, half, pair, counts):
     "Half-edges (N,) of seams with `counts` faces each, paired around material; `pair` (N, 2) is the edge of each."
     start = np.repeat(np.cumsum(counts) - counts, counts)

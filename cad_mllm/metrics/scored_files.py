@@ -65,6 +65,7 @@ def _has_faces(path):
     try: return any(e.name == "face" and e.count for e in ply_header(read_plain(path, MOST_CLOUD_BYTES))[1])
     except (OSError, ValueError, KeyError, IndexError): return True
 
+# %% ../../nbs/4_metrics/09b_scored_files.ipynb #e39a8ee2
 def read_part(
     path: str | Path, # .json .step .stl .obj .glb .ply .npz .npy .xyz
     unit: str = "", # of a mesh: mm, cm, m or in; by default what the file says, else millimetres for STL, and for

@@ -43,6 +43,7 @@ def _boxed(part):
     lines = None if part.surface.lines is None else (part.surface.lines - center)*scale
     return Part(part.program, Mesh((part.surface.vertices - center)*scale, part.surface.faces, lines))
 
+# %% ../../nbs/4_metrics/10_scoring.ipynb #16e41b68
 def score_parts(
     pred: Part,
     gt: Part,
@@ -74,6 +75,7 @@ def _parts_in(folder, skip=None):
     if not found: raise ScoreError(f"{folder}: holds no part; give a folder of {', '.join(SUFFIXES)} files")
     return {id: min(paths, key=lambda p: SUFFIXES.index(p.suffix.lower())) for id, paths in found.items()}
 
+# %% ../../nbs/4_metrics/10_scoring.ipynb #ca40f852
 def pair_folders(
     pred: str | Path, # folder of predictions
     gt: str | Path, # folder of truths
@@ -104,6 +106,7 @@ def _reason(error, file=None):
 
 def _read_truth(task): return read_part(task[2], task[3]["gt_unit"], task[3]["kernel"])
 
+# %% ../../nbs/4_metrics/10_scoring.ipynb #053a9739
 def _score_one(task): # (id, predicted file or None, true file, options)
     "What came of one pair: its values, or a failure of the prediction or of the truth. Runs in a worker process."
     _, pred, _, options = task
@@ -122,6 +125,7 @@ def _score_one(task): # (id, predicted file or None, true file, options)
     return dict(values=values, **about, matches=curve_matches(part.program, gt.program) if part.program
                 and gt.program else None)
 
+# %% ../../nbs/4_metrics/10_scoring.ipynb #15b866c7
 def _judge(task, error, timeout):
     "Whether a worker that gave no answer died of the truth or of the prediction."
     try: isolated(_read_truth, task, timeout=timeout + 30)           # a busy machine must not make it the truth's fault
@@ -231,6 +235,7 @@ def table(self: Score) -> str: # Markdown
     lines = ["| " + " | ".join(r) + " |" for r in rows]
     return "\n".join([lines[0], "|---|" + "---:|"*5 + "---|---|", *lines[1:]])
 
+# %% ../../nbs/4_metrics/10_scoring.ipynb #0dc97107
 @patch
 def __repr__(self: Score):
     s = self.summary
@@ -257,6 +262,7 @@ _CONVENTIONS = """\
 - Failures: a missing, unreadable or unbuildable prediction, or one that took longer than {timeout:g} s. A truth
   that cannot be read is left out of everything and named."""
 
+# %% ../../nbs/4_metrics/10_scoring.ipynb #afc4ce0e
 def conventions(
     settings: dict, # of a `Score`
 ) -> str: # Markdown

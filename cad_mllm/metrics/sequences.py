@@ -59,6 +59,7 @@ def _sweep(start, mid, end):
     chord, bulge = end - start, mid - (start + end)/2
     return 4*math.atan2(np.hypot(*bulge), np.hypot(*chord)/2), int(det2(mid - start, chord) >= 0)
 
+# %% ../../nbs/4_metrics/07_sequences.ipynb #8f3adee4
 def _loop_rows(contour, draw):
     "The rows of one loop; `draw` maps sketch coordinates to levels."
     if contour.radius is not None:

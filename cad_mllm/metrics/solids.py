@@ -36,6 +36,7 @@ def score_clouds(
                 precision=precision, recall=recall, normal_consistency=normal_consistency(p, g)
                 if p.shape[1] == g.shape[1] == 6 else math.nan)
 
+# %% ../../nbs/4_metrics/09_solids.ipynb #27244425
 def score_meshes(
     pred, # a mesh: (vertices, faces), or an object with those
     gt, # the true mesh

@@ -53,6 +53,7 @@ def num_lacking(self: Summary, metric: str) -> int:
     of them."""
     return len(self.failures) + sum(math.isnan(r.get(metric, 0.)) for r in self.results.values())
 
+# %% ../../nbs/4_metrics/08_summary.ipynb #42b6fdf9
 @patch
 def table(self: Summary) -> list: # of dicts
     """One row a metric: mean, median, how many results it rests on, how many were undefined, how many parts failed;

@@ -51,6 +51,7 @@ def align_box(
     low, high = corners_of(mesh[0])
     return (mesh[0] - (low + high)/2)/(high - low).max(), mesh[1]
 
+# %% ../../nbs/4_metrics/05_volumes.ipynb #8e653fbe
 def align_inertia(
     mesh, # (vertices, faces), closed and facing outwards
 ) -> list: # of four (vertices, faces), one for each proper way to point the principal axes

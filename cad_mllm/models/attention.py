@@ -25,6 +25,7 @@ def block_causal_mask(
 # %% ../../nbs/7_models/02_attention.ipynb #6030c001
 SHORT = 512 # tokens: longer samples go to the flash kernel by themselves
 
+# %% ../../nbs/7_models/02_attention.ipynb #2141b403
 @dataclass(frozen=True)
 class Ragged:
     "The real tokens of a batch laid end to end, sample after sample, the longest first."
@@ -126,6 +127,7 @@ def _in_two(attend, q, k, v, samples, scale, window):
     return torch.cat([long, attend(*(x[long_tokens:] for x in (q, k, v)), starts[num_long:] - long_tokens, SHORT, scale,
                                    window)])
 
+# %% ../../nbs/7_models/02_attention.ipynb #17087889
 def packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0., samples=None,
                      sliding_window=None, **options):
     """Attention for transformers: (1, H, N, D) -> (1, N, H, D) sample by sample where `samples` says where they begin,
@@ -140,6 +142,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, dr
     if v.device.type == "cpu": return _one_by_one(q, k, v, *samples[:2], scale, sliding_window)[None], None
     return _in_two(_flash, q, k, v, samples, scale, sliding_window)[None], None
 
+# %% ../../nbs/7_models/02_attention.ipynb #c5b8f100
 def register_attention() -> str: # the name to load models with
     "Tell transformers of `packed_attention`."
     from transformers import AttentionInterface, AttentionMaskInterface

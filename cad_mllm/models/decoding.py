@@ -66,6 +66,7 @@ def _row_mask(state, room, finishing, must_add):
     if must_add and mask.sum() > 1: mask[TOKEN_IDS["<end>"]] = False
     return mask
 
+# %% ../../nbs/7_models/07_decoding.ipynb #a19842b9
 class _Masks:
     "A table of the masks met so far, on one device."
     def __init__(self, version=VERSION):
@@ -202,6 +203,7 @@ def _accept(self: OperationCheck, i: int, solid):
     self.writer.temperature[i] = self.usual[i]
     self.writer.mark(i)
 
+# %% ../../nbs/7_models/07_decoding.ipynb #19b41da9
 @patch
 def _take_back(self: OperationCheck, i: int, reason: str):
     row = self.rows[i]

@@ -305,6 +305,7 @@ def _read(self: FeatureCache, keys):
                            keys).fetchall()
     return {key: _from_blob(*rest) for key, *rest in rows}
 
+# %% ../../nbs/7_models/01_encoders.ipynb #cfb29920
 @patch
 def __call__(self: FeatureCache,
     encoder, # a module: (I, ...) -> (I, N, W) float32

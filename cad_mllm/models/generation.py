@@ -93,6 +93,7 @@ def feed(
                                                 past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
     self.hidden = self.hidden.index_copy(0, rows, hidden)
 
+# %% ../../nbs/7_models/05_generation.ipynb #ee32327c
 @patch
 def _drop_done(self: Writer):
     "Leave out of the cache the rows that are done, once they are half of it."
@@ -101,6 +102,7 @@ def _drop_done(self: Writer):
     self.cache.batch_select_indices(alive)
     self.active = self.active[alive]
 
+# %% ../../nbs/7_models/05_generation.ipynb #63280f8c
 @patch
 @torch.no_grad()
 def pick(self: Writer, logits_processor=None, top_p: float = 1.0,
@@ -133,6 +135,7 @@ def run(
         self.feed(token)
         yield
 
+# %% ../../nbs/7_models/05_generation.ipynb #c700638a
 @patch
 def mark(self: Writer, row: int):
     "Remember where a row stands, to be able to come back."

@@ -54,6 +54,7 @@ def download(
             "download it again with force_download=True")
     return out
 
+# %% ../../nbs/7_models/08_given_weights.ipynb #3e5aaaed
 def read_manifest_names(folder) -> list:
     "The files that a sealed folder says it has; plain names within it only."
     try: names = [*read_object(folder/MANIFEST)["files"], MANIFEST]

@@ -51,6 +51,7 @@ def load_llm(config, num_words, source=None):
     if name == "tiny": return _tiny_llm(config, num_words).to(dtype)
     return _from_pretrained(name, dtype)
 
+# %% ../../nbs/7_models/03_language_model.ipynb #2918e78d
 def _from_pretrained(name, dtype, **more):
     "A causal language model by name or folder; one sentence where it cannot be had."
     from transformers import AutoModelForCausalLM
@@ -151,6 +152,7 @@ def add_lora(llm, config, new_ids):
         if hasattr(layer, "lora_A"): layer._cast_input_dtype = _input_as_it_is
     return wrapped
 
+# %% ../../nbs/7_models/03_language_model.ipynb #3097c7d5
 def _input_as_it_is(x, dtype):
     "What the matrices of LoRA are given: under autocast the input itself, else in their own precision."
     return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
@@ -184,6 +186,7 @@ def check_layers(values):
         if "layer" in key and isinstance(value, (int, float)) and value > 1000:
             raise UnsafeFile(f"config.json: {key} is {value:,}; more than 1,000 are not built from a checkpoint")
 
+# %% ../../nbs/7_models/03_language_model.ipynb #ec3b8aa9
 def llm_of_folder(folder, dtype):
     "The language model whose shape and weights a checkpoint's folder holds."
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig

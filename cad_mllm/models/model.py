@@ -148,6 +148,7 @@ def _is_plain(segment_ids):
     "Whether each row is one sample, beginning at the first position, with padding after it only."
     return bool((segment_ids[:, 0] == 0).all() and (segment_ids <= 0).all() and (segment_ids.diff(dim=1) <= 0).all())
 
+# %% ../../nbs/7_models/04_model.ipynb #4f231902
 @patch
 def hidden(
     self: CADMLLMModel,
@@ -166,6 +167,7 @@ def hidden(
     options = dict(use_cache=False) if cache is None else dict(use_cache=True, past_key_values=cache)
     return decoder(inputs_embeds=vectors, **where, **options).last_hidden_state
 
+# %% ../../nbs/7_models/04_model.ipynb #3b6d7a0c
 @patch
 def _by_sample(self: CADMLLMModel):
     """Whether samples are attended to one by one: the machine can, and the family hands through where they begin and
@@ -249,6 +251,7 @@ def _group(name, p):
              "point encoder": "point_encoder"}.get(part, "projectors")
     return group + ("_no_decay" if p.ndim < 2 else "")
 
+# %% ../../nbs/7_models/04_model.ipynb #e5655056
 @patch
 def parameter_groups(
     self: CADMLLMModel,

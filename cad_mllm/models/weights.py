@@ -43,6 +43,7 @@ def fingerprint(
                       + some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../../nbs/7_models/06_weights.ipynb #50870fec
 @patch
 def base_weights(self: CADMLLMModel) -> dict: # part -> name, fingerprint, commit, dtype
     "What this model stands on: each part that is loaded by name and stays as it is."
@@ -101,6 +102,7 @@ def _small_files(self: CADMLLMModel):
                                         for p in Path(folder).rglob("*") if p.is_file()}
     return self._files_once
 
+# %% ../../nbs/7_models/06_weights.ipynb #44ddc0ef
 @patch
 def saved_files(
     self: CADMLLMModel,
@@ -202,6 +204,7 @@ def _saved_config(folder):
     try: return CADMLLMConfig.from_dict(values["model"])
     except (TypeError, ValueError, AttributeError, KeyError) as e: raise UnsafeFile(f"cad_mllm_config.json: {e}") from e
 
+# %% ../../nbs/7_models/06_weights.ipynb #b5b33b8f
 def _saved_tokenizer(folder):
     "The tokenizer of a folder, None where there is none; `UnsafeFile` with the file that is damaged."
     from transformers import AutoTokenizer
@@ -222,6 +225,7 @@ def _saved_tokenizer(folder):
     if not sound: raise UnsafeFile("tokenizer_config.json: names no token that ends a text, or none that pads it")
     return made
 
+# %% ../../nbs/7_models/06_weights.ipynb #3e66ab13
 def _build(cls, config, tokenizer, source):
     "The model of a configuration from a checkpoint; `UnsafeFile` where its values lead to no model."
     try: return cls(config, tokenizer, llm_source=source)

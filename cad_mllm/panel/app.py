@@ -133,6 +133,7 @@ def say(
         if text else ""
     )
 
+# %% ../../nbs/10_panel/13_app.ipynb #ad857bd9
 @patch
 def fill(self: CheckpointPanel, *views):
     "Fill views from what was read; a failure in one is said and leaves the others alone."
@@ -160,6 +161,7 @@ def refresh(self: CheckpointPanel):
         self.say("")
         self.look()
 
+# %% ../../nbs/10_panel/13_app.ipynb #f456b742
 @patch
 def look(self: CheckpointPanel):
     "The same, but what was said last stays."
@@ -184,6 +186,7 @@ def look(self: CheckpointPanel):
     self.fill(self.strip, self.table, self.tab)
     self.settle()
 
+# %% ../../nbs/10_panel/13_app.ipynb #f1654ba6
 @patch
 def states(self: CheckpointPanel) -> str:
     "What changes when a training begins, saves or ends."
@@ -210,6 +213,7 @@ def work(self: CheckpointPanel, title: str, func, then):
     self.job.thread.join(self.patience)
     if self.job.is_running: self.clock(True)
 
+# %% ../../nbs/10_panel/13_app.ipynb #d677117e
 @patch
 def settle(self: CheckpointPanel):
     "Show how the work goes, or what has come of it."
@@ -268,6 +272,7 @@ def tick(self: CheckpointPanel) -> list: # of `Training` that are active
         if not going and self.job is None: self.clock(False)
         return going
 
+# %% ../../nbs/10_panel/13_app.ipynb #e01bdb8e
 @patch
 def watch(
     self: CheckpointPanel,

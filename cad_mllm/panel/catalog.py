@@ -82,6 +82,7 @@ def _is_slow(folder):
         pass
     return time.perf_counter() - began > .002
 
+# %% ../../nbs/10_panel/00_catalog.ipynb #f3973bb9
 def read_catalog(
     folder: Path, # an output folder, or one that holds several
     depth: int = 3, # levels of folders to look into

@@ -45,6 +45,7 @@ class TrainForm:
     other_run: list = field(default_factory=list) # of `Change`: what makes another run of it, and is accepted
     root: str = ""                     # where the data of the run that goes on lies, as an absolute path
 
+# %% ../../nbs/10_panel/05_commands.ipynb #e37bbd3d
 def parse_flags(
     arguments: list, # of a command line
 ) -> dict: # flag without its dashes -> list of values
@@ -93,6 +94,7 @@ def _changed_flags(changes):
     if "lr" in changes: flags |= {f"stage{i + 1}_lr": [f"{changes['lr']:g}"] for i in range(NUM_STAGES)}
     return flags
 
+# %% ../../nbs/10_panel/05_commands.ipynb #fef315d5
 def train_command(
     form: TrainForm,
 ) -> list: # of words, for `subprocess`
@@ -116,6 +118,7 @@ CHANGES = (
     ("keep_last_n_checkpoints", "Keep the last"), ("device", "Device"), ("notify", "Notify (address)")
 )
 
+# %% ../../nbs/10_panel/05_commands.ipynb #fb2585a2
 def read_changes(
     texts: dict, # field -> what was typed
 ) -> dict: # field -> value, the empty ones left out
@@ -151,6 +154,7 @@ def _asked(was, words):
     try: return type(was)(words[0])
     except (TypeError, ValueError): return words[0]
 
+# %% ../../nbs/10_panel/05_commands.ipynb #73fbcde9
 def other_run(
     form: TrainForm, # of a resume
 ) -> list: # of `Change`
@@ -176,6 +180,7 @@ def other_run(
         )
     return changes
 
+# %% ../../nbs/10_panel/05_commands.ipynb #0b584150
 def changes_html(changes: list) -> str:
     "What makes another run of it, for the form."
     if not changes: return ""
@@ -232,6 +237,7 @@ def current_values(
         if isinstance(value, float) else str(value) for name, value in told.items() if value not in (None, "")
     }
 
+# %% ../../nbs/10_panel/05_commands.ipynb #c5668f6a
 def check_data(
     form: TrainForm,
 ):
@@ -290,6 +296,7 @@ def start_training(
     )
     return process
 
+# %% ../../nbs/10_panel/05_commands.ipynb #b509be56
 def stop_training(
     output_dir: Path, # of a run
 ):

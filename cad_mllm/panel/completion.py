@@ -61,6 +61,7 @@ def _captions(path, stamp):
     from cad_mllm.data.captions import read_captions
     return read_captions(path, SkipReport())
 
+# %% ../../nbs/10_panel/07_completion.ipynb #68a7ba18
 def sample_folders(
     root: Path, # of a data set in the Omni-CAD layout
 ) -> list: # of names below json/, "" for json/ itself
@@ -103,6 +104,7 @@ def to_png(image):
     image.save(stream, "PNG")
     return stream.getvalue()
 
+# %% ../../nbs/10_panel/07_completion.ipynb #1610b182
 @dataclass
 class PartPicture:
     "A part that is built once and looked at from eight sides."
@@ -153,6 +155,7 @@ def load_completer(
     from cad_mllm.inference import CADAutocomplete
     return CADAutocomplete(path)
 
+# %% ../../nbs/10_panel/07_completion.ipynb #93d8a354
 def verdict_html(
     part: dict, # what `complete` gave
 ) -> str:
@@ -172,6 +175,7 @@ def verdict_html(
     notes = "".join(f'<div class="cadm-dim">{html.escape(shorten(str(n), 240))}</div>' for n in m.get("notes", ())[:5])
     return f'{badge}<div class="cadm-facts">{"".join(fact_html(*f) for f in facts)}</div>{notes}'
 
+# %% ../../nbs/10_panel/07_completion.ipynb #9b0a2b31
 def link_html(
     path: Path, # of a file on this machine
     limit: int = 8_000_000, # bytes; a larger file is only named
@@ -194,6 +198,7 @@ MEASURES = (
     ("normal_consistency", "Normal consistency", "{:.1%}"), ("iou", "IoU", "{:.1%}")
 )
 
+# %% ../../nbs/10_panel/07_completion.ipynb #a5b787ad
 def measure(
     part: dict, # CAD JSON
     truth: dict | None = None, # what it should have been
@@ -214,6 +219,7 @@ def _extent(mesh):
     low, high = mesh.bounding_box
     return max(b - a for a, b in zip(low, high))
 
+# %% ../../nbs/10_panel/07_completion.ipynb #769d8b52
 def measures_html(
     scores: dict, # of `measure`
 ) -> str:

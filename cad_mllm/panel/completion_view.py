@@ -82,6 +82,7 @@ def find(self: SampleView):
         )
     self.take()
 
+# %% ../../nbs/10_panel/11_completion_view.ipynb #df74cb15
 @patch
 def take(self: SampleView):
     "Show the chosen sample; half of its operations are given."
@@ -97,7 +98,7 @@ def take(self: SampleView):
     self.about.value = sample_html(self.choice, self.whole, num)
     self.changed()
 
-
+# %% ../../nbs/10_panel/11_completion_view.ipynb #bfac5a31
 @patch
 def inputs(self: SampleView) -> dict: # partial_json, caption, image, point_cloud
     "What is given of the sample."
@@ -126,6 +127,7 @@ _OWN_FILES = (
     ("points", "Points", ".npz,.npy,.xyz,.txt,.ply,.stl,.obj")
 )
 
+# %% ../../nbs/10_panel/11_completion_view.ipynb #dd3d54d6
 class OwnView(View):
     "A caption and files of one's own, by path or uploaded."
     def build(self):
@@ -255,6 +257,7 @@ def propose(self: CompleteView):
         self.sample.root.value = str(root)
         return self.sample.browse()
 
+# %% ../../nbs/10_panel/11_completion_view.ipynb #e3523120
 @patch
 def make(self: CompleteView):
     "Load the model if it is another one, and complete, behind the page."
@@ -280,6 +283,7 @@ def make(self: CompleteView):
     self.panel.say("")
     self.panel.work(f"Completing with {Path(model).name}", work, lambda outcome: self.show(outcome, record))
 
+# %% ../../nbs/10_panel/11_completion_view.ipynb #3c03f1a9
 @patch
 def show(self: CompleteView, outcome: Outcome, record: CheckpointRecord | None):
     "Show what came out."

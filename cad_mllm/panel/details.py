@@ -36,6 +36,7 @@ def flat(
         }
     return {name: value}
 
+# %% ../../nbs/10_panel/04_details.ipynb #e67bc93d
 def facts_of(
     record: CheckpointRecord,
 ) -> dict: # dotted name -> plain value
@@ -49,6 +50,7 @@ def facts_of(
         {"notes": "; ".join(notes)} if notes else {}
     )
 
+# %% ../../nbs/10_panel/04_details.ipynb #65d71b32
 def differences(
     a: CheckpointRecord, b: CheckpointRecord,
 ) -> list: # of (name, value in a, value in b)
@@ -72,6 +74,7 @@ def list_html(rows, head=()) -> str:
         "<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows
     ) + "</table>"
 
+# %% ../../nbs/10_panel/04_details.ipynb #bdefdae5
 def details_html(
     record: CheckpointRecord,
 ) -> str:
@@ -100,6 +103,7 @@ def details_html(
         f"<div><h4>{title}</h4>{list_html(rows)}</div>" for title, rows in parts if rows
     ) + "</div>"
 
+# %% ../../nbs/10_panel/04_details.ipynb #5aa03aec
 def differences_html(
     a: CheckpointRecord, b: CheckpointRecord,
 ) -> str:
@@ -121,6 +125,7 @@ def time_ago(seconds):
         if seconds < 172800 else f"{seconds/86400:.0f} days"
     )
 
+# %% ../../nbs/10_panel/04_details.ipynb #3c33af14
 def describe_training(
     training: Training,
 ) -> tuple: # (kind of message: "", good, warning, error; the sentence)
@@ -181,6 +186,7 @@ def delivery_html(
 def fact_html(title, value):
     return "" if value in (None, "") else f"<div><span>{title}</span><b>{html.escape(str(value))}</b></div>"
 
+# %% ../../nbs/10_panel/04_details.ipynb #950fc160
 def progress_html(
     training: Training,
 ) -> str:
@@ -211,6 +217,7 @@ def progress_html(
         f'class="cadm-facts">{"".join(fact_html(*f) for f in facts)}</div>'
     )
 
+# %% ../../nbs/10_panel/04_details.ipynb #21ebc5ce
 def log_tail(
     path: Path, # of a log file
     num: int = 14, # lines

@@ -35,6 +35,7 @@ class Job:
     @property
     def is_running(self) -> bool: return self.thread.is_alive()
 
+# %% ../../nbs/10_panel/08_jobs.ipynb #96c16c92
 def job_html(job: Job) -> str:
     "How far a job is."
     bar = (

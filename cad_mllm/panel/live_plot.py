@@ -49,6 +49,7 @@ def sparse_columns(
     rows = x_rows(run)
     return to_columns([{**rows.get(step, {}), "step": step, key: value} for step, value in points], (*X_COLUMNS, key))
 
+# %% ../../nbs/10_panel/03b_live_plot.ipynb #d1313cc7
 def mark_data(
     run: Plotted,
 ) -> list: # of dict
@@ -67,6 +68,7 @@ def mark_data(
         )
     return marks
 
+# %% ../../nbs/10_panel/03b_live_plot.ipynb #ae6c32a9
 def stage_starts(rows) -> list: # of [step, stage]
     "Where each stage begins."
     return [
@@ -100,6 +102,7 @@ def live_page(
     held = "" if data is None else f'<script type="application/json" id="data">{json_text(data)}</script>'
     return packaged_page("cad_mllm.panel", "live_plot", data=held)
 
+# %% ../../nbs/10_panel/03b_live_plot.ipynb #27580e2b
 def live_iframe(
     data: dict | None = None, # of `plot_data`; None where the page around the iframe holds it
     height: int = 500, # pixels, until the page knows its own

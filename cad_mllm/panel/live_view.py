@@ -43,6 +43,7 @@ class LiveView(View):
         if time.monotonic() - self.heard < 10: on = False
         if hasattr(self.play, "playing"): self.play.playing = on
 
+# %% ../../nbs/10_panel/09c_live_view.ipynb #65df5a18
 def live_frame(
     name: str, # class of the panel whose field it writes
     seconds: float = 2.0, # between two questions

@@ -66,6 +66,7 @@ def operation_words(
         else: said.append(f"{entity.operation}: {extent_words(entity)}")
     return said
 
+# %% ../../nbs/10_panel/07b_outcome.ipynb #f5ce2abd
 def operations_html(
     said: list, # of `operation_words`
     num_given: int = 0, # the first ones
@@ -94,6 +95,7 @@ def _told(value, form):
     if form == "{}": return "yes" if value else "no"
     return form.format(value) if math.isfinite(value) else "not defined"
 
+# %% ../../nbs/10_panel/07b_outcome.ipynb #8b9bca61
 def numbers_html(
     scores: dict, # of `measure`
     baseline: dict | None = None, # the same of the beginning alone; None where nothing was given
@@ -226,6 +228,7 @@ def shown_html(shown: Shown, box=None) -> str:
     caption = f"<figcaption>{html.escape(shown.title)}<br>{fit}</figcaption>"
     return f'<figure title="{html.escape(FIT_HELP)}">{image_html(png, shown.title)}{caption}</figure>'
 
+# %% ../../nbs/10_panel/07b_outcome.ipynb #15447ba1
 def given_html(
     inputs: dict, # partial_json, caption, image, point_cloud
     size: int = 120, # pixels

@@ -20,6 +20,7 @@ _EMPTY = (
 )
 _LEGEND = '<div class="cadm-legend"><i class="cadm-given"></i>given <i class="cadm-new"></i>added by the model</div>'
 
+# %% ../../nbs/10_panel/10b_outcome_view.ipynb #6ff2f6d7
 class OutcomeView(View):
     "What came out: look at it, step through it, take it along."
     def build(self):
@@ -81,6 +82,7 @@ def look_at(self: OutcomeView, index):
     self.panel.say("")
     self.panel.work(f"Drawing {outcome.shown[index].title}", lambda job: outcome.prepare(index), drawn)
 
+# %% ../../nbs/10_panel/10b_outcome_view.ipynb #2a4d2514
 @patch
 def fill(self: OutcomeView):
     "Show what is looked at."

@@ -46,6 +46,7 @@ _KINDS = {
     "lost": "damaged", "away": "old-format"
 }
 
+# %% ../../nbs/10_panel/02b_overview.ipynb #57e8cd79
 @dataclass
 class RunLine:
     "A line of the list of runs."
@@ -111,6 +112,7 @@ def make_line(
         max(run.records, key=newness).timestamp if run.records else "", " ".join(notes["tags"]), notes["notes"], rows
     )
 
+# %% ../../nbs/10_panel/02b_overview.ipynb #8dbcc96c
 def make_lines(
     runs: list, # of `Run`
     rows: list, # of `Row`, of all runs
@@ -162,12 +164,14 @@ COLUMN_HELP = dict(
 )
 _RIGHT = {"best_val", "last_val", "loss", "lr", "batch", "seconds", "builds", "iou", "chamfer", "size"}
 
+# %% ../../nbs/10_panel/02b_overview.ipynb #ed76e775
 def format_duration(seconds: float) -> str:
     "Seconds as people say them."
     if seconds < 100: return f"{seconds:.0f} s"
     if seconds < 6000: return f"{seconds/60:.0f} min"
     return f"{seconds/3600:.1f} h" if seconds < 172800 else f"{seconds/86400:.0f} d"
 
+# %% ../../nbs/10_panel/02b_overview.ipynb #8cd4279d
 def run_cell(line: RunLine, key: str) -> str: # HTML
     "One cell of a run's line."
     value = getattr(line, key)
@@ -205,6 +209,7 @@ def run_html(
     )
     return f'<div class="cadm-row cadm-run{" cadm-of-picked" if picked else ""}">{told}</div>'
 
+# %% ../../nbs/10_panel/02b_overview.ipynb #d2761f10
 def _title(line, key):
     "What a cell says in full."
     if key == "name": return f"{line.name}. {line.notes}".strip()
@@ -227,6 +232,7 @@ CHECKPOINT_HELP = {
     "Step's loss": "the loss of this step alone, as the curve shows it"
 }
 
+# %% ../../nbs/10_panel/02b_overview.ipynb #fa271461
 def checkpoint_html(
     row: Row,
     picked: bool = False, # it is the selected one
@@ -256,6 +262,7 @@ def checkpoint_html(
     )
     return f'<div class="cadm-row cadm-checkpoint{" cadm-picked" if picked else ""}">{told}</div>'
 
+# %% ../../nbs/10_panel/02b_overview.ipynb #b8966a76
 def checkpoint_head_html() -> str:
     "The names of the columns of checkpoints."
     right = ("Step", "Mean loss", "Step's loss", "Val. loss", "Valid", "IoU", "Size")

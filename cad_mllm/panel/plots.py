@@ -125,6 +125,7 @@ def _note(ax, x, y, text, transform=None, **style):
         **style
     )
 
+# %% ../../nbs/10_panel/03_plots.ipynb #ee03fb16
 def _draw_points(top, run, color, axis, picked, ink):
     """Checkpoints as points on their run's curve: a star is the best of its stage, a cross is damaged, a ring is the
     picked one, a flag says where a crashed run goes on."""
@@ -145,6 +146,7 @@ def _draw_points(top, run, color, axis, picked, ink):
                 **_POINTS[kind]
             )
 
+# %% ../../nbs/10_panel/03_plots.ipynb #49b1011d
 def _legend(fig, top, runs, ink):
     "Runs by color, and what the marks mean, but only those that occur; below the curves, which no name may cover."
     from matplotlib.lines import Line2D
@@ -181,6 +183,7 @@ def _dress(top, low, axis, ink, grid):
         for part in (ax.xaxis.label, ax.yaxis.label, ax.yaxis.get_offset_text()): part.set_color(ink)
         for spine in ax.spines.values(): spine.set_color(grid)
 
+# %% ../../nbs/10_panel/03_plots.ipynb #aa939f92
 def loss_figure(
     runs: list, # of `Plotted`
     axis: str = "step", # one of `X_AXES`
@@ -215,6 +218,7 @@ def figure_png(
     fig.savefig(stream, format="png", dpi=dpi, facecolor="none" if clear else fig.get_facecolor())
     return stream.getvalue()
 
+# %% ../../nbs/10_panel/03_plots.ipynb #0ccbe647
 def image_html(
     png: bytes,
     alt: str, # what it shows, in words
@@ -228,6 +232,7 @@ def image_html(
         if png else ""
     )
 
+# %% ../../nbs/10_panel/03_plots.ipynb #eba609cc
 def plot_words(
     runs: list, # of `Plotted`
 ) -> str:

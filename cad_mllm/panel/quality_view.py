@@ -155,6 +155,7 @@ def update(self: QualityView):
     )
     self.chart.value = self.charts()
 
+# %% ../../nbs/10_panel/09d_quality_view.ipynb #4abb3a76
 @patch
 def charts(self: QualityView) -> str:
     "Valid share and IoU of the ticked runs; empty where nothing was evaluated."
@@ -176,6 +177,7 @@ def charts(self: QualityView) -> str:
     charts = quality_svg(series("builds"), "valid solids") + quality_svg(series("iou"), "mean IoU")
     return f'<div>{legend}</div><div class="cadm-charts">{charts}</div>'
 
+# %% ../../nbs/10_panel/09d_quality_view.ipynb #d1ca4af9
 def _share(value): return None if value is None else f"{value:.1%}"
 
 # %% ../../nbs/10_panel/09d_quality_view.ipynb #2275b412
@@ -189,6 +191,7 @@ def data_root(self: QualityView) -> str:
     found = find_again(root, told["cwd"], run.path) if root else ""
     return found if found.startswith("stream:") or found and Path(found).is_dir() else self.panel.data_root
 
+# %% ../../nbs/10_panel/09d_quality_view.ipynb #79e46a8a
 @patch
 def run(self: QualityView):
     "Evaluate the selected checkpoint, behind the page."
@@ -202,6 +205,7 @@ def run(self: QualityView):
         lambda _: self.evaluated(record)
     )
 
+# %% ../../nbs/10_panel/09d_quality_view.ipynb #7a4fe4f9
 @patch
 def evaluated(self: QualityView, record):
     "Show what was written."

@@ -40,6 +40,7 @@ def format_count(count, noun): return f"{count} {noun}{'' if count == 1 else 's'
 
 def shorten(text, limit=400): return text if len(text) <= limit else f"{text[:limit].rsplit(' ', 1)[0]} ..."
 
+# %% ../../nbs/10_panel/01_runs.ipynb #6a6125d1
 def sentence(
     error: BaseException, # anything that was raised
 ) -> str: # one sentence with a remedy
@@ -168,6 +169,7 @@ class Run:
         last = {r.stage: r.metadata for r in sorted((r for r in self.records if r.complete and r.is_best), key=newness)}
         return {r.path for r in self.records if r.complete and r.metadata == last.get(r.stage)}
 
+# %% ../../nbs/10_panel/01_runs.ipynb #f73620dd
 LAUNCH, LOG = "launch.json", "train.log" # the panel's own: what it started, and what that said
 _MARKERS = {RUN_CONFIG, METRICS, STATUS, LAUNCH}
 # what the names begin with that this project itself puts beside stages
@@ -198,6 +200,7 @@ def _home(record, folder, is_run):
     home = path.parent.parent if staged else path.parent
     return home if home in near else folder
 
+# %% ../../nbs/10_panel/01_runs.ipynb #c6c01bb2
 def _what_is(names):
     "A folder without checkpoints, in words, by the names in it."
     if any(n.startswith((".tmp-", ".old-")) for n in names):
@@ -220,6 +223,7 @@ def _evaluated(catalog):
         and "evaluation.json" in names
     }
 
+# %% ../../nbs/10_panel/01_runs.ipynb #329918b9
 def find_runs(
     folder: Path, # an output folder, or one that holds several
 ) -> list: # of `Run`, by name

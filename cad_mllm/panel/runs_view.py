@@ -198,6 +198,7 @@ def update(self: RunLines):
     self.items += [("row", r) for r in others]
     self.show_page(columns, run_styles(self.panel.runs))
 
+# %% ../../nbs/10_panel/09b_runs_view.ipynb #e9e0e9be
 @patch
 def show_page(self: RunLines, columns, styles):
     "Fill the lines of the page."
@@ -246,6 +247,7 @@ def act(self: RunLines, item):
     if line.training.is_active: self.panel.stop(line.run.path)
     else: self.panel.train.go_on_with(line.run.path)
 
+# %% ../../nbs/10_panel/09b_runs_view.ipynb #6a2f1291
 @patch
 def sort(self: RunLines, key):
     "By a column; a second time the other way round."
@@ -297,6 +299,7 @@ class RunningStrip(View):
             if len(going) > len(self.lines) else ""
         )
 
+# %% ../../nbs/10_panel/09b_runs_view.ipynb #df7b1917
 def strip_html(name: str, training) -> str:
     "A running training in one line."
     s = training.status

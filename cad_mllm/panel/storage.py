@@ -50,6 +50,7 @@ def prune(
         raise PanelError(f"{run.name}: {left} of {len(agreed)} are still there; press Preview to see which")
     return gone
 
+# %% ../../nbs/10_panel/06_storage.ipynb #9a392d09
 def plan_html(plan: list) -> str:
     "A plan as a table: what goes first."
     ordered = sorted(plan, key=lambda p: not p[1])

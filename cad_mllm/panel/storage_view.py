@@ -69,6 +69,7 @@ def update(self: StorageView):
     )
     if not self.agreed: self.buttons()
 
+# %% ../../nbs/10_panel/12_storage_view.ipynb #5a61382a
 @patch
 def chosen(self: StorageView) -> Run:
     "The run to prune."
@@ -76,6 +77,7 @@ def chosen(self: StorageView) -> Run:
         raise PanelError("Run: there is none; press Refresh")
     return run
 
+# %% ../../nbs/10_panel/12_storage_view.ipynb #d76fba21
 @patch
 def preview(self: StorageView):
     "Show what would go."
@@ -92,6 +94,7 @@ def preview(self: StorageView):
         else "Nothing to delete: everything is protected or recent."
     )
 
+# %% ../../nbs/10_panel/12_storage_view.ipynb #bd81f843
 @patch
 def confirm(self: StorageView):
     "Ask once more."

@@ -46,6 +46,7 @@ class Row:
     record: CheckpointRecord | None = None
     also: tuple = ()                   # further folders that hold the same weights
 
+# %% ../../nbs/10_panel/02_table.ipynb #338fed31
 def _state(record): return "damaged" if not record.complete else "old format" if record.old_format else "complete"
 
 def place_of(path):
@@ -57,6 +58,7 @@ def place_of(path):
 def resumed_from(run):
     return {place_of(str(e.get("path"))) for e in read_curve(run.path).events if e.get("event") == "resume"}
 
+# %% ../../nbs/10_panel/02_table.ipynb #a117dbdd
 def same_weights(
     records: list, # of `CheckpointRecord`, of one run
 ) -> list: # of lists of them; the first of each stands for the rest
@@ -106,6 +108,7 @@ def make_rows(
     "Sets of weights, strays, and runs that have saved nothing yet, as rows."
     return [row for run in runs for row in _run_rows(run)]
 
+# %% ../../nbs/10_panel/02_table.ipynb #877acd07
 def _run_rows(run):
     curve, bests, newest, active = read_curve(run.path), run.bests, run.newest, read_training(run.path).is_active
     resumed, losses = resumed_from(run), {r["step"]: r.get("loss") for r in curve.rows}
@@ -132,6 +135,7 @@ def _run_rows(run):
         )
     return rows
 
+# %% ../../nbs/10_panel/02_table.ipynb #6b962a89
 def filter_rows(
     rows: list, # of `Row`
     stage: str = "", # only this stage
@@ -146,6 +150,7 @@ def filter_rows(
         r for r in rows if (not stage or r.stage == stage) and all(word in told(r) for word in text.lower().split())
     ]
 
+# %% ../../nbs/10_panel/02_table.ipynb #a33986a7
 def sort_rows(
     rows: list, # of `Row`
     key: str, # name of a field of `Row`
@@ -261,6 +266,7 @@ def _cell(row, key):
 def badge_html(text, kind=""):
     return f'<span class="cadm-badge cadm-{(kind or text).replace(" ", "-")}">{html.escape(text)}</span>'
 
+# %% ../../nbs/10_panel/02_table.ipynb #86945272
 def row_html(
     row: Row,
     picked: bool = False, # mark it

@@ -29,6 +29,7 @@ from .widgets import guarded, make_button, make_dropdown, make_row, set_options,
 # %% ../../nbs/10_panel/10_training_view.ipynb #2997435d
 _MODES = (("Resume latest", "newest"), ("Resume selected", "picked"), ("New run", "new"))
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #76f4ef3f
 class TrainView(View):
     "Start, resume, watch, stop."
     def build(self):
@@ -101,6 +102,7 @@ def form(self: TrainView) -> TrainForm:
     if run is None: raise PanelError("Run: there is none to resume; begin with a new run")
     return resume_form(run, **given)
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #cd0d78a3
 @patch
 def preview(self: TrainView):
     "Show the command, or why there is none."
@@ -139,6 +141,7 @@ def update(self: TrainView):
     self.preview()
     self.show()
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #fca583be
 @patch
 def empty(self: TrainView):
     "Forget what was typed."
@@ -146,6 +149,7 @@ def empty(self: TrainView):
     self.data.value = self.panel.data_root
     self.check.result.value = ""
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #cf911828
 @patch
 def show(self: TrainView):
     "What holds where nothing is typed, and how the training of the output folder goes."
@@ -188,6 +192,7 @@ def fill_grey(self: TrainView, new):
         f'<span class="cadm-dim">{html.escape(recipe_words(self.recipe.value))}</span>' if new else ""
     )
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #403e324c
 def recipe_words(name: str) -> str:
     "What a recipe is."
     model, train = recipe(name)
@@ -215,6 +220,7 @@ def launch(self: TrainView, form: TrainForm):
     self.follow(form.output_dir)
     self.panel.say(f"Started process {process.pid}. It goes on without this page.", "good", about=Path(form.output_dir))
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #97f2d59a
 @patch
 def go_on_with(self: TrainView, path: Path):
     "Show the form, about going on with a run."
@@ -225,6 +231,7 @@ def go_on_with(self: TrainView, path: Path):
     self.panel.say("")
     self.panel.fill(self)
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #36eb190f
 @patch
 def follow(self: TrainView, output):
     "From here on the form is about going on with this run."
@@ -276,6 +283,7 @@ class CheckView(View):
             f"<div>{html.escape(line)}</div>" for line in lines
         ) + "</div>"
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #8158538a
 def examine(
     root: str, # a data set
     recipe_name: str, # "" where it is not known
@@ -329,6 +337,7 @@ class LogView(View):
 
     def save(self): self.links.value = link_html(self.path)
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #e15d29d5
 MOST_LOG = 100_000_000   # bytes of a log that is searched
 
 def find_in_log(

@@ -61,6 +61,7 @@ def make_dropdown(label, options):
     made.add_class("cadm-choice")
     return made
 
+# %% ../../nbs/10_panel/09_widgets.ipynb #f2859008
 def make_button(panel, text, func, style="", tooltip="", width="auto"):
     "A button; what it does is wrapped by `guarded`."
     made = widgets.Button(
@@ -175,6 +176,7 @@ def draw(self: PlotView, plotted):
     self.marks.value = picked if picked in [path for _, path in places] else ""
     self.picture.value = image_html(figure_png(self.figure(plotted), clear=True), plot_words(plotted), "cadm-plot")
 
+# %% ../../nbs/10_panel/09_widgets.ipynb #7a5bc34f
 @patch
 def save(self: PlotView, kind):
     "Write the picture or its numbers beside the run (beside all runs for several), with a link."

@@ -64,6 +64,7 @@ MEANINGS = {                     # setting -> (name for `accept_changes`, kind, 
     }
 }
 
+# %% ../../nbs/8_training/08_changes.ipynb #ba4739a2
 def changed_settings(
     was: dict, # settings of the checkpoint, model and training together
     now: dict, # those of this run
@@ -89,6 +90,7 @@ def other_model(
         ""
     )
 
+# %% ../../nbs/8_training/08_changes.ipynb #4aea5643
 def changed_base(
     was: dict, # part of the model -> what `base_weights` told
     now: dict, # that of this run
@@ -158,6 +160,7 @@ class Split:
             f"process{'es' if self.world > 1 else ''})"
         )
 
+# %% ../../nbs/8_training/08_changes.ipynb #d2ade845
 def split_for(
     was: Split, # of the checkpoint
     world: int, # processes there are

@@ -28,6 +28,7 @@ from ..config import ConfigError
 class PeerError(ConnectionError):
     "Another process of this training failed, died or no longer answers: names it."
 
+# %% ../../nbs/8_training/05_distributed.ipynb #d21a0acb
 @dataclass(frozen=True)
 class World:
     "This process among its peers."
@@ -68,6 +69,7 @@ def watched(self: World):
         if self.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e).lower()): raise
         raise PeerError(self.describe_failure(e)) from e
 
+# %% ../../nbs/8_training/05_distributed.ipynb #5a762af3
 @patch
 def report_failure(self: World, error: BaseException):
     "Publish this process's error to the other processes."
@@ -75,6 +77,7 @@ def report_failure(self: World, error: BaseException):
     try: self.store.set(f"end/{self.rank}", f"{type(error).__name__}: {error}"[:2000])
     except RuntimeError: pass              # whoever kept the notes is gone too
 
+# %% ../../nbs/8_training/05_distributed.ipynb #f5163acf
 @patch
 def describe_failure(self: World, error: BaseException, patience: float = 5.0) -> str: # one sentence
     "Who is gone: a process that left a note, or that does not come to a roll call within `patience` seconds."
@@ -122,6 +125,7 @@ def join_world(
         ) from e
     return World(rank, size, dist.PrefixStore("notes", store), minutes, again)
 
+# %% ../../nbs/8_training/05_distributed.ipynb #a7d52a93
 @patch
 def leave(self: World):
     "The end of doing things together, once all have come to it; the threads behind it have ended when this returns."
@@ -179,6 +183,7 @@ def seed_all(seed: int):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
+# %% ../../nbs/8_training/05_distributed.ipynb #5da98448
 def use_deterministic_algorithms():
     "On a GPU: the same bits every time; an operation that has no such algorithm says so."
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

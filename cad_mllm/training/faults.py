@@ -44,6 +44,7 @@ def _last_good(trainer):
 # %% ../../nbs/8_training/09b_faults.ipynb #c06e761c
 LESS_MEMORY = "--use_gradient_checkpointing, --use_lora, a shorter --max_seq_length and --dtype bfloat16 need less"
 
+# %% ../../nbs/8_training/09b_faults.ipynb #ae1f4291
 def halve_batches(
     trainer: Trainer,
     error: NoMemoryError, # what was said
@@ -68,6 +69,7 @@ def halve_batches(
         gradient_accumulation_steps=t.gradient_accumulation_steps
     )
 
+# %% ../../nbs/8_training/09b_faults.ipynb #f6cd7254
 def whole_step(
     trainer: Trainer, # whose `stream` gives its micro-batches
 ) -> dict: # the step's line for metrics.jsonl

@@ -31,6 +31,7 @@ class Sharding:
 
 def _said(name, default=""): return os.environ.get(name, default).lower() in ("1", "true")
 
+# %% ../../nbs/8_training/02_fsdp.ipynb #de1fc7fb
 def _refuse(config, by_accelerate):
     "Raise `ConfigError` for what cannot be done with shares."
     if by_accelerate and os.environ.get("FSDP_VERSION") != "2":
@@ -54,6 +55,7 @@ def _refuse(config, by_accelerate):
             "out"
         )
 
+# %% ../../nbs/8_training/02_fsdp.ipynb #5b8b7ac5
 def sharding_asked(
     config: CADMLLMConfig,
     fsdp: bool = False, # what the settings say
@@ -76,6 +78,7 @@ def _nothing(batch):
         points=None, point_slots=None, num_tokens=1
     )
 
+# %% ../../nbs/8_training/02_fsdp.ipynb #538be824
 class Sharded(nn.Module):
     "Losses of a model of which each process keeps a share; all processes have to call it equally often."
     def __init__(self,

@@ -84,6 +84,7 @@ def after_step(
     if step % t.logging_steps == 0 or "val_loss" in row: trainer.report(row, bar)
     if not trainer.is_over(plan) and trainer.save_is_due(): trainer.save()
 
+# %% ../../nbs/8_training/10_loop.ipynb #657f1047
 def catch_up(
     trainer: Trainer, # at the beginning of a stage, or in the middle of it after a resume
     plan: Plan, # of that stage
@@ -212,6 +213,7 @@ def deliver_rest(
     self.hear()
     return self.delivery.status()["pending"]
 
+# %% ../../nbs/8_training/10_loop.ipynb #f87c5be3
 @patch
 def close(self: Trainer) -> str: # what of the files of lines is not in the output folder, in words
     "Stop writing; `DeliveryError` when the newest state is on no disk."
@@ -236,6 +238,7 @@ def record_settings(self: Trainer):
         )
     if self.world.is_main: self.delivery.replace(RUN_CONFIG, told | dict(command=without_address(sys.argv)))
 
+# %% ../../nbs/8_training/10_loop.ipynb #b7f5e4f1
 @patch
 def run_stages(self: Trainer, stopper: Stopper):
     "Stage after stage; the last model is saved again as `final_model`."
@@ -271,6 +274,7 @@ def running_pid(
     except OSError: return None
     return holder.pid if is_gone(holder) is False else None
 
+# %% ../../nbs/8_training/10_loop.ipynb #c1172f13
 @patch
 def take_lock(self: Trainer):
     "Take the lock of the output folder; `RunningError` where another training holds it."
@@ -288,6 +292,7 @@ def take_lock(self: Trainer):
         ) from e
     except OSError: pass                   # whoever writes into the folder next says what is wrong with it
 
+# %% ../../nbs/8_training/10_loop.ipynb #774bc86a
 @patch
 def keep_lock(self: Trainer):
     "Raise `RunningError` where another training has taken the folder over: from there on nothing may be written."
@@ -326,6 +331,7 @@ def in_words(
         f"does a smaller batch; the last checkpoint is {trainer.checkpoint}"
     )
 
+# %% ../../nbs/8_training/10_loop.ipynb #b7f05882
 def train(
     config: CADMLLMConfig, # the model
     train_config: TrainConfig, # how to train it

@@ -24,6 +24,7 @@ def _post(url, values, seconds):
     )
     with urllib.request.urlopen(request, timeout=seconds) as answer: answer.read(1000)
 
+# %% ../../nbs/8_training/01b_notify.ipynb #ad8f9eb5
 class Notifier:
     "Sends messages about a run to `url`, in the background; without one it does nothing."
     def __init__(self,
@@ -67,7 +68,7 @@ class Notifier:
         until = time.monotonic() + self.seconds + 1
         for thread in self.threads: thread.join(max(0, until - time.monotonic()))
 
-
+# %% ../../nbs/8_training/01b_notify.ipynb #11fb11b7
 def without_address(
     words: list, # of a command line
 ) -> list:

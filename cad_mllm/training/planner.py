@@ -61,6 +61,7 @@ class Shape:
     def num_parameters(self) -> int:
         return self.num_linear + self.num_tables + self.layers*(2*self.hidden + 2*self.head_dim) + self.hidden
 
+# %% ../../nbs/8_training/11_planner.ipynb #3d2eaccb
 SHAPES = {
     "Qwen/Qwen3-0.6B": Shape(151_936, 1024, 3072, 28, 16, 8, 128, True),
     "Qwen/Qwen3-1.7B": Shape(151_936, 2048, 6144, 28, 16, 8, 128, True),
@@ -136,6 +137,7 @@ def gathered_bytes(
     at_once = shape.num_tables + layers*shape.num_linear/shape.layers
     return at_once*8 if not config.use_lora else at_once*(4 if config.dtype == "float32" else 2)
 
+# %% ../../nbs/8_training/11_planner.ipynb #303e3d0c
 def memory(
     shape: Shape,
     config: CADMLLMConfig,
@@ -183,6 +185,7 @@ def reached(card: Card, compiled: bool = False) -> float: # operations a second
 # benchmarks/results/train_h200.json
 TOKENS, PREDICTED = 119, 57
 
+# %% ../../nbs/8_training/11_planner.ipynb #8bbd91e6
 @dataclass(frozen=True)
 class Advice:
     "What to train with, and what that needs."
@@ -226,6 +229,7 @@ class Advice:
             )
         return "\n".join([*lines, f"  flags    {self.flags}"])
 
+# %% ../../nbs/8_training/11_planner.ipynb #c7baf75b
 def _duration(hours):
     return f"{hours:.1f} hours" if hours >= 2 else f"{60*hours:.0f} minutes" if hours >= 1/60 else "less than a minute"
 
@@ -246,6 +250,7 @@ def _ways(config, num_gpus):
         yield from ((False, checkpointing, num_gpus) for checkpointing in (False, True))
     if config.use_lora and not config.load_in_4bit: yield True, True, 1
 
+# %% ../../nbs/8_training/11_planner.ipynb #fb8f56ba
 def advise(
     config: CADMLLMConfig,
     card: Card,
@@ -294,6 +299,7 @@ def _lengths(data_root, config):
     wholes = [(len(s.prefix) + len(s.target), len(s.target)) for s in chosen if s is not None]
     return len(data), sum(a for a, _ in wholes)/len(wholes), sum(b for _, b in wholes)/len(wholes)
 
+# %% ../../nbs/8_training/11_planner.ipynb #27a143a0
 def plan(
     gpu: str, # t4, l4, a100, a100-80, h100 or h200
     config: CADMLLMConfig,

@@ -89,6 +89,7 @@ def finish_best(self: Trainer, stage: str):
     except (OSError, CheckpointError) as e:
         print(f"  ⚠️  {self.root/stage}: checkpoint-best could not be brought up to date: {e}")
 
+# %% ../../nbs/8_training/09_resume.ipynb #94225fb9
 @patch
 def take_progress(self: Trainer, loaded, state: dict, stage_index: int):
     "Where the run stands: as the checkpoint says, or as far as an old one can tell."
@@ -105,6 +106,7 @@ def take_progress(self: Trainer, loaded, state: dict, stage_index: int):
             f"{p.position//len(self.data)} starts over"
         )
 
+# %% ../../nbs/8_training/09_resume.ipynb #5935f4f1
 @patch
 def next_stage(self: Trainer, index: int):
     "Begin a stage: its own step count, position, best and averages."
@@ -139,6 +141,7 @@ def _made_by(one, other):
     "The versions of what makes samples that differ from others, for a sentence."
     return "".join(f", {name} {version}" for name, version in one.items() if other.get(name) != version)
 
+# %% ../../nbs/8_training/09_resume.ipynb #b5c0287a
 @patch
 def find_changes(self: Trainer, state: dict) -> list: # of `Change`
     "What differs from the run that a checkpoint comes from; takes the batch size that keeps its steps."
@@ -213,6 +216,7 @@ def check_changes(self: Trainer, state: dict):
     if "validation data" in names: p.best, p.val_step = math.inf, -1
     if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.data))
 
+# %% ../../nbs/8_training/09_resume.ipynb #58ca8e7c
 def same_share(
     position: int, # samples taken of the stage
     was: int, # samples there were in an epoch

@@ -110,6 +110,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_UNDELIVERED, EXIT_STOPPED, EXIT_NOT_FIN
 class Interrupted(BaseException):
     "A stop was asked for in the middle of something that takes long and can be done again."
 
+# %% ../../nbs/8_training/03_run_files.ipynb #2fe50dde
 class Stopper:
     "Knows why training should stop, or `reason` is empty."
     def __init__(self,

@@ -53,6 +53,7 @@ def goes_on_here(
     run = read_record(path).run
     return bool(run) and run in {r.run for r in records}
 
+# %% ../../nbs/8_training/04_run_folder.ipynb #6e74de97
 def refuse_occupied(
     output_dir: Path, # of the new run
     local_dir: str = "auto", # as its settings say
@@ -77,6 +78,7 @@ RUN_FILES = (
     "data_report_val.json", "data_index.npz", "data_index_val.npz", "drawn", "tensorboard"
 )
 
+# %% ../../nbs/8_training/04_run_folder.ipynb #64677f0d
 def move_aside(
     output_dir: Path, # of the run
     local_dir: str = "auto", # as its settings say
@@ -105,6 +107,7 @@ def move_aside(
         ) from e
     return aside
 
+# %% ../../nbs/8_training/04_run_folder.ipynb #f7871604
 def _free_name(path):
     "The path itself, or with a number where it is taken."
     taken = (path.with_name(f"{path.name}-{i}") for i in range(2, 1000))

@@ -28,6 +28,7 @@ def _device_line(trainer):
     processes = f"; {trainer.world.size} processes" if trainer.world.size > 1 else ""
     return f"{name}, {trainer.config.dtype}{processes}"
 
+# %% ../../nbs/8_training/09c_run_lines.ipynb #c2419b6a
 def _model_line(trainer):
     "What is trained, and how much of it."
     c, parameters = trainer.config, list(trainer.model.parameters())

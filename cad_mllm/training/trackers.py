@@ -90,6 +90,7 @@ class Guarded:
 
 TRACKERS = {t.name: t for t in (TensorBoard, WeightsAndBiases)}
 
+# %% ../../nbs/8_training/01_trackers.ipynb #964f81de
 def open_trackers(
     names, # of `TRACKERS`
     root: Path, # folder of the run where files are written

@@ -152,6 +152,7 @@ def open_data(self: Trainer):
     self.mirror_reports()
     self.tell_data()
 
+# %% ../../nbs/8_training/07_trainer.ipynb #e5e89ec6
 @patch
 def tell_data(self: Trainer):
     "One line on what belongs to the parts, and a warning where a stage asks for what almost none has."
@@ -166,6 +167,7 @@ def tell_data(self: Trainer):
     print(f"Data: {found.sentence()}", flush=True)
     for text in found.warnings(wanted): warnings.warn(text, DataWarning, stacklevel=2)
 
+# %% ../../nbs/8_training/07_trainer.ipynb #5143213b
 @patch
 def mirror_reports(self: Trainer):
     "What was left out of the data belongs to the run's folder, also where files are written locally first."

@@ -30,6 +30,7 @@ def leave_if_asked(
     if stopper and not (stopper.check() and stopper.is_urgent): stopper.reason = "another process"
     raise Interrupted(stopper.reason if stopper else "")
 
+# %% ../../nbs/8_training/07b_validation.ipynb #cd7351d3
 @torch.no_grad()
 def _held_out_sums(trainer, batch_size):
     """Summed loss and predicted tokens of the validation data, over all processes; None where one of them has no
@@ -48,6 +49,7 @@ def _held_out_sums(trainer, batch_size):
     total, count, num_short = trainer.world.sum(sums).tolist()
     return None if num_short else (total, count)
 
+# %% ../../nbs/8_training/07b_validation.ipynb #6758c416
 def held_out_loss(trainer) -> float | None: # a predicted token, None where there is none
     """The mean loss on the validation data; `Interrupted` where a stop is asked for meanwhile, `FaultError` where
     not even single samples fit into memory."""
@@ -62,6 +64,7 @@ def held_out_loss(trainer) -> float | None: # a predicted token, None where ther
     total, count = sums
     return total/count if count else None
 
+# %% ../../nbs/8_training/07b_validation.ipynb #17a8f7e8
 @patch
 def validate(self: Trainer) -> float | None: # mean loss a predicted token, None without validation data
     """Loss on the held-out samples, measured once a step; `Interrupted` where a stop is asked for meanwhile: then

@@ -37,6 +37,7 @@ def _named_lines(node):
     given = node.args
     return [(a.arg, a.lineno) for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
 
+# %% ../../nbs/0_utils/02_arguments.ipynb #efb7b851
 def docments(
     owner, # a function, or a dataclass
 ) -> dict: # name -> comment; "" where there is none
@@ -67,6 +68,7 @@ def suggestion(
 
 _NAMED_OUT = "named_out"   # what stands behind -o of a command whose output may also stand alone
 
+# %% ../../nbs/0_utils/02_arguments.ipynb #fa2d6b28
 class Parser(argparse.ArgumentParser):
     "An `ArgumentParser` that names the nearest flag for an unknown one."
     def parse_args(self, args=None, namespace=None):
@@ -108,6 +110,7 @@ def _read_number(text, kind, least):
     if not least <= value < MOST: raise argparse.ArgumentTypeError(f"{text!r:.40}: {wanted}")
     return value
 
+# %% ../../nbs/0_utils/02_arguments.ipynb #28b72f7e
 def _read_text(text, may_be_empty):
     "A word of a command line; raises what argparse shows."
     if "\0" in text: raise argparse.ArgumentTypeError(f"{text!r:.40}: has a zero byte in it")

@@ -63,6 +63,7 @@ def replacing(
         if durable: _sync_names(path.parent)
     finally: temporary.unlink(missing_ok=True)
 
+# %% ../../nbs/0_utils/03_files.ipynb #592de88d
 def _sync_names(folder):
     "Make renames in a folder durable, where the system can."
     try: sync_path(folder)
@@ -102,6 +103,7 @@ def replace_bytes(
         except OSError: pass               # the first error is the one to tell
         raise
 
+# %% ../../nbs/0_utils/03_files.ipynb #6ada2d5e
 def _is_stray(path):
     "Whether a file is a temporary one of a process that is gone, or had this one's number before."
     if not (told := re.fullmatch(r".+\.(\d+)\.tmp", path.name)): return False
@@ -111,6 +113,7 @@ def _is_stray(path):
     except (OSError, OverflowError): return True
     return False
 
+# %% ../../nbs/0_utils/03_files.ipynb #d5e71bf5
 def clean_strays(
     folder: Path, # whose small files are replaced by this process
 ) -> list: # of the names that were removed
@@ -145,6 +148,7 @@ class NotPlainError(FileError, OSError):
 
     def __str__(self): return self.args[0]
 
+# %% ../../nbs/0_utils/03_files.ipynb #7833e202
 def _words(size): return f"{size/2**20:,.0f} MB" if size >= 2**20 else f"{size:,} bytes"
 
 def _refuse_large(size, most, path):
@@ -211,6 +215,7 @@ def _is_deeper(value, most):
         level = [v for values in inner for v in values]
     return True
 
+# %% ../../nbs/0_utils/03_files.ipynb #ea3e50b1
 def parse_json(
     data: bytes | str, # JSON, UTF-8
     file: str | Path = "", # for the error
@@ -264,6 +269,7 @@ def _whole_lines(file):
         while more and not more.endswith(b"\n") and len(more) == MOST_LINE: more = file.readline(MOST_LINE)
         yield line if more is line else b"too long"
 
+# %% ../../nbs/0_utils/03_files.ipynb #f7d0fda4
 def read_lines(
     path: str | Path, # of a file with a JSON object on each line
     most_bytes: int = MOST_LINES, # a larger one is refused before it is read

@@ -27,6 +27,7 @@ def _refusal(name, seconds):
     except Exception as e: return f"is not in this machine's cache, and the Hub cannot be reached ({type(e).__name__})"
     return ""
 
+# %% ../../nbs/0_utils/06_hub.ipynb #770af176
 def why_missing(
     name: str, # a folder, or a name on the Hugging Face Hub
     seconds: float = 5, # that the Hub may take to answer

@@ -79,6 +79,7 @@ class HeldError(RuntimeError):
         self.holder = holder
         super().__init__(f"{holder} works here")
 
+# %% ../../nbs/0_utils/04_run_lock.ipynb #ac712fa7
 class FolderLock:
     "The one right to work in a folder; `take` it, then `release` it."
     def __init__(self,
@@ -146,6 +147,7 @@ def take(lock: FolderLock):
 def _keep_alive(lock):
     while not lock.ended.wait(lock.beat): beat(lock)
 
+# %% ../../nbs/0_utils/04_run_lock.ipynb #c67309d1
 def beat(lock: FolderLock):
     "One heartbeat, unless somebody else has taken over: then `lost` says who. A folder that is away gets the next one."
     try:

@@ -31,6 +31,7 @@ def sys_is_linux() -> bool:
     "Whether Linux's files about itself are there."
     return Path("/proc/self").exists()
 
+# %% ../../nbs/0_utils/07_system.ipynb #50422083
 def mount_point_of(
     path: str | Path, # need not exist
     table: Path = _TABLE,
@@ -61,6 +62,7 @@ def birth_of(
         return math.inf if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process.create_time()
     except (psutil.Error, ValueError, OverflowError, TypeError): return None
 
+# %% ../../nbs/0_utils/07_system.ipynb #bb5c3fb5
 def memory_of(
     pid: int,
 ) -> int: # resident bytes; 0 where the system does not tell
