@@ -75,7 +75,7 @@ class _Hashing:
         if is_large(self.size): return {"size": self.size, "tree": self.tree.hexdigest()}
         return {"size": self.size, "sha256": hashlib.sha256(self.first).hexdigest()}
 
-# %% ../../nbs/6_checkpoints/01b_hashes.ipynb #3d41e76f
+# %% ../../nbs/6_checkpoints/01b_hashes.ipynb #33cb59a1
 def _num_threads(): return min(allotted_cpus(), 8)
 
 def write_hashed(path, fill) -> dict:
@@ -99,7 +99,7 @@ def _pieces_between(path, start, stop):
         while (left := stop - start - tree.size) > 0 and (num := f.readinto(piece[:left])): tree.update(piece[:num])
     return b"".join(p.digest() for p in tree.pieces)
 
-# %% ../../nbs/6_checkpoints/01b_hashes.ipynb #9db290fe
+# %% ../../nbs/6_checkpoints/01b_hashes.ipynb #6459ea57
 def file_tree(
     path: Path, # any file
     threads: int = 1, # that read and hash; 1 reads it from front to end
@@ -121,7 +121,7 @@ def hash_of(
 
 def is_tree(entry: dict) -> bool: return "tree" in entry
 
-# %% ../../nbs/6_checkpoints/01b_hashes.ipynb #e30d80fb
+# %% ../../nbs/6_checkpoints/01b_hashes.ipynb #925ea0ec
 def read_hash(path, tree):
     "The hash of what a file holds."
     return file_tree(path, _num_threads()) if tree else file_sha256(path)
