@@ -12,8 +12,9 @@ import numpy as np
 from .cad.program import CADProgram, Extrude
 from .geometry.mesh import GeometryError, Mesh
 from .geometry.solid import build_solid
-from .metrics.volumes import as_manifold, manifold_of, overlap
-from .reconstruction import reconstruct
+from .metrics.volumes import as_manifold, manifold_of
+from .geometry.surface_clouds import read_surface_cloud
+from .reconstruction import measure_of, reconstruct
 
 # %% ../nbs/9_completion/04b_finishing.ipynb #aa74f431
 LEAST_VOLUME = 2e-3    # of the whole, for a piece that is drawn
@@ -92,14 +93,15 @@ def finish(
     whole = reconstruct(points, seconds=0)
     width = max(LEAST_WIDTH*float(np.ptp(whole.points, axis=0).max()), 2*whole.noise)
     start, end = _solid_of(given), _solid_of(whole.mesh)
-    result, shared = Finished(partial, whole.program), overlap(given, whole.mesh)
+    measure = measure_of(points, read_surface_cloud(points))
+    result, off = Finished(partial, whole.program), measure(given)
     for missing, solid, other in ((True, end, start), (False, start, end)):
         for piece in _pieces(solid, other, end.volume(), width):
             history = _history_of(piece)
             longer = history and _with_piece(result.program, history, missing)
             mesh = longer and _mesh(longer)
-            if mesh is None or (now := overlap(mesh, whole.mesh)) < shared + LEAST_VOLUME/2: continue
-            result.program, shared = longer, now
+            if mesh is None or (now := measure(mesh)) >= off: continue
+            result.program, off = longer, now
             if missing: result.missing += 1
             else: result.extra += 1
     return result
