@@ -353,7 +353,7 @@ def run_demo(
     seed: int = 0, # of everything random
     extra: tuple = (), # further flags of the training command
 ) -> dict: # what the summary says
-    """A scan, parts completed by the small model, data, two trainings with a kill and a resume, a completed part, a
+    """A scan, begun parts, data, two trainings with a kill and a resume, a completed part, a
     summary."""
     began, out, num_val = time.time(), Path(out), 24
     out.mkdir(parents=True, exist_ok=True)
