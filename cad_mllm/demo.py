@@ -6,7 +6,7 @@
 __all__ = ['STEPS_BETWEEN_SAVES', 'train_command', 'start', 'DemoError', 'require', 'status', 'ready_to_kill', 'watch',
            'train_twice', 'compare_runs', 'draw_losses', 'make_data', 'held_out', 'complete_parts', 'misfit',
            'draw_completions', 'read_scan', 'scan_words', 'first_half', 'begun_parts', 'volume_shared',
-           'complete_with_small', 'small_words', 'run_demo', 'summary']
+           'finish_begun_parts', 'begun_words', 'run_demo', 'summary']
 
 # %% ../nbs/11_commands/01_demo.ipynb #4697dd84
 import itertools
@@ -246,7 +246,7 @@ def draw_completions(
     rows: list, # of (given, completed, as designed), each a `CADProgram`
     path: Path | None = None, # PNG to write
     size: int = 280, # pixels of each picture
-    titles: tuple = ("given", "completed by the model", "as designed"),
+    titles: tuple = ("given", "completed", "as designed"),
 ):
     "Three histories side by side, a row for each part, as a matplotlib figure."
     import textwrap
@@ -301,10 +301,9 @@ def first_half(
 def begun_parts(
     num: int, # how many
 ) -> list: # of (beginning, whole), each a `CADProgram`
-    "The first held-out procedural parts that have a first half."
-    from cad_mllm.data.realistic import realistic_part
-    from cad_mllm.data.stream import HELD_OUT
-    wholes = (realistic_part(HELD_OUT, i).program for i in itertools.count(5000))
+    "A cam, a window frame, a hinge leaf, ..., each with its first half."
+    from cad_mllm.data.synthetic import make_part
+    wholes = (make_part(11, i)[1] for i in itertools.count(1))
     begun = ((first_half(whole), whole) for whole in wholes)
     return list(itertools.islice((pair for pair in begun if pair[0] is not None), num))
 
@@ -316,30 +315,33 @@ def volume_shared(program: CADProgram, whole: CADProgram) -> float: # from 0 to 
     except GeometryError: return 0.
 
 # %% ../nbs/11_commands/01_demo.ipynb #9899a4cd
-def complete_with_small(
+def finish_begun_parts(
     out: Path, # folder of the demo
     num: int = 3, # parts
 ) -> dict: # parts, valid; mean IoU with the whole: shared, and before (of the beginnings)
-    "Complete begun parts with the model of the package; leaves small.json, small.FCStd, small.step and small.png."
+    """Finish begun parts from points of the whole, by the model of the package and by slices of the points; leaves
+    begun.json, begun.FCStd, begun.step and begun.png."""
+    from cad_mllm.finishing import propose_rest
     from cad_mllm.inference import CADAutocomplete
     from cad_mllm.interop.histories import write_history
     model, rows, valid = CADAutocomplete("small", device="cpu", kernel="manifold"), [], 0
     for partial, whole in begun_parts(num):
-        result = model.complete(partial, point_cloud=build_solid(whole, "manifold").points(2048), num=8, temperature=.7)
+        points = build_solid(whole, "manifold").points(4096)
+        result = model.complete(partial, point_cloud=points, num=4, temperature=.7, proposers=(propose_rest,))
         rows.append((partial, CADProgram.from_json(result), whole))
         valid += bool(result["metadata"]["valid"])
     shared, before = ([volume_shared(row[i], row[2]) for row in rows] for i in (1, 0))
     best = rows[int(np.argmax(shared))][1]
-    for name in ("small.json", "small.FCStd"): write_history(best, out/name)
-    build_solid(best).export(out/"small.step")
-    draw_completions(rows, out/"small.png")
+    for name in ("begun.json", "begun.FCStd"): write_history(best, out/name)
+    build_solid(best).export(out/"begun.step")
+    draw_completions(rows, out/"begun.png")
     return dict(
         parts=num, valid=valid, shared=round(float(np.mean(shared)), 4), before=round(float(np.mean(before)), 4)
     )
 
 # %% ../nbs/11_commands/01_demo.ipynb #f5a71539
-def small_words(told: dict) -> str:
-    "What the small model did, in a sentence."
+def begun_words(told: dict) -> str:
+    "What became of the begun parts, in a sentence."
     return (
         f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.0%} of the "
         f"volume with the designed parts, the beginnings {told['before']:.0%}"
@@ -353,21 +355,20 @@ def run_demo(
     seed: int = 0, # of everything random
     extra: tuple = (), # further flags of the training command
 ) -> dict: # what the summary says
-    """A scan, begun parts, data, two trainings with a kill and a resume, a completed part, a
-    summary."""
+    "A scan, begun parts, data, two trainings with a kill and a resume, a completed part, a summary."
     began, out, num_val = time.time(), Path(out), 24
     out.mkdir(parents=True, exist_ok=True)
     for name in ("unbroken", "killed"): shutil.rmtree(out/name, ignore_errors=True)
     print("1/5 a scan becomes a history")
     scan = read_scan(out)
     print(f"{scan_words(scan)}  ({out}/scan.png, scan.FCStd, scan.step)")
-    print("2/5 the small model completes parts it has never seen")
-    small = complete_with_small(out)
-    print(f"{small_words(small)}  ({out}/small.png, small.FCStd, small.step)")
+    print("2/5 begun parts are finished from points of the whole")
+    begun = finish_begun_parts(out)
+    print(f"{begun_words(begun)}  ({out}/begun.png, begun.FCStd, begun.step)")
     print("3/5 data")
     data = make_data(out, data_root, num, seed)
     print("4/5 training twice: one run unbroken, one killed and resumed")
-    result = {"scan": scan, "small": small} | train_twice(data, out, seed, ("--num_val_samples", str(num_val), *extra))
+    result = {"scan": scan, "begun": begun} | train_twice(data, out, seed, ("--num_val_samples", str(num_val), *extra))
     draw_losses(out/"unbroken", out/"killed", result["killed_at"], result["resumed_from"], out/"loss.png")
     print("5/5 the model of this training completes parts it has never seen")
     result["completion"] = complete_parts(find_checkpoint("final_model", out/"killed"), data, out, num_val, seed)
@@ -389,7 +390,7 @@ def summary(result: dict, out: Path) -> str:
         [
             "", f"Demo finished in {result['seconds']//60} min {result['seconds'] % 60} s. Everything is in {out}/",
             f"  read       a scan: {scan_words(result['scan'])}  (scan.png, scan.FCStd, scan.step)",
-            f"  completed  {small_words(result['small'])}  (small.png, small.FCStd, small.step)",
+            f"  completed  {begun_words(result['begun'])}  (begun.png, begun.FCStd, begun.step)",
             f"  trained    {result['steps']} steps over three stages; loss {result['first_loss']:.2f} -> "
             f"{result['last_loss']:.2f}  (loss.png)",
             f"  survived   SIGKILL at step {result['killed_at']}; resumed from the checkpoint of step "

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The README's pictures, into nbs/images/: a scan that is read here; what the tutorial on fine-tuning stores; with
-DEMO, the loss curve of a finished demo; with --panel, the real panel in a browser.
+DEMO, the loss curve and the begun parts of a finished demo; with --panel, the real panel in a browser.
 
 `readme_pictures.py DEMO --panel` makes them all. The panel's picture is taken by Chromium of Voila showing the panel on
 its own example folder.
@@ -65,13 +65,14 @@ panel""")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("demo", nargs="?", help="folder of a finished demo, for the loss curve")
+    parser.add_argument("demo", nargs="?", help="folder of a finished demo, for its pictures")
     parser.add_argument("--panel", action="store_true", help="also the panel, in a browser")
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     scan_picture()
     tuned_picture()
-    if options.demo: shrink(Image.open(Path(options.demo)/"loss.png"), IMAGES/"loss.png")
+    for name in ("loss.png", "begun.png") if options.demo else ():
+        shrink(Image.open(Path(options.demo)/name), IMAGES/name)
     if options.panel:
         with tempfile.TemporaryDirectory() as folder: panel_picture(Path(folder))
 
