@@ -123,6 +123,8 @@ REAL_MISTAKES = {
     "workers without end": ("train", "--num_workers=100000", "4,096"),
     "an infinite decay": ("train", "--weight_decay=inf", "finite"),
     "an infinite gate": ("train", "--stage1_until_val_loss=inf", "finite"),
+    "a repository's name": ("card", "--push=/dev/null", "is no name of a repository"),
+    "a name of half characters for nobody": ("card", "--push=\udcff", "is no name of a repository"),
     "a file for a folder": ("card", "--out=/dev/null", "name another file or folder")}
 
 
@@ -138,6 +140,12 @@ def test_a_folder_without_shapes_is_a_sentence(folder_of):
     words = [str(folder_of[0]/"data"/"pointcloud")]
     code, said, _ = walk_flags.real_answer("reconstruct", words, folder_of[0])
     assert code == 1 and "holds no shape itself" in said
+
+
+def test_a_run_that_is_nowhere_is_a_sentence(folder_of):
+    for verb, words, said in (("deliver", ["nowhere"], "nothing is kept for it"), ("checkpoints", [""], "is empty")):
+        code, told, _ = walk_flags.real_answer(verb, words, folder_of[0])
+        assert code == 1 and said in told, told
 
 
 def test_layers_that_the_model_lacks_are_named():

@@ -9,11 +9,11 @@ import warnings
 import numpy as np
 import pytest
 from test_dataset import write_data
-from test_pack import open_data
+from test_pack import open_data, sealed_pack
 
 from cad_mllm.data import DataError, INDEX_NAME, pack
-from cad_mllm.data import index_file, shards as pack_module
-from cad_mllm.data.shard_files import from_bytes, save_arrays, to_bytes
+from cad_mllm.data import index_file
+from cad_mllm.data.shard_files import save_arrays, to_bytes
 
 CASES = int(os.environ.get("CAD_FUZZ_CASES", 60))
 ODD = [None, -1, 10**30, "", "../x", [], {}, "a\0b", True, 1.5, "\ud800"]
@@ -79,16 +79,6 @@ def changed(rng, arrays):
     if rng.random() < .05: return {k: v for k, v in arrays.items() if k != name}
     change = changed_text if arrays[name].dtype == np.uint8 else changed_numbers
     return {**arrays, name: change(rng, arrays[name])}
-
-
-def sealed_pack(arrays):
-    "The arrays of a pack's index with the checksum that fits them, where one can be made."
-    try:
-        header = from_bytes(arrays["header"])
-        extra = {k[6:]: v for k, v in arrays.items() if k.startswith("extra_")}
-        named = from_bytes(arrays["ids"]), header["shards"], header["endings"], arrays["members"], extra
-        return {**arrays, "header": to_bytes({**header, "digest": pack_module._content_digest(*named)})}
-    except Exception: return arrays
 
 
 def test_a_pack_whose_index_was_changed_is_one_error_or_works(shards, tmp_path):

@@ -22,6 +22,7 @@ from cad_mllm.config import CADMLLMConfig
 from cad_mllm.data import (
     batches, DataError, DataWarning, load_tokenizer, MultimodalAutocompleteDataset, pack, PromptBuilder)
 from cad_mllm.data import INDEX_NAME, Pack, PackError, check_pack, scan_shard
+from cad_mllm.data.shard_files import from_bytes, to_bytes
 from cad_mllm.cad import get_codec
 from cad_mllm.training import read_metrics
 from small_data import make as write_parts
@@ -391,6 +392,17 @@ def spoilt(arrays, name, field, value, at=0):
     else: changed[name][at] = value
     return changed
 
+
+def sealed_pack(arrays):
+    "The arrays of a pack's index with the checksum that fits them, where one can be made."
+    try:
+        header = from_bytes(arrays["header"])
+        extra = {k[6:]: v for k, v in arrays.items() if k.startswith("extra_")}
+        named = from_bytes(arrays["ids"]), header["shards"], header["endings"], arrays["members"], extra
+        return {**arrays, "header": to_bytes({**header, "digest": pack_module._content_digest(*named)})}
+    except Exception: return arrays
+
+
 REFERENCES = [
     ("shard", "", 999), ("shard", "", -1), ("members", "ending", 999), ("first", "", -1), ("first", "", 10**9, -1),
     ("first", "", None), ("shard", "", None), ("members", "offset", -5), ("extra_samples", "design", 999),
@@ -404,8 +416,10 @@ def test_references_of_a_pack_index_are_checked_when_it_is_opened(shards, tmp_pa
     folder = tmp_path/"shards"
     folder.mkdir()
     for path in shards.glob("*.tar"): os.link(path, folder/path.name)
-    pack_module.save_arrays(folder/INDEX_NAME, spoilt(arrays, *reference))
-    with pytest.raises(DataError, match=f"{INDEX_NAME}: the index is damaged"): open_data(folder)
+    # with its checksum, and not
+    for changed in (spoilt(arrays, *reference), sealed_pack(spoilt(arrays, *reference))):
+        pack_module.save_arrays(folder/INDEX_NAME, changed)
+        with pytest.raises(DataError, match=f"{INDEX_NAME}: the index is damaged"): open_data(folder)
 
 
 @pytest.mark.parametrize(

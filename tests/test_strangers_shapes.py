@@ -243,7 +243,9 @@ def test_unit_of_score_and_of_points_for_complete(tmp_path):
     v, f = TETRA
     for name, scale in (("gt", .02), ("pred", 20.)):          # metres, and the same in millimetres
         (tmp_path/name).mkdir()
-        lines = [f"v {x} {y} {z}" for x, y, z in (v*scale).tolist()] + [f"f {a} {b} {c}" for a, b, c in (f + 1).tolist()]
+        lines = [f"v {x} {y} {z}" for x, y, z in (v*scale).tolist()] + [
+            f"f {a} {b} {c}" for a, b, c in (f + 1).tolist()
+        ]
         (tmp_path/name/"a.obj").write_text("\n".join(lines))
         np.save(tmp_path/name/"cloud.npy", np.repeat(v*scale, 20, axis=0).astype("f4"))
     found = score(

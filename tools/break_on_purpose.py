@@ -490,7 +490,7 @@ MUTATIONS = [
     ),
     Mutation(
         8, "numbers of a pack's index may lead nowhere", "cad_mllm/data",
-        "if header.get(\"format\") == 1: check_references(self, _MEMBER)", "pass",
+        "            check_references(self, _MEMBER)\n", "",
         "tests/test_pack.py::test_references_of_a_pack_index_are_checked_when_it_is_opened"
     ),
     Mutation(

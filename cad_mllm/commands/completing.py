@@ -304,6 +304,13 @@ def evaluate(
     if made: print(made)
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #f415f7ff
+def _check_repository(name):
+    "Raise `ConfigError` for what cannot be the name of a repository of the Hub."
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    try: validate_repo_id(name)
+    except HFValidationError:
+        raise ConfigError(f"--push {name!r}: is no name of a repository; write user/model") from None
+
 def card(
     checkpoint: str, # a checkpoint folder
     out: str = "", # folder for the card; beside the checkpoint if left out
@@ -315,6 +322,7 @@ def card(
     "Write a model card with data, settings, figures and pictures; with --push, upload the model with it."
     from cad_mllm.models.given_weights import find_weights
     find_weights(checkpoint)
+    if push: _check_repository(push)
     from cad_mllm.model_card import push_to_hub, write_card
     print(write_card(checkpoint, out or None, name or push, license))
     if push: print(push_to_hub(checkpoint, push, private=not public, license=license))

@@ -24,6 +24,7 @@ def checkpoints(
     from cad_mllm.checkpoints.format import verify_checkpoint
     from cad_mllm.checkpoints.records import format_checkpoints, list_checkpoints
     from cad_mllm.checkpoints.load import upgrade_checkpoint
+    if not folder.strip(): raise ConfigError(f"folder={folder!r}: is empty; name a folder, or . for this one")
     if not Path(folder).is_dir(): raise ConfigError(f"folder={folder!r}: there is no such folder")
     for r in [r for r in list_checkpoints(folder) if r.old_format] if upgrade else ():
         upgrade_checkpoint(r.path, keep_original=not remove_original)
@@ -43,7 +44,12 @@ def deliver(
     minutes: float = 0.0, # to try for; 0 tries until everything is there
 ):
     "Bring to the output folder what an interrupted run left on the local disk while Drive was away."
+    from cad_mllm.checkpoints.transfer import local_dir_for
     from cad_mllm.checkpoints.upload import deliver
+    kept = local_dir_for(folder)
+    if local_dir not in ("auto", ""): kept = Path(local_dir)/kept.name
+    if not Path(folder).exists() and not kept.exists():
+        raise ConfigError(f"folder={folder!r}: there is no such folder, and nothing is kept for it; check the name")
     left = deliver(folder, local_dir, 60*minutes or None)
     print(f"{left} checkpoints are still on the local disk" if left else f"everything is in {folder}")
     return 1 if left else 0

@@ -71,7 +71,7 @@ def _sync_names(folder):
 
 def write_text(path: str | Path, text: str):
     "Write a text file atomically, as UTF-8."
-    with replacing(path) as temporary: temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary: temporary.write_text(text, encoding="utf-8", errors="replace")
 
 def remove_torn(
     folder: str | Path, # whose files only this process writes
