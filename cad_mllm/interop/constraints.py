@@ -297,7 +297,7 @@ def add_dimensions(
 # %% ../../nbs/3_interop/04_constraints.ipynb #6c9b56fe
 MANY = 80 # curves; of larger sketches each loop is constrained by itself, which takes time in proportion to the loops
 
-MOST = 150 # curves; of still larger sketches each curve is blocked where it is, since FreeCAD would solve them for minutes
+MOST = 150 # curves; of still larger sketches each curve is blocked where it is: FreeCAD would solve for minutes
 
 @dataclass
 class Constrained:
