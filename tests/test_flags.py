@@ -142,6 +142,15 @@ def test_a_folder_without_shapes_is_a_sentence(folder_of):
     assert code == 1 and "holds no shape itself" in said
 
 
+def test_parts_whose_names_are_no_utf8_are_reported(folder_of, tmp_path):
+    import shutil
+    data = shutil.copytree(folder_of[0]/"data", tmp_path/"data")
+    for path in [p for p in data.rglob("00000001_00001*") if p.is_file()]:
+        path.rename(path.with_name(path.name.replace("00000001", "gr\udcf6\udcdfe")))
+    code, said, _ = walk_flags.real_answer("doctor", [str(data)], folder_of[0])
+    assert code == 0 and "Traceback" not in said, said
+
+
 def test_a_run_that_is_nowhere_is_a_sentence(folder_of):
     for verb, words, said in (("deliver", ["nowhere"], "nothing is kept for it"), ("checkpoints", [""], "is empty")):
         code, told, _ = walk_flags.real_answer(verb, words, folder_of[0])

@@ -334,7 +334,7 @@ def _enter_leaks(diagnosis, split_file, num_val_samples):
         num_val_samples
     )
     diagnosis.leaks[f"our split by document ({num_val_samples} samples)"] = _leak(rows, held)
-    random = sorted((r["id"] for r in rows if r["code"]), key=lambda id: hashlib.sha1(f"0 {id}".encode()).digest())
+    random = sorted((r["id"] for r in rows if r["code"]), key=lambda id: hashlib.sha1(os.fsencode(f"0 {id}")).digest())
     diagnosis.leaks["a random tenth, for comparison"] = _leak(rows, random[:max(len(random)//10, 1)])
     if not split_file: return
     split = _read_split(split_file, {r["id"] for r in rows})
