@@ -22,7 +22,7 @@ from pathlib import Path
 from cad_mllm.data import prepare, synthesize
 from cad_mllm.data.preparation import list_histories
 from cad_mllm.data.products import prepare_one, Products
-from common import make_parser, table_head, timed, write_out
+from common import machine_line, make_parser, table_head, timed, write_out
 
 PARTS_ALL, MACHINES, PROCESSORS = 450_000, (10, 100), 16
 
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--num", type=int, default=120, help="parts")
     parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    best = {}
+    best, where = {}, machine_line()
     with tempfile.TemporaryDirectory() as folder:
         parts = Path(folder)/"parts"
         synthesize(parts, num=args.num, seed=0)
@@ -91,12 +91,12 @@ def main():
                 assert made == args.num, (name, report)
                 best[name] = processors, min(seconds, best.get(name, (0, float("inf")))[1])
                 print(f"{name}: {seconds:.1f} s", flush=True)
-    text = page(best, args.num)
+    text = page(best, args.num, where)
     print(text)
     write_out(args.out, text)
 
 
-def page(best, num):
+def page(best, num, where):
     "The table and the predictions."
     rate = {name: num/seconds/processors for name, (processors, seconds) in best.items()}
     base = rate["bare loop"]
@@ -107,7 +107,10 @@ def page(best, num):
         f"{m} machines of {PROCESSORS} processors {PARTS_ALL/(rate[chosen]*PROCESSORS*m)/3600:.1f} h" for m in MACHINES
     ]
     return (
-        f"{num} procedural parts with default products.\n\n" + "\n".join(lines)
+        f"{num} procedural parts with default products; {where}. Each time is of one run of this script, the better of "
+        "two; "
+        "rows are compared with each other only.\n\n"
+        + "\n".join(lines)
         + f"\n\nAt the rate of `{chosen}` ({rate[chosen]:.2f} parts/s and processor), {PARTS_ALL:,} parts take "
         f"{PARTS_ALL:,}/({rate[chosen]:.2f} x {PROCESSORS} x machines) s: {'; '.join(hours)}. That is arithmetic, not "
         "a measurement: disks and networks are not in it.\n"
