@@ -7,7 +7,6 @@ recipe on them for three short stages. What is compared: the files of the parts,
 the SHA-256 of each weight at the end. Each version is given the values of `AS_BEFORE` for settings that are younger
 than 0.2.0, so that they speak alike.
 """
-import argparse
 import hashlib
 import json
 import os
@@ -16,6 +15,8 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from common import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_BEFORE = {"token_version": "1", "points_frame": "box", "measure_version": "1"}
@@ -107,11 +108,10 @@ def compared(what, old, new):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("old")
     parser.add_argument("new", nargs="?", default="HEAD")
     parser.add_argument("--parts", type=int, default=12, help="procedural parts")
-    parser.add_argument("--out", type=Path, help="a Markdown file for the table; printed in any case")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
