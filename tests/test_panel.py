@@ -81,7 +81,18 @@ def ready(page):
     page.locator('.cadm-clock iframe').wait_for()
     page.frame_locator('.live-plot iframe').locator('body[data-ready]').wait_for()
     line(page, 'brackets').wait_for()
-def tab(page, title): page.locator(".cadm-tabs .lm-TabBar-tab, .cadm-tabs .p-TabBar-tab", has_text=title).first.click()
+def tab(page, title):
+    "Open a tab. A click that meets a page which still moves goes elsewhere; it is made again, as a person does."
+    from playwright.sync_api import TimeoutError
+    names = page.locator(".cadm-tabs .lm-TabBar-tab, .cadm-tabs .p-TabBar-tab", has_text=title)
+    opened = page.locator(".cadm-tabs .lm-mod-current, .cadm-tabs .p-mod-current", has_text=title)
+    for _ in range(5):
+        names.first.click()
+        try: return opened.first.wait_for(timeout=10_000)
+        except TimeoutError: continue
+    raise AssertionError(f"the tab {title!r} did not open in five tries")
+
+
 def message(page, text): page.locator(".cadm-message", has_text=text).wait_for()
 def sees(page, name, text): page.locator(f".cadm-{name}", has_text=text).first.wait_for()
 def until(page, condition, arg=None): page.wait_for_function(condition, arg=arg, timeout=WAIT)
