@@ -23,6 +23,7 @@ from .geometry.clouds import best_in_one_body
 from .geometry.solid import build_solid, Solid
 from .geometry.workers import isolated
 from .data.images import prepare_image
+from .data.attachments import clean_text
 from .data.points import see_points
 from .data.index import Sample
 from .checkpoints.format import CheckpointError, is_saved_model
@@ -160,7 +161,7 @@ def request(
     partial_json, image, point_cloud = (
         None if isinstance(v, str) and not v else v for v in (partial_json, image, point_cloud)
     )
-    caption = caption or ""
+    caption = clean_text(caption or "")
     program, source, name = (
         (None, None, "completion") if partial_json is None else read_partial(partial_json, skip_unsupported)
     )

@@ -504,3 +504,9 @@ def test_other_proposers_take_part_only_where_points_choose(autocomplete, tmp_pa
         return [c["source"] for c in result["metadata"]["candidates"]]
     assert sources() == ["model", "slabs"]
     assert sources(best="likelihood") == sources(check="none") == sources(point_cloud=None) == ["model"]
+
+
+def test_half_a_character_in_a_caption_is_replaced(autocomplete):
+    result = autocomplete.complete(caption="a flange with \udcff", check="none", max_new_tokens=64)
+    assert result["metadata"]["caption"] == "a flange with \ufffd"
+    json.dumps(result, ensure_ascii=False).encode()
