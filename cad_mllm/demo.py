@@ -343,8 +343,8 @@ def finish_begun_parts(
 def begun_words(told: dict) -> str:
     "What became of the begun parts, in a sentence."
     return (
-        f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.0%} of the "
-        f"volume with the designed parts, the beginnings {told['before']:.0%}"
+        f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.1%} of the "
+        f"volume with the designed parts, the beginnings {told['before']:.1%}"
     )
 
 # %% ../nbs/11_commands/01_demo.ipynb #c1d9e402
