@@ -153,39 +153,28 @@ class CADMLLMConfig(_JSONConfig):
     dtype: str = "bfloat16"              # "float32", "bfloat16" or "float16" (T4)
 
 # %% ../nbs/00_config.ipynb #da81edda
+_CHOICES = dict(
+    sequence_format=SEQUENCE_FORMATS, token_version=TOKEN_VERSIONS, measure_version=MEASURE_VERSIONS,
+    points_frame=POINTS_FRAMES, dtype=DTYPES
+)
+
 @patch
 def validate(self: CADMLLMConfig):
     "Raise `ConfigError` for the first value that cannot work."
-    self.lora_target_modules = tuple(self.lora_target_modules)
-    _check(
-        all(isinstance(name, str) for name in self.lora_target_modules), "lora_target_modules",
-        self.lora_target_modules, "use names of layers such as q_proj"
-    )
-    _check(
-        self.sequence_format in SEQUENCE_FORMATS, "sequence_format", self.sequence_format,
-        f"choose one of {', '.join(SEQUENCE_FORMATS)}"
-    )
-    _check(
-        self.token_version in TOKEN_VERSIONS, "token_version", self.token_version,
-        f"choose one of {', '.join(map(str, TOKEN_VERSIONS))}"
-    )
-    _check(self.measure_version in MEASURE_VERSIONS, "measure_version", self.measure_version,
-           f"choose one of {', '.join(map(str, MEASURE_VERSIONS))}")
-    _check(
-        self.points_frame in POINTS_FRAMES, "points_frame", self.points_frame,
-        f"choose one of {', '.join(POINTS_FRAMES)}"
-    )
-    _check(self.dtype in DTYPES, "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
-    _check(
-        self.use_lora or not self.load_in_4bit, "load_in_4bit", True,
-        "4-bit weights cannot be trained themselves: use it with LoRA (use_lora=True)"
-    )
+    self.lora_target_modules = names = tuple(self.lora_target_modules)
+    _check(all(isinstance(n, str) for n in names), "lora_target_modules", names, "use names of layers such as q_proj")
+    for name, known in _CHOICES.items():
+        value = getattr(self, name)
+        _check(value in known, name, value, f"choose one of {', '.join(map(str, known))}")
+    advice = "4-bit weights cannot be trained themselves: use it with LoRA (use_lora=True)"
+    _check(self.use_lora or not self.load_in_4bit, "load_in_4bit", True, advice)
     for name, most in _LARGEST.items():
         value = getattr(self, name)
         _check(isinstance(value, int) and 0 < value <= most, name, value, f"use a whole number from 1 to {most:,}")
     for name in ("lora_dropout", "projector_dropout"):
         _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a share from 0 up to, not including, 1")
 
+# %% ../nbs/00_config.ipynb #cd2896fa
 @patch(cls_method=True)
 def from_dict(cls: CADMLLMConfig, values: dict):
     """As for every configuration; settings of files older than `points_frame` mean clouds in their own box, of those
@@ -343,82 +332,71 @@ class TrainConfig(_JSONConfig):
     peer_minutes: float = 10.0           # with several processes: give up after waiting so long for another one
     seed: int = 0                        # of everything random
 
-# %% ../nbs/00_config.ipynb #6df3f872
+# %% ../nbs/00_config.ipynb #957242f0
+# names, what their values have to be, and that in words
+_RANGES = (
+    ("batch_size gradient_accumulation_steps logging_steps max_pending_checkpoints bad_steps",
+     lambda v: v >= 1, "use 1 or more"),
+    ("max_train_samples num_val_samples warmup_steps max_steps save_steps save_minutes keep_last_n_checkpoints "
+     "eval_steps num_workers max_minutes max_tokens_per_batch weight_decay draw_parts",
+     lambda v: v >= 0, "use 0 or more"),
+    ("max_grad_norm projector_lr_multiplier new_token_lr_multiplier peer_minutes",
+     lambda v: v > 0, "use a number above 0"),
+    ("weight_decay projector_lr_multiplier new_token_lr_multiplier", lambda v: v < math.inf, "use a finite number"),
+    ("num_workers", lambda v: v <= 4096, "use 4,096 processes or fewer"),
+    ("output_dir data_root", lambda v: str(v).strip(), "is empty; write a name"),
+    ("max_views", lambda v: isinstance(v, int) and v >= 1, "use a whole number of 1 or more"),
+    ("point_noise point_drop", lambda v: 0 <= v < 1, "use a share from 0 up to, not including, 1"),
+    ("point_crop point_holes", lambda v: 0 <= v < .9, "use a share from 0 up to, not including, 0.9"),
+    ("caption_drop point_noisy point_bare point_estimated", lambda v: 0 <= v <= 1, "use a share from 0 to 1"),
+    ("from_scratch_prob", lambda v: 0 <= v <= 1, "use a probability from 0 to 1"),
+    ("schedule_to", lambda v: v in ("stages", "max_steps"), "choose stages or max_steps"),
+    ("checkpoint_name", lambda v: "{step}" in v, "the name must contain {step}"),
+    ("notify", lambda v: not v or v.startswith(("http://", "https://")),
+     "give an address that begins with http:// or https://"),
+)
+
+def _check_ranges(config):
+    "Each value by itself."
+    for names, fits, advice in _RANGES:
+        for name in names.split(): _check(fits(getattr(config, name)), name, getattr(config, name), advice)
+
+# %% ../nbs/00_config.ipynb #dac16df1
+def _check_stages(config):
+    "The curriculum."
+    stages, first = config.stages, config.start_from_stage
+    _check(stages, "stages", stages, "give at least one stage, or leave it out for the three default ones")
+    names = [s.name for s in stages]
+    _check(len(set(names)) == len(names), "stages", names, "use a different name for each stage")
+    _check(1 <= first <= len(stages), "start_from_stage", first, f"use 1 to {len(stages)}")
+    advice = "every stage is left out: give at least one stage 1 epoch or more"
+    _check(any(s.num_epochs for s in stages[first - 1:]), "num_epochs", 0, advice)
+    if config.num_val_samples: return
+    watched = [s.name for s in stages if s.has_gate] + ["draw_parts"]*bool(config.draw_parts)
+    _check(not watched, "num_val_samples", 0, f"{', '.join(watched)} cannot do without held-out samples: hold some out")
+
+def _check_known(config, name, values, known):
+    "A list in one setting."
+    unknown = ", ".join(sorted(values - set(known)))
+    _check(not unknown, name, getattr(config, name), f"{unknown} is not among {', '.join(known)}")
+
+# %% ../nbs/00_config.ipynb #ed69b814
 @patch
 def validate(self: TrainConfig):
     "Raise `ConfigError` for the first value that cannot work."
     self.stages = [s if isinstance(s, CurriculumStage) else CurriculumStage(**s) for s in self.stages]
-    _check(self.stages, "stages", self.stages, "give at least one stage, or leave it out for the three default ones")
-    _check(
-        len({s.name for s in self.stages}) == len(self.stages), "stages", [s.name for s in self.stages],
-        "use a different name for each stage"
-    )
-    _check(
-        1 <= self.start_from_stage <= len(self.stages), "start_from_stage", self.start_from_stage,
-        f"use 1 to {len(self.stages)}"
-    )
-    for name in ("batch_size", "gradient_accumulation_steps", "logging_steps", "max_pending_checkpoints", "bad_steps"):
-        _check(getattr(self, name) >= 1, name, getattr(self, name), "use 1 or more")
-    for name in (
-        "max_train_samples", "num_val_samples", "warmup_steps", "max_steps", "save_steps", "save_minutes",
-        "keep_last_n_checkpoints", "eval_steps", "num_workers", "max_minutes", "max_tokens_per_batch", "weight_decay",
-        "draw_parts"
-    ):
-        _check(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
-    for name in ("max_grad_norm", "projector_lr_multiplier", "new_token_lr_multiplier", "peer_minutes"):
-        _check(getattr(self, name) > 0, name, getattr(self, name), "use a number above 0")
-    for name in ("weight_decay", "projector_lr_multiplier", "new_token_lr_multiplier"):
-        _check(getattr(self, name) < math.inf, name, getattr(self, name), "use a finite number")
-    _check(self.num_workers <= 4096, "num_workers", self.num_workers, "use 4,096 processes or fewer")
-    for name in ("output_dir", "data_root"):
-        _check(str(getattr(self, name)).strip(), name, getattr(self, name), "is empty; write a name")
-    _check(
-        isinstance(self.max_views, int) and self.max_views >= 1, "max_views", self.max_views,
-        "use a whole number of 1 or more"
-    )
-    for name, top in (("point_noise", 1), ("point_drop", 1), ("point_crop", .9), ("point_holes", .9)):
-        _check(
-            0 <= getattr(self, name) < top, name, getattr(self, name), f"use a share from 0 up to, not including, {top}"
-        )
-    for name in ("caption_drop", "point_noisy", "point_bare", "point_estimated"):
-        _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "use a share from 0 to 1")
-    _check(
-        self.point_bare + self.point_estimated <= 1, "point_estimated", self.point_estimated,
-        "with point_bare it comes to more than 1"
-    )
-    _check(
-        0 <= self.from_scratch_prob <= 1, "from_scratch_prob", self.from_scratch_prob, "use a probability from 0 to 1"
-    )
-    watched = [s.name for s in self.stages if s.has_gate and not self.num_val_samples] + ["draw_parts"]*bool(
-        self.draw_parts and not self.num_val_samples
-    )
-    _check(not watched, "num_val_samples", 0, f"{', '.join(watched)} cannot do without held-out samples: hold some out")
-    unknown = self.trackers - {"tensorboard", "wandb"}
-    _check(not unknown, "track", self.track, f"{', '.join(sorted(unknown))} is not among tensorboard, wandb")
-    _check(
-        not self.notify or self.notify.startswith(("http://", "https://")), "notify", self.notify,
-        "give an address that begins with http:// or https://"
-    )
-    unknown = self.accepted - {*CHANGES, "all"}
-    _check(
-        not unknown, "accept_changes", self.accept_changes,
-        f"{', '.join(sorted(unknown))} is not among {', '.join(CHANGES)}, all"
-    )
-    _check(
-        not (self.start_over and self.resume_from_ckpt), "start_over", True,
-        "a run is started again or resumed: leave out start_over or resume_from_ckpt"
-    )
-    _check(self.schedule_to in ("stages", "max_steps"), "schedule_to", self.schedule_to, "choose stages or max_steps")
-    _check(
-        self.schedule_to == "stages" or self.max_steps, "schedule_to", self.schedule_to,
-        "give max_steps as well, the step where the run shall end"
-    )
-    _check(
-        any(s.num_epochs for s in self.stages[self.start_from_stage - 1:]), "num_epochs", 0,
-        "every stage is left out: give at least one stage 1 epoch or more"
-    )
-    _check("{step}" in self.checkpoint_name, "checkpoint_name", self.checkpoint_name, "the name must contain {step}")
+    _check_ranges(self)
+    _check_stages(self)
+    _check_known(self, "track", self.trackers, ("tensorboard", "wandb"))
+    _check_known(self, "accept_changes", self.accepted, (*CHANGES, "all"))
+    advice = "with point_bare it comes to more than 1"
+    _check(self.point_bare + self.point_estimated <= 1, "point_estimated", self.point_estimated, advice)
+    advice = "a run is started again or resumed: leave out start_over or resume_from_ckpt"
+    _check(not (self.start_over and self.resume_from_ckpt), "start_over", True, advice)
+    advice = "give max_steps as well, the step where the run shall end"
+    _check(self.schedule_to == "stages" or self.max_steps, "schedule_to", self.schedule_to, advice)
 
+# %% ../nbs/00_config.ipynb #1c548ab7
 @patch(as_prop=True)
 def trackers(self: TrainConfig) -> set:
     "The names in `track`, and wandb where `use_wandb` asks for it."

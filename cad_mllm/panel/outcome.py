@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastcore.basics import patch
+
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, polyline, Sketch
 from .runs import sentence
@@ -199,26 +201,30 @@ class Outcome:
         )
         self.prepare(0)
 
-    def _fit_of_chosen(self):
-        chosen = next((c for c, is_chosen in self.candidates if is_chosen), None)
-        return fit_words(chosen.valid, chosen.fit, chosen.score) if chosen else ""
+# %% ../../nbs/10_panel/07b_outcome.ipynb #98f1ca48
+@patch
+def _fit_of_chosen(self: Outcome):
+    chosen = next((c for c, is_chosen in self.candidates if is_chosen), None)
+    return fit_words(chosen.valid, chosen.fit, chosen.score) if chosen else ""
 
-    def _others(self):
-        "The candidates that were not chosen, the best first; without those that say nothing."
-        others = [c for c, is_chosen in self.candidates if not is_chosen and c.program is not None and len(c.program)]
-        others.sort(key=lambda c: (c.valid is False, math.inf if c.fit is None else c.fit, -(c.score or 0)))
-        return [
-            Shown(
-                _name(c, i + 2), _from_candidate(c, self.num_given), fit_words(c.valid, c.fit, c.score),
-                self.num_given, self.truth
-            )
-            for i, c in enumerate(others[:self.limit - 1])
-        ]
+@patch
+def _others(self: Outcome):
+    "The candidates that were not chosen, the best first; without those that say nothing."
+    others = [c for c, is_chosen in self.candidates if not is_chosen and c.program is not None and len(c.program)]
+    others.sort(key=lambda c: (c.valid is False, math.inf if c.fit is None else c.fit, -(c.score or 0)))
+    return [
+        Shown(
+            _name(c, i + 2), _from_candidate(c, self.num_given), fit_words(c.valid, c.fit, c.score),
+            self.num_given, self.truth
+        )
+        for i, c in enumerate(others[:self.limit - 1])
+    ]
 
-    def prepare(self, index: int):
-        "Draw and measure one of what is shown; where that is done, nothing happens."
-        shown = self.shown[index]
-        return shown.solid, shown.scores, shown.words
+@patch
+def prepare(self: Outcome, index: int):
+    "Draw and measure one of what is shown; where that is done, nothing happens."
+    shown = self.shown[index]
+    return shown.solid, shown.scores, shown.words
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #0664f5ee
 def shown_html(shown: Shown, box=None) -> str:

@@ -84,18 +84,37 @@ def _toy_row(rng, step, stage, steps, before):
     )
 
 # %% ../../nbs/10_panel/01_runs.ipynb #14c7ba7c
+def _toy_save(output, row, end, val, train_config):
+    "A checkpoint of made-up training, and its line among the events."
+    saved = save_checkpoint(
+        _ToyModel(), output, stage=row["stage"], step=row["step"], epoch=0, loss=row["loss"], val_loss=val,
+        train_config=train_config, keep_last_n=0, trainer_state={"position": 16*row["step"]},
+        name=f"{row['stage']}_model" if end else None,
+        extra_metadata={k: row[k] for k in ("tokens", "samples", "seconds")}
+    )
+    told = {k: row[k] for k in ("step", "stage", "loss")}
+    append_line(output/EVENTS, dict(event="checkpoint", **told, val_loss=val, path=str(saved.relative_to(output))))
+    return saved
+
+def _toy_status(output, row, state, stage_index, total_steps, val, saved):
+    "What the run says of itself."
+    told = {k: row[k] for k in ("stage", "step", "loss", "lr")}
+    status = dict(
+        state=state, pid=2**22 + 1, host=socket.gethostname(), **told, stage_index=stage_index, num_stages=3,
+        total_steps=total_steps, val_loss=val, tokens_per_second=50.0, eta_seconds=None, gpu_memory=None,
+        checkpoint=str(saved), message="", updated=row["time"]
+    )
+    write_json(output/STATUS, status)
+
+# %% ../../nbs/10_panel/01_runs.ipynb #1d686fbc
 def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=None):
     """Three stages of made-up training; `crash_at` loses what came after the last save, once, and ends the run a
     little later."""
     rng, step, crashed, saved, stages = random.Random(seed), 0, False, None, train_config.stages
     output.mkdir(parents=True, exist_ok=True)
-    write_json(
-        output/RUN_CONFIG,
-        dict(
-            model=_ToyModel.config.to_dict(), train=train_config.to_dict(),
-            command=["cli.py", "train", "--recipe", "tiny", "--output_dir", str(output)]
-        )
-    )
+    command = ["cli.py", "train", "--recipe", "tiny", "--output_dir", str(output)]
+    config = dict(model=_ToyModel.config.to_dict(), train=train_config.to_dict(), command=command)
+    write_json(output/RUN_CONFIG, config)
     while step < len(stages)*steps:
         step += 1
         before = (step - 1)//steps
@@ -105,30 +124,10 @@ def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=Non
             step, crashed = step - step % save_every, True
             append_line(output/EVENTS, dict(event="resume", step=step, stage=row["stage"], path=str(saved)))
         elif step % save_every == 0:
-            end, val = step % steps == 0, row["loss"]*rng.uniform(.95, 1.2)
-            saved = save_checkpoint(
-                _ToyModel(), output, stage=row["stage"], step=step, epoch=0, loss=row["loss"], val_loss=val,
-                train_config=train_config, keep_last_n=0, trainer_state={"position": 16*step},
-                name=f"{row['stage']}_model" if end else None,
-                extra_metadata={k: row[k] for k in ("tokens", "samples", "seconds")}
-            )
-            append_line(
-                output/EVENTS,
-                dict(
-                    event="checkpoint", step=step, stage=row["stage"], loss=row["loss"], val_loss=val,
-                    path=str(saved.relative_to(output))
-                )
-            )
+            val = row["loss"]*rng.uniform(.95, 1.2)
+            saved = _toy_save(output, row, step % steps == 0, val, train_config)
         if crashed and step == crash_at + save_every: break
-    write_json(
-        output/STATUS,
-        dict(
-            state="running" if crash_at else "done", pid=2**22 + 1, host=socket.gethostname(), stage=row["stage"],
-            stage_index=before, num_stages=3, step=step, total_steps=3*steps, loss=row["loss"], val_loss=val,
-            lr=row["lr"], tokens_per_second=50.0, eta_seconds=None, gpu_memory=None, checkpoint=str(saved), message="",
-            updated=row["time"]
-        )
-    )
+    _toy_status(output, row, "running" if crash_at else "done", before, 3*steps, val, saved)
     return saved
 
 # %% ../../nbs/10_panel/01_runs.ipynb #63cae0d9

@@ -106,58 +106,67 @@ class PlotView(View):
         self.marks.observe(guarded(self.panel, self.choose_mark), "value")
         return [make_row(self.still, *save), self.links, self.live, self.drawn]
 
-    def build_picture(self):
-        """What stands in for the plot where scripts do not run: the picture, its controls, and checkpoints to choose
-        from."""
-        self.axis = style_control(
-            widgets.Dropdown, "X axis", label_width="60px", width="190px",
-            options=[("steps", "step"), ("samples", "samples"), ("tokens", "tokens"), ("time", "time")]
+# %% ../../nbs/10_panel/09_widgets.ipynb #69b2ae97
+@patch
+def build_picture(self: PlotView):
+    """What stands in for the plot where scripts do not run: the picture, its controls, and checkpoints to choose
+    from."""
+    self.axis = style_control(
+        widgets.Dropdown, "X axis", label_width="60px", width="190px",
+        options=[("steps", "step"), ("samples", "samples"), ("tokens", "tokens"), ("time", "time")]
+    )
+    self.weight = style_control(
+        widgets.Dropdown, "Smoothing", label_width="75px", width="210px",
+        options=[("none", 0.0), ("light", .3), ("medium", .6), ("strong", .9), ("very strong", .97)], value=.6
+    )
+    self.logarithmic = widgets.Checkbox(description="Log scale", indent=False, layout=widgets.Layout(width="105px"))
+    self.marks = style_control(
+        widgets.Dropdown, "Checkpoint", label_width="80px", width="460px", options=[("none is chosen", "")]
+    )
+    self.picture = widgets.HTML(layout=widgets.Layout(max_width="1080px", width="100%"))
+    self.marks.add_class("plot-marks")
+    return widgets.VBox([make_row(self.axis, self.weight, self.logarithmic), self.marks, self.picture])
+
+# %% ../../nbs/10_panel/09_widgets.ipynb #bcb75a9c
+@patch
+def choose(self: PlotView, path):
+    "A checkpoint was clicked: select it, and turn the list to its row."
+    guarded(self.panel, lambda: (self.panel.table.reveal(path), self.panel.pick(path)))()
+
+@patch
+def choose_mark(self: PlotView):
+    "One was chosen in the list."
+    if self.marks.value: self.choose(Path(self.marks.value))
+
+# %% ../../nbs/10_panel/09_widgets.ipynb #ee9cc24d
+@patch
+def plotted(self: PlotView):
+    "The ticked runs, with what was measured of their parts."
+    styles, runs = run_styles(self.panel.runs), self.panel.table.shown_runs()
+    return [
+        Plotted(
+            r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"),
+            r.newest, *styles[r.name], self.measured(r)
         )
-        self.weight = style_control(
-            widgets.Dropdown, "Smoothing", label_width="75px", width="210px",
-            options=[("none", 0.0), ("light", .3), ("medium", .6), ("strong", .9), ("very strong", .97)], value=.6
-        )
-        self.logarithmic = widgets.Checkbox(description="Log scale", indent=False, layout=widgets.Layout(width="105px"))
-        self.marks = style_control(
-            widgets.Dropdown, "Checkpoint", label_width="80px", width="460px", options=[("none is chosen", "")]
-        )
-        self.picture = widgets.HTML(layout=widgets.Layout(max_width="1080px", width="100%"))
-        self.marks.add_class("plot-marks")
-        return widgets.VBox([make_row(self.axis, self.weight, self.logarithmic), self.marks, self.picture])
+        for r in runs
+    ]
 
-    def choose(self, path):
-        "A checkpoint was clicked: select it, and turn the list to its row."
-        guarded(self.panel, lambda: (self.panel.table.reveal(path), self.panel.pick(path)))()
+@patch
+def measured(self: PlotView, run) -> dict: # title -> list of (step, value)
+    "What `evaluate` found of the checkpoints of a run."
+    rows = (
+        [r for r in self.panel.rows if r.run == run.name and r.iou is not None and r.step is not None]
+        if run.evaluated else []
+    )
+    found = {
+        title: sorted((r.step, getattr(r, key)) for r in rows if getattr(r, key) is not None)
+        for key, title in (("builds", "Valid solids"), ("iou", "IoU"), ("chamfer", "Chamfer"))
+    }
+    return {title: points for title, points in found.items() if points}
 
-    def choose_mark(self):
-        "One was chosen in the list."
-        if self.marks.value: self.choose(Path(self.marks.value))
-
-    def plotted(self):
-        "The ticked runs, with what was measured of their parts."
-        styles, runs = run_styles(self.panel.runs), self.panel.table.shown_runs()
-        return [
-            Plotted(
-                r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"),
-                r.newest, *styles[r.name], self.measured(r)
-            )
-            for r in runs
-        ]
-
-    def measured(self, run) -> dict: # title -> list of (step, value)
-        "What `evaluate` found of the checkpoints of a run."
-        rows = (
-            [r for r in self.panel.rows if r.run == run.name and r.iou is not None and r.step is not None]
-            if run.evaluated else []
-        )
-        found = {
-            title: sorted((r.step, getattr(r, key)) for r in rows if getattr(r, key) is not None)
-            for key, title in (("builds", "Valid solids"), ("iou", "IoU"), ("chamfer", "Chamfer"))
-        }
-        return {title: points for title, points in found.items() if points}
-
-    def figure(self, plotted):
-        return loss_figure(plotted, self.axis.value, self.weight.value, self.logarithmic.value, self.panel.picked)
+@patch
+def figure(self: PlotView, plotted):
+    return loss_figure(plotted, self.axis.value, self.weight.value, self.logarithmic.value, self.panel.picked)
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #8d74a6e0
 @patch
