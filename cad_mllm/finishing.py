@@ -9,6 +9,7 @@ __all__ = ['LEAST_VOLUME', 'LEAST_WIDTH', 'MOST_PIECES', 'NUM_POINTS', 'SAME', '
 from dataclasses import dataclass, replace
 import numpy as np
 
+from .completion_candidates import has_solid
 from .cad.program import CADProgram, contour_loop, Extrude
 from .geometry.mesh import GeometryError, Mesh
 from .geometry.solid import build_solid
@@ -77,7 +78,7 @@ def _with_piece(program, history, missing):
 # %% ../nbs/9_completion/04b_finishing.ipynb #5add2953
 def _mesh(program):
     "The mesh of what a program builds; None where it builds nothing."
-    if not any(isinstance(e, Extrude) for e in program.operations()): return None
+    if not has_solid(program): return None
     try: return build_solid(program, kernel="manifold").mesh()
     except GeometryError: return None
 
