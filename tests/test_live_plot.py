@@ -66,6 +66,12 @@ class Plot:
         self.iframe.scroll_into_view_if_needed()
 
     def see(self, code, arg=None): return self.inside.locator("body").evaluate(f"(_, arg) => ({code})(arg)", arg)
+    def drawn(self, code, arg=None):
+        "What the plot answers to `code` once the frame that was asked for last is drawn."
+        self.iframe.scroll_into_view_if_needed()
+        self.until("() => !asked && box")
+        return self.see(code, arg)
+
     def until(self, code):
         self.inside.locator("body").evaluate(
             f"async () => {{ while (!({code})()) await new Promise(done => setTimeout(done, 30)) }}", timeout=WAIT
@@ -74,8 +80,7 @@ class Plot:
 
     def spot(self, code, arg=None):
         "A place of the drawing in the page, from a function that gives [x, y] on the canvas."
-        self.iframe.scroll_into_view_if_needed()
-        x, y = self.see(code, arg)
+        x, y = self.drawn(code, arg)
         at = self.inside.locator("#stage").bounding_box()
         return at["x"] + x, at["y"] + y
 
@@ -103,8 +108,8 @@ class Plot:
             "() => [...document.querySelectorAll('#tip [data-run]')].map(r => [r.dataset.run, Number(r.dataset.step), "
             "Number(r.querySelector('b').textContent)])"
         )
-    def range(self): return self.see("() => [box.x0, box.x1]")
-    def pixels(self, color): return self.see("""color => {
+    def range(self): return self.drawn("() => [box.x0, box.x1]")
+    def pixels(self, color): return self.drawn("""color => {
         const c = $('curves'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
         const w = [1, 3, 5].map(i => parseInt(color.slice(i, i + 2), 16));
         const off = i => Math.abs(d[i] - w[0]) + Math.abs(d[i + 1] - w[1]) + Math.abs(d[i + 2] - w[2]);
@@ -157,7 +162,7 @@ def test_the_plot_answers(example, page):
         low, high = plot.range()
         assert low < 0 < rows["brackets"][1][key] < rows["brackets"][180][key] < high < 1.1*rows["brackets"][180][key]
     plot.inside.locator("#log").check()
-    assert plot.see("() => Math.abs(box.Y(1) - box.Y(2) - (box.Y(.5) - box.Y(1))) < .01")
+    assert plot.drawn("() => Math.abs(box.Y(1) - box.Y(2) - (box.Y(.5) - box.Y(1))) < .01")
     plot.inside.locator("#log").uncheck()
 
     styles, one = run_styles(find_runs(folder)), plot.inside.locator("#legend button", has_text="flanges")
