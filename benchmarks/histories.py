@@ -1,21 +1,26 @@
 """Real histories out to the forms of CAD programs and back: written, opened by the program, right in volume, edited
 there, read back.
 
-usage: python benchmarks/histories.py DATA_ROOT [--num_parts 40] [--num_scripts 10] [--build123d PYTHON] [--cadquery
-PYTHON] [--stall 90] [--sets A,B] [--forms A,B] [--out FILE.md]
+usage: python benchmarks/histories.py [DATA_ROOT] [--forms A,B] [--sets A,B] [--num_parts 1000] [--num_scripts 24]
+[--again] [--parts A,B] [--build123d PYTHON] [--cadquery PYTHON] [--stall 90] [--journals FOLDER] [--out FILE.md]
+
+Each part that was measured is a line of a journal, a file a form (benchmarks/results/histories), with its date, the
+commit and the version of the program. Parts that stand there are not measured again (--again: those with a miss are;
+--parts: those are), so a run that was killed goes on. Of several lines about one part the last one counts. Without
+DATA_ROOT nothing is measured: the journals become the table.
 
 DATA_ROOT holds omni-cad/json, deepcad/json, cadprompt and fusion360 (whose build123d scripts are read first). Of each
-set so many parts are taken at even distances,
-of these --num_scripts for the scripts, which take longer to execute.
+set so many parts are taken at even distances: --num_parts to read and for FreeCAD, --num_scripts for the rest.
   written      the file could be written
   opened       FreeCAD opened and recomputed it without an error; the script ran in its program
   volume       and its volume is within 0.1% of the kernel's (the light one's, or OpenCascade's where that differs)
   edited       after the first pad was made 1.1 times as long, the program rebuilds to the kernel's volume for the same
   edit
-  read back    reading the file gives the same operations, every point within 1e-6 of the part's size
+  read back    reading the file gives the same operations, every point within 1e-6 of the part's size (Fusion 360 and
+  FeatureScript: by the stand-ins of the tests)
   seconds      of processor time in the program, a part
 FreeCAD is `freecadcmd`; --build123d and --cadquery name interpreters that have those libraries; OpenSCAD is `openscad`.
-What is missing is left out of the table, and the table says so.
+What is missing is not measured.
 """
 import json
 import os
@@ -26,6 +31,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +41,10 @@ from cad_mllm.cad import CADFormatError, CADProgram, Extrude
 from cad_mllm.geometry import build_solid, read_mesh
 from cad_mllm.interop import features_of, read_history, write_history
 from common import make_parser, write_out
+from histories_table import FORMS, SETS, append, read_journals, report, tidy
 
 HERE = Path(__file__).resolve().parent
-FORMS = {
-    "FreeCAD": ".FCStd", "build123d": "_b3d.py", "CadQuery": "_cq.py", "OpenSCAD": ".scad", "Fusion 360": "_fusion.py",
-    "FeatureScript": ".fs"
-}
-READ_BACK = ("FreeCAD", "build123d", "CadQuery")
+CHUNK = 20                      # parts that are measured before the journal gets their lines
 
 
 def data_sets(root):
@@ -137,36 +140,46 @@ def time_used(process):
     except psutil.Error: return 0.0
 
 
+def start(command, folder, report):
+    "Start a program on the files that list.txt names."
+    return subprocess.Popen(
+        command(folder/"list.txt", report), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={
+            **os.environ, "FREECAD_DOCUMENTS": str(folder/"list.txt"), "FREECAD_REPORT": str(report), "PYTHONPATH": ""
+        }
+    )
+
+
+def wait_for(process, report, stall):
+    "Wait for a program's end, or end it where it computes for `stall` seconds without a new line; what happened."
+    changed, used = report.stat().st_mtime, 0.0
+    while process.poll() is None:
+        time.sleep(.5)
+        if report.stat().st_mtime != changed: changed, used = report.stat().st_mtime, time_used(process)
+        if time_used(process) - used > stall:
+            process.kill()
+            process.wait()
+            return f"computes for more than {stall:g} s"
+    return f"the program ends with code {process.returncode}"
+
+
 def run_batches(command, files, folder, stall):
-    """Start a program on files until each has been tried; what computes for `stall` seconds without progress is killed
-    and passed over. path -> what it reported."""
-    report, rest, hung = folder/"report.jsonl", list(files), set()
+    """Start a program on files until each has been tried; what it does not survive is passed over. path -> what it
+    reported."""
+    report, rest, lost = folder/"report.jsonl", list(files), {}
     report.write_text("")
     while rest:
         (folder/"list.txt").write_text("\n".join(map(str, rest)))
         os.utime(report)
-        process = subprocess.Popen(
-            command(folder/"list.txt", report), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={
-                **os.environ, "FREECAD_DOCUMENTS": str(folder/"list.txt"), "FREECAD_REPORT": str(report),
-                "PYTHONPATH": ""
-            }
-        )
-        changed, used = report.stat().st_mtime, 0.0
-        while process.poll() is None:
-            time.sleep(.5)
-            if report.stat().st_mtime != changed: changed, used = report.stat().st_mtime, time_used(process)
-            if time_used(process) - used > stall: process.kill()
+        end = wait_for(start(command, folder, report), report, stall)
         rows = [json.loads(line) for line in report.read_text().splitlines()]
-        done = {r["path"] for r in rows if "path" in r} | hung
-        begun = [r["begins"] for r in rows if "begins" in r and r["begins"] not in done]
-        hung |= set(begun[-1:])
-        if not begun and process.returncode and not done.intersection(map(str, rest)): hung.add(str(rest[0]))
-        rest = [f for f in rest if str(f) not in done | hung]
-    return {r["path"]: r for r in rows if "path" in r} | {
-        h: {"failed": f"computes for more than {stall:g} s"} for h in hung
-    }
+        done = {r["path"] for r in rows if "path" in r}
+        begun = [r["begins"] for r in rows if "begins" in r and r["begins"] not in done | set(lost)]
+        nothing = not done.intersection(map(str, rest))
+        for path in begun[-1:] or ([str(rest[0])] if nothing else []): lost[path] = end
+        rest = [f for f in rest if str(f) not in done | set(lost)]
+    return {r["path"]: r for r in rows if "path" in r} | {path: {"failed": end} for path, end in lost.items()}
 
 
 def run_openscad(files, stall):
@@ -204,149 +217,176 @@ def run_form(form, files, folder, given):
     return None
 
 
-def measure(form, programs, folder, given):
-    "Counts of one form on one set, and its misses."
-    ending, row, misses = FORMS[form], dict(parts=len(programs), written=0), []
-    paths, edited = {}, {}
-    for name, program in programs.items():
-        path = folder/f"{name}{ending}"
-        try: write_history(program, path)
-        except Exception as e:
-            misses.append((name, f"not written: {e}"))
-            continue
-        row["written"] += 1
-        paths[name] = path
-        if form in ("build123d", "CadQuery", "OpenSCAD"):
-            edited[name] = folder/f"{name}_edited{ending}"
-            edited[name].write_text(lengthened_script(path.read_text()))
-    if form in READ_BACK: row["read back"] = sum(_read_back(n, programs[n], p, misses) for n, p in paths.items())
-    reports = run_form(form, [*paths.values(), *edited.values()], folder, given)
-    if reports is not None: _judge(form, row, programs, paths, edited, reports, misses)
-    return row, misses
+def output_of(*command):
+    "What a command prints; nothing where it cannot be run."
+    try: return subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE)
+    except OSError: return subprocess.CompletedProcess(command, 1, "", "")
 
 
-def _read_back(name, program, path, misses):
+def version_of(form, given):
+    "A program and its version; '' where it is missing, None for a form that no program is asked about."
+    library = {"build123d": given.build123d, "CadQuery": given.cadquery}
+    if form in library:
+        ask = f"from importlib.metadata import version; print(version('{form.lower()}'))"
+        said = output_of(library[form], "-c", ask).stdout.strip() if library[form] else ""
+        return f"{form} {said}" if said else ""
+    command = {"FreeCAD": ("freecadcmd", "--version"), "OpenSCAD": ("openscad", "--version")}.get(form)
+    if command is None: return None
+    said = output_of(*command)
+    number = re.search(rf"{form}\D*(\d[\d.]*)", said.stdout + said.stderr)
+    return f"{form} {number[1]}" if number else ""
+
+
+def read_again(form, path):
+    "The history that a written file says."
+    if form in ("Fusion 360", "FeatureScript"):
+        sys.path.append(str(HERE.parent/"tests"))
+        from program_stand_ins import read_featurescript, run_fusion
+        return (run_fusion if form == "Fusion 360" else read_featurescript)(path.read_text())
+    return read_history(path)
+
+
+def read_back(form, program, path, misses):
     "Whether a file reads as the program that it was written from."
-    try: good = same(program, read_history(path))
-    except (CADFormatError, ValueError) as e:
-        misses.append((name, f"not read back: {e.reason if hasattr(e, 'reason') else e}"))
+    try: good = same(program, read_again(form, path))
+    except (CADFormatError, ValueError, AssertionError) as e:
+        misses.append(f"not read back: {getattr(e, 'reason', e)}")
         return False
-    if not good: misses.append((name, "read back as something else"))
+    if not good: misses.append("read back as something else")
     return good
 
 
-def _judge(form, row, programs, paths, edited, reports, misses):
-    "Fill in what the program said."
-    row.update({"opened": 0, "volume": 0, "edited": 0, "seconds": 0.0})
-    sketches = full = unsolved = 0
-    for name, path in paths.items():
-        said = reports.get(str(path), {"failed": "no report"})
-        after = (
-            reports.get(str(edited[name]), {}) if name in edited
-            else {"volume": said.get("edited_volume"), "errors": said.get("edited_errors")}
-        )
-        row["seconds"] += said.get("seconds", 0.0)/max(len(paths), 1)
-        sketches = sketches + said.get("sketches", 0)
-        full = full + said.get("fully_constrained", 0)
-        unsolved = unsolved + len(said.get("unsolved", []))
-        if "failed" in said or said.get("errors"):
-            misses.append((name, str(said.get("failed") or said["errors"])[:100]))
+def measure(form, programs, folder, given):
+    "name -> what one form makes of a part."
+    rows, paths, edited = {}, {}, {}
+    for name, program in programs.items():
+        path = folder/f"{name}{FORMS[form]}"
+        rows[name] = row = {"written": True, "misses": []}
+        try: write_history(program, path)
+        except Exception as e:
+            row.update(written=False, misses=[f"not written: {e}"])
             continue
-        row["opened"] += 1
-        if close(said["volume"], programs[name]): row["volume"] += 1
-        else: misses.append((name, f"volume {said['volume']:.6g} mm3"))
-        if (
-            after.get("volume") is not None and not after.get("errors")
-            and close(after["volume"], lengthened(programs[name]))
-        ):
-            row["edited"] += 1
-        else:
-            misses.append(
-                (
-                    name,
-                    f"edited: {after.get('failed') or after.get('errors') or 'volume'} {after.get('volume') or ''}"[
-                        :100
-                    ]
-                )
-            )
-    if form == "FreeCAD": row["sketches"] = f"{sketches}, {full} fully constrained, {unsolved} in conflict"
+        paths[name] = path
+        if form in ("build123d", "CadQuery", "OpenSCAD"):
+            edited[name] = folder/f"{name}_edited{FORMS[form]}"
+            edited[name].write_text(lengthened_script(path.read_text()))
+        if form != "OpenSCAD": row["read back"] = read_back(form, program, path, row["misses"])
+    reports = run_form(form, [*paths.values(), *edited.values()], folder, given)
+    for name, path in paths.items() if reports is not None else ():
+        judge(rows[name], programs[name], reports, path, edited.get(name))
+    return rows
 
 
-def read_programs(files):
-    "name -> program that builds; and what could not be read."
-    programs, unread = {}, []
-    for f in files:
-        try:
-            program = read_history(f)
-            first_pad(program)
-            build_solid(program, "manifold")
-            programs[f.stem] = program
-        except StopIteration: unread.append((f.stem, "adds no material"))
-        except Exception as e: unread.append((f.stem, getattr(e, "reason", str(e))))
-    return programs, unread
+def judge(row, program, reports, path, edited):
+    "Fill in what the program said about a part."
+    said = reports.get(str(path), {"failed": "no report"})
+    after = (
+        reports.get(str(edited), {}) if edited
+        else {"volume": said.get("edited_volume"), "errors": said.get("edited_errors")}
+    )
+    wrong = said.get("failed") or said.get("errors")
+    row.update(opened=not wrong, volume=False, edited=False, seconds=round(said.get("seconds", 0.0), 2))
+    if "sketches" in said:
+        row["sketches"] = [said["sketches"], said["fully_constrained"], len(said["unsolved"])]
+    if wrong:
+        row["misses"].append(str(wrong)[:100])
+        return
+    row["volume"] = close(said["volume"], program)
+    if not row["volume"]: row["misses"].append(f"volume {said['volume']:.6g} mm3, not {volume_of(program):.6g}")
+    wrong = after.get("failed") or after.get("errors")
+    longer = lengthened(program)
+    row["edited"] = not wrong and after.get("volume") is not None and close(after["volume"], longer)
+    if row["edited"]: return
+    volume = after.get("volume") or 0.0
+    row["misses"].append(f"edited: {str(wrong)[:100] if wrong else f'volume {volume:.6g} mm3'}, "
+                         f"not {volume_of(longer):.6g}")
 
 
-COLUMNS = ("parts", "written", "opened", "volume", "edited", "read back", "seconds", "sketches")
+def volume_of(program):
+    "In mm3, by the light kernel; 0 where it builds nothing."
+    try: return build_solid(program, "manifold").volume*1e9
+    except Exception: return 0.0
 
 
-def _cell(row, key):
-    value = row.get(key)
-    if value is None: return "not executed in the program" if key == "opened" else "–"
-    return f"{value:.2f}" if key == "seconds" else str(value)
+def stated_volumes(root):
+    "Part -> volume in mm3 that the Fusion 360 set states."
+    path = root/"fusion360/index.json"
+    stated = json.loads(path.read_text()) if path.exists() else {}
+    return {name: entry["volume_cm3"]*1e3 for name, entry in stated.items()}
 
 
-def summary(results):
-    "A sentence for each form that its program opened."
-    lines = []
-    for form in FORMS:
-        rows = [row for (f, _), (row, _) in results.items() if f == form and row.get("opened") is not None]
-        if not rows: continue
-        total = {k: sum(r.get(k, 0) for r in rows) for k in ("parts", "opened", "volume", "edited", "read back")}
-        back = f", {total['read back']} are read back as the same history" if form in READ_BACK else ""
-        share = f"{100*total['volume']/total['parts']:.1f}%"
-        lines.append(f"{form}: of {total['parts']} parts {total['opened']} open and {total['volume']} agree with the "
-                     f"volume ({share}), {total['edited']} after the edit too{back}.")
-    return lines
+def read_program(file, stated=None):
+    "A program that builds, or None, and the journal's row about reading it."
+    row = {"read": False, "built": False, "misses": []}
+    program = None
+    try:
+        program = read_history(file)
+        first_pad(program)
+        row["read"] = True
+        volume = build_solid(program, "manifold").volume*1e9
+        row["built"] = True
+        if stated is not None: row["stated"] = abs(volume - stated) <= 1e-3*stated
+        if row.get("stated") is False: row["misses"].append(f"volume {volume:.6g} mm3, stated {stated:.6g}")
+    except StopIteration: row["misses"].append("adds no material")
+    except Exception as e: row["misses"].append(str(getattr(e, "reason", e))[:150])
+    return program if row["built"] else None, row
 
 
-def report(results, unread, given):
-    "The table and its misses as Markdown."
-    lines = [
-        "# Histories in the forms of CAD programs", "",
-        f"At most {given.num_parts} parts of each set, {given.num_scripts} for scripts; `benchmarks/histories.py` says "
-        "what the columns mean. A dash: not tried.",
-        "", *summary(results), "", "| form | set | " + " | ".join(COLUMNS) + " |", "|" + "---|"*(len(COLUMNS) + 2)
-    ]
-    for (form, name), (row, _) in results.items():
-        lines.append(f"| {form} | {name} | " + " | ".join(_cell(row, k) for k in COLUMNS) + " |")
-    lines += ["", "## Misses", ""]
-    for name, gone in unread.items(): lines += [f"- {name}, not read or not built: {id}: {why}" for id, why in gone]
-    for (form, name), (_, misses) in results.items(): lines += [f"- {form}, {name}, {id}: {why}" for id, why in misses]
-    return "\n".join(lines).replace(str(given.data_root), "DATA_ROOT") + "\n"
+def chosen(files, form, name, journal, given):
+    "The files of a set that are to be measured in a form."
+    num = given.num_parts if form in ("read", "FreeCAD") else given.num_scripts
+    if given.parts: return [f for f in files if f.stem in given.parts.split(",")]
+    known = {part: row for (f, s, part), row in journal.items() if (f, s) == (form, name)}
+    done = {part for part, row in known.items() if not (given.again and row["misses"])}
+    return [f for f in sample(files, num) if f.stem not in done]
+
+
+def measure_files(form, name, files, note, given):
+    "Read files, measure them in a form, and put each into the journal."
+    stated = stated_volumes(given.data_root) if form == "read" and name == "Fusion 360" else {}
+    looked = {f.stem: read_program(f, stated.get(f.stem)) for f in files}
+    rows = {part: row for part, (_, row) in looked.items()}
+    if form != "read":
+        programs = {part: program for part, (program, _) in looked.items() if program}
+        with tempfile.TemporaryDirectory() as folder: rows = measure(form, programs, Path(folder), given)
+    for part, row in rows.items():
+        append(given.journals, {"form": form, "set": name, "part": part, **note, **row})
+        if row["misses"]: print(f"{form}, {name}, {part}: {'; '.join(row['misses'])}", flush=True)
+
+
+def measure_all(given):
+    "Measure what the journals lack."
+    commit = output_of("git", "rev-parse", "--short", "HEAD").stdout.strip()
+    journal, sets = read_journals(given.journals), data_sets(given.data_root)
+    for form in given.forms.split(","):
+        program = version_of(form, given)
+        if program == "": continue
+        for name in given.sets.split(","):
+            files = chosen(sets[name], form, name, journal, given)
+            for i in range(0, len(files), CHUNK):
+                note = {"date": str(date.today()), "commit": commit, "program": program}
+                measure_files(form, name, files[i:i + CHUNK], note, given)
+                print(f"{form}, {name}: {min(i + CHUNK, len(files))} of {len(files)}", flush=True)
 
 
 def main(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument("data_root", type=Path)
-    parser.add_argument("--num_parts", type=int, default=40)
-    parser.add_argument("--num_scripts", type=int, default=10)
+    parser.add_argument("data_root", type=Path, nargs="?")
+    parser.add_argument("--num_parts", type=int, default=1000)
+    parser.add_argument("--num_scripts", type=int, default=24)
     parser.add_argument("--build123d", default="")
     parser.add_argument("--cadquery", default="")
     parser.add_argument("--stall", type=float, default=90)
-    parser.add_argument("--sets", default="Omni-CAD,DeepCAD,CADPrompt,Fusion 360")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--parts", default="")
+    parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--journals", type=Path, default=HERE/"results/histories")
     given = parser.parse_args(argv)
-    results, unread = {}, {}
-    sets = data_sets(given.data_root)
-    for name in given.sets.split(","):
-        files = sets[name]
-        programs, unread[name] = read_programs(sample(files, given.num_parts))
-        for form in given.forms.split(","):
-            few = programs if form == "FreeCAD" else {n: programs[n] for n in sample(list(programs), given.num_scripts)}
-            with tempfile.TemporaryDirectory() as folder: results[form, name] = measure(form, few, Path(folder), given)
-            text = report(dict(sorted(results.items(), key=lambda kv: list(FORMS).index(kv[0][0]))), unread, given)
-            print(form, name, results[form, name][0], flush=True)
-            write_out(given.out, text)
+    if given.data_root: measure_all(given)
+    tidy(given.journals)
+    text = report(given.journals)
+    write_out(given.out, text)
     print(text)
 
 

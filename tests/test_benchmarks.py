@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent/"benchmarks"
-SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name not in ("common.py", "run_scripts.py"))
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name not in ("common.py", "run_scripts.py", "histories_table.py"))
 
 
 @pytest.fixture
@@ -39,3 +39,25 @@ def test_tables_times_and_results_are_written_in_one_way(beside, tmp_path):
     assert (tmp_path/"new"/"result.md").read_text() == "text\n"
     common.write_out(None, "nowhere")
     assert "processors" in common.machine_line() and "load" in common.machine_line()
+
+
+def test_journals_of_several_runs_become_one_table(beside, tmp_path):
+    "The last line about a part counts, and the row says which commits were measured."
+    import histories_table as table
+    common = {"form": "FreeCAD", "set": "DeepCAD", "date": "2026-01-02", "program": "FreeCAD 1", "written": True}
+    good = {"opened": True, "volume": True, "edited": True, "read back": True, "seconds": 1.0, "sketches": [2, 1, 0]}
+    bad = {"opened": False, "volume": False, "edited": False, "read back": True, "misses": ["broken face"]}
+    table.append(tmp_path, {**common, "part": "b", "commit": "aaa", **bad})
+    table.append(tmp_path, {**common, "part": "c", "commit": "aaa", **bad})
+    table.append(tmp_path, {**common, "part": "a", "commit": "aaa", **good, "misses": []})
+    table.append(tmp_path, {**common, "part": "b", "commit": "bbb", **good, "misses": []})
+    (tmp_path/"reasons.json").write_text('{"FreeCAD/DeepCAD/c": "FreeCAD refines too much"}')
+    table.tidy(tmp_path)
+    lines = (tmp_path/"freecad.jsonl").read_text().splitlines()
+    assert [line.split('"part":"')[1][0] for line in lines] == ["a", "b", "c"]
+    text = table.report(tmp_path)
+    assert "2026-01-02 aaa (2), 2026-01-02 bbb (1)" in text
+    assert "| FreeCAD | DeepCAD | 3 | 3 | 2 | 2 | 2 | 3 | 1.00 | 4, 2 fully constrained, 0 in conflict |" in text
+    assert "of 3 parts 2 open without an error (66.7%), 2 agree with the volume (66.7%; the aim is 99%)" in text
+    assert text.count("\n- ") == 1
+    assert "- FreeCAD, DeepCAD, c: broken face. FreeCAD refines too much\n" in text
