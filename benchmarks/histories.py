@@ -219,7 +219,7 @@ def run_form(form, files, folder, given):
 
 def output_of(*command):
     "What a command prints; nothing where it cannot be run."
-    try: return subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE)
+    try: return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=HERE)
     except OSError: return subprocess.CompletedProcess(command, 1, "", "")
 
 
@@ -230,7 +230,8 @@ def version_of(form, given):
         ask = f"from importlib.metadata import version; print(version('{form.lower()}'))"
         said = output_of(library[form], "-c", ask).stdout.strip() if library[form] else ""
         return f"{form} {said}" if said else ""
-    command = {"FreeCAD": ("freecadcmd", "--version"), "OpenSCAD": ("openscad", "--version")}.get(form)
+    ask = "import FreeCAD; print('FreeCAD', '.'.join(FreeCAD.Version()[:2]))"
+    command = {"FreeCAD": ("freecadcmd", "-c", ask), "OpenSCAD": ("openscad", "--version")}.get(form)
     if command is None: return None
     said = output_of(*command)
     number = re.search(rf"{form}\D*(\d[\d.]*)", said.stdout + said.stderr)

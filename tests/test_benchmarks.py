@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent/"benchmarks"
-SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name not in ("common.py", "run_scripts.py", "histories_table.py"))
+PARTS = ("common.py", "histories_table.py", "run_scripts.py")   # of scripts
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name not in PARTS)
 
 
 @pytest.fixture
