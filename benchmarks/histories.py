@@ -230,7 +230,7 @@ def version_of(form, given):
         ask = f"from importlib.metadata import version; print(version('{form.lower()}'))"
         said = output_of(library[form], "-c", ask).stdout.strip() if library[form] else ""
         return f"{form} {said}" if said else ""
-    ask = "import FreeCAD; print('FreeCAD', '.'.join(FreeCAD.Version()[:2]))"
+    ask = "import FreeCAD; print('FreeCAD', '.'.join(FreeCAD.Version()[:3]))"
     command = {"FreeCAD": ("freecadcmd", "-c", ask), "OpenSCAD": ("openscad", "--version")}.get(form)
     if command is None: return None
     said = output_of(*command)
