@@ -100,6 +100,15 @@ def close(volume, program):
     return False
 
 
+def circle_points(circle, frame):
+    "Points (N, 2) of a circle that do not depend on how its sketch is turned: towards the axes of the world."
+    ends = frame.to_world(np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0)]))
+    towards = np.stack([ends[1] - ends[0], ends[2] - ends[0]], axis=1)
+    lengths = np.linalg.norm(towards, axis=1, keepdims=True)
+    towards = (towards/np.maximum(lengths, 1e-9))[lengths[:, 0] > .1]
+    return circle.vertices[0] + circle.radius*np.concatenate([towards, -towards])
+
+
 def landmarks(program):
     "Of each run of operations of one kind: the points (N, 3) of what they push, at both ends."
     runs = []
@@ -111,7 +120,7 @@ def landmarks(program):
         for profile in f.profiles:
             for c in f.sketch.profiles[profile].contours():
                 flat = (
-                    c.vertices[0] + c.radius*np.array([(1, 0), (0, 1), (-1, 0), (0, -1)]) if c.radius
+                    circle_points(c, f.sketch.frame) if c.radius
                     else np.concatenate([c.vertices, [m for m in c.mids if m is not None] or c.vertices])
                 )
                 runs[-1][1].extend(
@@ -126,7 +135,6 @@ def same(one, other):
     if [k for k, _ in a] != [k for k, _ in b]: return False
     from scipy.spatial import cKDTree
     size = max(np.ptp(p, axis=0).max() for _, p in a)
-    # the middle of an arc and the corner where a circle's four points lie are free: only ends are compared both ways
     return all(
         max(cKDTree(p).query(q)[0].max(), cKDTree(q).query(p)[0].max()) <= 1e-6*size for (_, p), (_, q) in zip(a, b)
     )
