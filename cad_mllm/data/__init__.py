@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "round_outline row_holes shifted slanted_outline stepped_outline turned with_holes"),
     "realistic": ("AXES Draft EXTRUDES MAX_TOKENS REAL Realistic among_real describe_part draft has_effect "
               "history_statistics make_realistic outline_kind realistic_part twin_key"),
+    "canonical": ("canonical_history"),
     "synthetic": ("DataFolderError FAMILIES STYLES make_part part_maker synthesize"),
     "products": ("CaptionWriter KnownFailure PRODUCTS PreparedItem Products describe prepare_one"),
     "preparation": ("PrepareError PrepareReport describe_estimate estimate in_shard list_histories prepare"),

@@ -23,6 +23,7 @@ from ..cad.program import CADProgram, truncation_counts
 from ..cad.vocab import VERSION
 from ..cad.tokens import encode
 from ..cad.codecs import get_codec
+from .canonical import canonical_history
 from .realistic import realistic_part
 from .attachments import Attachments
 from .skipped import SkipReport
@@ -49,6 +50,7 @@ class StreamName:
     style: str = "realistic"
     num: int = 100_000                   # parts of an epoch
     seed: int = 0                        # another one gives other parts
+    canonical: int = 0                   # 1: what is written from nothing is said in one way, see `canonical_history`
 
     @classmethod
     def read(cls, text: str):
@@ -56,12 +58,14 @@ class StreamName:
         style, _, query = str(text).removeprefix(SCHEME).partition("?")
         given = dict(parse_qsl(query, keep_blank_values=True))
         remedy = "write it like stream:realistic?num=400000&seed=0"
-        if style != "realistic" or set(given) - {"num", "seed"}: raise ConfigError(f"data_root={str(text)!r}: {remedy}")
+        if style != "realistic" or set(given) - {"num", "seed", "canonical"}:
+            raise ConfigError(f"data_root={str(text)!r}: {remedy}")
         try: name = cls(style, **{k: int(v) for k, v in given.items()})
         except ValueError:
-            raise ConfigError(f"data_root={str(text)!r}: num and seed are whole numbers; {remedy}") from None
+            raise ConfigError(f"data_root={str(text)!r}: {', '.join(given)} are whole numbers; {remedy}") from None
         if name.num < 1 or not 0 <= name.seed < HELD_OUT:
             raise ConfigError(f"data_root={str(text)!r}: num is at least 1 and seed at least 0; {remedy}")
+        if name.canonical not in (0, 1): raise ConfigError(f"data_root={str(text)!r}: canonical is 0 or 1; {remedy}")
         return name
 
 # %% ../../nbs/5_data/23_stream.ipynb #403f56cf
@@ -69,7 +73,7 @@ def maker_files() -> list: # paths
     "The modules that decide how a part looks."
     package = Path(cad_chapter.__file__).parent.parent
     chapters = [path for name in ("cad", "geometry") for path in sorted((package/name).glob("*.py"))]
-    return chapters + [package/f"data/{name}.py" for name in ("parts", "synthetic", "outlines", "realistic")]
+    return chapters + [package/f"data/{name}.py" for name in ("parts", "synthetic", "outlines", "realistic", "canonical")]
 
 @lru_cache(1)
 def makers() -> dict: # name -> version
@@ -150,21 +154,22 @@ def sample(
     drawn = draw_modalities(self.modality_probs, {"text", "points"}, chance("modality").random())
     untold = "points" in drawn and chance("caption").random() < self.caption_drop
     made = Sample(f"{self.part_seed}/{index:08d}", "" if untold else part.caption, kept=kept, modalities=drawn)
-    if "points" in drawn: return replace(made, **self._seen(part, kept, chance))
-    prefix, target = self.codec.split(part.program, kept)
+    program = part.program if kept or not self.name.canonical else canonical_history(part.program)
+    if "points" in drawn: return replace(made, **self._seen(part.solid, program, kept, chance))
+    prefix, target = self.codec.split(program, kept)
     return replace(made, prefix=prefix, target=target)
 
 # %% ../../nbs/5_data/23_stream.ipynb #e2383c05
 @patch
-def _seen(self: StreamDataset, part, kept, chance):
+def _seen(self: StreamDataset, solid, program, kept, chance):
     "`Sample` fields of a part that is seen as points."
-    given = self.codec.split(part.program, kept)[0] if kept else ()
-    cloud = part.solid.points(2*self.num_points, int(chance("surface").integers(2**31)))
+    given = self.codec.split(program, kept)[0] if kept else ()
+    cloud = solid.points(2*self.num_points, int(chance("surface").integers(2**31)))
     if self.scan: cloud = self.scan(cloud, chance("scan"))
     seen = see_points(cloud, self.num_points, chance("points"), self.codec if self.points_on_grid else None, given,
                       not kept, self.measure_version)
-    if seen["origin"] is None: prefix, target = self.codec.split(part.program, kept)
-    else: prefix, target = self.codec.split(part.program.moved(-seen["origin"]), kept, seen["grid"])
+    if seen["origin"] is None: prefix, target = self.codec.split(program, kept)
+    else: prefix, target = self.codec.split(program.moved(-seen["origin"]), kept, seen["grid"])
     return {**seen, "prefix": prefix, "target": target}
 
 # %% ../../nbs/5_data/23_stream.ipynb #d564e5c3
@@ -181,7 +186,7 @@ def made_by(self: StreamDataset) -> dict: # name -> version
 @patch(as_prop=True)
 def fingerprint(self: StreamDataset) -> str: # 16 hexadecimal digits
     "A hash of what determines the samples."
-    told = [self.name.style, self.part_seed, len(self), self.split, makers()]
+    told = [self.name.style, self.part_seed, len(self), self.split, makers(), *["canonical"]*self.name.canonical]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 @patch(as_prop=True)
