@@ -93,3 +93,16 @@ def test_some_samples_with_points_lose_their_caption_and_those_of_text_never():
     assert all(a.caption and a.caption == b.caption for a, b in pairs if "points" not in b.modalities)
     seen = [b.caption == a.caption for a, b in pairs if "points" in b.modalities]
     assert 0 < sum(seen) < len(seen) and {b.caption for a, b in pairs} - {a.caption for a, b in pairs} == {""}
+
+
+def test_a_canonical_stream_says_what_is_written_from_nothing_in_one_way_and_leaves_beginnings_alone():
+    plain, one_way = open_stream(), open_stream(f"{NAME}&canonical=1")
+    assert plain.fingerprint != one_way.fingerprint and plain.made_by == one_way.made_by
+    pairs = [(plain.sample(e, i), one_way.sample(e, i)) for e in range(3) for i in range(12)]
+    assert all(same(a, b) for a, b in pairs if a.kept)
+    bare = [(a, b) for a, b in pairs if not a.kept]
+    assert any(a.target != b.target for a, b in bare) and all(a.prefix == b.prefix for a, b in bare)
+    allowed = {"<+x>", "<-y>", "<+z>"}
+    assert all(b.target[i + 1] in allowed for _, b in bare for i, t in enumerate(b.target) if t == "<sketch>")
+    assert not {"<sym>", "<two>"} & {t for _, b in bare for t in b.target}
+    assert same(one_way.sample(1, 7), open_stream(f"{NAME}&canonical=1").sample(1, 7))
