@@ -166,7 +166,6 @@ def run_common(args):
     "The loop of the field: JSON text, everything padded to 4,000, loss over all positions, two at a time."
     model, trainer = build(args)
     llm, tokenizer, data = model.llm.train(), model.tokenizer, trainer.data
-    llm = model._base if not model.config.use_lora else llm
     optimizer = torch.optim.AdamW([p for p in llm.parameters() if p.requires_grad], lr=LR)
     places, cut = order(data), [0, 0]
     def steps():
@@ -333,7 +332,7 @@ def matrix_rate(size=8192, rounds=10):
 def matrix_share(args, model, trainer):
     """Share of the measured matrix rate that a step reaches, on batches that are at hand: what its matrix products
     and causal attention need, once."""
-    from cad_mllm.models import Ragged
+    from cad_mllm.models import base_model, Ragged
     from cad_mllm.training import CountProducts
     stream = trainer.micro_batches(trainer.plan())
     batches = [next(stream).to(model.device) for _ in range(4)]
@@ -350,14 +349,14 @@ def matrix_share(args, model, trainer):
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - began)/2
     # counted as the model is written
-    for layer in next(m for m in model._base.get_decoder().children() if isinstance(m, torch.nn.ModuleList)):
+    for layer in model.layers:
         layer._compiled_call_impl = None
-    model.__dict__.pop("_chunk_loss", None)
+    model.token_layers.chunk_loss = model.token_layers.all_at_once
     with CountProducts() as counter:
         for batch in batches: (model(batch)["loss_sum"]/batch.num_tokens).backward()
     trainer.optimizer.zero_grad()
     rate, tokens = matrix_rate(), sum(int((b.segment_ids >= 0).sum()) for b in batches)
-    shape = model._base.config
+    shape = base_model(model.llm).config
     squares = sum(float((Ragged.of(b.segment_ids).starts.diff().double()**2).sum()) for b in batches)
     # causal attention: two products forward, four backward, half of each square
     flops = counter.total + 6*squares*shape.num_attention_heads*shape.head_dim*shape.num_hidden_layers

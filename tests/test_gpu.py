@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cad_mllm.config import recipe
-from cad_mllm.models import CADMLLMModel
+from cad_mllm.models import attends_by_sample, base_model, CADMLLMModel
 from small_data import LLM, make
 from test_train import COMMON, LORA, after, assert_same, killed_at, rows, state
 from train_runs import Training
@@ -75,9 +75,9 @@ def alike(a, b): return torch.nn.functional.cosine_similarity(a, b, dim=0).item(
 
 def test_flash_and_mask_agree(monkeypatch):
     model, batch = model_and_batch()
-    assert model._by_sample()
+    assert attends_by_sample(base_model(model.llm), model.device, model.config.dtype)
     loss, gradients = loss_and_gradients(model, batch)
-    monkeypatch.setattr(CADMLLMModel, "_by_sample", lambda self: False)
+    monkeypatch.setattr("cad_mllm.models.model.attends_by_sample", lambda *_: False)
     masked, others = loss_and_gradients(model, batch)
     assert loss == pytest.approx(masked, rel=2e-3) and alike(gradients, others) > .999
     exact, _ = model_and_batch(dtype="float32")

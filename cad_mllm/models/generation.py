@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from ..data.prompts import Batch
+from .language_model import autocast, base_model
 from .model import CADMLLMModel
 
 # %% ../../nbs/7_models/05_generation.ipynb #18ebeb5c
@@ -44,7 +45,7 @@ def choose(
 def eos_token_ids(self: CADMLLMModel) -> list:
     """Ids that end a sequence: the codec's end marker, the tokenizer's end of text, and what the language model itself
     names."""
-    named = getattr(self._base.generation_config, "eos_token_id", None)
+    named = getattr(base_model(self.llm).generation_config, "eos_token_id", None)
     ids = {self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     if "<end>" in self.codec.added_tokens: ids.add(self.tokenizer.convert_tokens_to_ids("<end>"))
     return sorted(i for i in ids if i is not None)
@@ -61,7 +62,7 @@ class Writer:
     ):
         from transformers import DynamicCache
         self.model, self.cache = model, DynamicCache()
-        with model._autocast(): hidden = model.hidden(batch, self.cache)[:, -1]
+        with autocast(model.device, model.config.dtype): hidden = model.hidden(batch, self.cache)[:, -1]
         if repeats > 1: self.cache.batch_repeat_interleave(repeats)
         self.hidden, self.seen, self.position = (x.repeat_interleave(repeats, 0)
                                                  for x in (hidden, batch.segment_ids >= 0, batch.position_ids[:, -1]))
@@ -87,10 +88,13 @@ def feed(
     self._drop_done()
     rows = self.active
     mask = None if self.is_plain else self.seen[rows][:, None, None]
-    with self.model._autocast():
-        hidden = self.model._base.get_decoder()(inputs_embeds=self.model._words(token[rows][:, None]),
-                                                attention_mask=mask, position_ids=self.position[rows][:, None],
-                                                past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
+    model = self.model
+    with autocast(model.device, model.config.dtype):
+        vectors = model.token_layers.embed(token[rows][:, None])
+        hidden = base_model(model.llm).get_decoder()(
+            inputs_embeds=vectors, attention_mask=mask, position_ids=self.position[rows][:, None],
+            past_key_values=self.cache, use_cache=True
+        ).last_hidden_state[:, -1]
     self.hidden = self.hidden.index_copy(0, rows, hidden)
 
 # %% ../../nbs/7_models/05_generation.ipynb #ee32327c
@@ -108,8 +112,8 @@ def _drop_done(self: Writer):
 def pick(self: Writer, logits_processor=None, top_p: float = 1.0,
          generator: torch.Generator = None) -> torch.Tensor: # (R,) ids
     "Choose the next token of each row, and note it; rows that are done get padding."
-    tokenizer = self.model.tokenizer
-    with self.model._autocast(): logits = self.model._head(self.hidden)
+    model, tokenizer = self.model, self.model.tokenizer
+    with autocast(model.device, model.config.dtype): logits = model.token_layers.logits(self.hidden)
     logits[:, len(tokenizer):] = -math.inf
     if logits_processor is not None: logits = logits_processor(self.ids, logits)
     token = choose(logits.masked_fill(self.done[:, None], 0.), self.temperature, top_p,

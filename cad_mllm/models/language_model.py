@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TINY_LLM', 'without_progress_bars', 'load_llm', 'smooth_rows', 'initial_rows', 'grow_vocabulary', 'add_lora',
-           'WeightsError', 'read_weight_tensors', 'check_layers', 'llm_of_folder']
+           'base_model', 'autocast', 'build_llm', 'WeightsError', 'read_weight_tensors', 'check_layers',
+           'llm_of_folder']
 
 # %% ../../nbs/7_models/03_language_model.ipynb #4d7e109a
 import math
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -159,6 +160,32 @@ def _input_as_it_is(x, dtype):
 
 def _module_name(model, module):
     return next(name.rsplit(".", 1)[-1] for name, m in model.named_modules() if m is module)
+
+# %% ../../nbs/7_models/03_language_model.ipynb #6c6537b3
+def base_model(llm):
+    "Return the transformers model inside peft's wrapper, or the model itself where it has none."
+    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+
+def autocast(
+    device: torch.device,
+    dtype: str, # of the configuration: "float32", "float16" or "bfloat16"
+): # a context manager
+    "Compute in `dtype`; change nothing for float32."
+    kind = getattr(torch, dtype)
+    return nullcontext() if kind == torch.float32 else torch.autocast(device.type, kind)
+
+# %% ../../nbs/7_models/03_language_model.ipynb #fbfaebda
+def build_llm(
+    config, # gives the base model and LoRA
+    tokenizer, # with the tokens of `codec`
+    codec,
+    source: str = "", # load the base model from this folder instead of `config.llm_model_name`
+    seed: int = 0, # of the rows of new tokens
+) -> tuple: # (the language model, the ids of the new tokens)
+    "Load the language model, add rows for the new tokens, and wrap it with LoRA where `config` asks for it."
+    llm = load_llm(config, len(tokenizer), source)
+    new_ids = grow_vocabulary(llm, tokenizer, codec.added_tokens, seed, fresh=not source)
+    return (add_lora(llm, config, new_ids) if config.use_lora else llm), new_ids
 
 # %% ../../nbs/7_models/03_language_model.ipynb #3a267e6b
 class WeightsError(CheckpointError):
