@@ -358,7 +358,7 @@ def test_the_backlog_is_bounded_by_count_and_keeps_what_matters(place):
     for step in range(1, 12):
         delivery.submit(writer(step, best=step == 3, name=f"{STAGE}_model" if step == 5 else None))
         dropped += [e["path"] for e in delivery.poll() if e["event"] == "dropped"]
-        assert len(delivery.pending) <= 4 and step in named(place/"local").values()
+        assert len(delivery.queue.pending) <= 4 and step in named(place/"local").values()
     assert set(named(place/"local").values()) == {2, 3, 5, 11}      # resumed from, best, end of a stage, newest
     drive.fault = nothing
     run_dry(delivery)
@@ -382,7 +382,6 @@ def test_a_full_local_disk_drops_the_oldest_and_then_writes_straight_to_the_outp
     with pytest.raises(dl.DeliveryError, match="nowhere"): delivery.submit(writer(4))
     assert set(named(place/"local").values()) == {2, 3}
     drive.fault = nothing
-    delivery.pending_before = dict(delivery.pending)
     delivery.submit(writer(4))
     run_dry(delivery)
     assert set(named(place/"drive").values()) == {2, 3, 4}
@@ -504,13 +503,13 @@ def test_the_threads_do_it_and_a_wait_is_only_for_the_copy_in_memory(place):
 
 def test_no_thread_outlives_a_run(place, monkeypatch):
     "One that comes back from the output folder while the interpreter ends would abort the process."
-    step, inside, gate = dl.Delivery.step, threading.Event(), threading.Event()
+    step, inside, gate = dl.Uploader.step, threading.Event(), threading.Event()
     def slow(self, *args):
-        if threading.current_thread().name == "cad_mllm-copier":
+        if threading.current_thread().name == "cad_mllm-uploader":
             inside.set()
             gate.wait(60)
         return step(self, *args)
-    monkeypatch.setattr(dl.Delivery, "step", slow)
+    monkeypatch.setattr(dl.Uploader, "step", slow)
     delivery = dl.Delivery(place/"drive", place/"local", say=lambda text: None)
     assert inside.wait(60)
     threading.Timer(.3, gate.set).start()
@@ -670,7 +669,7 @@ class Night(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 30, 120]))
     def wait(self, seconds):
         self.clock.now += seconds
-        self.survive(self.delivery.step)
+        self.survive(self.delivery.uploader.step)
 
     @rule(number=st.sampled_from([errno.ENOTCONN, errno.EIO, errno.ENOSPC, errno.EACCES, errno.ENOENT]))
     def outage(self, number): self.away = number
@@ -695,7 +694,8 @@ class Night(RuleBasedStateMachine):
         assert not self.newest or self.newest in steps
         assert not self.best or self.best in steps
         # ends of stages are never dropped
-        assert len([rel for rel in self.delivery.pending if not rel.endswith("_model")]) <= self.rules["max_pending"]
+        waiting = [key for key in self.delivery.queue.pending if not key.endswith("_model")]
+        assert len(waiting) <= self.rules["max_pending"]
 
     def teardown(self):
         try:

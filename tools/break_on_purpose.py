@@ -288,17 +288,17 @@ MUTATIONS = [
         T_DELIVERY + "a_half_copied_and_a_wrongly_read_file_never_get_a_final_name"
     ),
     Mutation(
-        4, "a failure there ends the delivery", DELIVERY, "        with self.cond: self._failed(e, room)\n",
+        4, "a failure there ends the delivery", DELIVERY, "        with queue.cond: self.outage.failed(e, room)\n",
         "        raise\n", T_DELIVERY + "training_goes_on_while_the_folder_fails_and_all_is_delivered_when_it_returns"
     ),
     Mutation(
         4, "old ones go before a newer one is proved there", DELIVERY,
-        "if not any(self._rel(r.path) in self.proved for r in newer):", "if False:",
+        "if not any(self.places.key(r.path) in self.queue.proved for r in newer):", "if False:",
         T_DELIVERY + "nothing_is_pruned_before_a_newer_one_is_proved_there"
     ),
     Mutation(
         4, "the backlog has no bound", DELIVERY,
-        "while len(self.pending) > self.max_pending and self._drop_one(): pass", "pass",
+        "while len(self.queue.pending) > self.max_pending and self.drop_one(): pass", "pass",
         T_DELIVERY + "the_backlog_is_bounded_by_count_and_keeps_what_matters"
     ),
     Mutation(
@@ -310,8 +310,9 @@ MUTATIONS = [
         "    if False: raise", T_DELIVERY + "what_shows_late_is_not_copied_twice"
     ),
     Mutation(
-        4, "a killed run's backlog is forgotten", DELIVERY, "(self.kept if same(rel) else self.pending)[rel] = record",
-        "self.kept[rel] = record", T_DELIVERY + "a_killed_run_leaves_its_backlog_to_the_next_one"
+        4, "a killed run's backlog is forgotten", DELIVERY,
+        "(self.kept if has_arrived(key) else self.pending)[key] = record", "self.kept[key] = record",
+        T_DELIVERY + "a_killed_run_leaves_its_backlog_to_the_next_one"
     ),
     Mutation(
         4, "copies grow under the final name", DELIVERY, 'temporary_path(self.final, "tmp")', "self.final",
@@ -327,7 +328,7 @@ MUTATIONS = [
     ),
     Mutation(
         4, "a full folder makes no room for the newest", DELIVERY,
-        "        room = is_full(e) and self._make_room_there()", "        room = False",
+        "        room = is_full(e) and self.remote.make_room()", "        room = False",
         T_DELIVERY + "a_full_folder_gives_up_its_oldest_for_the_newest"
     ),
     Mutation(

@@ -22,6 +22,9 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "transfer": ("OutputFolder REMOTE_FILE_SYSTEMS SourceError Transfer advance default_local_dir is_full local_dir_for "
               "mount_of reason_of size_of"),
     "run_files": ("RunFiles json_line merge_lines"),
-    "upload_queue": ("DeliveryError"),
+    "upload_queue": ("DeliveryError Places Timing UploadEvents UploadQueue newest_key places_of time_text"),
+    "retention": ("LocalRetention OutputRetention"),
+    "writer": ("BackgroundWriter CheckpointWriter"),
+    "uploader": ("Outage Uploader"),
     "upload": ("Delivery deliver"),
 })

@@ -400,11 +400,7 @@ class RunUpload(Delivery):
     "Keeps what happens for the trainer, whoever else was told."
     def __init__(self, *args, **kwargs):
         self.heard = deque()
-        super().__init__(*args, **kwargs)
-
-    def _tell(self, event, text, **more):
-        super()._tell(event, text, **more)
-        self.heard.append(dict(event=event, text=text, **more))
+        super().__init__(*args, on_event=self.heard.append, **kwargs)
 
 # %% ../../nbs/8_training/07_trainer.ipynb #54cb3c3a
 @patch
