@@ -1,5 +1,6 @@
 """Geometry where a notebook cell is the wrong place: worker processes that die, machines without graphics libraries,
 random and real histories."""
+import importlib
 import json
 import os
 import signal
@@ -390,6 +391,30 @@ def test_a_step_file_of_open_surfaces_gives_points_but_is_no_solid(tmp_path):
     geometry._write_step(skin, solid.center, solid.scale, file, "skin")
     part = read_step(file)
     assert not part.is_valid and part.num_bodies == 0 and part.points(10).shape == (10, 6)
+
+
+def test_many_round_faces_become_fewer_triangles_that_are_as_near(tmp_path):
+    "A file of 144 faces is not drawn as smoothly as one of three; its volume is that of the exact shape."
+    occ, file = geometry.load_occ(), tmp_path/"balls.step"
+    balls, builder = occ.TopoDS_Compound(), occ.BRep_Builder()
+    builder.MakeCompound(balls)
+    make = importlib.import_module("OCP.BRepPrimAPI").BRepPrimAPI_MakeSphere
+    for i in range(144): builder.Add(balls, make(occ.gp_Pnt(i % 12*.05, i//12*.05, 0), .02).Shape())
+    geometry._write_step(balls, np.zeros(3), 1, file, "balls")
+    part = read_step(file)
+    assert len(part.mesh().faces) < .8*len(geometry.occ_mesh(balls).faces)
+    assert np.isclose(part.mesh().volume, part.volume, rtol=.01)
+    assert geometry.facet_angle(100) == .1 and geometry.facet_angle(10**6) == .4
+
+
+def test_a_large_step_file_says_its_limit_beforehand(tmp_path, capfd):
+    file = tmp_path/"plate.step"
+    build_solid(plate()).export(file)
+    read_step(file)
+    assert capfd.readouterr().err == ""
+    with open(file, "a") as out: out.write("/* " + "x"*2**20 + " */\n")
+    read_step(file, timeout=90)
+    assert "plate.step: 1.0 MB of STEP, which is read within 90 s or given up" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("what, seconds, words", [("hang", 1, "no answer within 1 s"), ("crash", 120, "died")])

@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "brep": ("MOST_BREP brep_text built_brep grown_brep read_brep"),
     "workers": ("WorkerError isolated map_isolated"),
     "engines": ("ENGINES EngineError LocalEngine RayEngine get_engine"),
-    "shapes": ("read_shape read_step"),
+    "shapes": ("facet_angle read_shape read_step"),
     "fitting": ("Noise Outline Piece cheapest_cuts common_values fit_outline fit_pieces flatten join_pieces share_values "
               "square_lines walk"),
     "surface_clouds": ("SurfaceCloud read_surface_cloud"),

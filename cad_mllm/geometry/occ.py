@@ -343,11 +343,14 @@ def _weld(vertices, faces, tolerance):
     return vertices[first], faces[good], number
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #89f003c8
-def occ_mesh(shape):
+def occ_mesh(
+    shape, # OpenCascade's, of size 1
+    angle: float = _ANGLE, # radians between neighbouring facets
+) -> Mesh:
     "The triangles of a shape at kernel size."
     settings = load_occ().IMeshTools_Parameters()
     settings.Deflection = _DEFLECTION
-    settings.Angle = _ANGLE
+    settings.Angle = angle
     settings.MeshAlgo = load_occ().IMeshTools_MeshAlgoType.IMeshTools_MeshAlgoType_Delabella
     load_occ().BRepMesh_IncrementalMesh(shape, settings)
     nodes, triangles, segments, offset = [], [], [], 0
