@@ -193,7 +193,7 @@ class OurRunner:
         class Recorded(Trainer):
             def backward(self, parts):
                 ids = [i for batch in parts for i in task.ids(batch.input_ids, batch.labels, batch.segment_ids >= 0)]
-                recorder.before(self.progress.step + 1, ids, self.model, self.optimizer)
+                recorder.before(self.state.progress.step + 1, ids, self.state.model, self.optimizer)
                 found = super().backward(parts)
                 recorder.after(found[0])
                 if not recorder.spoils: return found
@@ -201,7 +201,8 @@ class OurRunner:
                 return math.nan, found[1]
 
             def save(self, *args, **more):
-                with recorder.saving(self.progress.step, self.model, self.optimizer): return super().save(*args, **more)
+                p, model = self.state.progress, self.state.model
+                with recorder.saving(p.step, model, self.optimizer): return super().save(*args, **more)
         Recorded(
             task.config,
             replace(

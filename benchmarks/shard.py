@@ -42,7 +42,7 @@ def train(args):
     from cad_mllm.models import CADMLLMModel
     from cad_mllm.models import chunk_size
     from cad_mllm.training import memory, shape_of
-    from cad_mllm.training import Trainer
+    from cad_mllm.training import open_data, Trainer
     torch.set_num_threads(1)
     # whatever building a model imports
     CADMLLMModel(replace(tiny()[0], image_encoder_name="", point_encoder_name=""))
@@ -54,13 +54,13 @@ def train(args):
     )
     before = resident("VmRSS")
     trainer = Trainer(config, settings)
-    trainer.open_delivery()
-    trainer.open_data()
-    trainer.next_stage(0)
-    trainer.share_out()
+    trainer.output.open()
+    open_data(trainer.state, trainer.output)
+    trainer.state.progress.next_stage(0)
+    trainer.state.share_out()
     trainer.begin_stage()
-    trainer.model.train()
-    plan, losses, seconds, sizes = trainer.plan(), [], [], []
+    trainer.state.model.train()
+    plan, losses, seconds, sizes = trainer.state.plan(), [], [], []
     def stream():
         for batch in trainer.micro_batches(plan):
             sizes.append((batch.input_ids.numel(), batch.num_tokens))
@@ -75,9 +75,9 @@ def train(args):
         seconds.append(time.perf_counter() - began)
     peak = resident("VmHWM") - before if args.device == "cpu" else torch.cuda.max_memory_allocated()
     shares = int(os.environ["WORLD_SIZE"]) if args.one == "fsdp" else 1
-    predicted = memory(shape_of(config), config, *max(sizes), chunk=chunk_size(1, trainer.device), shares=shares)
-    trainer.close()
-    trainer.world.leave()
+    predicted = memory(shape_of(config), config, *max(sizes), chunk=chunk_size(1, trainer.state.device), shares=shares)
+    trainer.output.close()
+    trainer.state.world.leave()
     print(
         "FIGURES",
         json.dumps(

@@ -14,7 +14,7 @@ import torch
 
 from cad_mllm.config import tiny
 from cad_mllm.data import synthesize
-from cad_mllm.training import Trainer
+from cad_mllm.training import open_data, Trainer
 from common import make_parser
 
 NARROW = dict(hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2)
@@ -32,12 +32,12 @@ def seconds_a_step(folder, max_tokens, llm, steps):
         num_val_samples=0
     )
     trainer = Trainer(replace(model, llm_config=llm), training)
-    trainer.output_dir.mkdir(exist_ok=True)
-    trainer.open_data()
-    trainer.next_stage(0)
+    trainer.state.output_dir.mkdir(exist_ok=True)
+    open_data(trainer.state, trainer.output)
+    trainer.state.progress.next_stage(0)
     trainer.begin_stage()
-    trainer.model.train()
-    plan = trainer.plan()
+    trainer.state.model.train()
+    plan = trainer.state.plan()
     stream = trainer.micro_batches(plan)
     trainer.train_step(stream, plan)
     began = time.process_time()

@@ -33,7 +33,7 @@ from cad_mllm.metrics import chamfer
 from cad_mllm.data import prepare
 from cad_mllm.data import synthesize
 from cad_mllm.cad import encode
-from cad_mllm.training import Trainer, train
+from cad_mllm.training import open_data, Trainer, train
 from common import make_parser, table_head, write_out
 
 RETRIEVED = "nearest training part"
@@ -88,15 +88,15 @@ def configs(work, steps_per_second, minutes, batch_size, num_train, lr):
 def steps_a_second(model, training, steps=12):
     "Of CPU time, after three steps to warm up."
     trainer = Trainer(model, replace(training, output_dir=f"{training.output_dir}-timing"))
-    trainer.output_dir.mkdir(parents=True, exist_ok=True)
-    trainer.open_data()
-    trainer.next_stage(0)
+    trainer.state.output_dir.mkdir(parents=True, exist_ok=True)
+    open_data(trainer.state, trainer.output)
+    trainer.state.progress.next_stage(0)
     trainer.begin_stage()
-    trainer.model.train()
-    stream = trainer.micro_batches(trainer.plan())
-    for _ in range(3): trainer.train_step(stream, trainer.plan())
+    trainer.state.model.train()
+    stream = trainer.micro_batches(trainer.state.plan())
+    for _ in range(3): trainer.train_step(stream, trainer.state.plan())
     began = time.process_time()
-    for _ in range(steps): trainer.train_step(stream, trainer.plan())
+    for _ in range(steps): trainer.train_step(stream, trainer.state.plan())
     return steps/(time.process_time() - began)
 
 

@@ -87,15 +87,15 @@ def build(args):
     "(model of this project, its Trainer)"
     from cad_mllm.models import CADMLLMModel
     from cad_mllm.cad import get_codec
-    from cad_mllm.training import Trainer
+    from cad_mllm.training import open_data, Trainer
     config, training = settings(args)
     model = CADMLLMModel(config, tokenizer_of(args, get_codec("tokens")))
     args.turn = turn(args)
     args.turn.__enter__()
     trainer = Trainer(config, training, model)
     Path(args.work).mkdir(parents=True, exist_ok=True)
-    trainer.open_data()
-    trainer.next_stage(0)
+    open_data(trainer.state, trainer.output)
+    trainer.state.progress.next_stage(0)
     return model, trainer
 
 
@@ -146,16 +146,16 @@ def run_ours(args):
     model, trainer = build(args)
     trainer.begin_stage()
     model.train()
-    plan = trainer.plan()
+    plan = trainer.state.plan()
     stream = trainer.micro_batches(plan)
     def steps():
         while True:
-            before = trainer.progress.position
+            before = trainer.state.progress.position
             trainer.train_step(stream, plan)
-            yield trainer.progress.position - before
+            yield trainer.state.progress.position - before
     # batches of another composition are compiled for once more
     result = measure(args, steps(), warmup=12 if args.variant == "ours+compile" else 2)
-    result["skipped"] = trainer.progress.skipped_samples
+    result["skipped"] = trainer.state.progress.skipped_samples
     if args.device == "cuda":
         result |= matrix_share(args, model, trainer)
         if args.variant == "ours": result["memory_by_tokens"] = memory_table(model, trainer)
@@ -165,7 +165,7 @@ def run_ours(args):
 def run_common(args):
     "The loop of the field: JSON text, everything padded to 4,000, loss over all positions, two at a time."
     model, trainer = build(args)
-    llm, tokenizer, data = model.llm.train(), model.tokenizer, trainer.data
+    llm, tokenizer, data = model.llm.train(), model.tokenizer, trainer.state.data
     optimizer = torch.optim.AdamW([p for p in llm.parameters() if p.requires_grad], lr=LR)
     places, cut = order(data), [0, 0]
     def steps():
@@ -198,9 +198,9 @@ def run_common(args):
 
 def token_rows(model, trainer, num):
     "The first `num` samples as ids and labels, as our builder lays them out."
-    rows, places = [], order(trainer.data)
+    rows, places = [], order(trainer.state.data)
     while len(rows) < num:
-        sample = trainer.data.sample(*next(places))
+        sample = trainer.state.data.sample(*next(places))
         context, target = model.builder.context_ids(sample), model.builder.target_ids(sample)
         if len(context) + len(target) <= model.builder.max_seq_length:
             rows.append(dict(input_ids=context + target, labels=[-100]*len(context) + target))
@@ -292,7 +292,7 @@ def finish(args, clock):
 
 def memory_table(model, trainer, sizes=(40, 80, 160)):
     "Peak of memory and seconds of one step, by tokens of the batch, without and with gradient checkpointing."
-    rows, samples = [], [trainer.data.sample(0, int(i)) for i in trainer.data.order(0)[:max(sizes)]]
+    rows, samples = [], [trainer.state.data.sample(0, int(i)) for i in trainer.state.data.order(0)[:max(sizes)]]
     for checkpointing in (False, True):
         model.gradient_checkpointing(checkpointing)
         for size in sizes:
@@ -334,7 +334,7 @@ def matrix_share(args, model, trainer):
     and causal attention need, once."""
     from cad_mllm.models import base_model, Ragged
     from cad_mllm.training import CountProducts
-    stream = trainer.micro_batches(trainer.plan())
+    stream = trainer.micro_batches(trainer.state.plan())
     batches = [next(stream).to(model.device) for _ in range(4)]
     def step(batch):
         loss = model(batch)["loss_sum"]/batch.num_tokens
@@ -370,7 +370,7 @@ def matrix_share(args, model, trainer):
 def run_data(args):
     "Samples a second of the data side alone."
     model, trainer = build(args)
-    plan = trainer.plan()
+    plan = trainer.state.plan()
     stream = trainer.micro_batches(plan)
     def steps():
         for batch in stream: yield batch.num_samples

@@ -18,7 +18,7 @@ PHASES = {
     "named": ("checkpoints", None, "publish", "after"),
     "tidied": ("checkpoints", None, "write_snapshot", "after"),
     "noted": ("training", "Trainer", "note", "after"),
-    "next stage": ("training", "Trainer", "next_stage", "after"),
+    "next stage": ("training", "Progress", "next_stage", "after"),
     "step": ("training", "Trainer", "train_step", "after"),
 }
 
@@ -73,9 +73,9 @@ def strike(where: str, told: Path):
         for batch in inner(*args, **more):
             if inside: begun()
             yield batch
-    def held_out_loss(trainer, inner=training.held_out_loss):
+    def held_out_loss(state, inner=training.held_out_loss):
         inside.append(True)
-        try: return inner(trainer)
+        try: return inner(state)
         finally: inside.clear()
     def draw_held_out(self, inner=Trainer.draw_held_out, real={}):  # noqa: B006
         def draw(*args):
@@ -107,14 +107,14 @@ def short_of_memory(most: int, step: int, error: BaseException | None = None):
         )
     )
     def then(trainer, backward, parts):
-        inner = trainer.compute
+        inner = trainer.state.compute
         def compute(batch):
             if batch.num_samples > most: raise error
             return inner(batch)
-        trainer.compute = compute
+        trainer.state.compute = compute
         try: return backward(trainer, parts)
-        finally: trainer.compute = inner
-    return spoilt_step(lambda trainer: trainer.progress.step >= step, then)
+        finally: trainer.state.compute = inner
+    return spoilt_step(lambda trainer: trainer.state.progress.step >= step, then)
 
 
 def not_finite(step: int, times: int):
@@ -125,4 +125,4 @@ def not_finite(step: int, times: int):
         found = backward(trainer, parts)
         trainer.trainable()[0].grad.fill_(float("nan"))
         return found
-    return spoilt_step(lambda trainer: trainer.progress.step >= step and left[0], then)
+    return spoilt_step(lambda trainer: trainer.state.progress.step >= step and left[0], then)

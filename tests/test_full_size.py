@@ -136,7 +136,7 @@ def test_cached_features_change_nothing_but_the_work(data, tmp_path):
         trainer = Trainer(model_config, settings)
         trainer.run()
         losses.append([(r["step"], r["loss"]) for r in read_metrics(tmp_path/name)])
-        caches.append(trainer.model.features)
+        caches.append(trainer.state.model.features)
     assert (
         [s for s, _ in losses[0]] == [s for s, _ in losses[1]]
         and max(abs(a - b) for (_, a), (_, b) in zip(*losses[:2])) < 1e-5

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +121,7 @@ def test_every_field_of_the_progress_is_put_back():
     "Also those that a short run does not need, such as the best so far where losses only fall."
     from cad_mllm.training import Progress, Trainer
     trainer = Trainer.__new__(Trainer)
+    trainer.state = SimpleNamespace()
     saved = vars(Progress(**{name: n + .5 for n, name in enumerate(vars(Progress()))}))
     trainer.take_progress(None, {"progress": dict(saved)}, 2)
-    assert vars(trainer.progress) == {**saved, "stage_index": 2}
+    assert vars(trainer.state.progress) == {**saved, "stage_index": 2}

@@ -88,7 +88,7 @@ LARGE_CLASSES = {
     "CADAutocomplete": 26,
     "Delivery": 25,
     "MultimodalAutocompleteDataset": 45,
-    "Trainer": 57,
+    "Trainer": 38,
 }
 
 

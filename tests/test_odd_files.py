@@ -63,7 +63,7 @@ def test_whoever_looks_at_a_run_takes_what_can_be_read(kind, tmp_path):
     from cad_mllm.panel.overview import read_notes
     from cad_mllm.panel.runs import LAUNCH, read_training, Run
     from cad_mllm.panel.table import read_curve
-    from cad_mllm.training.loop import running_pid
+    from cad_mllm.training import running_pid
     from cad_mllm.training.run_files import read_run_config
     from cad_mllm.utils import LOCK
     for name in ("metrics.jsonl", "events.jsonl", "status.json", "run_config.json", "notes.json", LAUNCH, LOCK):

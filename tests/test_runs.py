@@ -176,9 +176,9 @@ def test_who_was_taken_over_ends_and_writes_nothing_more(data, tmp_path, monkeyp
     out = tmp_path/"o"
     asked = Trainer.asked_to_stop
     def seized(self, stopper):
-        if self.progress.step == 2:
+        if self.state.progress.step == 2:
             held_elsewhere(out)
-            beat(self.lock)
+            beat(self.output.lock)
         return asked(self, stopper)
     monkeypatch.setattr(Trainer, "asked_to_stop", seized)
     with pytest.raises(RunningError, match="process 7 on elsewhere .* has taken over"):
@@ -200,7 +200,7 @@ def spoil(monkeypatch, when):
     backward = Trainer.backward
     def spoilt(self, parts):
         loss, num = backward(self, parts)
-        if not when(self.progress.step): return loss, num
+        if not when(self.state.progress.step): return loss, num
         self.trainable()[0].grad.fill_(float("nan"))
         return float("nan"), num
     monkeypatch.setattr(Trainer, "backward", spoilt)

@@ -126,18 +126,18 @@ def test_what_belongs_to_parts_of_validation_is_not_called_lost(tmp_path):
 
 def test_training_says_what_was_found_and_warns(parts, tmp_path, capsys):
     from types import SimpleNamespace
-    from cad_mllm.training import Trainer
+    from cad_mllm.training import tell_data
     root, ids = copy_of(parts, tmp_path)
     stages = [
         SimpleNamespace(num_epochs=1, modality_probs={"text": 1.}),
         SimpleNamespace(num_epochs=1, modality_probs={"text": .5, "text+image": .5}),
         SimpleNamespace(num_epochs=0, modality_probs={"text+points": 1.})
     ]
-    trainer = SimpleNamespace(
+    state = SimpleNamespace(
         world=SimpleNamespace(is_main=True), data=MultimodalAutocompleteDataset(root),
         train_config=SimpleNamespace(stages=stages)
     )
-    with pytest.warns(DataWarning) as told: Trainer.tell_data(trainer)
+    with pytest.warns(DataWarning) as told: tell_data(state)
     assert "parts; captions 0; images 0; points 0" in capsys.readouterr().out
     assert {str(w.message).split(",")[0] for w in told} == {"stage 1 asks for captions", "stage 2 asks for images"}
 

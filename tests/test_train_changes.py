@@ -10,7 +10,8 @@ from cad_mllm.checkpoints import latest_checkpoint, load_checkpoint
 from cad_mllm.config import CHANGES, ConfigError, CurriculumStage, TrainConfig
 from cad_mllm.models import CADMLLMModel
 from cad_mllm.training import (
-    ChangedError, CHOICE, MEANINGS, OTHER_RUN, read_events, read_metrics, SAME_DATA, Split, train, Trainer, World)
+    ChangedError, CHOICE, MEANINGS, open_data, OTHER_RUN, read_events, read_metrics, SAME_DATA, Split, train, Trainer,
+    World)
 from small_data import make
 from train_runs import Training, configs
 
@@ -42,23 +43,24 @@ def trainer(data, begun, tmp_path_factory):
     "A trainer at the beginning of such a resume, and the state it resumes from."
     model, settings = configs(data, tmp_path_factory.mktemp("t")/"o", *FLAGS)
     made = Trainer(model, settings)
-    made.output_dir.mkdir()
-    made.open_data()
+    made.state.output_dir.mkdir()
+    open_data(made.state, made.output)
     loaded = load_checkpoint(latest_checkpoint(begun), quiet=True)
-    made.checkpoint = loaded.path
+    made.state.checkpoint = loaded.path
     return made, loaded
 
 
 def changes_of(trainer, model=None, world=1, **settings):
     "What a trainer with other settings finds, and what it would go on with."
     made, loaded = trainer
-    kept = made.config, made.train_config, made.world, made.asked
-    if model: made.config = replace(made.config, **model)
-    made.train_config, made.world = replace(made.train_config, **settings), World(0, world)
-    made.asked = [made.train_config.batch_size, made.train_config.gradient_accumulation_steps]
+    state = made.state
+    kept = state.config, state.train_config, state.world, state.asked
+    if model: state.config = replace(state.config, **model)
+    state.train_config, state.world = replace(state.train_config, **settings), World(0, world)
+    state.asked = [state.train_config.batch_size, state.train_config.gradient_accumulation_steps]
     made.take_progress(loaded, loaded.trainer_state, 0)
-    try: return made.find_changes(loaded.trainer_state), made.train_config
-    finally: made.config, made.train_config, made.world, made.asked = kept
+    try: return made.find_changes(loaded.trainer_state), state.train_config
+    finally: state.config, state.train_config, state.world, state.asked = kept
 
 
 def test_nothing_changed_is_nothing_said(trainer): assert changes_of(trainer)[0] == []
@@ -102,12 +104,12 @@ def test_every_setting_is_either_compared_or_without_meaning(trainer):
         assert str(value) in str(found) and found.kind == (MEANINGS[name][1] if name in MEANINGS else OTHER_RUN), name
     for name, value in MODEL.items():
         found, = changes_of(trainer, model={name: value} | ({"use_lora": True} if name == "load_in_4bit" else {}))[0]
-        assert (found.was, found.now, found.kind) == (getattr(trainer[0].config, name), value, MEANINGS[name][1])
+        assert (found.was, found.now, found.kind) == (getattr(trainer[0].state.config, name), value, MEANINGS[name][1])
     assert {c[0] for c in MEANINGS.values() if c[1] == OTHER_RUN} <= set(CHANGES)
 
 
 def test_stages_are_compared_from_the_one_that_goes_on(trainer):
-    one, two, three = trainer[0].train_config.stages
+    one, two, three = trainer[0].state.train_config.stages
     found, _ = changes_of(
         trainer, stages=[replace(one, lr=1.0, num_epochs=9), replace(two, modality_probs={"text": 1.0}), three]
     )
@@ -233,11 +235,11 @@ def test_an_older_release_did_not_record_the_batch(trainer):
         if k not in ("batch", "val_fingerprint", "device", "threads", "torch")
     } | {"world_size": 2}
     made.take_progress(loaded, state, 0)
-    kept = made.train_config
+    kept = made.state.train_config
     try:
         found = made.find_changes(state)
-        now = made.train_config
-    finally: made.train_config = kept
+        now = made.state.train_config
+    finally: made.state.train_config = kept
     assert (
         [(c.name, c.was, c.now) for c in found] == [("number of processes", Split(4, 1, 2), Split(4, 2, 1))]
         and now.gradient_accumulation_steps == 2

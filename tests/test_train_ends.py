@@ -304,10 +304,12 @@ def test_a_metrics_file_that_cannot_be_written_is_said_at_once(data, tmp_path, m
     out = tmp_path/"o"
     (out/"metrics.jsonl").mkdir(parents=True)
     model, settings = configs(data, out, *RUN, "--max_steps", "2")
-    trainer = Trainer(model, settings)
-    said_before = []
-    trainer.open_data = lambda inner=trainer.open_data: (said_before.append(capsys.readouterr().out), inner())
-    result = trainer.run()
+    said_before, training = [], Chapter("cad_mllm.training")
+    def opened(*args, inner=training.open_data):
+        said_before.append(capsys.readouterr().out)
+        inner(*args)
+    monkeypatch.setattr(training, "open_data", opened)
+    result = train(model, settings)
     assert f"{out/'metrics.jsonl'}: cannot be written (Is a directory" in said_before[0]
     assert result.step == 2 and result.lines_left == "2 lines of metrics.jsonl" and result.exit_code == EXIT_UNDELIVERED
 
@@ -337,9 +339,9 @@ def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, c
     trainer = Trainer(model, settings)
     save = trainer.save
     def in_turn(name=None):
-        monkeypatch.setattr(ck, "DISK", Full() if trainer.progress.step in (3, 6) else ck.Disk())
+        monkeypatch.setattr(ck, "DISK", Full() if trainer.state.progress.step in (3, 6) else ck.Disk())
         save(name)
-        trainer.delivery.wait_written()
+        trainer.output.delivery.wait_written()
     trainer.save = in_turn
     result = trainer.run()
     assert result.exit_code == 0 and result.step == 18
@@ -364,12 +366,12 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
     trainer = Trainer(model, settings)
     save, step = trainer.save, trainer.train_step
     def limited(name=None):
-        if trainer.progress.step == 3:
+        if trainer.state.progress.step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, ((out/"metrics.jsonl").stat().st_size + 100, old[1]))
         save(name)
-        trainer.delivery.wait_written()
+        trainer.output.delivery.wait_written()
     def stepped(*args):
-        if trainer.progress.step == 6: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        if trainer.state.progress.step == 6: resource.setrlimit(resource.RLIMIT_FSIZE, old)
         return step(*args)
     trainer.save, trainer.train_step = limited, stepped
     try: result = trainer.run()

@@ -120,7 +120,7 @@ def test_not_enough_memory_halves_the_batch_and_keeps_the_steps(error, data, pla
     event, = [e for e in read_events(out) if e["event"] == "out_of_memory"]
     assert (event["step"], event["batch_size"], event["gradient_accumulation_steps"]) == (1, 2, 2)
     trainer = Trainer(*configs(data, out, *flags, "--resume_from_ckpt", "auto"))
-    assert trainer.run().step == 4 and trainer.train_config.batch_size == 2
+    assert trainer.run().step == 4 and trainer.state.train_config.batch_size == 2
     assert figures(out) == figures(plain) and losses(out) == pytest.approx(losses(plain), rel=1e-4)
 
 
@@ -155,7 +155,7 @@ def test_no_memory_for_one_sample_ends_in_a_sentence_with_all_saved(data, tmp_pa
 def test_no_memory_elsewhere_ends_in_a_sentence_too(data, tmp_path, monkeypatch):
     "In the optimizer, which may be done by half: not saved, and the last checkpoint is named."
     def update(self, num, inner=Trainer.update):
-        if self.progress.step == 2: raise torch.OutOfMemoryError("CUDA out of memory.")
+        if self.state.progress.step == 2: raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(self, num)
     monkeypatch.setattr(Trainer, "update", update)
     with pytest.raises(
@@ -171,16 +171,16 @@ def test_a_validation_takes_smaller_batches_where_memory_is_short(data, plain, t
     from chapters import Chapter
     training = Chapter("cad_mllm.training")
     trainer = Trainer(*configs(data, tmp_path/"o", *SMALL, "--stage1_epochs", 2, "--projector_dropout", 0))
-    inner = trainer.compute
+    state, inner = trainer.state, trainer.state.compute
     def compute(batch):
-        if batch.num_samples > 1 and not trainer.model.training: raise torch.OutOfMemoryError("CUDA out of memory.")
+        if batch.num_samples > 1 and not state.model.training: raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(batch)
-    trainer.compute = compute
+    state.compute = compute
     trainer.run()
     values = [{r.step: r.metadata["val_loss"] for r in list_checkpoints(o)} for o in (plain, tmp_path/"o")]
     assert values[1] == pytest.approx(values[0]) and None not in values[0].values()
-    trainer.compute, trainer.progress.val_step = (lambda batch: (_ for _ in ()).throw(MemoryError())), -1
-    with pytest.raises(FaultError, match="not enough memory to validate one sample"): training.held_out_loss(trainer)
+    state.compute, state.progress.val_step = (lambda batch: (_ for _ in ()).throw(MemoryError())), -1
+    with pytest.raises(FaultError, match="not enough memory to validate one sample"): training.held_out_loss(state)
 
 
 def test_one_of_two_has_no_memory_and_both_take_smaller_batches(data, tmp_path):

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cad_mllm.checkpoints import list_checkpoints
 from cad_mllm.config import TrainConfig
 from cad_mllm.training import (
-    EXIT_FAILED, EXIT_STOPPED, Progress, read_events, read_metrics, Split, split_for, Stopper, Trainer, World)
+    EXIT_FAILED, EXIT_STOPPED, Progress, read_events, read_metrics, RunOutput, Split, split_for, Stopper, Trainer,
+    World)
 from small_data import make
 from test_train import assert_same, rows
 from train_runs import FLAGS, Training, after, configs, peers
@@ -145,22 +147,23 @@ def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
     """Not by counts but by name: the samples of each step on one, two and three processes, over an epoch's end,
     begun in the middle."""
     from cad_mllm.data import batches
-    from cad_mllm.training import Plan, Trainer
+    from cad_mllm.training import open_data, Plan, Trainer
     model, settings = configs(data, tmp_path, *RUN)
     trainer = Trainer(model, settings)
-    trainer.open_data()
-    taken, sample = [], trainer.data.sample
-    trainer.data.sample = lambda epoch, i: taken.append((epoch, i)) or sample(epoch, i)
+    open_data(trainer.state, trainer.output)
+    data = trainer.state.data
+    taken, sample = [], data.sample
+    data.sample = lambda epoch, i: taken.append((epoch, i)) or sample(epoch, i)
 
     def steps_of(split, position):
         "The samples of each step, all processes together."
-        plan, found = Plan(len(trainer.data), 2, split.batch_size*split.world, split.accumulate), []
+        plan, found = Plan(len(data), 2, split.batch_size*split.world, split.accumulate), []
         while position < plan.total:
             end, epoch, start = plan.after(position), position//plan.num_samples, position % plan.num_samples
             taken.clear()
             for rank in range(split.world):
                 stream = batches(
-                    trainer.data, trainer.model.builder, epoch, start, split.batch_size, 0, rank, split.world
+                    data, trainer.state.model.builder, epoch, start, split.batch_size, 0, rank, split.world
                 )
                 for _ in range(-(-(end - position)//plan.micro)): next(stream)
                 stream.close()
@@ -201,8 +204,10 @@ def test_a_signal_while_they_agree_counts_at_the_next_step(data, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             return tensor
     trainer = Trainer.__new__(Trainer)
-    trainer.train_config, trainer.progress, trainer.world = TrainConfig(data_root=str(data)), Progress(), Struck(1, 2)
-    trainer.lock = None
+    trainer.state = SimpleNamespace(
+        train_config=TrainConfig(data_root=str(data)), progress=Progress(), world=Struck(1, 2)
+    )
+    trainer.output = RunOutput(SimpleNamespace(output_dir=tmp_path))
     with Stopper() as stopper:
         assert not trainer.asked_to_stop(stopper) and not stopper.reason
         assert trainer.asked_to_stop(stopper) and stopper.reason == "SIGTERM"

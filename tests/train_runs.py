@@ -65,7 +65,7 @@ def _fence(step):
     from cad_mllm.training import Trainer
     ask = Trainer.asked_to_stop
     def wait_and_ask(self, stopper):
-        while self.progress.step >= step and not stopper.check(): time.sleep(.005)
+        while self.state.progress.step >= step and not stopper.check(): time.sleep(.005)
         return ask(self, stopper)
     Trainer.asked_to_stop = wait_and_ask
 

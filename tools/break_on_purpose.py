@@ -130,12 +130,12 @@ MUTATIONS = [
     ),
     Mutation(
         2, "steps without finite numbers go on for ever", TRAIN,
-        "if self.bad_steps >= self.train_config.bad_steps:", "if False:",
+        "if self.bad_steps >= self.state.train_config.bad_steps:", "if False:",
         T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"
     ),
     Mutation(
         2, "a run without finite numbers goes back again and again", TRAIN,
-        "if was.went_back or trainer.is_sharded: raise error", "if trainer.is_sharded: raise error",
+        "if was.went_back or trainer.state.is_sharded: raise error", "if trainer.state.is_sharded: raise error",
         T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"
     ),
     Mutation(
@@ -144,8 +144,8 @@ MUTATIONS = [
     ),
     Mutation(
         2, "the halved learning rate is forgotten", TRAIN,
-        "trainer.progress.lr_scale, trainer.bad_steps = was.went_back + 1, scale, 0",
-        "trainer.progress.lr_scale, trainer.bad_steps = was.went_back + 1, 1.0, 0",
+        "trainer.state.progress.lr_scale, trainer.bad_steps = was.went_back + 1, scale, 0",
+        "trainer.state.progress.lr_scale, trainer.bad_steps = was.went_back + 1, 1.0, 0",
         T_RUNS + "a_run_without_finite_numbers_goes_back_once_and_is_then_as_if_nothing_had_been"
     ),
     Mutation(
@@ -171,7 +171,7 @@ MUTATIONS = [
     ),
     Mutation(
         1, "max_steps does not enter the time that is left", TRAIN,
-        "total = min(total, self.train_config.max_steps or total)", "pass",
+        "return min(total, t.max_steps or total)", "return total",
         T_CHANGES + "the_learning_rate_follows_max_steps_only_when_asked"
     ),
     Mutation(
@@ -261,8 +261,9 @@ MUTATIONS = [
         T_CK + "latest_says_what_it_passed_over"
     ),
     Mutation(
-        3, "auto does not say what it passes over (training)", TRAIN, 'path = (self.delivery.find(wanted) or "")',
-        'path = (self.delivery.find(wanted, quiet=True) or "")', T_TRAIN + "auto_names_what_it_passes_over"
+        3, "auto does not say what it passes over (training)", TRAIN,
+        'path = (self.output.delivery.find(wanted) or "")',
+        'path = (self.output.delivery.find(wanted, quiet=True) or "")', T_TRAIN + "auto_names_what_it_passes_over"
     ),
     Mutation(
         3, "the command does not tell what is wrong", "cad_mllm/commands/files.py",
@@ -333,12 +334,13 @@ MUTATIONS = [
     ),
     Mutation(
         4, "the end of a run does not wait for the delivery", TRAIN,
-        "while not self.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():", "while False:",
-        T_ENDS + "training_goes_on_while_the_output_folder_is_away"
+        "while not self.output.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():",
+        "while False:", T_ENDS + "training_goes_on_while_the_output_folder_is_away"
     ),
     Mutation(
-        4, "what lies locally only is not found", TRAIN, 'path = (self.delivery.find(wanted) or "")',
-        'path = (__import__("cad_mllm.checkpoints", fromlist=["x"]).find_checkpoint(wanted, self.output_dir) or "")',
+        4, "what lies locally only is not found", TRAIN, 'path = (self.output.delivery.find(wanted) or "")',
+        'path = (__import__("cad_mllm.checkpoints", fromlist=["x"]).find_checkpoint(wanted, '
+        'self.state.output_dir) or "")',
         T_ENDS + "local_first_killed_and_delivered_by_the_next_run"
     ),
     Mutation(
@@ -378,11 +380,11 @@ MUTATIONS = [
     ),
     Mutation(
         5, "nothing is saved when asked to stop", TRAIN,
-        "    if p.val_due or not self.is_over(plan): save_and_leave(self)", "    pass",
+        "    if p.val_due or not self.state.progress.is_over(plan): save_and_leave(self)", "    pass",
         T_TRAIN + "it_stops_when_asked_and_goes_on"
     ),
     Mutation(
-        5, "no save by the clock", TRAIN, "by_clock = t.save_minutes and self.world.is_main and",
+        5, "no save by the clock", TRAIN, "by_clock = t.save_minutes and self.state.world.is_main and",
         "by_clock = False and", T_TRAIN + "by_the_clock"
     ),
     # 6 elastic
@@ -414,7 +416,7 @@ MUTATIONS = [
         '    try: f(f"end/{self.rank}"', T_PEERS + "one_fails_and_the_other_repeats_its_error"
     ),
     Mutation(
-        6, "gradients are not added up", TRAIN, "        self.world.sum(p.grad)\n", "        pass\n",
+        6, "gradients are not added up", TRAIN, "        self.state.world.sum(p.grad)\n", "        pass\n",
         T_PEERS + "other_processes_same_data"
     ),
     Mutation(
@@ -428,13 +430,13 @@ MUTATIONS = [
     ),
     Mutation(
         6, "an acceptance is kept for the next time", TRAIN,
-        'trainer_state=state, train_config=replace(t, accept_changes=""),', "trainer_state=state, train_config=t,",
+        'trainer_state=saved, train_config=replace(t, accept_changes=""),', "trainer_state=saved, train_config=t,",
         T_CHANGES + "accepted_it_goes_on_and_says_so"
     ),
     Mutation(
         6, "other data go on at the old number of samples", TRAIN,
-        'if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.data))', "pass",
-        T_CHANGES + "changed_data_go_on_from_the_same_share_of_the_epoch"
+        'if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.state.data))',
+        "pass", T_CHANGES + "changed_data_go_on_from_the_same_share_of_the_epoch"
     ),
     Mutation(
         6, "a signal counts for one process before the others know", TRAIN, '        self.caught = "Ctrl-C" if',

@@ -21,25 +21,26 @@ def go_back(
     error: NotFiniteError, # that says so; raised where there is no way back
 ):
     "Go back to the last good checkpoint, once in a run; all processes take the same one."
-    t, was = trainer.train_config, trainer.progress
-    if was.went_back or trainer.is_sharded: raise error
+    t, was = trainer.state.train_config, trainer.state.progress
+    if was.went_back or trainer.state.is_sharded: raise error
     path = _last_good(trainer)
     if path is None: raise error
     scale = was.lr_scale*(.5 if t.halve_lr else 1.0)
-    if trainer.world.is_main:
+    if trainer.state.world.is_main:
         print(f"⚠️  {error}: going back to {path}" + (" with half the learning rate" if t.halve_lr else ""), flush=True)
     trainer.resume(path)
-    trainer.progress.went_back, trainer.progress.lr_scale, trainer.bad_steps = was.went_back + 1, scale, 0
-    trainer.log(event="went_back", step=trainer.progress.step, path=str(path), text=str(error), lr_scale=scale)
+    trainer.state.progress.went_back, trainer.state.progress.lr_scale, trainer.bad_steps = was.went_back + 1, scale, 0
+    step = trainer.state.progress.step
+    trainer.log.add(event="went_back", step=step, path=str(path), text=str(error), lr_scale=scale)
 
 def _last_good(trainer):
     "The newest checkpoint of this run that is proved whole and finite, once all that waits is written."
     path = None
-    if trainer.world.is_main:
-        trainer.delivery.wait_written()
+    if trainer.state.world.is_main:
+        trainer.output.delivery.wait_written()
         trainer.hear()
-        path = trainer.delivery.latest()
-    return trainer.world.gather(path)[0]
+        path = trainer.output.delivery.latest()
+    return trainer.state.world.gather(path)[0]
 
 # %% ../../nbs/8_training/09b_faults.ipynb #c06e761c
 LESS_MEMORY = "--use_gradient_checkpointing, --use_lora, a shorter --max_seq_length and --dtype bfloat16 need less"
@@ -50,22 +51,22 @@ def halve_batches(
     error: NoMemoryError, # what was said
 ):
     "Train on with smaller micro-batches and more of them a step; `FaultError` where one is a single sample already."
-    t = trainer.train_config
+    t = trainer.state.train_config
     size, more = t.batch_size, next((n for n in range(2, t.batch_size + 1) if t.batch_size % n == 0), 0)
     trainer.optimizer.zero_grad(set_to_none=True)
-    if trainer.device.type == "cuda": torch.cuda.empty_cache()
+    if trainer.state.device.type == "cuda": torch.cuda.empty_cache()
     if not more:
         raise FaultError(f"batch_size={size}: there is not enough memory for one sample ({error}); {LESS_MEMORY}")
-    trainer.train_config = t = replace(
+    trainer.state.train_config = t = replace(
         t, batch_size=size//more, gradient_accumulation_steps=t.gradient_accumulation_steps*more
     )
     text = (
         f"not enough memory for {size} samples at once ({error}): {t.batch_size} from here on, "
         f"{t.gradient_accumulation_steps} micro-batches a step; the samples of a step stay the same"
     )
-    if trainer.world.is_main: print(f"⚠️  {text}", flush=True)
-    trainer.log(
-        event="out_of_memory", step=trainer.progress.step, text=text, batch_size=t.batch_size,
+    if trainer.state.world.is_main: print(f"⚠️  {text}", flush=True)
+    trainer.log.add(
+        event="out_of_memory", step=trainer.state.progress.step, text=text, batch_size=t.batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps
     )
 
@@ -75,18 +76,18 @@ def whole_step(
 ) -> dict: # the step's line for metrics.jsonl
     "One optimizer step, in smaller micro-batches where memory does not suffice; `FaultError` where it cannot be done."
     while True:
-        try: return trainer.train_step(trainer.stream, trainer.plan())
+        try: return trainer.train_step(trainer.stream, trainer.state.plan())
         except NoMemoryError as e: error = NoMemoryError(str(e))       # without what the failed step holds
         halve_batches(trainer, error)
         trainer.stream.close()
-        trainer.stream = trainer.micro_batches(trainer.plan())
+        trainer.stream = trainer.micro_batches(trainer.state.plan())
 
 # %% ../../nbs/8_training/09b_faults.ipynb #e5de6b32
 def save_and_leave(trainer: Trainer):
     "The save of a run that ends before its stage does."
-    p = trainer.progress
+    p = trainer.state.progress
     if p.step <= trainer.saved_step: return
-    if not trainer.stopper.is_urgent and not p.val_due:
+    if not trainer.state.stopper.is_urgent and not p.val_due:
         try: return trainer.save()
         except Interrupted: p.val_due = False          # nobody waits for the validation of this save
     trainer.save(stopped=True)
@@ -96,9 +97,9 @@ def leave_at_fault(
     error: FaultError, # that all processes have
 ):
     "Save what the last whole step left and raise the error; where a stop is asked for too, end as for that."
-    try: leave_if_asked(trainer)
+    try: leave_if_asked(trainer.state)
     except Interrupted: return save_and_leave(trainer)
-    if trainer.progress.step > trainer.saved_step: trainer.save(stopped=True)
+    if trainer.state.progress.step > trainer.saved_step: trainer.save(stopped=True)
     raise FaultError(
-        f"{error}; all is saved up to step {trainer.progress.step}: go on with --resume_from_ckpt auto"
+        f"{error}; all is saved up to step {trainer.state.progress.step}: go on with --resume_from_ckpt auto"
     ) from None

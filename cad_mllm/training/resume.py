@@ -33,17 +33,17 @@ from cad_mllm.training.changes import (
 @patch
 def find_resume(self: Trainer) -> Path | None:
     "The checkpoint to go on from, if any; the first process looks for all."
-    wanted = self.train_config.resume_from_ckpt
+    wanted = self.state.train_config.resume_from_ckpt
     if not wanted: return None
-    path = (self.delivery.find(wanted) or "") if self.world.is_main else None
-    if path == "": print(f"No complete checkpoint under {self.output_dir}: starting at the beginning")
-    return self.world.gather(path)[0] or None
+    path = (self.output.delivery.find(wanted) or "") if self.state.world.is_main else None
+    if path == "": print(f"No complete checkpoint under {self.state.output_dir}: starting at the beginning")
+    return self.state.world.gather(path)[0] or None
 
 # %% ../../nbs/8_training/09_resume.ipynb #acfd72ec
 @patch
 def stage_of(self: Trainer, loaded) -> int | None: # None for a stage that is not in this curriculum
     "The 0-based stage a checkpoint belongs to."
-    names = [s.name for s in self.train_config.stages]
+    names = [s.name for s in self.state.train_config.stages]
     told = (loaded.trainer_state or {}).get("stage") or loaded.metadata.get("stage") or ""
     candidates = [told, loaded.path.parent.name, loaded.path.name.removesuffix("_model")]
     return next((names.index(n) for n in candidates if n in names), None)
@@ -52,32 +52,34 @@ def stage_of(self: Trainer, loaded) -> int | None: # None for a stage that is no
 @patch
 def resume(self: Trainer, path: Path):
     "Take weights and progress from a checkpoint; the optimizer follows when its stage begins."
-    t = self.train_config
+    t = self.state.train_config
     was, _, _ = read_config(path)
-    if not is_old_format(path) and (wrong := other_model(was.to_dict(), self.config.to_dict())):
+    if not is_old_format(path) and (wrong := other_model(was.to_dict(), self.state.config.to_dict())):
         raise ConfigError(wrong)
     loaded = load_checkpoint(
-        path, self.model, quiet=not self.world.is_main, verify=t.resume_from_ckpt not in ("latest", "auto")
+        path, self.state.model, quiet=not self.state.world.is_main, verify=t.resume_from_ckpt not in ("latest", "auto")
     )
-    self.checkpoint, state = loaded.path, loaded.trainer_state or {}
-    if goes_on_here(loaded.path, self.output_dir, t.local_dir):
-        self.run_id = str(loaded.metadata.get("run") or self.run_id)
-    if self.world.is_main: self.delivery.protect = (loaded.path,)
+    self.state.checkpoint, state = loaded.path, loaded.trainer_state or {}
+    if goes_on_here(loaded.path, self.state.output_dir, t.local_dir):
+        self.state.run_id = str(loaded.metadata.get("run") or self.state.run_id)
+    if self.state.world.is_main: self.output.delivery.protect = (loaded.path,)
     first, stage_index = t.start_from_stage - 1, self.stage_of(loaded)
-    if self.world.is_main and stage_index is not None: self.finish_best(t.stages[stage_index].name)
+    if self.state.world.is_main and stage_index is not None: self.finish_best(t.stages[stage_index].name)
     self.take_progress(loaded, state, first if stage_index is None else stage_index)
-    if stage_index is None and "progress" in state and self.world.is_main:
+    if stage_index is None and "progress" in state and self.state.world.is_main:
         print(
-            f"  ⚠️  {state.get('stage')!r} is not a stage of this curriculum: {self.train_config.stages[first].name} "
-            "begins with the checkpoint's weights"
+            f"  ⚠️  {state.get('stage')!r} is not a stage of this curriculum: {t.stages[first].name} begins "
+            "with the checkpoint's weights"
         )
-    if self.progress.stage_index < first or stage_index is None and "progress" in state: self.next_stage(first)
+    if self.state.progress.stage_index < first or stage_index is None and "progress" in state:
+        self.state.progress.next_stage(first)
+        self.pending = {}
     else:
         self.check_changes(state)
         self.pending = state
-    self.saved_step = self.progress.step
-    self.log(
-        event="resume", step=self.progress.step, stage=self.stage.name, path=str(loaded.path),
+    self.saved_step = self.state.progress.step
+    self.log.add(
+        event="resume", step=self.state.progress.step, stage=self.state.stage.name, path=str(loaded.path),
         changes=[str(c) for c in self.changes]
     )
 
@@ -85,58 +87,28 @@ def resume(self: Trainer, path: Path):
 @patch
 def finish_best(self: Trainer, stage: str):
     "A kill may have come between a checkpoint and the checkpoint-best that follows it."
-    try: update_best(self.root/stage)
+    try: update_best(self.output.root/stage)
     except (OSError, CheckpointError) as e:
-        print(f"  ⚠️  {self.root/stage}: checkpoint-best could not be brought up to date: {e}")
+        print(f"  ⚠️  {self.output.root/stage}: checkpoint-best could not be brought up to date: {e}")
 
 # %% ../../nbs/8_training/09_resume.ipynb #94225fb9
 @patch
 def take_progress(self: Trainer, loaded, state: dict, stage_index: int):
     "Where the run stands: as the checkpoint says, or as far as an old one can tell."
-    p = self.progress = Progress(stage_index=stage_index)
+    p = self.state.progress = Progress(stage_index=stage_index)
     if known := state.get("progress"):
         for k, v in known.items():
             if hasattr(p, k) and k != "stage_index": setattr(p, k, v)
         return
     p.step = int(state.get("step") or loaded.metadata.get("step") or 0)
-    p.position = int(state.get("epoch") or loaded.metadata.get("epoch") or 0)*len(self.data)
-    if p.step and self.world.is_main:
+    p.position = int(state.get("epoch") or loaded.metadata.get("epoch") or 0)*len(self.state.data)
+    if p.step and self.state.world.is_main:
         print(
             "  ⚠️  The data position is not in this checkpoint, nor are its data and batch size: epoch "
-            f"{p.position//len(self.data)} starts over"
+            f"{p.position//len(self.state.data)} starts over"
         )
 
-# %% ../../nbs/8_training/09_resume.ipynb #5935f4f1
-@patch
-def next_stage(self: Trainer, index: int):
-    "Begin a stage: its own step count, position, best and averages."
-    p = self.progress
-    p.stage_index = index
-    p.stage_step = 0
-    p.position = 0
-    p.best = math.inf
-    p.val_loss = None
-    p.val_step = -1
-    p.loss_sum = 0.0
-    p.loss_steps = 0
-    p.gate_best, p.gate_waits, p.gate, p.val_due = math.inf, 0, "", False
-    self.pending = {}
-
 # %% ../../nbs/8_training/09_resume.ipynb #052dad14
-@patch
-def circumstances(self: Trainer) -> dict:
-    "What a checkpoint remembers so that a later run can compare itself."
-    t = self.train_config
-    return dict(
-        num_samples=len(self.data), fingerprint=self.data.fingerprint, made_by=self.data.made_by,
-        val_fingerprint=self.val_data.fingerprint if self.val_data else "",
-        batch=dict(
-            effective=[t.batch_size, t.gradient_accumulation_steps], asked=list(self.asked), world=self.world.size
-        ),
-        device=self.device.type, threads=torch.get_num_threads(), torch=torch.__version__, config=self.config.to_dict(),
-        train_config=self.train_config.to_dict(), base=self.base
-    )
-
 def _made_by(one, other):
     "The versions of what makes samples that differ from others, for a sentence."
     return "".join(f", {name} {version}" for name, version in one.items() if other.get(name) != version)
@@ -145,7 +117,7 @@ def _made_by(one, other):
 @patch
 def find_changes(self: Trainer, state: dict) -> list: # of `Change`
     "What differs from the run that a checkpoint comes from; takes the batch size that keeps its steps."
-    now, t, changes = self.circumstances(), self.train_config, []
+    now, t, changes = self.state.circumstances(), self.state.train_config, []
     if state.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:
         makers = [
             _made_by(state.get("made_by") or {}, now["made_by"]), _made_by(now["made_by"], state.get("made_by") or {})
@@ -153,7 +125,7 @@ def find_changes(self: Trainer, state: dict) -> list: # of `Change`
         changes.append(
             Change(
                 "data", f"{state['fingerprint']} ({state.get('num_samples')} samples{makers[0]})",
-                f"{now['fingerprint']} ({len(self.data)} samples{makers[1]})", OTHER_RUN,
+                f"{now['fingerprint']} ({len(self.state.data)} samples{makers[1]})", OTHER_RUN,
                 "other samples follow, from the same share of the epoch on; some may come twice or not at all"
             )
         )
@@ -166,15 +138,15 @@ def find_changes(self: Trainer, state: dict) -> list: # of `Change`
         }
     ):
         split, change = settle_split(
-            Split(t.batch_size, t.gradient_accumulation_steps, self.world.size), batch, t.accepted
+            Split(t.batch_size, t.gradient_accumulation_steps, self.state.world.size), batch, t.accepted
         )
-        self.train_config, self.asked = replace(
+        self.state.train_config, self.state.asked = replace(
             t, batch_size=split.batch_size, gradient_accumulation_steps=split.accumulate
         ), self.asked_before(batch)
         changes += [change] if change else []
     changes += changed_settings({**was_model, **was}, {**now["config"], **now["train_config"]})
     changes += changed_base(state.get("base") or {}, now["base"])
-    changes += changed_stages(was.get("stages") or [], t.stages, self.progress.stage_index)
+    changes += changed_stages(was.get("stages") or [], t.stages, self.state.progress.stage_index)
     if state.get("val_fingerprint", now["val_fingerprint"]) != now["val_fingerprint"]:
         changes.append(
             Change(
@@ -193,28 +165,29 @@ def find_changes(self: Trainer, state: dict) -> list: # of `Change`
 def asked_before(self: Trainer, batch: dict) -> list:
     """The batch size and accumulation that the user asked for: the settings of this run, unless they are what an
     earlier one derived."""
-    given = [self.train_config.batch_size, self.train_config.gradient_accumulation_steps]
+    given = [self.state.train_config.batch_size, self.state.train_config.gradient_accumulation_steps]
     return list(batch["asked"]) if given == list(batch["effective"]) else given
 
 # %% ../../nbs/8_training/09_resume.ipynb #422a79b8
 @patch
 def check_changes(self: Trainer, state: dict):
     "Tell what differs; `ChangedError` where it makes another run and is not accepted."
-    t, p = self.train_config, self.progress
+    t, p = self.state.train_config, self.state.progress
     if "progress" not in state: return     # an old one remembers nothing to compare with
     self.changes = self.find_changes(state)
     refused = [c for c in self.changes if c.kind == OTHER_RUN and not t.accepted & {c.name, "all"}]
     if refused:
         raise ChangedError(
-            f"{self.checkpoint}: going on from here would be another run:\n" + "\n".join(f"  {c}" for c in refused)
+            f"{self.state.checkpoint}: going on from here would be another run:\n"
+            + "\n".join(f"  {c}" for c in refused)
             + "\nGive back the earlier settings, or accept this with --accept_changes "
             f"{','.join(dict.fromkeys(c.name for c in refused))}"
         )
-    for change in self.changes if self.world.is_main else ():
+    for change in self.changes if self.state.world.is_main else ():
         print(f"  ⚠️  {change}" + (" (accepted)" if change.kind == OTHER_RUN else ""))
     names = {c.name for c in self.changes}
     if "validation data" in names: p.best, p.val_step = math.inf, -1
-    if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.data))
+    if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.state.data))
 
 # %% ../../nbs/8_training/09_resume.ipynb #58ca8e7c
 def same_share(
@@ -230,18 +203,17 @@ def same_share(
 @patch
 def begin_stage(self: Trainer):
     "A fresh optimizer and schedule for the stage, then what a checkpoint has for them."
-    t, plan = self.train_config, self.plan()
-    end = self.schedule_end(plan)
-    self.data.set_modalities(self.stage.modality_probs)
+    t, plan = self.state.train_config, self.state.plan()
+    end, lr = self.schedule_end(plan), self.state.stage.lr*self.state.progress.lr_scale
+    self.state.data.set_modalities(self.state.stage.modality_probs)
     self.optimizer = torch.optim.AdamW(
-        self.model.parameter_groups(t, self.stage.lr*self.progress.lr_scale), lr=self.stage.lr*self.progress.lr_scale,
-        fused=self.device.type == "cuda"
+        self.state.model.parameter_groups(t, lr), lr=lr, fused=self.state.device.type == "cuda"
     )
     self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, t.warmup_steps, end))
     state, self.pending = self.pending, {}
     if not state: return
     chosen = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-    restore_optimizer(self.optimizer, self.scheduler, state, quiet=not self.world.is_main)
+    restore_optimizer(self.optimizer, self.scheduler, state, quiet=not self.state.world.is_main)
     for group, choice in zip(self.optimizer.param_groups, chosen): group.update(choice)
     self.align_schedule(plan)
     if state.get("scaler"): self.scaler.load_state_dict(state["scaler"])
@@ -251,7 +223,7 @@ def begin_stage(self: Trainer):
 @patch
 def schedule_end(self: Trainer, plan: Plan) -> int: # steps of the stage
     "Where the learning rate of the stage ends: with its last step, or with the run's where `schedule_to` says so."
-    t, p = self.train_config, self.progress
+    t, p = self.state.train_config, self.state.progress
     if t.schedule_to != "max_steps": return plan.num_steps
     return max(1, min(plan.num_steps, t.max_steps - (p.step - p.stage_step)))
 
@@ -260,7 +232,7 @@ def schedule_end(self: Trainer, plan: Plan) -> int: # steps of the stage
 def align_schedule(self: Trainer, plan: Plan):
     """Put the learning rate where the data position is: with another batch size or other data the saved step count
     belongs to another plan."""
-    p, schedule = self.progress, self.scheduler
+    p, schedule = self.state.progress, self.scheduler
     p.stage_step = schedule.last_epoch = plan.steps_before(p.position)
     schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
     schedule._last_lr = [base*factor(p.stage_step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
@@ -269,8 +241,8 @@ def align_schedule(self: Trainer, plan: Plan):
 @patch
 def restore_random(self: Trainer, states):
     "The random state of this process; one that there was none of begins at a place of its own."
-    rank = self.world.rank
+    rank = self.state.world.rank
     if isinstance(states, dict): states = [states]             # of a single process
     if not states: return
     if rank < len(states): set_rng_state(states[rank])
-    else: seed_all(self.train_config.seed + 1_000_003*rank + self.progress.step)
+    else: seed_all(self.state.train_config.seed + 1_000_003*rank + self.state.progress.step)

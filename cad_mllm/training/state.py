@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 
 from ..config import ConfigError
 from .run_files import EXIT_DONE, EXIT_FAULT, EXIT_NOT_FINITE, EXIT_STOPPED, EXIT_UNDELIVERED
+from .schedule import Plan
 
 # %% ../../nbs/8_training/06b_state.ipynb #86e79868
 @dataclass
@@ -43,6 +45,27 @@ class Progress:
 
     @property
     def mean_loss(self) -> float: return self.loss_sum/self.loss_steps if self.loss_steps else self.last_loss
+
+# %% ../../nbs/8_training/06b_state.ipynb #650146b6
+@patch
+def next_stage(
+    self: Progress,
+    index: int, # 0-based
+):
+    "Begin a stage."
+    self.stage_index = index
+    self.stage_step, self.position = 0, 0
+    self.best, self.val_loss, self.val_step = math.inf, None, -1
+    self.loss_sum, self.loss_steps = 0.0, 0
+    self.gate_best, self.gate_waits, self.gate, self.val_due = math.inf, 0, "", False
+
+@patch
+def is_over(
+    self: Progress,
+    plan: Plan, # of the stage
+) -> bool:
+    "Whether the stage has come to its end, by its last sample or by its gate."
+    return self.position >= plan.total or bool(self.gate)
 
 # %% ../../nbs/8_training/06b_state.ipynb #8dfacb7a
 @dataclass

@@ -14,52 +14,52 @@ from fastcore.basics import patch
 from ..data.batching import batches
 from .trackers import png_bytes
 from .run_files import Interrupted
-from .schedule import Plan
 from .state import FaultError, is_out_of_memory
+from .training_state import TrainingState
 from .trainer import Trainer
 
 # %% ../../nbs/8_training/07b_validation.ipynb #1e6470c6
 def leave_if_asked(
-    trainer,
+    state: TrainingState,
     broken_off: bool = False, # something was broken off here already
 ):
     "Raise `Interrupted` where a stop is asked for; all processes agree, as they do between two steps."
-    stopper = trainer.stopper
+    stopper = state.stopper
     asked = float(broken_off or stopper is not None and bool(stopper.check()) and stopper.is_urgent)
-    if not trainer.world.sum(torch.tensor([asked])).item(): return
+    if not state.world.sum(torch.tensor([asked])).item(): return
     if stopper and not (stopper.check() and stopper.is_urgent): stopper.reason = "another process"
     raise Interrupted(stopper.reason if stopper else "")
 
 # %% ../../nbs/8_training/07b_validation.ipynb #cd7351d3
 @torch.no_grad()
-def _held_out_sums(trainer, batch_size):
+def _held_out_sums(state, batch_size):
     """Summed loss and predicted tokens of the validation data, over all processes; None where one of them has no
     room for such batches."""
-    sums = torch.zeros(3, dtype=torch.float64, device=trainer.device)        # loss, tokens, processes without memory
+    sums = torch.zeros(3, dtype=torch.float64, device=state.device)        # loss, tokens, processes without memory
     for batch in batches(
-        trainer.val_data, trainer.model.builder, 0, 0, batch_size, 0, trainer.world.rank, trainer.world.size
+        state.val_data, state.model.builder, 0, 0, batch_size, 0, state.world.rank, state.world.size
     ):
-        leave_if_asked(trainer)
-        if sums[2] or not batch.num_tokens and not trainer.is_sharded: continue
-        try: sums[0] += trainer.compute(batch.to(trainer.device))["loss_sum"].double()
+        leave_if_asked(state)
+        if sums[2] or not batch.num_tokens and not state.is_sharded: continue
+        try: sums[0] += state.compute(batch.to(state.device))["loss_sum"].double()
         except Exception as e:
-            if trainer.is_sharded or not is_out_of_memory(e): raise
+            if state.is_sharded or not is_out_of_memory(e): raise
             sums[2] = 1.0
         sums[1] += batch.num_tokens
-    total, count, num_short = trainer.world.sum(sums).tolist()
+    total, count, num_short = state.world.sum(sums).tolist()
     return None if num_short else (total, count)
 
 # %% ../../nbs/8_training/07b_validation.ipynb #6758c416
-def held_out_loss(trainer) -> float | None: # a predicted token, None where there is none
+def held_out_loss(state: TrainingState) -> float | None: # a predicted token, None where there is none
     """The mean loss on the validation data; `Interrupted` where a stop is asked for meanwhile, `FaultError` where
     not even single samples fit into memory."""
-    batch_size, sums = trainer.train_config.batch_size, None
-    trainer.model.eval()
+    batch_size, sums = state.train_config.batch_size, None
+    state.model.eval()
     try:
-        while batch_size and (sums := _held_out_sums(trainer, batch_size)) is None: batch_size //= 2
+        while batch_size and (sums := _held_out_sums(state, batch_size)) is None: batch_size //= 2
     finally:
-        if trainer.is_sharded: trainer.compute.rest()
-        trainer.model.train()
+        if state.is_sharded: state.compute.rest()
+        state.model.train()
     if sums is None: raise FaultError("there is not enough memory to validate one sample")
     total, count = sums
     return total/count if count else None
@@ -69,15 +69,15 @@ def held_out_loss(trainer) -> float | None: # a predicted token, None where ther
 def validate(self: Trainer) -> float | None: # mean loss a predicted token, None without validation data
     """Loss on the held-out samples, measured once a step; `Interrupted` where a stop is asked for meanwhile: then
     nothing is noted."""
-    p = self.progress
-    if not self.val_data or not len(self.val_data): return None
+    p = self.state.progress
+    if not self.state.val_data or not len(self.state.val_data): return None
     if p.val_step == p.step: return p.val_loss
-    self.val_data.set_modalities(self.stage.modality_probs)
+    self.state.val_data.set_modalities(self.state.stage.modality_probs)
     p.val_due = True                       # until it is whole
-    val_loss = held_out_loss(self)
-    if val_loss is not None and self.train_config.draw_parts:
-        with self.compute.gathered() if self.is_sharded else nullcontext(): whole = self.draw_held_out()
-        if not whole or self.world.size > 1: leave_if_asked(self, not whole)
+    val_loss = held_out_loss(self.state)
+    if val_loss is not None and self.state.train_config.draw_parts:
+        with self.state.compute.gathered() if self.state.is_sharded else nullcontext(): whole = self.draw_held_out()
+        if not whole or self.state.world.size > 1: leave_if_asked(self.state, not whole)
     p.val_loss, p.val_step, p.val_due = val_loss, p.step, False
     if val_loss is not None: self.watch_gate(val_loss)
     return val_loss
@@ -86,7 +86,7 @@ def validate(self: Trainer) -> float | None: # mean loss a predicted token, None
 @patch
 def watch_gate(self: Trainer, val_loss: float):
     "Note whether the stage's gate is reached."
-    p, stage = self.progress, self.stage
+    p, stage = self.state.progress, self.state.stage
     if not stage.has_gate or p.gate: return
     if val_loss < p.gate_best - stage.min_delta: p.gate_best, p.gate_waits = val_loss, 0
     else: p.gate_waits += 1
@@ -94,13 +94,8 @@ def watch_gate(self: Trainer, val_loss: float):
     elif stage.patience and p.gate_waits >= stage.patience:
         p.gate = f"{p.gate_waits} validations without a loss below {p.gate_best:.4f}"
     if not p.gate: return
-    self.log(event="gate", step=p.step, stage=stage.name, text=p.gate)
-    if self.world.is_main: print(f"{stage.name} ends at step {p.step}: {p.gate}", flush=True)
-
-@patch
-def is_over(self: Trainer, plan: Plan) -> bool:
-    "Whether the current stage has come to its end."
-    return self.progress.position >= plan.total or bool(self.progress.gate)
+    self.log.add(event="gate", step=p.step, stage=stage.name, text=p.gate)
+    if self.state.world.is_main: print(f"{stage.name} ends at step {p.step}: {p.gate}", flush=True)
 
 # %% ../../nbs/8_training/07b_validation.ipynb #1340d75d
 DRAWN = "drawn" # folder of a run with the held-out parts at each validation
@@ -108,11 +103,11 @@ DRAWN = "drawn" # folder of a run with the held-out parts at each validation
 @patch
 def draw_held_out(self: Trainer) -> bool: # False where a signal broke it off
     "Draw a few held-out parts, always the same, as the model completes them now."
-    if not (self.train_config.draw_parts and self.world.is_main and self.delivery): return True
-    step, combination = self.progress.step, max(self.stage.modality_probs, key=self.stage.modality_probs.get)
+    if not (self.state.train_config.draw_parts and self.state.world.is_main and self.output.delivery): return True
+    state, step, shares = self.state, self.state.progress.step, self.state.stage.modality_probs
     try:
-        with self.stopper.breakable() if self.stopper else nullcontext():
-            picture = self.draw(self.model, self.val_data, combination, self.train_config.draw_parts)
+        with self.state.stopper.breakable() if self.state.stopper else nullcontext():
+            picture = self.draw(state.model, state.val_data, max(shares, key=shares.get), state.train_config.draw_parts)
     except Interrupted: return False
     except Exception as e:
         print(
@@ -120,8 +115,8 @@ def draw_held_out(self: Trainer) -> bool: # False where a signal broke it off
             flush=True
         )
         return True
-    finally: self.model.train()
+    finally: self.state.model.train()
     if picture is None: return True
-    self.delivery.put(f"{DRAWN}/{self.stage.name}-step{step}.png", png_bytes(picture))
-    for tracker in self.trackers: tracker.picture("held-out parts", picture, step)
+    self.output.delivery.put(f"{DRAWN}/{self.state.stage.name}-step{step}.png", png_bytes(picture))
+    for tracker in self.log.trackers: tracker.picture("held-out parts", picture, step)
     return True
