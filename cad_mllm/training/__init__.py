@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "schedule": ("Plan lr_factor"),
     "state": ("FaultError NoMemoryError NotFiniteError Progress TrainResult brief gpu_memory is_out_of_memory"),
     "training_state": ("TrainingState prepare_model total_steps without_peers"),
-    "output": ("RunOutput RunUpload RunningError running_pid"),
+    "output": ("RunOutput RunningError running_pid"),
     "reports": ("RunLog StatusWriter known_id"),
     "run_data": ("data_settings open_data scan_of tell_data"),
     "trainer": ("WARN_AFTER"),
