@@ -275,9 +275,12 @@ def first_of(
     measure: Measure,
 ) -> Candidate:
     """The best by score; where the points are one connected body, one body comes before several, unless these lie
-    far nearer."""
+    far nearer. The box around the points comes first by its score alone: it is always one body."""
     def is_one_body(): return is_connected(measure.points)
-    return best_in_one_body(candidates, lambda c: c.score, lambda c: c.num_bodies, is_one_body, APART)
+    boxes, others = ([c for c in candidates if (c.source == "box") == is_box] for is_box in (True, False))
+    if not others: return boxes[0]
+    best = best_in_one_body(others, lambda c: c.score, lambda c: c.num_bodies, is_one_body, APART)
+    return min([best, *boxes], key=lambda c: c.score)
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #76698499
 def reconstruct(
