@@ -152,7 +152,7 @@ def quality(completer, num, check, seed=0):
             for r in results
         )/len(results),
         builds=sum(m["valid"] is True for m in wrote)/len(results), keeps=sum(kept)/len(kept),
-        taken_back=sum(c["taken_back"] for m in wrote for c in m["candidates"]), seconds=seconds
+        taken_back=sum(c["num_rejected_operations"] for m in wrote for c in m["candidates"]), seconds=seconds
     )
 
 

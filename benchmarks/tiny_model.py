@@ -119,7 +119,7 @@ def judge(points, truth):
 
 def build(completer, result):
     "The solid of a result, built again; None where there is none."
-    return completer.check(CADProgram.from_json(result))[0] if result["sequence"] else None
+    return completer.checker.check(CADProgram.from_json(result))[0] if result["sequence"] else None
 
 
 def loss(completer, shown):
@@ -127,7 +127,7 @@ def loss(completer, shown):
     total = np.zeros(2)
     with torch.no_grad():
         for program, cloud in shown:
-            sample = completer.request(point_cloud=cloud[:2048]).sample
+            sample = completer.reader.read(point_cloud=cloud[:2048]).sample
             sample = replace(sample, target=completer.codec.split(program.moved(-sample.origin), 0, sample.grid)[1])
             out = completer.model(completer.model.builder.collate([sample]).to(completer.model.device))
             total += out["loss_sum"].item(), out["num_tokens"]

@@ -90,7 +90,7 @@ def draw_cases(
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #e7662093
 def _fits(autocomplete, case, max_new_tokens=None, **_):
     "Whether a case leaves the model room to write; else its candidate says why not."
-    try: autocomplete.budget(case.request, max_new_tokens)
+    try: autocomplete.reader.budget(case.request, max_new_tokens)
     except InputError as e:
         case.candidate = Candidate([], finished=False, reason=str(e))
         return False
@@ -105,7 +105,7 @@ def complete_cases(
     check: str = "kernel", # "kernel": while writing; "end": whole candidates
     desc: str = "", # for the progress bar
     world: World = World(), # the processes that share the work
-    **settings, # of `CADAutocomplete._serve`: temperature, top_p, seed, constrained, max_new_tokens
+    **settings, # of `CADAutocomplete.serve`: temperature, top_p, seed, constrained, max_new_tokens
 ):
     "Let the model complete all cases; with several processes only those of the main one get their candidates."
     size, sampling = max(1, batch_size//num_candidates), {"temperature": 0.0, "top_p": 1.0, **settings}
@@ -115,7 +115,7 @@ def complete_cases(
     hidden = not desc or not world.is_main
     with tqdm(total=len(cases), desc=f"{desc}: writing", unit="part", disable=hidden) as bar:
         def serve(part):
-            served = autocomplete._serve([c.request for c in part], num_candidates, check=asked, **sampling)
+            served = autocomplete.serve([c.request for c in part], num_candidates, check=asked, **sampling)
             bar.update(len(part))
             return [chosen for _, chosen in served]
         written = world.shared_map(serve, parts)

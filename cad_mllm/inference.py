@@ -68,7 +68,7 @@ def save(
     formats: tuple = ("json",), # of `completion_requests.FORMATS`
 ):
     "Write a result: geometry by a worker process, a picture beside the beginning, and the JSON last."
-    stem, meta = result_stem(out, request.name), result["metadata"]
+    stem, meta, seconds = result_stem(out, request.name), result["metadata"], self.checker.timeout
     stem.parent.mkdir(parents=True, exist_ok=True)
     meta["files"] = []
     def attempt(path, write):
@@ -84,7 +84,7 @@ def save(
         else:
             attempt(
                 Path(f"{stem}.{kind}"),
-                lambda p: isolated(_export, chosen.solid, str(p), request.sample.caption, timeout=self.timeout)
+                lambda p: isolated(_export, chosen.solid, str(p), request.sample.caption, timeout=seconds)
             )
     attempt(Path(f"{stem}_beside.png"), lambda p: write_picture(draw_completion(request, chosen), p))
     if "json" in formats:
@@ -93,15 +93,20 @@ def save(
 
 # %% ../nbs/9_completion/03_inference.ipynb #e71c6c58
 @patch
-def _serve(
-    self: CADAutocomplete, requests, num=1, max_new_tokens=None, constrained=True, check="end", best="input", seed=0,
-    on_operation=None, on_candidates=None, proposers=(), **sampling
-):
-    "[(result, chosen candidate)] for requests that are written as one batch, `num` rows each."
+def serve(
+    self: CADAutocomplete,
+    requests: list, # of `Request`, written as one batch
+    num: int = 1, max_new_tokens: int | None = None, constrained: bool = True, # as in `complete`
+    check: str = "end", best: str = "input", seed: int = 0, # as in `complete`
+    on_operation=None, on_candidates=None, proposers: tuple = (), # as in `complete`
+    **sampling, # temperature, top_p
+) -> list: # of (result, chosen candidate)
+    "Complete requests that are already read, `num` rows each."
     started, check, best = time.perf_counter(), check_choice("check", check, CHECKS), check_choice("best", best, BEST)
-    candidates = self.write(
-        requests, [self.budget(r, max_new_tokens) for r in requests], num=num, constrained=constrained, check=check,
-        seed=seed, on_operation=on_operation, **sampling
+    budgets = [self.reader.budget(r, max_new_tokens) for r in requests]
+    candidates = self.sampler.sample(
+        requests, budgets, num=num, constrained=constrained, check=check, seed=seed, on_operation=on_operation,
+        **sampling
     )
     settings = dict(
         seed=seed, num=num, constrained=bool(constrained and self.codec.added_tokens), **sampling,
@@ -110,7 +115,7 @@ def _serve(
     groups = [candidates[i*num:(i + 1)*num] for i in range(len(requests))]
     if check != "none" and best == "input":
         for request, group in zip(requests, groups): group += proposed(request, proposers)
-    served = [self._result(r, group, check, best, **settings) for r, group in zip(requests, groups)]
+    served = [self.result(r, group, check, best, **settings) for r, group in zip(requests, groups)]
     for group, (_, chosen) in zip(groups, served if on_candidates else ()): on_candidates(group, chosen)
     return served
 
@@ -146,8 +151,8 @@ def complete(
     served, never for what the model writes."""
     check_sampling(temperature, top_p, num)
     formats = check_formats(formats)
-    request = self.request(partial_json, caption, image, point_cloud, seed, unit, skip_unsupported)
-    (result, chosen), = self._serve(
+    request = self.reader.read(partial_json, caption, image, point_cloud, seed, unit, skip_unsupported)
+    (result, chosen), = self.serve(
         [request], num, max_new_tokens, constrained, check, best, seed, on_operation, on_candidates, proposers,
         temperature=temperature, top_p=top_p
     )
@@ -165,13 +170,14 @@ def stream(
 ): # yields CADProgram
     "The part after each operation, as soon as it is written; for models of the token language."
     check_sampling(temperature, top_p, 1)
-    check, request = check_choice("check", check, CHECKS), self.request(partial_json, caption, image, point_cloud, seed)
+    check = check_choice("check", check, CHECKS)
+    request = self.reader.read(partial_json, caption, image, point_cloud, seed)
     if not self.codec.added_tokens:
         raise InputError(
             f"stream: a model of the {self.codec.name} format tells its operations only at the end; use complete"
         )
-    for _, program in self.writing(
-        [request], [self.budget(request, max_new_tokens)], check=check, seed=seed, temperature=temperature, top_p=top_p
+    for _, program in self.sampler.stream(
+        [request], [self.reader.budget(request, max_new_tokens)], check=check, seed=seed, temperature=temperature, top_p=top_p
     ):
         yield program
 
@@ -219,30 +225,29 @@ def _names_of(items, rows):
     return names
 
 # %% ../nbs/9_completion/03_inference.ipynb #8467bdd8
-@patch
-def _ask(self: CADAutocomplete, item, name, seed, max_new_tokens):
+def _ask(reader, item, name, seed, max_new_tokens):
     "(request, None), or (None, a result that says why not)."
     try:
-        request = self.request(**_as_item(item), seed=seed)
-        self.budget(request, max_new_tokens)
+        request = reader.read(**_as_item(item), seed=seed)
+        reader.budget(request, max_new_tokens)
         request.name = name
         return request, None
     except (ValueError, OSError, TypeError) as e:
         return None, {"entities": {}, "sequence": [], "metadata": {"error": str(e), "valid": None}}
 
 # %% ../nbs/9_completion/03_inference.ipynb #7945c636
-@patch
-def _complete_batch(self: CADAutocomplete, items, names, out, formats, seed, max_new_tokens, **settings):
+def _complete_batch(autocomplete, items, names, out, formats, seed, max_new_tokens, **settings):
     "(name, result) of each item; files are written."
-    asked = [self._ask(item, name, seed, max_new_tokens) for item, name in zip(items, names)]
+    asked = [_ask(autocomplete.reader, item, name, seed, max_new_tokens) for item, name in zip(items, names)]
     requests, done = [r for r, _ in asked if r is not None], []
-    served = iter(self._serve(requests, seed=seed, max_new_tokens=max_new_tokens, **settings) if requests else ())
+    options = dict(seed=seed, max_new_tokens=max_new_tokens, **settings)
+    served = iter(autocomplete.serve(requests, **options) if requests else ())
     for request, refused in asked:
         if request is None:
             done.append(("", refused))
             continue
         result, chosen = next(served)
-        if out is not None: self.save(result, request, chosen, Path(out)/f"{request.name}.json", formats)
+        if out is not None: autocomplete.save(result, request, chosen, Path(out)/f"{request.name}.json", formats)
         done.append((request.name, result))
     return done
 
@@ -309,7 +314,7 @@ def complete_many(
     with _progress(len(items), len(items) - len(todo), world) as progress:
         for n in world.handed_out(len(batches)):
             some = [items[i] for i in batches[n]], [names[i] for i in batches[n]]
-            for i, (name, result) in zip(batches[n], self._complete_batch(*some, out, formats, **settings)):
+            for i, (name, result) in zip(batches[n], _complete_batch(self, *some, out, formats, **settings)):
                 own[keys[i]] = dict(key=keys[i], name=name, result=result)
                 if out is not None and "error" not in result["metadata"]:
                     append_line(_file_of(out, world), own[keys[i]])

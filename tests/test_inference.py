@@ -162,14 +162,14 @@ def hang(*args): time.sleep(600)
 
 
 def test_a_kernel_that_hangs_costs_a_note(model, plate, monkeypatch):
-    monkeypatch.setattr("cad_mllm.completion.build_solid", hang)
+    monkeypatch.setattr("cad_mllm.completion_candidates.build_solid", hang)
     result = CADAutocomplete(model, kernel="manifold", timeout=.2).complete(plate.truncate(2), max_new_tokens=40)
     assert result["metadata"]["valid"] is False
     assert any("no answer within" in n for n in result["metadata"]["notes"])
 
 
 def test_without_opencascade_the_light_kernel_checks(model, plate, monkeypatch):
-    import cad_mllm.completion as completion
+    import cad_mllm.completion_candidates as completion_candidates
     from cad_mllm.geometry import GeometryError
     def isolated(func, program, kernel, timeout):
         if kernel == "occ":
@@ -177,9 +177,9 @@ def test_without_opencascade_the_light_kernel_checks(model, plate, monkeypatch):
                 "OpenCascade is not installed: pip install cadquery-ocp-novtk, or use kernel='manifold'"
             )
         return func(program, kernel)
-    monkeypatch.setattr(completion, "isolated", isolated)
+    monkeypatch.setattr(completion_candidates, "isolated", isolated)
     completer = CADAutocomplete(model)
-    assert completer.check(plate)[0].kernel == "manifold" and "without STEP" in completer.notes[0]
+    assert completer.checker.check(plate)[0].kernel == "manifold" and "without STEP" in completer.notes[0]
 
 
 def test_checkpoints_in_every_form(model, plate, tmp_path):
@@ -257,10 +257,10 @@ def test_an_old_json_checkpoint_completes(plate, tmp_path):
         result["entities"] == plate.truncate(2).to_json()["entities"]
         and result["metadata"]["generated_operations"] == 0
     )
-    asked = completer.request(plate.truncate(2), "a plate")
+    asked = completer.reader.read(plate.truncate(2), "a plate")
     said = completer.model.tokenizer.encode(completer.codec.split(plate, 2)[1], add_special_tokens=False)
-    counts = [completer.read(said[:n], asked).num_new for n in range(0, len(said), 40)]
-    assert counts == sorted(counts) and counts[0] == 0 and completer.read(said, asked).num_new == 2
+    counts = [completer.sampler.decode(said[:n], asked).num_new for n in range(0, len(said), 40)]
+    assert counts == sorted(counts) and counts[0] == 0 and completer.sampler.decode(said, asked).num_new == 2
 
 
 def test_broken_text_of_a_real_model_does_no_harm(tmp_path):
@@ -273,19 +273,19 @@ def test_broken_text_of_a_real_model_does_no_harm(tmp_path):
     )
     caption, _, text = raw.read_text().partition("\n")
     ids = completer.model.tokenizer.encode(text, add_special_tokens=False)
-    completer.write = lambda requests, budgets, **k: [completer.read(ids, r) for r in requests]
+    completer.sampler.sample = lambda requests, budgets, **k: [completer.sampler.decode(ids, r) for r in requests]
     result = completer.complete(caption=caption, out=tmp_path/"out.json")
     assert result["metadata"]["total_operations"] == len(result["sequence"])
     assert result["metadata"]["valid"] or result["metadata"]["notes"]
     for cut in range(0, len(ids), 400):
-        candidate = completer.read(ids[:cut], completer.request(caption=caption))
+        candidate = completer.sampler.decode(ids[:cut], completer.reader.read(caption=caption))
         assert candidate.program is not None or candidate.reason
 
 
 @pytest.mark.parametrize(
     "request_, words",
     [
-        (dict(), "nothing to go by"), (dict(partial_json="none.json"), "none.json: the file cannot be read"),
+        (dict(), "no input: pass"), (dict(partial_json="none.json"), "none.json: the file cannot be read"),
         (dict(image="none.png"), "image='none.png'"), (dict(point_cloud="none.npz"), "point_cloud='none.npz'"),
         (dict(point_cloud="part.dwg"), "unknown suffix"), (dict(point_cloud=np.full((9, 3), np.nan)), "without extent"),
         (dict(caption="x", max_new_tokens=2), "at least"), (dict(caption="word "*3000), "leaves no room"),
@@ -316,11 +316,11 @@ def test_a_batch_gives_what_each_gives_alone(autocomplete, plate):
 
 
 def test_the_first_of_several_candidates_is_the_greedy_one(autocomplete):
-    requests = [autocomplete.request(p, "a part") for p in beginnings(3)[1:]]
+    requests = [autocomplete.reader.read(p, "a part") for p in beginnings(3)[1:]]
     budgets = [60]*len(requests)
     for check in ("end", "kernel"):
-        greedy = [c.ids for c in autocomplete.write(requests, budgets, check=check)]
-        drawn = [c.ids for c in autocomplete.write(requests, budgets, num=3, temperature=1.0, check=check)]
+        greedy = [c.ids for c in autocomplete.sampler.sample(requests, budgets, check=check)]
+        drawn = [c.ids for c in autocomplete.sampler.sample(requests, budgets, num=3, temperature=1.0, check=check)]
         assert drawn[::3] == greedy
         for k in (1, 2): assert all(ids != likeliest for ids, likeliest in zip(drawn[k::3], greedy))
 
@@ -389,7 +389,7 @@ def two_boxes(gap=.08):
 
 def as_candidate(autocomplete, program, score=0.):
     "A candidate as if the model had written it, built."
-    solid, _ = autocomplete.check(program)
+    solid, _ = autocomplete.checker.check(program)
     return Candidate([], program, 1, score=score, solid=solid, valid=True)
 
 
@@ -397,25 +397,25 @@ def test_one_body_ranks_first_where_the_beginning_or_the_cloud_is_one_body(autoc
     """Two bodies that the model likes more, or that fit a little better, come after one; where the points are two
     bodies they come first."""
     one, two = as_candidate(autocomplete, box(0, .1)), as_candidate(autocomplete, two_boxes(.06))
-    liked = {id(two): -1., id(one): -2.}
-    monkeypatch.setattr(CADAutocomplete, "likelihood", lambda self, request, candidate: liked[id(candidate)])
-    assert autocomplete.choose(autocomplete.request(box(0)), [two, one]) is one
-    assert autocomplete.choose(autocomplete.request(caption="two boxes"), [two, one]) is two
+    liked, selector = {id(two): -1., id(one): -2.}, autocomplete.selector
+    monkeypatch.setattr(autocomplete.selector, "log_likelihood", lambda request, candidate: liked[id(candidate)])
+    assert autocomplete.selector.select(autocomplete.reader.read(box(0)), [two, one]) is one
+    assert autocomplete.selector.select(autocomplete.reader.read(caption="two boxes"), [two, one]) is two
 
     twin = as_candidate(autocomplete, two_boxes(.06))       # three candidates are chosen by agreement: the twins agree
-    assert autocomplete.choose(autocomplete.request(box(0)), [two, twin, one]) is one
-    assert autocomplete.choose(autocomplete.request(caption="two boxes"), [two, one, twin]) is two
+    assert autocomplete.selector.select(autocomplete.reader.read(box(0)), [two, twin, one]) is one
+    assert autocomplete.selector.select(autocomplete.reader.read(caption="two boxes"), [two, one, twin]) is two
 
-    request = autocomplete.request(point_cloud=one.solid.points(600, 1))
+    request = autocomplete.reader.read(point_cloud=one.solid.points(600, 1))
     assert not is_connected(request.sample.points)       # 64 points are too few to tell
     request.sample.points = prepare_points(one.solid.points(600, 1), 600)[0]
-    monkeypatch.setattr(CADAutocomplete, "fit", lambda self, request, solid, seed=0: .10 if solid is two.solid else .12)
-    assert autocomplete.choose(request, [two, one]) is one
+    monkeypatch.setattr(selector, "input_error", lambda request, solid: .10 if solid is two.solid else .12)
+    assert autocomplete.selector.select(request, [two, one]) is one
     request.sample.points = prepare_points(two.solid.points(600, 1), 600)[0]
-    assert autocomplete.choose(request, [two, one]) is two
+    assert autocomplete.selector.select(request, [two, one]) is two
     request.sample.points = prepare_points(one.solid.points(600, 1), 600)[0]
-    monkeypatch.setattr(CADAutocomplete, "fit", lambda self, request, solid, seed=0: .02 if solid is two.solid else .12)
-    assert autocomplete.choose(request, [two, one]) is two
+    monkeypatch.setattr(selector, "input_error", lambda request, solid: .02 if solid is two.solid else .12)
+    assert autocomplete.selector.select(request, [two, one]) is two
 
 
 def test_a_result_far_from_its_points_or_its_picture_says_so(autocomplete, plate):
@@ -426,10 +426,10 @@ def test_a_result_far_from_its_points_or_its_picture_says_so(autocomplete, plate
     bar.sketch(rectangle(.5, .5, .2, .004))
     bar.extrude(.004)
     wrong = as_candidate(autocomplete, bar)
-    points = autocomplete.request(point_cloud=right.solid.points(2000, 0))
-    picture = autocomplete.request(image=right.solid.image(224, 0))
+    points = autocomplete.reader.read(point_cloud=right.solid.points(2000, 0))
+    picture = autocomplete.reader.read(image=right.solid.image(224, 0))
     for request, words in ((points, "far from the given points: "), (picture, "far from the given picture: ")):
-        near, far = (autocomplete._result(request, [c], "end", "input")[0]["metadata"] for c in (right, wrong))
+        near, far = (autocomplete.result(request, [c], "end", "input")[0]["metadata"] for c in (right, wrong))
         assert near["far"] == "" and far["far"].startswith(words), (near["far"], far["far"])
         assert _verdict(far) == f"a valid solid, one body, {far['far']}" and _verdict(near) == "a valid solid, one body"
         assert far["far"] in verdict_html(dict(metadata=far)) and "warned" in verdict_html(dict(metadata=far))
@@ -442,8 +442,8 @@ def test_step_of_a_result_carries_name_program_and_caption(model, plate, tmp_pat
     from cad_mllm.cli import main
     from cad_mllm.geometry.occ_import import load_occ
     completer = CADAutocomplete(model, kernel="occ")
-    request = completer.request(plate, "a plate's boss, Ø 24 mm\nwith a bore")
-    result, chosen = completer._result(request, [as_candidate(completer, plate)], "end", "input")
+    request = completer.reader.read(plate, "a plate's boss, Ø 24 mm\nwith a bore")
+    result, chosen = completer.result(request, [as_candidate(completer, plate)], "end", "input")
     completer.save(result, request, chosen, tmp_path/"plate 7.json", ("json", "step"))
     with pytest.raises(SystemExit, match="0"):
         main(["export", str(tmp_path/"plate 7.json"), str(tmp_path/"again.step")])

@@ -47,7 +47,7 @@ def _request_of(line, where, folder):
 # %% ../../nbs/11_commands/01d_completing.ipynb #37816331
 def read_requests(
     path: str | Path, # a JSON object a line; empty lines are left out
-) -> list: # of (number of the line, keyword arguments of `CADAutocomplete.request`)
+) -> list: # of (number of the line, keyword arguments of `RequestReader.read`)
     "The requests of a file; raises `ConfigError` that names the line."
     path = Path(path)
     try: lines = read_plain_text(path, MOST_LINES).splitlines()
@@ -76,7 +76,7 @@ def _check_one(partial, caption, pictures, points, skip_unsupported=False):
     missing = next((p for p in (points, *pictures) if p and not Path(p).is_file()), None)
     if missing: raise InputError(f"{missing}: there is no such file")
     if not (partial or caption.strip() or points or any(pictures)):
-        raise InputError("there is nothing to go by: give a partial part, a caption, an image or a point cloud")
+        raise InputError("no input: pass a partial part, a caption, an image or a point cloud")
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #62820793
 def _check_settings(checkpoint, temperature, top_p, num, check, best):
@@ -257,7 +257,7 @@ def _verdict(metadata):
 # %% ../../nbs/11_commands/01d_completing.ipynb #e7512584
 def _ranking(metadata):
     "How the candidates fit what was given, in a line; empty where nothing was ranked."
-    fits = sorted(c["fit"] for c in metadata["candidates"] if c.get("fit") is not None)
+    fits = sorted(c["input_error"] for c in metadata["candidates"] if c.get("input_error") is not None)
     what = "points, in lengths of their box" if "points" in metadata["modalities"] else "picture"
     return (
         f"the best of {len(metadata['candidates'])} candidates: {fits[0]:.3f} from the given {what} (0 is perfect), "
