@@ -181,7 +181,7 @@ def measure_index(num_pairs, kinds, work, jobs):
     pack_time, _ = timed(lambda: pack(root, shards, jobs=jobs, tokens=False))
     packed, sealed = timed(lambda: MultimodalAutocompleteDataset(shards))
     assert sealed.fingerprint == ds.fingerprint
-    id = f"{len(ds._ids)//1000:04d}/{len(ds._ids):08d}_00001"
+    id = f"{len(ds.table.ids)//1000:04d}/{len(ds.table.ids):08d}_00001"
     for folder, name, text in (
         ("json", f"{id}.json", kinds[0][0]), ("json_truncated", f"{id}_tr_01.json", kinds[0][1][0])
     ):
@@ -193,7 +193,7 @@ def measure_index(num_pairs, kinds, work, jobs):
     for old in (root, shards): shutil.rmtree(old)
     def ratio(t): return f"{t:.2f} s ({t/base:.3f})" if t < base/20 else f"{t:.2f} s ({t/base:.2f})"
     return (
-        f"| {pairs:,} | {pairs + len(ds._ids):,} | {base:.2f} s (1) | {ratio(first)} | **{ratio(reopen)}** | "
+        f"| {pairs:,} | {pairs + len(ds.table.ids):,} | {base:.2f} s (1) | {ratio(first)} | **{ratio(reopen)}** | "
         f"{asked['calls']} | {ratio(changed)} | {ratio(packed)} | {ratio(pack_time)} | {size:.1f} MB |"
     )
 
@@ -236,7 +236,7 @@ def drop_caches(root):
 def open_data(root, probs):
     "A data set of which every sample reads its files."
     ds = MultimodalAutocompleteDataset(root, modality_probs=probs)
-    ds._cache_room = 0
+    ds.histories.room = 0
     return ds
 
 
@@ -315,7 +315,7 @@ def measure_feed(shards, seconds):
         rates = []
         for probs in (ALL, {"text": 1.0}):
             ds = MultimodalAutocompleteDataset(shards, modality_probs=probs)
-            for i in range(len(ds)): ds._split(i, int(ds._samples["kept"][i]))   # as in a second epoch
+            for i in range(len(ds)): ds.histories.split(i, int(ds.table.samples["kept"][i]))   # as in a second epoch
             epoch, done, start = 0, 0, None
             while start is None or time.perf_counter() - start < seconds:
                 for batch in batches(ds, builder, epoch=epoch, batch_size=16, num_workers=workers):

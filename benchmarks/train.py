@@ -172,7 +172,7 @@ def run_common(args):
         while True:
             texts = []
             for _epoch, i in itertools.islice(places, 2):
-                path = Path(args.json_root or args.data_root)/"json"/f"{data._named(i)[1]}.json"
+                path = Path(args.json_root or args.data_root)/"json"/f"{data.table.named(i)[1]}.json"
                 texts.append(
                     "Complete this CAD sequence: \n" + json.dumps(json.loads(path.read_text()), separators=(",", ":"))
                     + tokenizer.eos_token

@@ -230,13 +230,13 @@ def test_any_tar_reader_finds_whole_samples(root, shards):
                 if not keys or keys[-1] != key: keys.append(key)
                 if field == "json": assert tar.extractfile(m).read() == (root/"json"/f"{key}.json").read_bytes()
                 if field == "txt": assert tar.extractfile(m).read().decode().startswith("A plate with")
-    assert len(keys) == len(set(keys)) == len(open_data(shards, sequence_format="json")._ids)
+    assert len(keys) == len(set(keys)) == len(open_data(shards, sequence_format="json").table.ids)
 
 
 def test_webdataset_reads_the_shards(shards):
     wds = pytest.importorskip("webdataset")
     samples = list(wds.WebDataset(sorted(map(str, shards.glob("*.tar"))), shardshuffle=False))
-    assert [s["__key__"] for s in samples] == open_data(shards, sequence_format="json")._ids
+    assert [s["__key__"] for s in samples] == open_data(shards, sequence_format="json").table.ids
     assert all({"json", "tokens.json", "txt"} <= s.keys() and json.loads(s["json"])["entities"] for s in samples)
 
 
@@ -316,7 +316,7 @@ def test_data_that_goes_away_while_training_stops_the_run(shards, tmp_path, buil
     assert sum(b.num_samples for b in batches(ds, builder, batch_size=1)) < len(ds)
     shutil.rmtree(copy)
     ds.files.pack.close()
-    ds._cache.clear()
+    ds.histories.cache.clear()
     with pytest.raises(DataError, match="the data went away while training.*resume"):
         list(batches(ds, builder, batch_size=2))
 
@@ -329,10 +329,10 @@ def test_a_shard_replaced_under_a_reader_keeps_giving_what_was_packed(shards, tm
     for shard in copy.glob("*.tar"):
         (tmp_path/"other").write_bytes(bytes(shard.stat().st_size))
         os.replace(tmp_path/"other", shard)
-    ds._cache.clear()
+    ds.histories.cache.clear()
     assert all(same(ds[i], first[i]) for i in range(len(ds)))
     ds.files.pack.close()
-    ds._cache.clear()
+    ds.histories.cache.clear()
     assert [ds[i] for i in range(len(ds))] == [None]*len(ds) and set(ds.report) >= {"went bad while training"}
 
 

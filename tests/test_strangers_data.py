@@ -49,7 +49,7 @@ def test_attachments_captions_of_every_form(parts, tmp_path, form):
     (root/"txt").mkdir()
     (root/"txt"/name).write_text(text, encoding="utf-8")
     ds = MultimodalAutocompleteDataset(root)
-    assert set(ds._captions) == {"A part."} and ds.attachments.num_captions == len(ds._ids) and not ds.report
+    assert set(ds.table.captions) == {"A part."} and ds.attachments.num_captions == len(ds.table.ids) and not ds.report
 
 
 VIEWS = {
@@ -72,7 +72,7 @@ def test_attachments_pictures_of_every_name(parts, tmp_path, form):
     pack(root, tmp_path/"shards")
     packed = MultimodalAutocompleteDataset(tmp_path/"shards", **kw)
     for found in (ds, again, packed):
-        assert found.attachments.num_images == len(found._ids) and found.attachments.num_parts
+        assert found.attachments.num_images == len(found.table.ids) and found.attachments.num_parts
         assert found[0].image[0, 0].tolist()[1] < 60 and not found.skipped
 
 
@@ -91,7 +91,7 @@ def test_attachments_behind_a_link_and_clouds_as_ply(parts, tmp_path):
         (root/"pointcloud"/f"{id}.ply").parent.mkdir(parents=True, exist_ok=True)
         (root/"pointcloud"/f"{id}.ply").write_text(cloud)
     ds = MultimodalAutocompleteDataset(root, modality_probs={"text+image+points": 1.}, image_size=8, num_points=4)
-    assert ds.attachments.num_images == ds.attachments.num_points == len(ds._ids)
+    assert ds.attachments.num_images == ds.attachments.num_points == len(ds.table.ids)
     assert ds[0].points.shape == (4, 6) and not ds.skipped
 
 

@@ -37,7 +37,7 @@ class _MicroBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, k):
         batch = self.builder.collate([self.dataset.sample(self.epoch, int(i)) for i in self.places[k]], **self.collate)
-        return replace(batch, skipped=self.dataset._report.take() + batch.skipped)
+        return replace(batch, skipped=self.dataset.skip_report.take() + batch.skipped)
 
 def _as_is(batch): return batch
 
@@ -129,10 +129,10 @@ def batches(
     known = len(dataset.skipped)
     try:
         for batch in _each(_begin(loader)):
-            for note in batch.skipped: dataset._report.add(*note, log=True)
-            dataset._report.take()
+            for note in batch.skipped: dataset.skip_report.add(*note, log=True)
+            dataset.skip_report.take()
             if not batch.num_samples: dataset.check_reachable()
             yield batch
     finally:
-        dataset._report.take()
+        dataset.skip_report.take()
         if len(dataset.skipped) > known: dataset.save_report()

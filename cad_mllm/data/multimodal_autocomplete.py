@@ -16,18 +16,17 @@ from fastcore.basics import patch
 
 from ..config import ConfigError, parse_modalities
 from ..cad.program import CADProgram
-from ..cad.grid import NUM_LEVELS
 from ..cad.vocab import VERSION
 from ..cad.codecs import get_codec
 from .attachments import Attachments
-from .skipped import DataError, DataWarning, parse_history_bytes, parse_program, Skip, SkipReport
-from .pairs import check_beginning, hold_out
-from .images import prepare_image
-from .points import check_belongs, read_points, Scan, see_points
-from .draws import draw_modalities, draw_views, seeded_rng
-from .index import CACHE_SIZE, Sample
+from .design_index import DataRequest, DesignIndex
+from .draws import seeded_rng
+from .index import Sample
+from .points import Scan
+from .sample_reader import HistoryReader, MediaReader, MediaSettings
+from .sample_table import SampleTable
+from .skipped import DataError, DataWarning, Skip, SkipReport
 from .sources import open_files, ShardSource
-from .index_file import judge_designs, load_index, save_index, sequence_hash, usable_rows
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #84ab0a1b
 class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
@@ -68,49 +67,37 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         verify: bool = False,            # hash all shards when opening them
     ):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
-        self.from_scratch_prob = from_scratch_prob
-        self.num_points = num_points
-        self.image_size = image_size
-        self.points_on_grid = points_on_grid
-        self.epoch = 0
-        self.measure_version = measure_version
-        self.max_views = max_views
-        self.caption_drop = caption_drop
-        self.scan = scan
+        self.from_scratch_prob, self.caption_drop, self.epoch = from_scratch_prob, caption_drop, 0
         self.codec = get_codec(sequence_format, token_version)
-        self._report = SkipReport()
-        self._cache = {}
-        self._cache_room = CACHE_SIZE
-        self.files = open_files(
-            data_root,
-            dict(
-                truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root, img=omnicad_img_root,
-                points=omnicad_pc_root
-            ),
-            cache_dir, verify
+        self.skip_report = SkipReport()
+        folders = dict(
+            truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root, img=omnicad_img_root,
+            points=omnicad_pc_root
         )
+        self.files = open_files(data_root, folders, cache_dir, verify)
         self.report_path = Path(report_path or self.data_root/f"dataset_report{'_val' if split == 'val' else ''}.json")
         self.index_path = Path(index_path) if index_path else None
         self.set_modalities(modality_probs or {"text": 1.0})
-        limits = [n for n in (max_samples, num_val_samples if split == "val" else 0) if n > 0]
-        self._request = [split, num_val_samples, max_samples, str(data_root)] + ["wholes"]*self.wholes_only
-        self._limit = min(limits, default=0)
-        self._adopt(*(self._reopen() or self._build(jobs)))
+        request = DataRequest(
+            str(data_root), split, num_val_samples, max_samples, sequence_format, wholes_only=from_scratch_prob >= 1
+        )
+        self._adopt(DesignIndex(self.files, self.skip_report, request, self.index_path), jobs)
+        reads_tokens = sequence_format == "tokens" and self.codec.version == VERSION
+        self.histories = HistoryReader(self.files, self.table, self.codec, reads_tokens, remembers_grids=not scan)
+        settings = MediaSettings(seed, image_size, max_views, num_points, points_on_grid, measure_version, scan)
+        self.media = MediaReader(self.histories, self.skip_report, settings)
         self.files.forget()
         self._warn(report_path is not None)
 
-    @property
-    def _reads_tokens(self):
-        "Whether samples are the tokens that a pack holds."
-        return self.sequence_format == "tokens" and self.codec.version == VERSION
+    def _adopt(self, index, jobs):
+        "Find the samples; verdicts on all designs and what was left out at once are kept for `pack`."
+        found = index.find(jobs)
+        self.listed = list(self.skip_report.entries)
+        self.table = SampleTable.of(found, index.usable(found))
+        self.verdicts = found.table if self.split == "all" and not index.request.limit else None
 
     @property
     def folders(self) -> dict: return self.files.folders # role -> folder; None in a pack
-
-    @property
-    def wholes_only(self) -> bool:
-        "Whether a design is one sample, however many beginnings it has."
-        return self.from_scratch_prob >= 1
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #7ed120ac
 @patch(as_prop=True)
@@ -137,117 +124,16 @@ def set_epoch(self: MultimodalAutocompleteDataset, epoch: int):
     self.epoch = epoch
 
 @patch
-def __len__(self: MultimodalAutocompleteDataset): return len(self._samples)
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #401f221c
-@patch
-def _choose(self: MultimodalAutocompleteDataset):
-    "Candidates of this split: design id -> suffixes or None."
-    split, num_val_samples, *_ = self._request
-    if split not in ("all", "train", "val"): raise ConfigError(f"split={split!r}: choose one of all, train, val")
-    groups = self.files.candidates(self._report)
-    held = hold_out({id: len(s or "1") for id, s in groups.items()}, num_val_samples) if split != "all" else set()
-    return {id: s for id, s in groups.items() if split == "all" or (id in held) == (split == "val")}
-
-@patch
-def _usable(self: MultimodalAutocompleteDataset, verdict):
-    "How many samples a verdict gives."
-    if not verdict[0][0] or verdict[0][3] < 0 and self.sequence_format != "json": return 0
-    num = sum(kept > 0 for _, kept, _ in verdict[1])
-    return min(num, 1) if self.wholes_only else num
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #4109d9b3
-@patch
-def _build(self: MultimodalAutocompleteDataset, jobs):
-    """Check the candidates, join what belongs to them, and keep both in the index. Returns (verdicts, captions,
-    views, clouds, how they are named)."""
-    groups = self._choose()
-    table = (
-        self.files.table.only(groups) if isinstance(self.files, ShardSource) and not self._limit
-        else self._judge(groups, jobs)
-    )
-    joined = self.files.join(table.ids, self._report)
-    self._save_index(table, joined)
-    return table, *joined
-
-@patch
-def _judge(self: MultimodalAutocompleteDataset, groups, jobs):
-    "Verdicts on the candidates, or on as many as a limit needs."
-    return judge_designs(
-        self.files, groups, self._known_verdicts(), self._usable, self._save_index, limit=self._limit, jobs=jobs
-    )
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #62ea848e
-@patch
-def _save_index(self: MultimodalAutocompleteDataset, verdicts, joined=None):
-    "Keep verdicts, and what belongs to the designs where that is known, in the index."
-    if not self.index_path or joined is None and isinstance(self.files, ShardSource): return
-    about = dict(
-        request=self._request, state=self.files.state() if joined else None,
-        listed=self._report.entries if joined else []
-    )
-    save_index(self.index_path, about, verdicts, joined)
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #eb5f4dc4
-@patch
-def _reopen(self: MultimodalAutocompleteDataset):
-    """(verdicts, captions, views, clouds, how they are named) of the index where it answers the same request about
-    the same files, else None."""
-    self._index = index = load_index(self.index_path)
-    if index is None: return None
-    about, verdicts, joined = index
-    try: same = about["request"] == self._request and about["state"] and self.files.is_same(about["state"], verdicts)
-    except (KeyError, TypeError, AttributeError): same = False       # of another kind of source
-    if not same:
-        return None
-    for entry in about["listed"]: self._report.add(*entry)
-    self._index = None
-    return verdicts, *joined
-
-@patch
-def _known_verdicts(self: MultimodalAutocompleteDataset):
-    "The verdicts of the index by id, for a folder that has changed."
-    index, self._index = self._index, None
-    return index[1].as_dict() if index and not isinstance(self.files, ShardSource) else {}
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #0901a2c5
-@patch
-def _select(self: MultimodalAutocompleteDataset, table):
-    """The rows of `table.samples` that are used, and notes about shards that are not; a limit takes designs in the
-    order of their hash."""
-    rows = table.samples
-    chosen = usable_rows(table, self.sequence_format, self.wholes_only, self._limit)
-    away, shards = self.files.unusable(table.ids)
-    for file, why, inside in shards:
-        self._report.add(file, f"{why}; its {int(inside[rows['design'][chosen]].sum())} samples are left out")
-    return chosen[~away[rows["design"][chosen]]]
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #40689a38
-@patch
-def _adopt(self: MultimodalAutocompleteDataset, table, captions, views, clouds, media):
-    "Take what was found as the samples of this data set: a row of numbers a design and a row a sample."
-    self._listed = list(self._report.entries)
-    for place, suffix, reason, formats in table.notes:
-        if not formats or self.sequence_format in formats.split():
-            self._report.add(self.files.where(table.ids[place], suffix), reason)
-    rows = table.samples[self._select(table)]
-    used, design = np.unique(rows["design"], return_inverse=True)
-    names, suffix = np.unique(rows["suffix"], return_inverse=True)
-    self._samples, self._designs = rows.copy(), table.designs[used]
-    self._samples["design"], self._samples["suffix"] = design.reshape(-1), suffix.reshape(-1)
-    self._ids, self._captions = [table.ids[i] for i in used], [captions[i] for i in used]
-    self._suffixes = [table.suffixes[i] for i in names]
-    self._views, self._clouds, self._media_names = views[used], clouds[used], media
-    self._table = table if self.split == "all" and not self._limit else None
+def __len__(self: MultimodalAutocompleteDataset): return len(self.table)
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #a329d5e6
 @patch
 def _warn(self: MultimodalAutocompleteDataset, wanted):
     "One warning for all that was left out, and the report file; an empty training set is an error."
-    self._report.take()
-    found = bool(self._report.entries)
+    self.skip_report.take()
+    found = bool(self.skip_report.entries)
     place = self.save_report() if found or wanted else ""
-    text = self._report.sentence(self.data_root, place) if self._report.entries else ""
+    text = self.skip_report.sentence(self.data_root, place) if self.skip_report.entries else ""
     if not len(self) and self.split != "val":
         raise DataError(
             f"no usable sample: {Path(self.folders['json'] or self.data_root).absolute()} gave none that can be "
@@ -260,47 +146,28 @@ def _warn(self: MultimodalAutocompleteDataset, wanted):
 @patch(as_prop=True)
 def report(self: MultimodalAutocompleteDataset) -> dict: # kind of reason -> number of files
     "Counts of what was left out, by reason."
-    return self._report.counts
+    return self.skip_report.counts
 
 @patch(as_prop=True)
 def attachments(self: MultimodalAutocompleteDataset) -> Attachments:
     "How many of its parts have captions, pictures and clouds, and which files belong to none."
-    num_captions = sum(map(bool, self._captions))
-    counts = [int(np.count_nonzero(bits)) for bits in (self._views, self._clouds)]
-    return Attachments(len(self._ids), num_captions, *counts, self._media_names["spare"], self._media_names["cleaned"])
+    return self.table.attachments
 
 @patch(as_prop=True)
 def skipped(self: MultimodalAutocompleteDataset) -> list: # of (file, reason)
     "Every file that was left out, with its reason."
-    return self._report.entries
+    return self.skip_report.entries
 
 @patch(as_prop=True)
 def num_tokens(self: MultimodalAutocompleteDataset) -> np.ndarray: # (len(ds),)
     """CAD tokens of each sample's whole history, given and to be written together, end marker included; caption,
     image and points come on top."""
-    return self._designs["tokens"][self._samples["design"]]
+    return self.table.num_tokens
 
 @patch
 def save_report(self: MultimodalAutocompleteDataset) -> str: # where the list is, for a sentence
     "Write the report file; never raises."
-    return self._report.save(self.report_path, data_root=str(self.data_root), split=self.split, samples=len(self))
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #f1d825f1
-@patch
-def _named(self: MultimodalAutocompleteDataset, index):
-    "Row, id and suffix of a sample."
-    row = self._samples[index]
-    return row, self._ids[row["design"]], self._suffixes[row["suffix"]]
-
-@patch
-def _unchanged(self: MultimodalAutocompleteDataset, index, signature=None):
-    "Whether both files are the ones that were checked; `signature` is the whole's, where it is known."
-    row, id, suffix = self._named(index)
-    if signature is None: signature = self.files.whole_signature(id)
-    return (
-        signature == self._designs["signature"][row["design"]]
-        and self.files.beginning_signature(id, suffix) == row["signature"]
-    )
+    return self.skip_report.save(self.report_path, data_root=str(self.data_root), split=self.split, samples=len(self))
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #7b633f6f
 @patch
@@ -309,124 +176,8 @@ def whole(
     index: int, # from 0 to len(ds) - 1
 ) -> CADProgram: # the whole history that the sample is a beginning of
     "The history itself, from a folder or from shards. Raises `DataError` where its file has gone bad."
-    try: return self._whole(index % len(self))
-    except (Skip, OSError) as e: raise DataError(f"{self.files.where(self._named(index)[1])}: {e}") from None
-
-@patch
-def _whole(self: MultimodalAutocompleteDataset, index):
-    "The whole history of a sample; `Skip` where it, or its beginning, is no longer what was checked."
-    row, id, suffix = self._named(index)
-    data, signature = self.files.history(id)
-    content = parse_history_bytes(data)
-    whole = parse_program(content)
-    if not self._unchanged(index, signature):
-        kept = (
-            check_beginning(whole, content, self.files.where(id, suffix))[0] if self.folders["truncated"]
-            else row["kept"]
-        )
-        if kept != row["kept"] or len(whole) != self._designs["total"][row["design"]]:
-            raise Skip("changed while training: it has another number of operations")
-    return whole
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #5cbd3060
-@patch
-def _split(self: MultimodalAutocompleteDataset, index, kept, grid=None, origin=None):
-    "Prefix and target of a sample of which `kept` operations are given, or only the grid and where its numbers begin."
-    key = (int(self._samples[index]["design"]), kept, grid, None if origin is None else tuple(origin))
-    if key in self._cache and self._unchanged(index): return self._cache[key]
-    row, id, _ = self._named(index)
-    split = self.files.split(id, kept) if self._reads_tokens and grid is None else None
-    if split is None:
-        split = self.codec.split(
-            self._whole(index) if origin is None else self._whole(index).moved(-origin), kept, grid
-        )
-    size = len(split[0]) + len(split[1])
-    if size <= self._cache_room and key not in self._cache and not (grid and self.scan):
-        self._cache[key] = split
-        self._cache_room -= size
-    return split
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #8a90ed56
-@patch
-def _media_files(self: MultimodalAutocompleteDataset, name, epoch, index):
-    "Role, id and ending of a sample's pictures (views are drawn) or cloud."
-    design = self._samples[index]["design"]
-    bits, role = (self._views, "img") if name == "image" else (self._clouds, "points")
-    endings = [s for i, s in enumerate(self._media_names[role]) if bits[design] >> i & 1]
-    if name == "image":
-        endings = draw_views(endings, self.max_views, seeded_rng("view", self.seed, epoch, index))
-    return [(role, self._ids[design], e) for e in (endings if name == "image" else endings[:1])]
-
-@patch
-def _cloud(self: MultimodalAutocompleteDataset, cloud, epoch, index, kept, prefix, own):
-    "A cloud as `Sample` fields; `own` is the grid that the part would choose by itself."
-    if own and not .3 < float(np.ptp(cloud[:, :3], axis=0).max())/(NUM_LEVELS*own.unit) < 2:
-        check_belongs(cloud, self._whole(index))
-    if self.scan: cloud = self.scan(cloud, seeded_rng("scan", self.seed, epoch, index))
-    return see_points(
-        cloud, self.num_points, seeded_rng("points", self.seed, epoch, index),
-        self.codec if self.points_on_grid else None, prefix, not kept, self.measure_version
-    )
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #d597a7e4
-@patch
-def _media_where(self: MultimodalAutocompleteDataset, role, id, ending):
-    "A picture or cloud, for a sentence."
-    return (
-        self.files.pack.where(self.files.place[id], ending) if isinstance(self.files, ShardSource)
-        else self.files.path(role, id, ending)
-    )
-
-# %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #ea7a1b39
-@patch
-def _available(self: MultimodalAutocompleteDataset, index):
-    "The modalities that a sample has."
-    design = self._samples[index]["design"]
-    return {"text"} | ({"image"} if self._views[design] else set()) | ({"points"} if self._clouds[design] else set())
-
-@patch
-def _draw(self: MultimodalAutocompleteDataset, epoch, index, available):
-    "The modalities drawn among those."
-    return draw_modalities(self.modality_probs, available, seeded_rng("modality", self.seed, epoch, index).random())
-
-@patch
-def _fetch(self: MultimodalAutocompleteDataset, epoch, index):
-    "Let the files of a sample be read at once, where the form of the data allows it."
-    media = [
-        ending for name in self._draw(epoch, index, self._available(index))[1:]
-        for _, _, ending in self._media_files(name, epoch, index)
-    ]
-    self.files.fetch(
-        self._named(index)[1], [*media, ".tokens.json" if self._reads_tokens and self.files.has_tokens else ".json"]
-    )
-
-@patch
-def _load_media(self: MultimodalAutocompleteDataset, name, epoch, index, *known):
-    "What can be read of a sample's pictures or cloud, as `Sample` fields; None where nothing can."
-    loaded = []
-    for file in self._media_files(name, epoch, index):
-        try:
-            data = self.files.media(*file)
-            loaded.append(
-                prepare_image(data, self.image_size) if name == "image"
-                else self._cloud(read_points(data), epoch, index, *known)
-            )
-        except Exception as e:
-            self._report.add(self._media_where(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
-    if not loaded or name != "image": return loaded[0] if loaded else None
-    return dict(image=loaded[0] if len(loaded) == 1 else np.stack(loaded))
-
-@patch
-def _media(self: MultimodalAutocompleteDataset, epoch, index, *known):
-    "The modalities drawn for a sample and their `Sample` fields; what is known of it, as `_cloud` takes it."
-    available = self._available(index)
-    while True:
-        drawn = self._draw(epoch, index, available)
-        loaded = {name: self._load_media(name, epoch, index, *known) for name in drawn[1:]}
-        if bad := {name for name, found in loaded.items() if found is None}:
-            available -= bad
-            continue
-        return drawn, {k: v for found in loaded.values() for k, v in found.items()}
+    try: return self.histories.whole(index % len(self))
+    except (Skip, OSError) as e: raise DataError(f"{self.files.where(self.table.named(index)[1])}: {e}") from None
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #7f4d2ff3
 @patch
@@ -437,22 +188,22 @@ def sample(
 ) -> Sample: # None where the files have gone bad since they were checked
     """The sample at `index` as `epoch` draws it: a pure function of (seed, epoch, index) and the files. Never raises
     for a file."""
-    row, id, suffix = self._named(index)
+    row, id, suffix = self.table.named(index)
     try:
         scratch = seeded_rng("from scratch", self.seed, epoch, index).random() < self.from_scratch_prob
         kept = 0 if scratch else int(row["kept"])
-        if isinstance(self.files, ShardSource): self._fetch(epoch, index)
-        prefix, target = self._split(index, kept)
-        modalities, media = self._media(
-            epoch, index, kept, prefix, self.codec.grid(prefix or target) if self.points_on_grid else None
-        )
-        if media.get("grid") and not prefix: prefix, target = self._split(index, kept, media["grid"], media["origin"])
+        if isinstance(self.files, ShardSource): self.media.fetch(self.modality_probs, epoch, index)
+        prefix, target = self.histories.split(index, kept)
+        own = self.codec.grid(prefix or target) if self.media.settings.points_on_grid else None
+        modalities, media = self.media.read(self.modality_probs, epoch, index, kept, prefix, own)
+        if media.get("grid") and not prefix:
+            prefix, target = self.histories.split(index, kept, media["grid"], media["origin"])
     except Exception as e:
         reason = str(e) if isinstance(e, Skip) else f"{type(e).__name__}: {e}"
-        self._report.add(self.files.where(id), f"went bad while training: {suffix}: {reason}", log=True)
+        self.skip_report.add(self.files.where(id), f"went bad while training: {suffix}: {reason}", log=True)
         return None
     untold = len(modalities) > 1 and seeded_rng("caption", self.seed, epoch, index).random() < self.caption_drop
-    caption = "" if untold else self._captions[row["design"]]
+    caption = "" if untold else self.table.captions[row["design"]]
     return Sample(id, caption, target=target, kept=kept, modalities=modalities, **{**media, "prefix": prefix})
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #5b9b6613
@@ -475,18 +226,11 @@ def order(
 @patch(as_prop=True)
 def fingerprint(self: MultimodalAutocompleteDataset) -> str: # 16 hexadecimal digits
     "A hash of what determines the sample sequence, for noticing that the data changed between two runs."
-    tables = [self._designs[c] for c in ("total", "size")] + [self._samples[c] for c in ("design", "suffix", "kept")]
-    return sequence_hash([self._ids, self._suffixes], [*tables, self._views, self._clouds])
+    return self.table.fingerprint
 
 @patch
 def __repr__(self: MultimodalAutocompleteDataset):
-    def share(has): return f"{100*float(np.mean(has)) if len(self._ids) else 0:.0f}%"
-    return (
-        f"{len(self)} samples ({self.split}) of {len(self._ids)} histories; with caption "
-        f"{share([bool(c) for c in self._captions])}, "
-        f"pictures {share(self._views > 0)}, points {share(self._clouds > 0)}; {sum(self.report.values())} files left "
-        "out"
-    )
+    return f"{len(self)} samples ({self.split}) of {self.table.describe()}; {sum(self.report.values())} files left out"
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #bf7350be
 @patch

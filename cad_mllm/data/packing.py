@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..geometry.engines import get_engine
 from .shard_files import to_bytes
@@ -30,52 +29,44 @@ def _packed_endings(endings):
     plain = [e.lstrip("/") if e.lstrip("/").startswith((".", "_")) else f"_{e.lstrip('/')}" for e in endings]
     return [(e, p if plain.index(p) == i else f"_{i}{p}") for i, (e, p) in enumerate(zip(endings, plain))]
 
-@patch
-def _group(self: MultimodalAutocompleteDataset, place, kepts, encode):
+def _group(ds, place, kepts, encode):
     "A design's files for a pack: (id, [(ending, file, bytes or `Made`)])."
-    id, caption = self._ids[place], self._captions[place]
-    whole = self.files.where(id)
+    id, caption = ds.table.ids[place], ds.table.captions[place]
+    whole = ds.files.where(id)
     files = [(".json", whole)]
     if encode: files.append((".tokens.json", Made([language_version(), kepts], lambda: encode(str(whole), kepts))))
     if caption: files.append((".txt", caption.encode("utf-8", "surrogateescape")))
-    for role, bits in (("points", self._clouds), ("img", self._views)):
+    for role, bits in (("points", ds.table.clouds), ("img", ds.table.views)):
         files += [
-            (packed, self.files.path(role, id, e))
-            for i, (e, packed) in enumerate(_packed_endings(self._media_names[role])) if bits[place] >> i & 1
+            (packed, ds.files.path(role, id, e))
+            for i, (e, packed) in enumerate(_packed_endings(ds.table.media[role])) if bits[place] >> i & 1
         ]
     return id, files
 
 # %% ../../nbs/5_data/25_packing.ipynb #9b07e5ab
-@patch
-def _pack_extra(self: MultimodalAutocompleteDataset, language):
+def _pack_extra(ds, language):
     "What a pack's index keeps beside the members: nothing that depends on where or when."
-    table, place = self._table, {id: i for i, id in enumerate(self._ids)}
-    designs = table.designs.copy()
-    samples = table.samples.copy()
-    chosen = np.array([place.get(id, -1) for id in table.ids])
+    verdicts, used = ds.verdicts, ds.table
+    place = {id: i for i, id in enumerate(used.ids)}
+    designs, samples = verdicts.designs.copy(), verdicts.samples.copy()
     designs["signature"], samples["signature"] = 0, 0
-    captions = [self._captions[i] if i >= 0 else "" for i in chosen]
-    views, clouds = (np.where(chosen >= 0, bits[chosen], 0).astype("<i4") for bits in (self._views, self._clouds))
-    listed = [(os.path.relpath(file, self.data_root), reason) for file, reason in self._listed]
+    chosen = np.array([place.get(id, -1) for id in verdicts.ids])
+    captions = [used.captions[i] if i >= 0 else "" for i in chosen]
+    views, clouds = (np.where(chosen >= 0, bits[chosen], 0).astype("<i4") for bits in (used.views, used.clouds))
+    listed = [(os.path.relpath(file, ds.data_root), reason) for file, reason in ds.listed]
+    packed = {role: [p for _, p in _packed_endings(used.media[role])] for role in ("img", "points")}
     return dict(
-        replace(table, designs=designs, samples=samples).arrays(), captions=to_bytes(captions), views=views,
-        clouds=clouds, listed=to_bytes(listed),
-        media=to_bytes(
-            {
-                **self._media_names,
-                **{role: [p for _, p in _packed_endings(self._media_names[role])] for role in ("img", "points")}
-            }
-        ),
-        language=to_bytes(language), cut=np.array(self.folders["truncated"] is None)
+        replace(verdicts, designs=designs, samples=samples).arrays(), captions=to_bytes(captions), views=views,
+        clouds=clouds, listed=to_bytes(listed), media=to_bytes({**used.media, **packed}),
+        language=to_bytes(language), cut=np.array(ds.folders["truncated"] is None)
     )
 
 # %% ../../nbs/5_data/25_packing.ipynb #ae43e9db
-@patch
-def _groups(self: MultimodalAutocompleteDataset, encode):
+def _groups(ds, encode):
     "All designs for a pack."
-    kepts = [set() for _ in self._ids]
-    for row in self._samples: kepts[row["design"]].add(int(row["kept"]))
-    return [self._group(i, sorted(k), encode) for i, k in enumerate(kepts)]
+    kepts = [set() for _ in ds.table.ids]
+    for row in ds.table.samples: kepts[row["design"]].add(int(row["kept"]))
+    return [_group(ds, i, sorted(k), encode) for i, k in enumerate(kepts)]
 
 # %% ../../nbs/5_data/25_packing.ipynb #a21c2eb5
 @contextmanager
@@ -120,20 +111,18 @@ def pack(
         root, sequence_format="json", index_path=out/"checked.npz", report_path=out/"pack_report.json", jobs=jobs
     )
     with _processes(encode_json_line, num_jobs(jobs, 4*len(ds))) as encode:
-        made = write_pack(
-            out, ds._groups(encode if tokens else None), ds._pack_extra(language_version() if tokens else ""), shard_mb,
-            readers
-        )
+        groups, extra = _groups(ds, encode if tokens else None), _pack_extra(ds, language_version() if tokens else "")
+        made = write_pack(out, groups, extra, shard_mb, readers)
     packed = Pack(out)
     sizes = packed.members["size"][packed.first[:-1]]
-    if changed := [id for id, size, known in zip(ds._ids, sizes, ds._designs["size"]) if size != known]:
+    if changed := [id for id, size, known in zip(ds.table.ids, sizes, ds.table.designs["size"]) if size != known]:
         (out/INDEX_NAME).unlink()
         raise PackError(
             f"{root}: {changed[0]}.json and {len(changed) - 1} others changed while they were packed; run again when "
             "nothing writes there"
         )
     return dict(
-        root=str(root), out=str(out), samples=len(ds), histories=len(ds._ids), shards=len(made["shards"]),
+        root=str(root), out=str(out), samples=len(ds), histories=len(ds.table.ids), shards=len(made["shards"]),
         bytes=sum(s["bytes"] for s in made["shards"]), kept_shards=made["kept_shards"], left_out=ds.report,
         fingerprint=ds.fingerprint
     )

@@ -122,7 +122,7 @@ class StreamDataset(MultimodalAutocompleteDataset):
         self.measure_version, self.caption_drop, self.scan = measure_version, caption_drop, scan
         self.sequence_format = sequence_format
         self.codec = get_codec(sequence_format, token_version)
-        self._report = SkipReport()
+        self.skip_report = SkipReport()
         self.report_path = report_path
         held = split == "val"
         self.part_seed, size = self.name.seed + HELD_OUT*held, num_val_samples if held else self.name.num
@@ -214,4 +214,4 @@ def check_reachable(self: StreamDataset):
 def save_report(self: StreamDataset) -> str: # where the list is, for a sentence
     "Write what was too long, where a place was given for it."
     if not self.report_path: return "the full list is kept in memory (dataset.skipped)"
-    return self._report.save(Path(self.report_path), data_root=str(self.name), split=self.split, samples=len(self))
+    return self.skip_report.save(Path(self.report_path), data_root=str(self.name), split=self.split, samples=len(self))
