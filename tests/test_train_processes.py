@@ -223,12 +223,18 @@ def test_one_hangs_and_the_other_gives_up(data, tmp_path):
 
 
 def test_one_fails_and_the_other_repeats_its_error(data, tmp_path):
-    pair = several(data, tmp_path/"o", *RUN, each={1: ["--data_root", str(tmp_path/"nowhere")]})
+    "And torchrun finds the first error, not the echo, in the file that it named for each process."
+    files = [tmp_path/"error0.json", tmp_path/"error1.json"]
+    pair = [
+        Training(data, tmp_path/"o", *RUN, *flags, env={**env, "TORCHELASTIC_ERROR_FILE": str(file)})
+        for file, env, flags in zip(files, peers(2), ([], ["--data_root", str(tmp_path/"nowhere")]))
+    ]
     for p in pair: p.wait(EXIT_FAILED)
     assert (
         re.search(r"process 1 ended with \w+Error: .*nowhere.*: process 0 of 2 stops too", pair[0].text)
         and "nowhere" in pair[1].text
     )
+    assert "nowhere" in json.loads(files[1].read_text())["message"]["message"] and not files[0].exists()
 
 
 def test_told_different_things_they_do_not_begin(data, tmp_path):

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..config import ConfigError
 
@@ -72,8 +73,9 @@ def watched(self: World):
 # %% ../../nbs/8_training/05_distributed.ipynb #5a762af3
 @patch
 def report_failure(self: World, error: BaseException):
-    "Publish this process's error to the other processes."
+    "Publish this process's error to the other processes, and to torchrun, whose summary names the first one."
     if self.size == 1 or isinstance(error, PeerError): return
+    get_error_handler().record_exception(error)
     try: self.store.set(f"end/{self.rank}", f"{type(error).__name__}: {error}"[:2000])
     except RuntimeError: pass              # whoever kept the notes is gone too
 
