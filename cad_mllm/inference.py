@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +42,17 @@ def write_picture(picture, path):
 
 # %% ../nbs/9_completion/03_inference.ipynb #56378eb7
 def _save_editable(chosen, path, meta, source):
-    """A document or script for another CAD program: a copy of the given one with what the model wrote appended, or,
-    as the notes say, one written from nothing; what the model wrote is marked."""
+    """A document or script for another CAD program: a copy of the given one with what was added appended, or, as the
+    notes say, one written from nothing; what was added is marked, with its source."""
     if chosen.program is None: raise InputError("there is no part")
+    program = replace(chosen.program, extra={**chosen.program.extra, "metadata": meta})
     num_given, continued = meta["partial_operations"], is_continued(source, path)
     if continued and path.exists() and source.samefile(path):
         raise InputError("it is the part that was given; choose another name")
-    try: write_editable(chosen.program, path, num_given, source if continued else None)
+    try: write_editable(program, path, num_given, source if continued else None)
     except CADFormatError as e:
         if not continued: raise
-        write_editable(chosen.program, path, num_given)
+        write_editable(program, path, num_given)
         meta["notes"].append(f"{path.name} was written from nothing, without what only the given file holds: {e}")
 
 def _export(solid, path, caption):

@@ -1,6 +1,6 @@
 """Completion end to end: a thousand constrained samples, real beginnings, transformers' own generate, workers that
 hang, old checkpoints, broken text."""
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys, time, zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -481,8 +481,11 @@ def test_the_command_finishes_a_begun_part_from_points_of_the_whole(tmp_path):
                               timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout, json.loads((tmp_path/"completed.json").read_text())
-    said, result = complete()
+    said, result = complete("--format", "json,fcstd,cadquery")
     assert "read from the points (slabs), not written by the model" in said
+    with zipfile.ZipFile(tmp_path/"completed.FCStd") as document: labels = document.read("Document.xml").decode()
+    assert "(added from slices of the points)" in labels and "by the model" not in labels
+    assert ", added from slices of the points" in (tmp_path/"completed_cq.py").read_text()
     assert result["metadata"]["source"] == "slabs" and result["metadata"]["valid"]
     given = json.loads((tmp_path/"begun.json").read_text())
     assert (

@@ -12,13 +12,13 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence MANY MILLIMETRES MOST NEAR ORIGIN START "
               "SketchConstraints X_AXIS Y_AXIS add_common add_dimensions add_directions add_distance add_joints "
               "constrain curves_of"),
-    "bodies": ("BodyPlan Feature MANY_FEATURES MAX_BODIES contours_touch features_of plan_bodies plan_more sketch_groups "
-              "touches"),
+    "bodies": ("BodyPlan Feature MANY_FEATURES MAX_BODIES SOURCES added_words contours_touch features_of plan_bodies "
+              "plan_more sketch_groups touches"),
     "freecad_view": ("ISOMETRIC SECONDS StoredShape camera_settings gui_xml history_of operations_of shape_of_whole "
               "shape_step_by_step view_provider"),
-    "freecad_write": ("BOOLEANS BOOLEAN_NAMES CONSTRAINT_CODES Document EXTENSION EXTENSIONS MARK NOTHING ORIGIN_AXES "
-              "ORIGIN_PLANES PartWriter TWO_LENGTHS add_body add_features add_origin add_part add_shape add_sketch "
-              "attachment attributes boolean choice element feature_loops freecad_document link links number placement "
+    "freecad_write": ("BOOLEANS BOOLEAN_NAMES CONSTRAINT_CODES Document EXTENSION EXTENSIONS NOTHING ORIGIN_AXES ORIGIN_PLANES "
+              "PartWriter TWO_LENGTHS add_body add_features add_origin add_part add_shape add_sketch attachment "
+              "attributes boolean choice element feature_loops freecad_document link links number placement "
               "plan_freecad quaternion sketch_properties span_properties string write_freecad"),
     "gallery": ("ARC CIRCLE END_OF_DESIGN EXTRUDE LENGTHS LINE LOOP MINIMAL_OPERATIONS SKETCH_STEPS STEPS UNIT_VECTORS "
               "VECTOR_EXTENTS VECTOR_OPERATIONS is_gallery is_minimal plane_from_angles read_gallery read_minimal "

@@ -118,7 +118,7 @@ def comment(
 ) -> str:
     "What a comment says about a feature; on one line, whatever the name holds."
     name = re.sub(r"[^\w .,()+-]", " ", feature.extrude.name)[:60].strip()
-    added = ", added by the model" if num_given is not None and feature.number > num_given else ""
+    added = f", {feature.added}" if num_given is not None and feature.number > num_given else ""
     return f"operation {feature.number}: {feature.operation}{' ' + name if name else ''}{added}"
 
 # %% ../../nbs/3_interop/09_script_parts.ipynb #7a8f9b45

@@ -18,7 +18,7 @@ from .widgets import make_button, View
 _EMPTY = (
     '<div class="cadm-empty">Press Generate: the part appears here, to turn and to step through its operations.</div>'
 )
-_LEGEND = '<div class="cadm-legend"><i class="cadm-given"></i>given <i class="cadm-new"></i>added by the model</div>'
+_LEGEND = '<div class="cadm-legend"><i class="cadm-given"></i>given <i class="cadm-new"></i>added</div>'
 
 # %% ../../nbs/10_panel/10b_outcome_view.ipynb #6ff2f6d7
 class OutcomeView(View):
