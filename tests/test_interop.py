@@ -255,7 +255,7 @@ def test_a_persons_script_keeps_its_lines_and_new_ones_follow(tmp_path):
         start = next(i for i, (a, b) in enumerate(zip(source, after)) if a != b)
         assert (
             after.startswith(source[:start]) and after.endswith(source[start:])
-            and after.count(", added") == 2
+            and after.count(", added\n") == 2
         )
         assert build_solid(read_history(tmp_path/name)).volume == pytest.approx(build_solid(program).volume, rel=1e-9)
 
