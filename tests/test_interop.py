@@ -364,7 +364,7 @@ def test_the_macro_stands_where_freecad_looks_and_completes_the_open_part(tmp_pa
     name, labels = json.loads((tmp_path/"report.json").read_text())
     assert name == str(tmp_path/"half_completed.FCStd") and half.read_bytes() == before and "a 'bracket'" in done.stdout
     assert (
-        sum(label.endswith("(added by the model)") for label in labels) == 1
+        sum(label.endswith("(added)") for label in labels) == 1
         and {"Sketch", "Pad", "Fillet", "Dimensions"} <= set(labels)
     )
     said = check_in_freecad([half, tmp_path/"half_completed.FCStd"], tmp_path)
@@ -442,7 +442,7 @@ def test_the_dialog_of_the_macro(tmp_path):
     )
     assert chosen[2] == ["candidate of small, a bracket\none body"]*2 and chosen[4:] == [0, True]
     assert opened[0] == str(tmp_path/"half_completed.FCStd")
-    assert any(label.endswith("(added by the model)") for label in opened[1])
+    assert any(label.endswith("(added)") for label in opened[1])
 
 
 NO_START_PAGE = """<?xml version="1.0" encoding="UTF-8" standalone="no" ?>
