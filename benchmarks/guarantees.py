@@ -190,26 +190,25 @@ class OurRunner:
     def run(self, out, steps, recorder, resume, batch=BATCH):
         from cad_mllm.training import Trainer
         task = self.task
-        class Recorded(Trainer):
-            def backward(self, parts):
-                ids = [i for batch in parts for i in task.ids(batch.input_ids, batch.labels, batch.segment_ids >= 0)]
-                recorder.before(self.state.progress.step + 1, ids, self.state.model, self.optimizer)
-                found = super().backward(parts)
-                recorder.after(found[0])
-                if not recorder.spoils: return found
-                for p in self.trainable(): p.grad = torch.full_like(p, math.nan)
-                return math.nan, found[1]
-
-            def save(self, *args, **more):
-                p, model = self.state.progress, self.state.model
-                with recorder.saving(p.step, model, self.optimizer): return super().save(*args, **more)
-        Recorded(
+        resumed = "latest" if resume else ""
+        trainer = Trainer(
             task.config,
-            replace(
-                task.training, output_dir=str(out), max_steps=steps, batch_size=batch,
-                resume_from_ckpt="latest" if resume else ""
-            )
-        ).run()
+            replace(task.training, output_dir=str(out), max_steps=steps, batch_size=batch, resume_from_ckpt=resumed)
+        )
+        state, optimization = trainer.state, trainer.optimization
+        backward, save = trainer.stepper.backward, trainer.saver.save
+        def recorded(parts):
+            ids = [i for batch in parts for i in task.ids(batch.input_ids, batch.labels, batch.segment_ids >= 0)]
+            recorder.before(state.progress.step + 1, ids, state.model, optimization.optimizer)
+            found = backward(parts)
+            recorder.after(found[0])
+            if not recorder.spoils: return found
+            for p in optimization.trainable(): p.grad = torch.full_like(p, math.nan)
+            return math.nan, found[1]
+        def saved(*args, **more):
+            with recorder.saving(state.progress.step, state.model, optimization.optimizer): return save(*args, **more)
+        trainer.stepper.backward, trainer.saver.save = recorded, saved
+        trainer.run()
 
     @staticmethod
     def figures(out):

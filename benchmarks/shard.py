@@ -58,11 +58,11 @@ def train(args):
     open_data(trainer.state, trainer.output)
     trainer.state.progress.next_stage(0)
     trainer.state.share_out()
-    trainer.begin_stage()
+    trainer.optimization.begin_stage()
     trainer.state.model.train()
     plan, losses, seconds, sizes = trainer.state.plan(), [], [], []
     def stream():
-        for batch in trainer.micro_batches(plan):
+        for batch in trainer.stepper.micro_batches(plan):
             sizes.append((batch.input_ids.numel(), batch.num_tokens))
             yield batch
     taken = stream()
@@ -71,7 +71,7 @@ def train(args):
             if args.device == "cpu": Path("/proc/self/clear_refs").write_text("5")
             else: torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        losses.append(trainer.train_step(taken, plan)["loss"])
+        losses.append(trainer.stepper.train_step(taken, plan)["loss"])
         seconds.append(time.perf_counter() - began)
     peak = resident("VmHWM") - before if args.device == "cpu" else torch.cuda.max_memory_allocated()
     shares = int(os.environ["WORLD_SIZE"]) if args.one == "fsdp" else 1

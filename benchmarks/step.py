@@ -35,13 +35,13 @@ def seconds_a_step(folder, max_tokens, llm, steps):
     trainer.state.output_dir.mkdir(exist_ok=True)
     open_data(trainer.state, trainer.output)
     trainer.state.progress.next_stage(0)
-    trainer.begin_stage()
+    trainer.optimization.begin_stage()
     trainer.state.model.train()
     plan = trainer.state.plan()
-    stream = trainer.micro_batches(plan)
-    trainer.train_step(stream, plan)
+    stream = trainer.stepper.micro_batches(plan)
+    trainer.stepper.train_step(stream, plan)
     began = time.process_time()
-    for _ in range(steps): trainer.train_step(stream, plan)
+    for _ in range(steps): trainer.stepper.train_step(stream, plan)
     return (time.process_time() - began)/steps
 
 

@@ -91,12 +91,12 @@ def steps_a_second(model, training, steps=12):
     trainer.state.output_dir.mkdir(parents=True, exist_ok=True)
     open_data(trainer.state, trainer.output)
     trainer.state.progress.next_stage(0)
-    trainer.begin_stage()
+    trainer.optimization.begin_stage()
     trainer.state.model.train()
-    stream = trainer.micro_batches(trainer.state.plan())
-    for _ in range(3): trainer.train_step(stream, trainer.state.plan())
+    stream = trainer.stepper.micro_batches(trainer.state.plan())
+    for _ in range(3): trainer.stepper.train_step(stream, trainer.state.plan())
     began = time.process_time()
-    for _ in range(steps): trainer.train_step(stream, trainer.state.plan())
+    for _ in range(steps): trainer.stepper.train_step(stream, trainer.state.plan())
     return steps/(time.process_time() - began)
 
 

@@ -144,14 +144,14 @@ def measure(args, steps, warmup=2):
 
 def run_ours(args):
     model, trainer = build(args)
-    trainer.begin_stage()
+    trainer.optimization.begin_stage()
     model.train()
     plan = trainer.state.plan()
-    stream = trainer.micro_batches(plan)
+    stream = trainer.stepper.micro_batches(plan)
     def steps():
         while True:
             before = trainer.state.progress.position
-            trainer.train_step(stream, plan)
+            trainer.stepper.train_step(stream, plan)
             yield trainer.state.progress.position - before
     # batches of another composition are compiled for once more
     result = measure(args, steps(), warmup=12 if args.variant == "ours+compile" else 2)
@@ -334,14 +334,14 @@ def matrix_share(args, model, trainer):
     and causal attention need, once."""
     from cad_mllm.models import base_model, Ragged
     from cad_mllm.training import CountProducts
-    stream = trainer.micro_batches(trainer.state.plan())
+    stream = trainer.stepper.micro_batches(trainer.state.plan())
     batches = [next(stream).to(model.device) for _ in range(4)]
     def step(batch):
         loss = model(batch)["loss_sum"]/batch.num_tokens
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainer.trainable(), 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
+        torch.nn.utils.clip_grad_norm_(trainer.optimization.trainable(), 1.0)
+        trainer.optimization.optimizer.step()
+        trainer.optimization.optimizer.zero_grad()
     for batch in batches: step(batch)
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -354,7 +354,7 @@ def matrix_share(args, model, trainer):
     model.token_layers.chunk_loss = model.token_layers.all_at_once
     with CountProducts() as counter:
         for batch in batches: (model(batch)["loss_sum"]/batch.num_tokens).backward()
-    trainer.optimizer.zero_grad()
+    trainer.optimization.optimizer.zero_grad()
     rate, tokens = matrix_rate(), sum(int((b.segment_ids >= 0).sum()) for b in batches)
     shape = base_model(model.llm).config
     squares = sum(float((Ragged.of(b.segment_ids).starts.diff().double()**2).sum()) for b in batches)
@@ -371,7 +371,7 @@ def run_data(args):
     "Samples a second of the data side alone."
     model, trainer = build(args)
     plan = trainer.state.plan()
-    stream = trainer.micro_batches(plan)
+    stream = trainer.stepper.micro_batches(plan)
     def steps():
         for batch in stream: yield batch.num_samples
     return measure(args, steps())

@@ -12,14 +12,14 @@ from pathlib import Path
 
 # of a save -> the chapter and class or None whose function is reached, and whether before or after it
 PHASES = {
-    "asked": ("training", "Trainer", "save", "before"),
-    "copied": ("training", "Trainer", "save", "after"),
+    "asked": ("training", "Saver", "save", "before"),
+    "copied": ("training", "Saver", "save", "after"),
     "sealed": ("checkpoints", None, "seal", "after"),
     "named": ("checkpoints", None, "publish", "after"),
     "tidied": ("checkpoints", None, "write_snapshot", "after"),
-    "noted": ("training", "Trainer", "note", "after"),
+    "noted": ("training", "Saver", "note", "after"),
     "next stage": ("training", "Progress", "next_stage", "after"),
-    "step": ("training", "Trainer", "train_step", "after"),
+    "step": ("training", "Stepper", "train_step", "after"),
 }
 
 
@@ -59,7 +59,7 @@ def strike(where: str, told: Path):
     """Send SIGTERM to this process in its third `validation:3` batch, or when parts are drawn the first time
     (`drawing:1`), and write down how often that was begun before and after, and finished."""
     from chapters import Chapter
-    from cad_mllm.training import Trainer
+    from cad_mllm.training import Validation
     what, _, number = where.partition(":")
     training, seen, inside = Chapter("cad_mllm.training"), dict(begun=0, after=0, finished=0), []
     def note(key):
@@ -77,7 +77,7 @@ def strike(where: str, told: Path):
         inside.append(True)
         try: return inner(state)
         finally: inside.clear()
-    def draw_held_out(self, inner=Trainer.draw_held_out, real={}):  # noqa: B006
+    def draw_held_out(self, inner=Validation.draw_held_out, real={}):  # noqa: B006
         def draw(*args):
             begun()
             picture = real["draw"](*args)
@@ -87,18 +87,18 @@ def strike(where: str, told: Path):
         self.draw = draw
         return inner(self)
     if what == "validation": training.batches, training.held_out_loss = batches, held_out_loss
-    else: Trainer.draw_held_out = draw_held_out
+    else: Validation.draw_held_out = draw_held_out
 
 
 def spoilt_step(spoils, then):
-    "`Trainer.backward`, where `spoils(trainer)` says so with `then(trainer, backward, parts)` in its place."
-    from cad_mllm.training import Trainer
-    backward = Trainer.backward
+    "`Stepper.backward`, where `spoils(stepper)` says so with `then(stepper, backward, parts)` in its place."
+    from cad_mllm.training import Stepper
+    backward = Stepper.backward
     return lambda self, parts: then(self, backward, parts) if spoils(self) else backward(self, parts)
 
 
 def short_of_memory(most: int, step: int, error: BaseException | None = None):
-    "`Trainer.backward` of a device that from a step on has no room for more than so many samples at once."
+    "`Stepper.backward` of a device that from a step on has no room for more than so many samples at once."
     import torch
     error = (
         error
@@ -106,23 +106,23 @@ def short_of_memory(most: int, step: int, error: BaseException | None = None):
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
         )
     )
-    def then(trainer, backward, parts):
-        inner = trainer.state.compute
+    def then(stepper, backward, parts):
+        inner = stepper.state.compute
         def compute(batch):
             if batch.num_samples > most: raise error
             return inner(batch)
-        trainer.state.compute = compute
-        try: return backward(trainer, parts)
-        finally: trainer.state.compute = inner
-    return spoilt_step(lambda trainer: trainer.state.progress.step >= step, then)
+        stepper.state.compute = compute
+        try: return backward(stepper, parts)
+        finally: stepper.state.compute = inner
+    return spoilt_step(lambda stepper: stepper.state.progress.step >= step, then)
 
 
 def not_finite(step: int, times: int):
-    "`Trainer.backward` whose gradients are NaN from a step on, so many times in all."
+    "`Stepper.backward` whose gradients are NaN from a step on, so many times in all."
     left = [times]
-    def then(trainer, backward, parts):
+    def then(stepper, backward, parts):
         left[0] -= 1
-        found = backward(trainer, parts)
-        trainer.trainable()[0].grad.fill_(float("nan"))
+        found = backward(stepper, parts)
+        stepper.optimization.trainable()[0].grad.fill_(float("nan"))
         return found
-    return spoilt_step(lambda trainer: trainer.state.progress.step >= step and left[0], then)
+    return spoilt_step(lambda stepper: stepper.state.progress.step >= step and left[0], then)

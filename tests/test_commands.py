@@ -407,7 +407,7 @@ def run_with(address, data, out, *more):
 
 
 def test_messages_about_a_run_are_sent_and_never_disturb_it(listener, small_data, tmp_path, monkeypatch, capsys):
-    from cad_mllm.training import NotFiniteError, Trainer
+    from cad_mllm.training import NotFiniteError, Stepper
     address, heard = listener
     assert run_with(f"{address}/ok", small_data, tmp_path/"a").step == 3
     assert [(m["event"], m["step"], m["run"]) for m in heard] == [("done", 3, str(tmp_path/"a"))]
@@ -419,7 +419,7 @@ def test_messages_about_a_run_are_sent_and_never_disturb_it(listener, small_data
     assert [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()] == []
     heard.clear()
     def fails(self, *_): raise NotFiniteError("10 steps in a row without a finite loss or gradient")
-    monkeypatch.setattr(Trainer, "train_step", fails)
+    monkeypatch.setattr(Stepper, "train_step", fails)
     with pytest.raises(NotFiniteError): run_with(f"{address}/ok", small_data, tmp_path/"b")
     assert [m["event"] for m in heard] == ["failed"] and "NotFiniteError" in heard[0]["text"]
 

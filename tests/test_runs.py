@@ -17,7 +17,8 @@ from cad_mllm.cli import main
 from cad_mllm.checkpoints.upload import deliver
 from cad_mllm.training.run_folder import local_place
 from cad_mllm.training import (
-    EXIT_NOT_FINITE, METRICS, NotFiniteError, OccupiedError, RunningError, Trainer, read_events, read_metrics, train
+    EXIT_NOT_FINITE, METRICS, NotFiniteError, OccupiedError, RunningError, Stepper, Trainer, read_events, read_metrics,
+    train
 )
 from cad_mllm.utils.run_lock import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
 from small_data import make
@@ -197,13 +198,13 @@ def test_no_test_runner_is_named_in_what_is_shipped():
 
 def spoil(monkeypatch, when):
     "Make loss and gradients NaN in the steps for which `when(step)`."
-    backward = Trainer.backward
+    backward = Stepper.backward
     def spoilt(self, parts):
         loss, num = backward(self, parts)
         if not when(self.state.progress.step): return loss, num
-        self.trainable()[0].grad.fill_(float("nan"))
+        self.optimization.trainable()[0].grad.fill_(float("nan"))
         return float("nan"), num
-    monkeypatch.setattr(Trainer, "backward", spoilt)
+    monkeypatch.setattr(Stepper, "backward", spoilt)
 
 
 def test_weights_become_nan_it_is_said_and_the_run_stops(data, tmp_path, monkeypatch, capsys):

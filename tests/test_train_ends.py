@@ -268,12 +268,12 @@ def test_full_or_read_only_output_folder_keeps_every_line(data, tmp_path, monkey
     out = tmp_path/"o"
     model, settings = configs(data, out, *RUN, "--max_steps", "6")
     trainer = Trainer(model, settings)
-    step, rest = trainer.train_step, trainer.deliver_rest
+    step, rest = trainer.stepper.train_step, trainer.deliver_rest
     def stepped(*args):
         row = step(*args)
         if row["step"] == 3: keeps_nothing(monkeypatch, out, errno.EROFS)
         return row
-    trainer.train_step, trainer.deliver_rest = stepped, lambda stopper: rest(stopper, patience=1.0)
+    trainer.stepper.train_step, trainer.deliver_rest = stepped, lambda stopper: rest(stopper, patience=1.0)
     result = trainer.run()
     said = capsys.readouterr().out
     assert (
@@ -337,12 +337,12 @@ def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, c
         def sync(self, path): raise OSError(errno.ENOSPC, "No space left on device", str(path))
     model, settings = configs(data, tmp_path/"o", *RUN)
     trainer = Trainer(model, settings)
-    save = trainer.save
+    save = trainer.saver.save
     def in_turn(name=None):
         monkeypatch.setattr(ck, "DISK", Full() if trainer.state.progress.step in (3, 6) else ck.Disk())
         save(name)
         trainer.output.delivery.wait_written()
-    trainer.save = in_turn
+    trainer.saver.save = in_turn
     result = trainer.run()
     assert result.exit_code == 0 and result.step == 18
     said = capsys.readouterr().out
@@ -364,7 +364,7 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
     out, old = tmp_path/"o", resource.getrlimit(resource.RLIMIT_FSIZE)
     model, settings = configs(data, out, *RUN)
     trainer = Trainer(model, settings)
-    save, step = trainer.save, trainer.train_step
+    save, step = trainer.saver.save, trainer.stepper.train_step
     def limited(name=None):
         if trainer.state.progress.step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, ((out/"metrics.jsonl").stat().st_size + 100, old[1]))
@@ -373,7 +373,7 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
     def stepped(*args):
         if trainer.state.progress.step == 6: resource.setrlimit(resource.RLIMIT_FSIZE, old)
         return step(*args)
-    trainer.save, trainer.train_step = limited, stepped
+    trainer.saver.save, trainer.stepper.train_step = limited, stepped
     try: result = trainer.run()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
     said = capsys.readouterr().out

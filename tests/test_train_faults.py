@@ -12,7 +12,8 @@ import torch
 import kills
 from cad_mllm.checkpoints import latest_checkpoint, list_checkpoints, read_record
 from cad_mllm.cli import main
-from cad_mllm.training import EXIT_FAULT, EXIT_STOPPED, FaultError, Trainer, read_events, read_metrics, train
+from cad_mllm.training import (
+    EXIT_FAULT, EXIT_STOPPED, FaultError, Optimization, Stepper, Trainer, read_events, read_metrics, train)
 from small_data import make
 from test_train import rows
 from train_runs import FLAGS, Training, configs, peers
@@ -110,7 +111,7 @@ def test_not_enough_memory_halves_the_batch_and_keeps_the_steps(error, data, pla
     once, remembered by a resume."""
     out, flags = tmp_path/"o", [*SMALL, "--stage1_epochs", 2, "--projector_dropout", 0]
     with monkeypatch.context() as m:
-        m.setattr(Trainer, "backward", kills.short_of_memory(2, 1, NO_ROOM[error]))
+        m.setattr(Stepper, "backward", kills.short_of_memory(2, 1, NO_ROOM[error]))
         assert train(*configs(data, out, *flags, "--max_steps", 3)).step == 3
     said = [line for line in capsys.readouterr().out.splitlines() if "not enough memory" in line]
     assert (
@@ -126,7 +127,7 @@ def test_not_enough_memory_halves_the_batch_and_keeps_the_steps(error, data, pla
 
 def test_no_memory_for_one_sample_ends_in_a_sentence_with_all_saved(data, tmp_path, monkeypatch, capsys):
     out = tmp_path/"o"
-    monkeypatch.setattr(Trainer, "backward", kills.short_of_memory(0, 2))
+    monkeypatch.setattr(Stepper, "backward", kills.short_of_memory(0, 2))
     with pytest.raises(SystemExit) as ended:
         main(
             [
@@ -154,10 +155,10 @@ def test_no_memory_for_one_sample_ends_in_a_sentence_with_all_saved(data, tmp_pa
 
 def test_no_memory_elsewhere_ends_in_a_sentence_too(data, tmp_path, monkeypatch):
     "In the optimizer, which may be done by half: not saved, and the last checkpoint is named."
-    def update(self, num, inner=Trainer.update):
+    def update(self, num, inner=Optimization.update):
         if self.state.progress.step == 2: raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(self, num)
-    monkeypatch.setattr(Trainer, "update", update)
+    monkeypatch.setattr(Optimization, "update", update)
     with pytest.raises(
         FaultError,
         match="batch_size=4: there is not enough memory .CUDA out of memory.; .*the last checkpoint is "

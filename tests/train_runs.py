@@ -86,7 +86,7 @@ def _fork(main, argv, log, env):
         if "KILL" in env: kills.arm(env["KILL"])
         if "STRIKE" in env: kills.strike(*env["STRIKE"].split("@"))
         for name in ("short_of_memory", "not_finite"):
-            if name in env: training.Trainer.backward = getattr(kills, name)(*map(int, env[name].split()))
+            if name in env: training.Stepper.backward = getattr(kills, name)(*map(int, env[name].split()))
         sys.argv = ["cad-mllm", *argv]
         main(argv)
     except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)

@@ -65,7 +65,7 @@ MUTATIONS = [
     ),
     Mutation(
         1, "the optimizer's moments are not put back", TRAIN,
-        "restore_optimizer(self.optimizer, self.scheduler, state,",
+        "restore_optimizer(self.optimizer, self.scheduler, saved,",
         "restore_optimizer(self.optimizer, self.scheduler, {},", EXACT
     ),
     Mutation(
@@ -87,7 +87,7 @@ MUTATIONS = [
     ),
     Mutation(
         1, "the gradient scaler is not put back", TRAIN,
-        'if state.get("scaler"): self.scaler.load_state_dict(state["scaler"])', "pass",
+        'if saved.get("scaler"): self.scaler.load_state_dict(saved["scaler"])', "pass",
         T_TRAIN + "killed_and_resumed_is_as_if_never_stopped[fp16, GradScaler]"
     ),
     Mutation(
@@ -106,8 +106,9 @@ MUTATIONS = [
         "            self.made[key] = t\n", T_CK + "what_training_does_while_a_snapshot_is_written_does_not_show"
     ),
     Mutation(
-        1, "the random state of a stage's end is dropped", TRAIN, "elif self.pending: self.begin_stage()",
-        "elif self.pending: pass", T_KILLS + "exact_resume_from_a_stages_end[lora, dropout]"
+        1, "the random state of a stage's end is dropped", TRAIN,
+        "elif self.optimization.pending: self.optimization.begin_stage()",
+        "elif self.optimization.pending: pass", T_KILLS + "exact_resume_from_a_stages_end[lora, dropout]"
     ),
     Mutation(
         2, "a new run begins in the folder of an earlier one", "cad_mllm/training/run_folder.py",
@@ -130,12 +131,12 @@ MUTATIONS = [
     ),
     Mutation(
         2, "steps without finite numbers go on for ever", TRAIN,
-        "if self.bad_steps >= self.state.train_config.bad_steps:", "if False:",
+        "if self.bad_steps >= state.train_config.bad_steps:", "if False:",
         T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"
     ),
     Mutation(
         2, "a run without finite numbers goes back again and again", TRAIN,
-        "if was.went_back or trainer.state.is_sharded: raise error", "if trainer.state.is_sharded: raise error",
+        "if was.went_back or state.is_sharded: raise error", "if state.is_sharded: raise error",
         T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"
     ),
     Mutation(
@@ -144,8 +145,8 @@ MUTATIONS = [
     ),
     Mutation(
         2, "the halved learning rate is forgotten", TRAIN,
-        "trainer.state.progress.lr_scale, trainer.bad_steps = was.went_back + 1, scale, 0",
-        "trainer.state.progress.lr_scale, trainer.bad_steps = was.went_back + 1, 1.0, 0",
+        "was.lr_scale*(.5 if halve else 1.0)",
+        "1.0",
         T_RUNS + "a_run_without_finite_numbers_goes_back_once_and_is_then_as_if_nothing_had_been"
     ),
     Mutation(
@@ -380,11 +381,11 @@ MUTATIONS = [
     ),
     Mutation(
         5, "nothing is saved when asked to stop", TRAIN,
-        "    if p.val_due or not self.state.progress.is_over(plan): save_and_leave(self)", "    pass",
+        "    if p.val_due or not p.is_over(plan): save_and_leave(self.saver)", "    pass",
         T_TRAIN + "it_stops_when_asked_and_goes_on"
     ),
     Mutation(
-        5, "no save by the clock", TRAIN, "by_clock = t.save_minutes and self.state.world.is_main and",
+        5, "no save by the clock", TRAIN, "by_clock = t.save_minutes and world.is_main and",
         "by_clock = False and", T_TRAIN + "by_the_clock"
     ),
     # 6 elastic
@@ -430,7 +431,7 @@ MUTATIONS = [
     ),
     Mutation(
         6, "an acceptance is kept for the next time", TRAIN,
-        'trainer_state=saved, train_config=replace(t, accept_changes=""),', "trainer_state=saved, train_config=t,",
+        'train_config=replace(state.train_config, accept_changes=""),', "train_config=state.train_config,",
         T_CHANGES + "accepted_it_goes_on_and_says_so"
     ),
     Mutation(

@@ -18,12 +18,14 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "output": ("RunOutput RunningError running_pid"),
     "reports": ("RunLog StatusWriter known_id"),
     "run_data": ("data_settings open_data scan_of tell_data"),
-    "trainer": ("WARN_AFTER"),
-    "validation": ("DRAWN held_out_loss leave_if_asked"),
+    "optimization": ("Optimization restore_random schedule_end"),
+    "step": ("Stepper WARN_AFTER"),
+    "validation": ("DRAWN Validation held_out_loss leave_if_asked"),
+    "saver": ("Saver judge"),
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),
     "resume": ("same_share"),
-    "faults": ("LESS_MEMORY go_back halve_batches leave_at_fault save_and_leave whole_step"),
+    "faults": ("LESS_MEMORY go_back halve_batches last_good leave_at_fault save_and_leave whole_step"),
     "run_lines": ("banner step_line"),
     "loop": ("Trainer after_step begin_from catch_up in_words train"),
     "planner": ("Advice CARDS COMPILED Card EAGER PREDICTED SHAPES Shape TOKENS activation_bytes advise flops "

@@ -38,29 +38,28 @@ from ..models.given_weights import find_weights
 @patch
 def train_stage(self: Trainer, stopper: Stopper):
     "The steps of the current stage, until its end or until something asks to stop."
-    p, plan = self.state.progress, self.state.plan()
-    self.begin_stage()
-    self.output.needed = size_of_next_save(self.state.model, self.optimizer) if self.state.world.is_main else 0
+    state, p, plan = self.state, self.state.progress, self.state.plan()
+    self.optimization.begin_stage()
+    self.output.needed = size_of_next_save(state.model, self.optimization.optimizer) if state.world.is_main else 0
     self.output.look_at_space()
-    self.state.model.train()
-    self.stream = self.micro_batches(plan)
-    self.saved_step = p.step
-    self.saved_time = time.monotonic()
+    state.model.train()
+    self.stepper.open_stream()
+    self.saver.begin_stage()
     self.pace = Pace()
     bar = tqdm(
-        total=plan.num_steps, initial=p.stage_step, desc=self.state.stage.name, mininterval=.5,
-        disable=None if self.state.world.is_main else True
+        total=plan.num_steps, initial=p.stage_step, desc=state.stage.name, mininterval=.5,
+        disable=None if state.world.is_main else True
     )
     with bar:
         try:
             catch_up(self, plan)
-            while not self.state.progress.is_over(plan) and not self.asked_to_stop(stopper):
-                row = whole_step(self)
+            while not p.is_over(plan) and not self.asked_to_stop(stopper):
+                row = whole_step(self.stepper, self.log)
                 bar.update()
                 bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
                 after_step(self, row, plan, bar)
         except Interrupted: pass
-    if p.val_due or not self.state.progress.is_over(plan): save_and_leave(self)
+    if p.val_due or not p.is_over(plan): save_and_leave(self.saver)
 
 # %% ../../nbs/8_training/10_loop.ipynb #4e473fe8
 def after_step(
@@ -73,13 +72,13 @@ def after_step(
     meanwhile."""
     t, step = trainer.state.train_config, trainer.state.progress.step
     try:
-        if t.eval_steps and step % t.eval_steps == 0: row["val_loss"] = trainer.validate()
+        if t.eval_steps and step % t.eval_steps == 0: row["val_loss"] = trainer.validation.validate()
     except Interrupted:
         trainer.report(row, bar)
         raise
-    trainer.hear()
+    trainer.saver.hear()
     if step % t.logging_steps == 0 or "val_loss" in row: trainer.report(row, bar)
-    if not trainer.state.progress.is_over(plan) and trainer.save_is_due(): trainer.save()
+    trainer.save_if_due(plan)
 
 # %% ../../nbs/8_training/10_loop.ipynb #657f1047
 def catch_up(
@@ -91,8 +90,15 @@ def catch_up(
     if not p.val_due: return
     p.val_due = False
     if t.eval_steps and p.step % t.eval_steps == 0:
-        trainer.log.add(stage=trainer.state.stage.name, step=p.step, val_loss=trainer.validate())
-    if not trainer.state.progress.is_over(plan) and trainer.save_is_due(): trainer.save()
+        trainer.log.add(stage=trainer.state.stage.name, step=p.step, val_loss=trainer.validation.validate())
+    trainer.save_if_due(plan)
+
+# %% ../../nbs/8_training/10_loop.ipynb #08fe6481
+@patch
+def save_if_due(self: Trainer, plan: Plan):
+    "Save where a save is due after this step."
+    if self.state.progress.is_over(plan) or self.stepper.bad_steps: return
+    if self.saver.is_due(): self.saver.save()
 
 # %% ../../nbs/8_training/10_loop.ipynb #7e8c7ea8
 @patch
@@ -137,7 +143,7 @@ def run(self: Trainer) -> TrainResult:
     self.output.take_lock()
     self.output.refuse_occupied()
     self.output.open()
-    self.hear()
+    self.saver.hear()
     with Stopper(self.output.delivery, t.max_minutes) as stopper:
         self.state.stopper = stopper
         self.status.write("starting")
@@ -190,7 +196,7 @@ def deliver_rest(
             f"{left['last_error']}"
         )
     stopper.reason = asked
-    self.hear()
+    self.saver.hear()
     return self.output.delivery.status()["pending"]
 
 # %% ../../nbs/8_training/10_loop.ipynb #d5e2b012
@@ -221,17 +227,17 @@ def run_stages(self: Trainer, stopper: Stopper):
             if self.state.progress.val_due or not self.state.progress.is_over(self.state.plan()):
                 self.train_stage(stopper)
                 if self.state.progress.val_due or not self.state.progress.is_over(self.state.plan()): return
-                self.save(f"{self.state.stage.name}_model")
+                self.saver.save(f"{self.state.stage.name}_model")
             # resumed from the stage's end: the next one goes on with its random state
-            elif self.pending: self.begin_stage()
+            elif self.optimization.pending: self.optimization.begin_stage()
             if self.state.progress.stage_index + 1 == len(t.stages):
-                self.save("final_model")
+                self.saver.save("final_model")
                 return
         except NotFiniteError as e:
-            go_back(self, e)
+            go_back(self.saver, self.stepper, self, e)
             continue
-        except Interrupted: return save_and_leave(self)       # in the validation of a stage's end
-        except FaultError as e: return leave_at_fault(self, e)
+        except Interrupted: return save_and_leave(self.saver)       # in the validation of a stage's end
+        except FaultError as e: return leave_at_fault(self.saver, e)
         self.state.progress.next_stage(self.state.progress.stage_index + 1)
 
 # %% ../../nbs/8_training/10_loop.ipynb #7c0968df
@@ -243,7 +249,7 @@ def in_words(
     if not is_out_of_memory(error): return error
     if trainer.output.delivery:
         trainer.output.delivery.wait_written()
-        trainer.hear()
+        trainer.saver.hear()
     return FaultError(
         f"batch_size={trainer.state.train_config.batch_size}: there is not enough memory ({brief(error)}); "
         f"{LESS_MEMORY}, as does a smaller batch; the last checkpoint is {trainer.state.checkpoint}"

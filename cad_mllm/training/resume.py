@@ -10,20 +10,16 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from fastcore.basics import patch
 
 from ..config import ConfigError
 from ..checkpoints.format import CheckpointError, is_old_format
-from ..checkpoints.legacy import read_config, set_rng_state
+from ..checkpoints.legacy import read_config
 from ..checkpoints.records import update_best
 from ..checkpoints.load import load_checkpoint
-from ..checkpoints.optimizer import restore_optimizer
 from .run_folder import goes_on_here
-from .distributed import seed_all
-from .schedule import lr_factor, Plan
 from .state import Progress
-from .validation import Trainer
+from .trainer import Trainer
 from cad_mllm.training.changes import (
     Change, changed_base, changed_settings, changed_stages, ChangedError, CHOICE, other_model, OTHER_RUN,
     ROUNDING_ONLY, SAME_DATA, settle_split, Split
@@ -73,11 +69,11 @@ def resume(self: Trainer, path: Path):
         )
     if self.state.progress.stage_index < first or stage_index is None and "progress" in state:
         self.state.progress.next_stage(first)
-        self.pending = {}
+        self.optimization.pending = {}
     else:
         self.check_changes(state)
-        self.pending = state
-    self.saved_step = self.state.progress.step
+        self.optimization.pending = state
+    self.saver.saved_step = self.state.progress.step
     self.log.add(
         event="resume", step=self.state.progress.step, stage=self.state.stage.name, path=str(loaded.path),
         changes=[str(c) for c in self.changes]
@@ -198,51 +194,3 @@ def same_share(
     "The position in other data at the same share of the same epoch."
     epoch, rest = divmod(position, was)
     return epoch*now + rest*now//was
-
-# %% ../../nbs/8_training/09_resume.ipynb #67f06ba3
-@patch
-def begin_stage(self: Trainer):
-    "A fresh optimizer and schedule for the stage, then what a checkpoint has for them."
-    t, plan = self.state.train_config, self.state.plan()
-    end, lr = self.schedule_end(plan), self.state.stage.lr*self.state.progress.lr_scale
-    self.state.data.set_modalities(self.state.stage.modality_probs)
-    self.optimizer = torch.optim.AdamW(
-        self.state.model.parameter_groups(t, lr), lr=lr, fused=self.state.device.type == "cuda"
-    )
-    self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, t.warmup_steps, end))
-    state, self.pending = self.pending, {}
-    if not state: return
-    chosen = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-    restore_optimizer(self.optimizer, self.scheduler, state, quiet=not self.state.world.is_main)
-    for group, choice in zip(self.optimizer.param_groups, chosen): group.update(choice)
-    self.align_schedule(plan)
-    if state.get("scaler"): self.scaler.load_state_dict(state["scaler"])
-    self.restore_random(state.get("rng"))
-
-# %% ../../nbs/8_training/09_resume.ipynb #56caf6a9
-@patch
-def schedule_end(self: Trainer, plan: Plan) -> int: # steps of the stage
-    "Where the learning rate of the stage ends: with its last step, or with the run's where `schedule_to` says so."
-    t, p = self.state.train_config, self.state.progress
-    if t.schedule_to != "max_steps": return plan.num_steps
-    return max(1, min(plan.num_steps, t.max_steps - (p.step - p.stage_step)))
-
-# %% ../../nbs/8_training/09_resume.ipynb #dfcdd86e
-@patch
-def align_schedule(self: Trainer, plan: Plan):
-    """Put the learning rate where the data position is: with another batch size or other data the saved step count
-    belongs to another plan."""
-    p, schedule = self.state.progress, self.scheduler
-    p.stage_step = schedule.last_epoch = plan.steps_before(p.position)
-    schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
-    schedule._last_lr = [base*factor(p.stage_step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
-    for group, lr in zip(self.optimizer.param_groups, schedule._last_lr): group["lr"] = lr
-
-@patch
-def restore_random(self: Trainer, states):
-    "The random state of this process; one that there was none of begins at a place of its own."
-    rank = self.state.world.rank
-    if isinstance(states, dict): states = [states]             # of a single process
-    if not states: return
-    if rank < len(states): set_rng_state(states[rank])
-    else: seed_all(self.state.train_config.seed + 1_000_003*rank + self.state.progress.step)
