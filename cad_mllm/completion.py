@@ -32,6 +32,7 @@ from cad_mllm.completion_candidates import (  # noqa: F401
     SolidChecker, writing_notes
 )
 from .completion_reader import RequestReader
+from .completion_turns import turn_program
 from .completion_requests import InputError, read_point_cloud, Request  # noqa: F401
 
 # %% ../nbs/9_completion/01_completion.ipynb #2f5c1681
@@ -92,6 +93,7 @@ def decode(
     try:
         program = self.codec.decode(said, request.partial, notes)
         if request.sample.origin is not None: program = program.moved(request.sample.origin)
+        if request.turn is not None: program = turn_program(program, request.turn.T)
     except Exception as e:                # a model's JSON may break a reader in any way there is
         return Candidate(
             ids, finished=finished, notes=notes,

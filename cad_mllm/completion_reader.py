@@ -6,6 +6,7 @@
 __all__ = ['FROM_SURFACE', 'RequestReader']
 
 # %% ../nbs/9_completion/00c_reader.ipynb #16e328a3
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from .data.points import see_points
 from .data.index import Sample
 from .models.decoding import begin
 from .completion_requests import InputError, read_given_points, read_partial, Request
+from .completion_turns import turn_points, TURNS
 
 # %% ../nbs/9_completion/00c_reader.ipynb #356ad945
 def _read_image(model, image):
@@ -139,3 +141,29 @@ def budget(
             "for all the room there is"
         )
     return min(room, max_new_tokens or room)
+
+# %% ../nbs/9_completion/00c_reader.ipynb #7be4f311
+@patch
+def _has_room(self: RequestReader, request):
+    "Whether a part can be finished in what a prompt leaves: the measures of another side may be longer."
+    try: return self.budget(request) > 0
+    except InputError: return False
+
+@patch
+def sides(
+    self: RequestReader,
+    request: Request,
+    num: int, # of them
+    seed: int = 0, # of the draws of points
+) -> list: # of `Request`, the given one first
+    """The same points seen from other sides, drawn anew each time, where nothing else is given that says how the part
+    stands; otherwise the request alone."""
+    if request.sample.origin is None or request.partial is not None or request.sample.image is not None: return [request]
+    made = [request]
+    for k in range(1, num):
+        turn, sample = TURNS[k % len(TURNS)], request.sample
+        seen = _points_fields(self.model, turn_points(request.points, turn), seed + k, sample.prefix, True)
+        other = replace(request, sample=replace(sample, **seen), turn=turn)
+        made.append(other if self._has_room(other) else request)
+    return made
+

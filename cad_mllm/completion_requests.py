@@ -37,6 +37,7 @@ class Request:
     notes: list = field(default_factory=list) # what the user should know
     file: Path | None = None              # that the beginning stands in
     points: np.ndarray | None = None      # (N, 3 or 6) the given points as they came, metres
+    turn: np.ndarray | None = None        # (3, 3) by which the points that the model sees are turned
 
 # %% ../nbs/9_completion/00_requests.ipynb #034aac57
 def read_partial(

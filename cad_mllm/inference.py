@@ -93,6 +93,24 @@ def save(
         meta["files"].append(f"{stem}.json")
         write_json(Path(f"{stem}.json"), result)
 
+# %% ../nbs/9_completion/03_inference.ipynb #5b21c0de
+@patch
+def _candidates(self: CADAutocomplete, requests, num, max_new_tokens, best, temperature, **settings):
+    """`num` candidates of each request: the likeliest for as many sides where points alone say what is meant, else
+    draws for the same prompt."""
+    reader, groups = self.reader, {}
+    by_points = best == "input" and num > 1
+    sides = [reader.sides(r, num, settings["seed"]) if by_points else [r] for r in requests]
+    for turned in (True, False):
+        some = [i for i, rows in enumerate(sides) if (len(rows) > 1) == turned]
+        if not some: continue
+        rows = [row for i in some for row in sides[i]]
+        settings |= dict(num=1, temperature=0.) if turned else dict(num=num, temperature=temperature)
+        written = self.sampler.sample(rows, [reader.budget(row, max_new_tokens) for row in rows], **settings)
+        groups |= {i: written[n*num:(n + 1)*num] for n, i in enumerate(some)}
+    return [groups[i] for i in range(len(requests))]
+
+
 # %% ../nbs/9_completion/03_inference.ipynb #e71c6c58
 @patch
 def serve(
@@ -105,16 +123,12 @@ def serve(
 ) -> list: # of (result, chosen candidate)
     "Complete requests that are already read, `num` rows each."
     started, check, best = time.perf_counter(), check_choice("check", check, CHECKS), check_choice("best", best, BEST)
-    budgets = [self.reader.budget(r, max_new_tokens) for r in requests]
-    candidates = self.sampler.sample(
-        requests, budgets, num=num, constrained=constrained, check=check, seed=seed, on_operation=on_operation,
-        **sampling
-    )
+    told = dict(constrained=constrained, check=check, seed=seed, on_operation=on_operation, **sampling)
+    groups = self._candidates(requests, num, max_new_tokens, best, **told)
     settings = dict(
         seed=seed, num=num, constrained=bool(constrained and self.codec.added_tokens), **sampling,
         seconds_writing=round(time.perf_counter() - started, 3)
     )
-    groups = [candidates[i*num:(i + 1)*num] for i in range(len(requests))]
     if check != "none" and best == "input":
         for request, group in zip(requests, groups): group += proposed(request, proposers)
     served = [self.result(r, group, check, best, **settings) for r, group in zip(requests, groups)]
@@ -133,7 +147,8 @@ def complete(
     temperature: float = 0.0, # 0 takes the likeliest tokens
     top_p: float = 1.0, # draw among the likeliest tokens that together have this probability
     seed: int = 0, # of every draw
-    num: int = 1, # candidates to choose from: the likeliest tokens, and draws
+    num: int = 1, # candidates to choose from: the likeliest tokens, and draws; where points alone say what is meant,
+                  # the likeliest tokens for as many sides of the cloud
     max_new_tokens: int | None = None, # None takes all the room there is
     constrained: bool = True, # hold the token format to its grammar
     check: str = "kernel", # "kernel": each operation is built, and written again if it is no good; "end": candidates

@@ -8,7 +8,6 @@ __all__ = ['points_in_metres', 'propose_with']
 # %% ../nbs/9_completion/03b_proposals.ipynb #0ab8630c
 import numpy as np
 
-from .cad.program import CADProgram
 from .geometry.surface_clouds import SurfaceCloud
 from .inference import CADAutocomplete
 
@@ -23,16 +22,12 @@ def points_in_metres(
 def propose_with(
     model, # a `CADAutocomplete`, or what it takes: "small", a checkpoint folder, user/model
     num_candidates: int = 8, # histories that are written
-    num_draws: int = 2, # times that points are drawn
-    temperature: float = .7, # of the sampling
 ): # a proposer for `reconstruct`
     "A function of a `SurfaceCloud` that yields (name, `CADProgram`) for what the model writes."
     if not isinstance(model, CADAutocomplete): model = CADAutocomplete(model, device="cpu", kernel="manifold")
-    num = max(1, num_candidates//num_draws)
-    sampling = dict(num=num, temperature=temperature if num > 1 else 0.)
     def propose(cloud):
-        points = points_in_metres(cloud)
-        for seed in range(min(num_draws, num_candidates)):
-            result = model.complete(point_cloud=points, seed=seed, **sampling)
-            if result["metadata"]["valid"]: yield "model", CADProgram.from_json(result)
+        sides = model.reader.sides(model.reader.read(point_cloud=points_in_metres(cloud)), num_candidates)
+        budgets = [model.reader.budget(r) for r in sides]
+        for c in model.sampler.sample(sides, budgets, check="kernel"):
+            if c.valid: yield "model", c.program
     return propose

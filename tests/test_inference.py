@@ -513,3 +513,29 @@ def test_half_a_character_in_a_caption_is_replaced(autocomplete):
     result = autocomplete.complete(caption="a flange with \udcff", check="none", max_new_tokens=64)
     assert result["metadata"]["caption"] == "a flange with \ufffd"
     json.dumps(result, ensure_ascii=False).encode()
+
+
+def test_candidates_for_points_alone_are_written_for_other_sides_and_turned_back(plate):
+    small = CADAutocomplete("small", device="cpu", kernel="manifold")
+    cloud = build_solid(plate, kernel="manifold").points(2048) + np.array([.3, -.2, .1, 0, 0, 0])
+    sides = small.reader.sides(request := small.reader.read(point_cloud=cloud), 6)
+    assert sides[0] is request and len({s.turn.tobytes() for s in sides[1:]}) == 5
+    kept = []
+    result = small.complete(point_cloud=cloud, num=6, temperature=.7, on_candidates=lambda all, _: kept.extend(all))
+    built = [c.solid for c in kept if c.valid]
+    assert len(kept) == 6 and len(built) > 3 and result["metadata"]["valid"]
+    middle = (cloud[:, :3].min(0) + cloud[:, :3].max(0))/2
+    assert all(np.abs(np.mean(s.bounding_box, axis=0) - middle).max() < .02 for s in built)
+    others = [small.reader.read(plate.truncate(2), point_cloud=cloud), small.reader.read(caption="a plate")]
+    assert all(small.reader.sides(r, 3) == [r] for r in others)
+
+
+def test_a_batch_with_points_and_words_gives_what_each_gives_alone(plate):
+    small = CADAutocomplete("small", device="cpu", kernel="manifold")
+    cloud = build_solid(plate, kernel="manifold").points(1024)
+    items = [dict(point_cloud=cloud), dict(caption="a plate"), dict(partial_json=plate.truncate(2))]
+    settings = dict(num=2, temperature=.7, max_new_tokens=60)
+    together = small.complete_many(items, batch_size=6, **settings)
+    for item, result in zip(items, together):
+        alone, = small.complete_many([item], **settings)
+        assert alone["entities"] == result["entities"]
