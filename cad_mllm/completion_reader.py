@@ -156,7 +156,7 @@ def sides(
     num: int, # of them
     seed: int = 0, # of the draws of points
 ) -> list: # of `Request`, the given one first
-    """The same points seen from other sides, drawn anew each time, where nothing else is given that says how the part
+    """The same points seen from other sides, drawn again each time, where nothing else is given that says how the part
     stands; otherwise the request alone."""
     if request.sample.origin is None or request.partial is not None or request.sample.image is not None: return [request]
     made = [request]
