@@ -559,20 +559,20 @@ def test_small_files_survive_an_outage_and_the_stop_file_is_seen(place):
     delivery = open_delivery(place, drive)
     drive.fault = fail_with(errno.ENOTCONN)
     for step in range(1, 5):
-        delivery.append("metrics.jsonl", {"step": step})
-        delivery.replace("status.json", {"step": step})
-        assert not delivery.seen("stop")
+        delivery.files.append("metrics.jsonl", {"step": step})
+        delivery.files.replace("status.json", {"step": step})
+        assert not delivery.files.seen("stop")
         drive.clock.now += 10
     drive.fault = nothing
     (place/"drive"/"stop").touch()
     drive.clock.now += 10
-    assert delivery.seen("stop")
+    assert delivery.files.seen("stop")
     lines = (place/"drive"/"metrics.jsonl").read_bytes().splitlines()
     assert lines == [b'{"step": 0}', b'{"step": 0.5'] + [b'{"step": %d}' % i for i in range(1, 5)]
     assert json.loads((place/"drive"/"status.json").read_text()) == {"step": 4}
     drive.fault = fail_with(errno.ENOTCONN)
-    delivery.forget("stop")
-    assert not delivery.seen("stop") and (place/"drive"/"stop").exists()
+    delivery.files.forget("stop")
+    assert not delivery.files.seen("stop") and (place/"drive"/"stop").exists()
     drive.fault = nothing
     assert delivery.close() and not (place/"drive"/"stop").exists()
 
@@ -598,6 +598,29 @@ def test_two_threads_are_never_in_a_round_of_small_files_at_once(place):
         files.step()
         and [json.loads(s)["step"] for s in (place/"drive/metrics.jsonl").read_text().splitlines()] == [1, 2]
     )
+
+
+def test_a_finished_checkpoint_is_enqueued_and_one_that_is_not_whole_is_refused(place):
+    drive = Drive(place/"drive", Clock())
+    delivery = open_delivery(place, drive)
+    path, broken = (writer(step)(delivery.local_dir) for step in (1, 2))
+    (broken/"model.safetensors").unlink()
+    with pytest.raises(ck.CheckpointError, match="is not complete"): delivery.submit(broken)
+    assert delivery.submit(path) == place/"drive"/STAGE/"checkpoint-step1"
+    run_dry(delivery)
+    assert set(named(place/"drive").values()) == {1}
+
+
+def test_names_of_before_lead_to_the_parts_that_do_it(place):
+    "Scripts that were written for one large class go on, and are told the new name."
+    delivery = open_delivery(place, Drive(place/"drive", Clock()))
+    with pytest.deprecated_call(match=r"Delivery.append is now .files.append"): append = delivery.append
+    append("metrics.jsonl", {"step": 1})
+    delivery.submit(writer(1))
+    with pytest.deprecated_call(match="queue.there"): assert f"{STAGE}/checkpoint-step1" in delivery.there
+    with pytest.deprecated_call(match="uploader.step"): assert delivery.step() is None
+    with pytest.raises(AttributeError, match="'Delivery' object has no attribute 'carry'"): delivery.carry()
+    assert json.loads((place/"drive"/"metrics.jsonl").read_text()) == {"step": 1}
 
 
 def test_deliver_brings_what_is_left(place):
@@ -796,7 +819,7 @@ def night_on(drive):
     seen["slow and late"] = save(1, best=True) and delivery.flush(120) and named(output)
     drive.rules(gone=True)                                     # and from here on quick, so that the test is
     seen["saved while away"] = [save(step) for step in (2, 3, 4)]
-    delivery.append("metrics.jsonl", {"step": 4})
+    delivery.files.append("metrics.jsonl", {"step": 4})
     until(lambda: delivery.status()["failing_since"])
     seen["107"] = delivery.status()["last_error"]
     seen["flushed while away"] = delivery.flush(.3)

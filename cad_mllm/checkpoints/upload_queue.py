@@ -17,7 +17,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .format import CheckpointError
-from .records import newness
+from .records import newness, read_record
 from .transfer import default_local_dir, local_dir_for, OutputFolder
 
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #44894b5f
@@ -162,6 +162,16 @@ def take_up(self: UploadQueue, local: dict):
     for key, record in local.items(): (self.kept if has_arrived(key) else self.pending)[key] = record
 
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #20bb2e12
+@patch
+def enqueue(self: UploadQueue, path: Path) -> str: # its key
+    "Let a checkpoint that lies on the local disk wait for its upload; `CheckpointError` unless it is complete."
+    key, record = self.places.key(path), read_record(path)
+    if not record.complete: raise CheckpointError(f"{path}: is not complete: {record.problem}")
+    with self.cond:
+        self.pending[key] = record
+        self.cond.notify_all()
+    return key
+
 @patch
 def saved_here(self: UploadQueue, key, record):
     "Note a checkpoint that was written to the local disk: it waits for its upload."
