@@ -119,9 +119,8 @@ def test_a_replaced_model_is_there_before_or_after(run_dir):
 
 def test_every_field_of_the_progress_is_put_back():
     "Also those that a short run does not need, such as the best so far where losses only fall."
-    from cad_mllm.training import Progress, Trainer
-    trainer = Trainer.__new__(Trainer)
-    trainer.state = SimpleNamespace()
+    from cad_mllm.training import Progress, Resumption
+    resumption = Resumption(SimpleNamespace(), None, None, None)
     saved = vars(Progress(**{name: n + .5 for n, name in enumerate(vars(Progress()))}))
-    trainer.take_progress(None, {"progress": dict(saved)}, 2)
-    assert vars(trainer.state.progress) == {**saved, "stage_index": 2}
+    resumption.take_progress(None, {"progress": dict(saved)}, 2)
+    assert vars(resumption.state.progress) == {**saved, "stage_index": 2}

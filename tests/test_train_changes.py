@@ -58,8 +58,8 @@ def changes_of(trainer, model=None, world=1, **settings):
     if model: state.config = replace(state.config, **model)
     state.train_config, state.world = replace(state.train_config, **settings), World(0, world)
     state.asked = [state.train_config.batch_size, state.train_config.gradient_accumulation_steps]
-    made.take_progress(loaded, loaded.trainer_state, 0)
-    try: return made.find_changes(loaded.trainer_state), state.train_config
+    made.resumption.take_progress(loaded, loaded.trainer_state, 0)
+    try: return made.resumption.find_changes(loaded.trainer_state), state.train_config
     finally: state.config, state.train_config, state.world, state.asked = kept
 
 
@@ -234,10 +234,10 @@ def test_an_older_release_did_not_record_the_batch(trainer):
         k: v for k, v in loaded.trainer_state.items()
         if k not in ("batch", "val_fingerprint", "device", "threads", "torch")
     } | {"world_size": 2}
-    made.take_progress(loaded, state, 0)
+    made.resumption.take_progress(loaded, state, 0)
     kept = made.state.train_config
     try:
-        found = made.find_changes(state)
+        found = made.resumption.find_changes(state)
         now = made.state.train_config
     finally: made.state.train_config = kept
     assert (

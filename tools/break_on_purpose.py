@@ -396,7 +396,7 @@ MUTATIONS = [
     ),
     Mutation(
         6, "other data are not noticed", TRAIN,
-        'if state.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:', "if False:",
+        'if saved.get("fingerprint", now["fingerprint"]) == now["fingerprint"]: return []', "return []",
         T_CHANGES + "refused_before_anything_happens"
     ),
     Mutation(
@@ -436,7 +436,7 @@ MUTATIONS = [
     ),
     Mutation(
         6, "other data go on at the old number of samples", TRAIN,
-        'if "data" in names: p.position = same_share(p.position, state["num_samples"], len(self.state.data))',
+        'if "data" in names: p.position = same_share(p.position, saved["num_samples"], len(state.data))',
         "pass", T_CHANGES + "changed_data_go_on_from_the_same_share_of_the_epoch"
     ),
     Mutation(
@@ -474,7 +474,7 @@ MUTATIONS = [
     ),
     Mutation(
         7, "an old checkpoint's step is forgotten", TRAIN,
-        'p.step = int(state.get("step") or loaded.metadata.get("step") or 0)', "p.step = 0",
+        'p.step = int(saved.get("step") or loaded.metadata.get("step") or 0)', "p.step = 0",
         T_OLD + "an_old_checkpoint_goes_on"
     ),
     # 8 safe

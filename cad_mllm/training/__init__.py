@@ -24,7 +24,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "saver": ("Saver judge"),
     "changes": ("CHOICE Change ChangedError MEANINGS OTHER_RUN ROUNDING_ONLY SAME_DATA Split changed_base "
               "changed_settings changed_stages other_model settle_split split_for"),
-    "resume": ("same_share"),
+    "resume": ("Resumption asked_before batch_of changed_data changed_machine changed_makers changed_validation "
+              "finish_best same_share stage_of"),
     "faults": ("LESS_MEMORY go_back halve_batches last_good leave_at_fault save_and_leave whole_step"),
     "run_lines": ("banner step_line"),
     "loop": ("Trainer after_step begin_from catch_up in_words train"),

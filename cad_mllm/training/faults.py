@@ -17,13 +17,13 @@ from .reports import RunLog
 from .step import Stepper
 from .validation import leave_if_asked
 from .saver import Saver
-from .resume import Trainer
+from .resume import Resumption
 
 # %% ../../nbs/8_training/09b_faults.ipynb #416508bc
 def go_back(
     saver: Saver,
     stepper: Stepper, # whose steps have no finite numbers
-    resumption: Trainer,
+    resumption: Resumption,
     error: NotFiniteError, # that says so; raised where there is no way back
 ):
     "Go back to the last good checkpoint, once in a run; all processes take the same one."
@@ -35,6 +35,7 @@ def go_back(
     if state.world.is_main:
         print(f"⚠️  {error}: going back to {path}" + (" with half the learning rate" if halve else ""), flush=True)
     resumption.resume(path)
+    saver.count_from_here()
     stepper.bad_steps, p = 0, state.progress
     p.went_back, p.lr_scale = was.went_back + 1, was.lr_scale*(.5 if halve else 1.0)
     saver.log.add(event="went_back", step=p.step, path=str(path), text=str(error), lr_scale=p.lr_scale)

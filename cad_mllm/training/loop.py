@@ -27,7 +27,7 @@ from .run_folder import OccupiedError
 from .state import brief, FaultError, gpu_memory, is_out_of_memory, NotFiniteError, TrainResult
 from .output import RunningError
 from .run_data import open_data
-from .resume import Trainer
+from .trainer import Trainer
 from .faults import go_back, leave_at_fault, LESS_MEMORY, save_and_leave, whole_step
 from .run_lines import banner, step_line
 from .notify import without_address
@@ -44,7 +44,7 @@ def train_stage(self: Trainer, stopper: Stopper):
     self.output.look_at_space()
     state.model.train()
     self.stepper.open_stream()
-    self.saver.begin_stage()
+    self.saver.count_from_here()
     self.pace = Pace()
     bar = tqdm(
         total=plan.num_steps, initial=p.stage_step, desc=state.stage.name, mininterval=.5,
@@ -93,7 +93,7 @@ def catch_up(
         trainer.log.add(stage=trainer.state.stage.name, step=p.step, val_loss=trainer.validation.validate())
     trainer.save_if_due(plan)
 
-# %% ../../nbs/8_training/10_loop.ipynb #08fe6481
+# %% ../../nbs/8_training/10_loop.ipynb #d731f49c
 @patch
 def save_if_due(self: Trainer, plan: Plan):
     "Save where a save is due after this step."
@@ -150,8 +150,9 @@ def run(self: Trainer) -> TrainResult:
         open_data(self.state, self.output)
         self.state.progress.next_stage(t.start_from_stage - 1)
         if self.state.world.is_main: print(banner(self.state, self.output.root), flush=True)
-        if path := self.find_resume(): self.resume(path)
+        if path := self.resumption.find(): self.resumption.resume(path)
         elif t.init_from: begin_from(self, t.init_from)
+        self.saver.count_from_here()
         self.record_settings()
         self.log.open_trackers()
         with self.state.world.watched():
@@ -234,7 +235,7 @@ def run_stages(self: Trainer, stopper: Stopper):
                 self.saver.save("final_model")
                 return
         except NotFiniteError as e:
-            go_back(self.saver, self.stepper, self, e)
+            go_back(self.saver, self.stepper, self.resumption, e)
             continue
         except Interrupted: return save_and_leave(self.saver)       # in the validation of a stage's end
         except FaultError as e: return leave_at_fault(self.saver, e)

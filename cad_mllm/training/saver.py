@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Saver', 'judge']
 
-# %% ../../nbs/8_training/07c_saver.ipynb #da749421
+# %% ../../nbs/8_training/07c_saver.ipynb #4536d4c5
 import math
 import os
 import time
@@ -26,7 +26,7 @@ from .reports import RunLog
 from .optimization import Optimization
 from .validation import Validation
 
-# %% ../../nbs/8_training/07c_saver.ipynb #422383d4
+# %% ../../nbs/8_training/07c_saver.ipynb #6c23c624
 class Saver:
     "Saves checkpoints, and notes what becomes of them."
     def __init__(
@@ -35,9 +35,9 @@ class Saver:
         self.state, self.output, self.log = state, output, log
         self.optimization, self.validation = optimization, validation
         self.submitted = {}                             # checkpoints on their way: path -> what their event will say
-        self.saved_step, self.saved_time = 0, 0.0       # of the latest save, or where the stage began
+        self.saved_step, self.saved_time = 0, 0.0       # of the latest save, or where the run went on
 
-# %% ../../nbs/8_training/07c_saver.ipynb #fa8f95e5
+# %% ../../nbs/8_training/07c_saver.ipynb #2d3b7580
 @patch
 def trainer_state(self: Saver) -> dict:
     "All that the next step depends on besides the weights."
@@ -48,7 +48,7 @@ def trainer_state(self: Saver) -> dict:
         **state.circumstances(), timestamp=datetime.now().isoformat(timespec="seconds")
     )
 
-# %% ../../nbs/8_training/07c_saver.ipynb #800d4fb2
+# %% ../../nbs/8_training/07c_saver.ipynb #bbf31318
 def judge(
     progress: Progress, # its averages start again, except where a stop made the save: the resumed run goes on with them
     stopped: bool = False, # a stop asks for this save
@@ -62,7 +62,7 @@ def judge(
     p.best, p.loss_sum, p.loss_steps = min(p.best, measure), 0.0, 0
     return loss, val_loss, is_best
 
-# %% ../../nbs/8_training/07c_saver.ipynb #9d2f9658
+# %% ../../nbs/8_training/07c_saver.ipynb #71266231
 @patch
 def save(self: Saver, name: str | None = None, stopped: bool = False):
     "Save a checkpoint; `name` is given for the end of a stage, `stopped` where nothing may take long any more."
@@ -89,7 +89,7 @@ def submit(self: Saver, model, saved: dict, name: str | None, **quality):
     )
     self.submitted[os.path.relpath(path, delivery.output_dir)] = told | {"val_loss": quality["val_loss"]}
 
-# %% ../../nbs/8_training/07c_saver.ipynb #a14c2689
+# %% ../../nbs/8_training/07c_saver.ipynb #1287c638
 @patch
 def is_due(self: Saver) -> bool:
     "Whether to save after this step: by steps, or by the first process's clock."
@@ -101,11 +101,11 @@ def is_due(self: Saver) -> bool:
     )
 
 @patch
-def begin_stage(self: Saver):
-    "The steps and the minutes to the next save count from here."
+def count_from_here(self: Saver):
+    "The steps and the minutes to the next save count from where the run stands."
     self.saved_step, self.saved_time = self.state.progress.step, time.monotonic()
 
-# %% ../../nbs/8_training/07c_saver.ipynb #597544c5
+# %% ../../nbs/8_training/07c_saver.ipynb #ee64a55d
 @patch
 def hear(self: Saver):
     "Note what became of earlier saves: they become events."
