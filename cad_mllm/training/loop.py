@@ -144,7 +144,8 @@ def run(self: Trainer) -> TrainResult:
     self.output.refuse_occupied()
     self.output.open()
     self.saver.hear()
-    with Stopper(self.output.delivery, t.max_minutes) as stopper:
+    files = self.output.delivery.files if self.output.delivery else None
+    with Stopper(files, t.max_minutes) as stopper:
         self.state.stopper = stopper
         self.status.write("starting")
         open_data(self.state, self.output)
@@ -215,7 +216,7 @@ def record_settings(self: Trainer):
             "process 0: start all of them with the same flags, on the same data"
         )
     if not self.state.world.is_main: return
-    self.output.delivery.replace(RUN_CONFIG, told | dict(command=without_address(sys.argv)))
+    self.output.delivery.files.replace(RUN_CONFIG, told | dict(command=without_address(sys.argv)))
 
 # %% ../../nbs/8_training/10_loop.ipynb #b7f5e4f1
 @patch

@@ -125,7 +125,7 @@ def mirror_reports(self: RunOutput):
     "What was left out of the data belongs to the run's folder, also where files are written locally first."
     if self.root == self.state.output_dir or not self.state.world.is_main: return
     for name in DATA_REPORTS:
-        try: self.delivery.replace(name, read_object(self.root/name))
+        try: self.delivery.files.replace(name, read_object(self.root/name))
         # none was written, or it is damaged: nothing that a training stops for
         except (OSError, FileError): continue
 

@@ -36,7 +36,7 @@ def add(self: RunLog, **row):
     "A line in metrics.jsonl, or in events.jsonl for an event."
     if not self.state.world.is_main: return
     self.notifier.hear(row)
-    self.output.delivery.append(
+    self.output.delivery.files.append(
         EVENTS if "event" in row else METRICS,
         row | {"run": self.state.run_id, "time": datetime.now().isoformat(timespec="milliseconds")}
     )
@@ -57,7 +57,7 @@ def open_trackers(self: RunLog):
     state, root = self.state, self.output.root
     if not state.world.is_main: return
     run_id = next(filter(None, map(known_id, (root, state.output_dir))), "") or uuid.uuid4().hex[:12]
-    if "wandb" in state.train_config.trackers: self.output.delivery.replace(WANDB, run_id)
+    if "wandb" in state.train_config.trackers: self.output.delivery.files.replace(WANDB, run_id)
     self.trackers = open_trackers(
         state.train_config.trackers, root, state.output_dir.name, run_id, state.progress.step,
         dict(model=state.config.to_dict(), train=state.train_config.to_dict())
@@ -102,5 +102,5 @@ def write(
         updated=datetime.now().isoformat(timespec="seconds"), delivery=delivery.status() if delivery else None,
         space=self.output.space, **more
     )
-    if delivery: delivery.replace(STATUS, status)
+    if delivery: delivery.files.replace(STATUS, status)
     elif state.output_dir.is_dir(): write_json(state.output_dir/STATUS, status)

@@ -114,7 +114,7 @@ class Interrupted(BaseException):
 class Stopper:
     "Knows why training should stop, or `reason` is empty."
     def __init__(self,
-        files=None,              # where the stop file is looked for: `RunFiles` or `Delivery`; None looks for none
+        files=None,              # where the stop file is looked for, `RunFiles`; None looks for none
         max_minutes: float = 0.0, # from now on; 0 for no limit
     ):
         self.files, self.reason, self.caught, self.breaks, self._old = files, "", "", False, {}

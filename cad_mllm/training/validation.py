@@ -130,6 +130,6 @@ def draw_held_out(self: Validation) -> bool: # False where a signal broke it off
         return True
     finally: state.model.train()
     if picture is None: return True
-    self.output.delivery.put(f"{DRAWN}/{state.stage.name}-step{step}.png", png_bytes(picture))
+    self.output.delivery.files.put(f"{DRAWN}/{state.stage.name}-step{step}.png", png_bytes(picture))
     for tracker in self.log.trackers: tracker.picture("held-out parts", picture, step)
     return True
