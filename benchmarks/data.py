@@ -15,7 +15,7 @@ beginnings each, every file written on its own under its own id.
   reopen          the same call again, which reads the index file; `files asked` counts calls of os.stat, os.scandir and
   open on the data meanwhile
   changed         again after one file was added: signatures of all files are compared, and what is new is read
-  open packed     MultimodalAutocompleteDataset(SHARDS): what `cad-mllm pack` wrote, with no index kept by the reader
+  open packed     MultimodalAutocompleteDataset(SHARDS): what `cad-mllm shard` wrote, with no index kept by the reader
 Every column beside the baseline also says how many times the baseline's time it takes (below 1 is faster).
 
 Folder against shards. --designs parts with eight pictures and a cloud, all modalities drawn, samples visited in the

@@ -161,7 +161,7 @@ def check_sampling(temperature: float, top_p: float, num: int):
     if num < 1: raise InputError(f"num={num}: use 1 or more")
     if num > 1 and temperature == 0:
         raise InputError(
-            f"num={num} with temperature=0 would write the same candidate {num} times; give a temperature such as 0.8"
+            f"temperature=0 would write the same candidate {num} times; give a temperature such as 0.8"
         )
 
 def check_choice(

@@ -254,7 +254,7 @@ class TrainConfig(_JSONConfig):
                                          # on Drive or a network disk, "" writes to output_dir directly
     max_pending_checkpoints: int = 8     # undelivered checkpoints kept in local_dir while output_dir is away
     data_root: str = "data"              # Omni-CAD layout: txt/ json/ json_truncated/ img/ pointcloud/; or a folder of
-                                         # shards (cad-mllm pack)
+                                         # shards (cad-mllm shard)
     cache_dir: str = ""                  # packed data: copy the shards to this local folder first
     truncated_json_root: str = ""        # instead of DATA_ROOT/json_truncated
     omnicad_txt_path: str = ""           # captions: a folder of JSON files or one file, instead of DATA_ROOT/txt

@@ -72,7 +72,7 @@ def test_every_job_asks_for_processors_and_hands_them_on():
 
 
 def test_one_command_fetches_prepares_and_packs_and_asks_for_the_training(tmp_path):
-    made = subprocess.run([sys.executable, "-m", "cad_mllm.cli", "synth", str(tmp_path/"far"), "--num", "5"])
+    made = subprocess.run([sys.executable, "-m", "cad_mllm.cli", "synth", str(tmp_path/"far"), "--num_parts", "5"])
     assert made.returncode == 0
     settings = dict(DATA=tmp_path/"parts", DATA_FROM=tmp_path/"far", PARTS=2, MODEL="some/model")
     done, calls = play(tmp_path, "submit.sh", **settings)

@@ -79,9 +79,9 @@ def checkpoint(tmp_path_factory):
 
 
 def test_help_of_every_command_imports_no_torch():
-    from cad_mllm.cli import VERBS
-    told = light(["--help"], ["--version"], ["fly"], *([verb, "--help"] for verb in VERBS))
-    assert [code for code, _ in told] == [0, 0, 2, *[0]*len(VERBS)], told
+    from cad_mllm.cli import COMMANDS
+    told = light(["--help"], ["--version"], ["fly"], *([verb, "--help"] for verb in COMMANDS))
+    assert [code for code, _ in told] == [0, 0, 2, *[0]*len(COMMANDS)], told
     assert all(said.strip() for _, said in told)
 
 
@@ -92,9 +92,9 @@ def test_commands_that_need_no_model_import_no_torch(plate, checkpoint, small_da
         ["inspect", plate], ["inspect", checkpoint], ["checkpoints", checkpoint.parent, "--verify"],
         ["export", plate, "-o", tmp_path/"plate.FCStd"], ["export", plate, tmp_path/"plate.stl"],
         ["score", tmp_path/"a", tmp_path/"a", "--no-draw", "--jobs", "0"],
-        ["doctor", small_data, "--jobs", "0", "--no-draw", "--num_opened", "0", "--out", tmp_path/"doctor"],
+        ["data-report", small_data, "--jobs", "0", "--no-draw", "--num_opened", "0", "--out", tmp_path/"report"],
         ["prepare", small_data, "--dry_run", "--jobs", "1"], ["plan", "--gpu", "t4"],
-        ["deliver", tmp_path/"a", "--minutes", "0.001"]
+        ["upload", tmp_path/"a", "--minutes", "0.001"]
     )
     assert [code for code, _ in told] == [0]*len(told), told
     assert (tmp_path/"plate.FCStd").is_file() and (tmp_path/"plate.stl").is_file()
@@ -128,7 +128,7 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(plate, checkpoint, 
             "`hf download someone/no-such-model`"
         ),
         (["checkpoints", tmp_path/"none"], "no such folder"),
-        (["pack", tmp_path/"none"], "name a folder for the shards"), (["score", tmp_path/"none", tmp_path], "none")
+        (["shard", tmp_path/"none"], "name a folder for the shards"), (["score", tmp_path/"none", tmp_path], "none")
     ]
     told = light(*(words for words, _ in wrong))
     for (words, text), (code, said) in zip(wrong, told):
@@ -160,7 +160,7 @@ def ask(folder, plate, num):
 def completing(asked, checkpoint, out, *more):
     return [
         sys.executable, "-m", "cad_mllm", "complete", "--requests", str(asked), "--checkpoint", str(checkpoint), "-o",
-        str(out), "--num", "1", "--max_new_tokens", "40", "--format", "json,fcstd,build123d", "--device", "cpu", *more
+        str(out), "--num_candidates", "1", "--max_new_tokens", "40", "--format", "json,fcstd,build123d", "--device", "cpu", *more
     ]
 
 
@@ -273,12 +273,12 @@ def test_several_processes_measure_what_one_measures(checkpoint, tmp_path):
     "Also where one of them is killed while it writes."
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "-m", "cad_mllm", "synth", str(tmp_path/"parts"), "--num", "6"], env=env, check=True
+        [sys.executable, "-m", "cad_mllm", "synth", str(tmp_path/"parts"), "--num_parts", "6"], env=env, check=True
     )
     def command(out):
         return [
             sys.executable, "-m", "cad_mllm", "evaluate", str(checkpoint), str(tmp_path/"parts"), "--split", "all",
-            "--num", "6", "--modalities", "text", "--batch_size", "1", "--max_new_tokens", "60", "--check", "end",
+            "--num_samples", "6", "--modalities", "text", "--batch_size", "1", "--max_new_tokens", "60", "--check", "end",
             "--jobs", "1", "--out", str(tmp_path/out), "--device", "cpu"
         ]
     def figures(out):
@@ -321,7 +321,7 @@ def test_a_request_that_cannot_be_served_is_named_by_its_line(plate, checkpoint,
 def test_complete_writes_what_the_name_of_the_output_says_and_tells_how_far_it_is(plate, checkpoint, tmp_path):
     command = [
         sys.executable, "-m", "cad_mllm", "complete", str(plate), "--checkpoint", str(checkpoint), "-o",
-        str(tmp_path/"done_cq.py"), "--format", "json", "--num", "1", "--max_new_tokens", "40", "--device", "cpu"
+        str(tmp_path/"done_cq.py"), "--format", "json", "--num_candidates", "1", "--max_new_tokens", "40", "--device", "cpu"
     ]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

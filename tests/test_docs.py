@@ -208,10 +208,10 @@ def test_every_command_that_is_shown_exists_as_shown(capsys):
     wrong, number = [], 0
     for where, verb, words, whole in commands():
         number += 1
-        if verb not in cli.VERBS:
+        if verb not in cli.COMMANDS:
             wrong.append((where, verb))
             continue
-        parser = cli.verb_parser(verb)
+        parser = cli.command_parser(verb)
         unknown = [
             w for w in words if w.startswith("--") and w.split("=")[0] not in parser._option_string_actions
             and w != "--trust"

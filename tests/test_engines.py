@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cad_mllm.data import doctor, pack, prepare, prepare_shards, synthesize
+from cad_mllm.data import data_report, pack, prepare, prepare_shards, synthesize
 from cad_mllm.geometry import LocalEngine, RayEngine
 from cad_mllm.metrics import score
 
@@ -122,7 +122,7 @@ def test_a_cluster_whose_node_dies_gives_what_this_machine_gives(parts, cluster,
         k: v for k, v in tree(tmp_path/"direct").items() if k.startswith("shard-")
     }
     said = [
-        doctor(local, tmp_path/name, num_opened=2, draw=False, jobs=1, engine=engine_).to_dict()
+        data_report(local, tmp_path/name, num_opened=2, draw=False, jobs=1, engine=engine_).to_dict()
         for name, engine_ in (("a", "local"), ("b", engine))
     ]
     assert said[0] == said[1]

@@ -25,10 +25,10 @@ def test_a_sample_of_all_flags_is_answered_with_a_sentence(inputs):
 @pytest.mark.parametrize(
     "verb, flag, code",
     [
-        ("synth", "--seed=-1", 2), ("synth", "--size=0", 2), ("pack", "--readers=0", 2), ("pack", "--shard_mb=nan", 2),
+        ("synth", "--seed=-1", 2), ("synth", "--size=0", 2), ("shard", "--num_threads=0", 2), ("shard", "--shard_mb=nan", 2),
         ("complete", "--device=tpu", None), ("plan", "--recipe=--", 2), ("train", "--device=x", None),
         ("train", "--llm_config=[]", 2), ("train", "--stage1_lr=inf", 1), ("train", "--batch_size=0", 1),
-        ("complete", "--num=nan", 2), ("score", "--timeout=-3", 2)
+        ("complete", "--num_candidates=nan", 2), ("score", "--timeout=-3", 2)
     ]
 )
 def test_named_mistakes(inputs, verb, flag, code, capsys):
@@ -45,7 +45,7 @@ def test_an_unknown_device_is_a_sentence():
         with pytest.raises(ConfigError, match="use auto, cpu, cuda|no CUDA device"): pick_device(name)
 
 
-@pytest.mark.parametrize("verb", ["synth", "deliver", "inspect", "prepare"])
+@pytest.mark.parametrize("verb", ["synth", "upload", "inspect", "prepare"])
 def test_an_empty_path_is_refused(inputs, verb):
     with walk_flags.replaced(): code, said = walk_flags._run(verb, ["", *walk_flags.base_lines(inputs)[verb][1:]])
     assert code in (1, 2) and said.strip()
@@ -147,12 +147,12 @@ def test_parts_whose_names_are_no_utf8_are_reported(folder_of, tmp_path):
     data = shutil.copytree(folder_of[0]/"data", tmp_path/"data")
     for path in [p for p in data.rglob("00000001_00001*") if p.is_file()]:
         path.rename(path.with_name(path.name.replace("00000001", "gr\udcf6\udcdfe")))
-    code, said, _ = walk_flags.real_answer("doctor", [str(data)], folder_of[0])
+    code, said, _ = walk_flags.real_answer("data-report", [str(data)], folder_of[0])
     assert code == 0 and "Traceback" not in said, said
 
 
 def test_a_run_that_is_nowhere_is_a_sentence(folder_of):
-    for verb, words, said in (("deliver", ["nowhere"], "nothing is kept for it"), ("checkpoints", [""], "is empty")):
+    for verb, words, said in (("upload", ["nowhere"], "nothing is kept for it"), ("checkpoints", [""], "is empty")):
         code, told, _ = walk_flags.real_answer(verb, words, folder_of[0])
         assert code == 1 and said in told, told
 

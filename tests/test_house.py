@@ -189,7 +189,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"site"), "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True
     )
-    assert done.returncode == 0 and "cad-mllm VERB" in done.stdout, done.stderr
+    assert done.returncode == 0 and "cad-mllm COMMAND" in done.stdout, done.stderr
     assert (tmp_path/"site/bin/cad-mllm").exists()
     sources = [p.relative_to(REPO) for p in (REPO/"cad_mllm").rglob("static/*") if p.is_file()]
     # scripts and style sheets that modules read
@@ -219,13 +219,13 @@ def test_the_results_are_shown_as_they_are():
 FIGURES = {
     "131 CAD tokens": ("tokens", "| CAD tokens | 131 |"),
     "minified JSON 8,413": ("tokens", "| minified JSON | 8,413 |"),
-    "3.1 times as many models a second as Hugging Face": ("train_cpu", "| 3.08 |"),
+    "3.1 times as many models per second as Hugging Face": ("train_cpu", "| 3.08 |"),
     "3.9 times as many as TRL": ("train_cpu", "| 3.93 |"),
     "in 0.17 and 0.53 of their memory": ("train_cpu", "| 0.53 |"),
     "130 times the usual loop": ("train_h200", "| 130.41 |"),
-    "IoU .940 to .999 on the mean": ("real_parts", "| fusion | clean | slabs | 20 | 0.940 |"),
-    ".998 and more in the median": ("real_parts", "| 0.998 |"),
-    ".92 to .99 on the mean, where the beginnings have .59 to .84": (
+    "mean IoU .940 to .999": ("real_parts", "| fusion | clean | slabs | 20 | 0.940 |"),
+    "median .998 or more": ("real_parts", "| 0.998 |"),
+    "mean IoU .92 to .99, compared with .59 to .84": (
         "completion", "| omni | 10 | beginning, points | points, slices too | 0.915 |"
     )
 }

@@ -23,6 +23,9 @@ evaluate C data --robustness --from_scratch
 card C --push user/model --public
 checkpoints --verify
 checkpoints output --upgrade --remove_original
+deliver output --minutes 5
+evaluate C data --num 4
+pack data shards --readers 4
 score a b --no-draw --jobs 0
 doctor data --build --no-draw
 train --recipe tiny --no-pack --use_gradient_checkpointing --stage1_epochs 2
@@ -45,14 +48,33 @@ def test_the_runtime_takes_from_fastcore_only_what_is_equal_in_1_and_2():
 
 @pytest.mark.parametrize("line", OLD_COMMANDS)
 def test_command_lines_of_older_notes_are_understood(line):
-    from cad_mllm.cli import verb_parser
+    from cad_mllm.cli import command_parser, current_name
     verb, *words = line.split()
-    verb_parser(verb).parse_args(words)
+    command_parser(current_name(verb)).parse_args(words)
+
+
+def test_an_old_name_of_a_command_or_flag_is_hidden_and_tells_the_new_one_in_one_line(capsys, tmp_path):
+    from cad_mllm.cli import main, OLD_COMMANDS
+    with pytest.raises(SystemExit): main(["--help"])
+    usage = capsys.readouterr().out
+    assert not any(f"  {old} " in usage for old in OLD_COMMANDS)
+    for words, code, told in (
+        (["doctor", tmp_path/"none"], 1, "cad-mllm: `doctor` is now called `data-report`; the old name will go"),
+        (["pack", tmp_path/"none", tmp_path/"out"], 1, "cad-mllm: `pack` is now called `shard`; the old name will go"),
+        (["deliver", tmp_path/"none"], 1, "cad-mllm: `deliver` is now called `upload`; the old name will go"),
+        (["synth", "", "--num=3"], 2, "cad-mllm synth: --num is now called --num_parts"),
+        (["complete", "--num", "3"], 1, "cad-mllm complete: --num is now called --num_candidates")
+    ):
+        with pytest.raises(SystemExit) as end: main(list(map(str, words)))
+        said = capsys.readouterr().err
+        assert end.value.code == code and said.splitlines()[0] == told, said
+    with pytest.raises(SystemExit): main(["synth", "--help"])
+    assert "--num " not in capsys.readouterr().out
 
 
 def test_switches_say_what_is_done_and_can_be_turned_off():
-    from cad_mllm.cli import verb_parser
-    parse = verb_parser("prepare").parse_args
+    from cad_mllm.cli import command_parser
+    parse = command_parser("prepare").parse_args
     assert (
         parse(["data"]).points and not parse(["data", "--no-points"]).points
         and not parse(["data", "--no_points"]).points
@@ -64,7 +86,7 @@ def test_a_mistyped_command_or_flag_names_the_nearest(capsys):
     from cad_mllm import __version__
     from cad_mllm.cli import main
     for words, code, told in (
-        (["trian"], 2, "did you mean 'train'?"), (["synth", "x", "--nmu", "3"], 2, "did you mean '--num'?"),
+        (["trian"], 2, "did you mean 'train'?"), (["synth", "x", "--sede", "3"], 2, "did you mean '--seed'?"),
         (["--version"], 0, __version__)
     ):
         with pytest.raises(SystemExit) as end: main(words)

@@ -315,10 +315,10 @@ os._exit(0)
 STAND_IN = """
 import os, sys, time
 from cad_mllm.cad import Frame, rectangle
-from cad_mllm.cli import verb_parser
+from cad_mllm.cli import command_parser
 from cad_mllm.interop.histories import read_history, write_history
 assert sys.argv[1] == "complete"
-asked = verb_parser("complete").parse_args(sys.argv[2:])
+asked = command_parser("complete").parse_args(sys.argv[2:])
 assert asked.skip_unsupported
 if asked.caption == "slow": open(asked.out + ".pid", "w").write(str(os.getpid())) and time.sleep(600)
 if asked.caption == "broken": sys.exit(f"{asked.partial}: Loft: cannot be said")
@@ -347,7 +347,7 @@ def test_the_macro_stands_where_freecad_looks_and_completes_the_open_part(tmp_pa
         **os.environ, "HOME": str(tmp_path), "FREECAD_PART": str(half), "FREECAD_REPORT": str(tmp_path/"report.json")
     }
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"): environment.pop(name, None)
-    command = [sys.executable, "-m", "cad_mllm", "freecad-macro", str(checkpoint), "--num", "2"]
+    command = [sys.executable, "-m", "cad_mllm", "freecad-macro", str(checkpoint), "--num_candidates", "2"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     macro = tmp_path/".local/share/FreeCAD/Macro/CompletePart.FCMacro"
     assert done.returncode == 0 and f"wrote {macro}" in done.stdout, done.stderr

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from cad_mllm.data import report as doctor_module
+from cad_mllm.data import report as report_module
 from cad_mllm.metrics import scoring as module
 from cad_mllm.cad import CADProgram
-from cad_mllm.data import doctor
+from cad_mllm.data import data_report
 from cad_mllm.geometry.workers import _close_workers
 from cad_mllm.geometry import build_solid
 from cad_mllm.metrics import read_part, score
@@ -127,7 +127,7 @@ def test_killed_and_resumed(truth, tmp_path):
     ).splitlines()[:-1]
 
 
-def test_doctor_in_workers(truth, tmp_path, monkeypatch):
+def test_data_report_in_workers(truth, tmp_path, monkeypatch):
     """The same diagnosis from processes as from none; a history that kills its worker costs itself; twins across a
     split are leaks."""
     for path in sorted(truth.rglob("*.json")):
@@ -143,28 +143,28 @@ def test_doctor_in_workers(truth, tmp_path, monkeypatch):
             }
         )
     )
-    alone = doctor(tmp_path/"set", tmp_path/"a", split_file=tmp_path/"split.json", jobs=0, draw=False)
-    many = doctor(tmp_path/"set", tmp_path/"b", split_file=tmp_path/"split.json", jobs=2, draw=False)
+    alone = data_report(tmp_path/"set", tmp_path/"a", split_file=tmp_path/"split.json", jobs=0, draw=False)
+    many = data_report(tmp_path/"set", tmp_path/"b", split_file=tmp_path/"split.json", jobs=2, draw=False)
     assert (
-        repr(alone) == repr(many) and (tmp_path/"a/doctor.json").read_text() == (tmp_path/"b/doctor.json").read_text()
+        repr(alone) == repr(many) and (tmp_path/"a/data_report.json").read_text() == (tmp_path/"b/data_report.json").read_text()
     )
-    assert alone.num_twins == 2 and alone.leaks["test of split.json"]["leaked"] == 1
-    (tmp_path/"bad_doctor.py").write_text(
+    assert alone.num_duplicates == 2 and alone.leaks["test of split.json"]["leaked"] == 1
+    (tmp_path/"bad_report.py").write_text(
         "import os\nfrom cad_mllm.data import report as module\nexamine = module._examine\n"
         "def one(task):\n    if '00000003' in task[0]: os._exit(5)\n    return examine(task)\n"
         "def many(tasks): return [one(t) for t in tasks]\n")
     monkeypatch.syspath_prepend(tmp_path)
     _close_workers()
-    import bad_doctor
-    monkeypatch.setattr(doctor_module, "_examine_many", bad_doctor.many)
-    monkeypatch.setattr(doctor_module, "_examine", bad_doctor.one)
-    found = doctor(tmp_path/"set", tmp_path/"c", jobs=1, draw=False)
-    assert found.lacks["histories"] == {"worker: crash": 1} and found.holds["histories"] == NUM
+    import bad_report
+    monkeypatch.setattr(report_module, "_examine_many", bad_report.many)
+    monkeypatch.setattr(report_module, "_examine", bad_report.one)
+    found = data_report(tmp_path/"set", tmp_path/"c", jobs=1, draw=False)
+    assert found.missing["histories"] == {"worker: crash": 1} and found.present["histories"] == NUM
     _close_workers()
 
 
 def test_real_histories(real_root, tmp_path):
-    "Twenty of them against themselves by their tokens, and the doctor over all."
+    "Twenty of them against themselves by their tokens, and the report over all."
     from cad_mllm.cad import decode, encode
     files = sorted(real_root.glob("json/*/*.json"))[::6]
     for f in files:
@@ -178,5 +178,5 @@ def test_real_histories(real_root, tmp_path):
         found.invalidity_ratio == 0 and not found.left_out and rows["iou"]["median"] > .99
         and rows["sege"]["median"] == 0 and rows["extrude_f1"]["mean"] > .9
     )
-    d = doctor(real_root, tmp_path/"doctor", jobs=1, draw=False)
-    assert d.holds["histories"] >= .99*len(d.rows) and d.max_seq_length() <= 2048
+    d = data_report(real_root, tmp_path/"report", jobs=1, draw=False)
+    assert d.present["histories"] >= .99*len(d.rows) and d.max_seq_length() <= 2048

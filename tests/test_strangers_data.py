@@ -154,8 +154,8 @@ def test_half_characters_in_captions_are_cleaned_and_counted(parts, tmp_path):
 
 
 def test_cad_json_is_a_folder_of_histories(parts, tmp_path):
-    from cad_mllm.data import doctor
+    from cad_mllm.data import data_report
     root, ids = copy_of(parts, tmp_path, json_folder="cad_json")
     ds = MultimodalAutocompleteDataset(root)
-    found = doctor(root, tmp_path/"out", jobs=0, draw=False)
+    found = data_report(root, tmp_path/"out", jobs=0, draw=False)
     assert len(ds) and f"a training counts {ds.attachments.sentence()}" in found.notes

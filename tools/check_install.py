@@ -26,7 +26,7 @@ TRAIN = [
     "--recipe", "tiny", "--use_lora", "--lora_r", "4", "--device", "cpu", "--max_steps", "10", "--num_val_samples", "2",
     "--batch_size", "2"
 ]
-VERBS = "from cad_mllm.cli import VERBS; print(' '.join(VERBS))"
+COMMANDS = "from cad_mllm.cli import COMMANDS; print(' '.join(COMMANDS))"
 PANEL = "import sys, cad_mllm.panel as p; panel = p.CheckpointPanel(sys.argv[1]); print(type(panel).__name__)"
 
 
@@ -127,10 +127,10 @@ class Installation:
         "The commands, a training, a completion, the panel."
         self.step("cad-mllm --version", self.command, "--version")
         self.step("python -m cad_mllm --help", self.python, "-m", "cad_mllm", "--help")
-        for verb in self.step("list the commands", self.python, "-c", VERBS).split():
+        for verb in self.step("list the commands", self.python, "-c", COMMANDS).split():
             self.step(f"cad-mllm {verb} --help", self.command, verb, "--help")
         self.step(
-            "cad-mllm synth", self.command, "synth", "data", "--num", "8", "--views", "1", "--size", "64", "--jobs", "1"
+            "cad-mllm synth", self.command, "synth", "data", "--num_parts", "8", "--views", "1", "--size", "64", "--jobs", "1"
         )
         self.step(
             "cad-mllm train, ten steps", self.command, "train", *TRAIN, "--data_root", "data", "--output_dir", "output"
@@ -139,11 +139,11 @@ class Installation:
         if not checkpoints: raise Failed("the training left no checkpoint")
         partial = next((self.folder/"work/data/json_truncated").rglob("*.json"))
         self.step(
-            "cad-mllm complete", self.command, "complete", partial, "--checkpoint", checkpoints[-1].parent, "--num",
+            "cad-mllm complete", self.command, "complete", partial, "--checkpoint", checkpoints[-1].parent, "--num_candidates",
             "1", "--max_new_tokens", "40", "--format", "json", "-o", "part.json"
         )
         self.step(
-            "cad-mllm complete, with the small model of the package", self.command, "complete", partial, "--num", "1",
+            "cad-mllm complete, with the small model of the package", self.command, "complete", partial, "--num_candidates", "1",
             "--max_new_tokens", "80", "--format", "json", "-o", "small.json"
         )
         self.step("cad-mllm checkpoints --verify", self.command, "checkpoints", "output", "--verify")

@@ -48,7 +48,7 @@ def stand_ins():
         ("cad_mllm.training.loop", "train"), ("cad_mllm.inference", "CADAutocomplete"),
         ("cad_mllm.evaluation", "evaluate"), ("cad_mllm.demo", "run_demo"), ("cad_mllm.data.synthetic", "synthesize"),
         ("cad_mllm.geometry.engines", "get_engine"), ("cad_mllm.reconstruction", "reconstruct_folder"),
-        ("cad_mllm.data", "doctor"), ("cad_mllm.metrics", "score"), ("cad_mllm.data.packing", "pack"),
+        ("cad_mllm.data", "data_report"), ("cad_mllm.metrics", "score"), ("cad_mllm.data.packing", "pack"),
         ("cad_mllm.training.planner", "plan"), ("cad_mllm.geometry.solid", "build_solid"),
         ("cad_mllm.model_card", "write_card")
     ]
@@ -91,23 +91,23 @@ def make_inputs(folder):
 def base_lines(at):
     "Command -> arguments that work."
     return {
-        "demo": ["--out", at["out"]], "synth": [at["out"], "--num", "1"], "prepare": [at["data"], "--dry_run"],
-        "doctor": [at["data"]], "pack": [at["data"], at["out"]], "plan": ["--gpu", "t4"],
+        "demo": ["--out", at["out"]], "synth": [at["out"], "--num_parts", "1"], "prepare": [at["data"], "--dry_run"],
+        "data-report": [at["data"]], "shard": [at["data"], at["out"]], "plan": ["--gpu", "t4"],
         "train": ["--recipe", "tiny", "--data_root", at["data"], "--output_dir", at["out"]],
         "complete": [at["part"], "--checkpoint", at["checkpoint"], "--max_new_tokens", "9"],
-        "evaluate": [at["checkpoint"], at["data"], "--num", "1", "--max_new_tokens", "9"],
+        "evaluate": [at["checkpoint"], at["data"], "--num_samples", "1", "--max_new_tokens", "9"],
         "score": [at["data"] + "/json", at["data"] + "/json"], "card": [at["checkpoint"]], "checkpoints": [at["run"]],
-        "deliver": [at["run"]], "inspect": [at["part"]], "export": [at["part"], at["out"] + ".json"],
+        "upload": [at["run"]], "inspect": [at["part"]], "export": [at["part"], at["out"] + ".json"],
         "reconstruct": [at["data"] + "/pointcloud"]
     }
 
 
 def cases(at):
     "Every (command, words): each argument of each command with each value."
-    from cad_mllm.cli import verb_parser
+    from cad_mllm.cli import command_parser
     for verb, words in base_lines(at).items():
         number = 0
-        for action in verb_parser(verb)._actions:
+        for action in command_parser(verb)._actions:
             if isinstance(action, argparse._HelpAction) or action.nargs == 0: continue
             for value in VALUES:
                 if action.option_strings: yield verb, [*words, f"{action.option_strings[-1]}={value}"]

@@ -284,7 +284,7 @@ def _tell_what_is_left(self: Delivery):
     self.events.tell(
         "left",
         f"📦  {' and '.join(filter(None, [waiting, lines]))} are not in {self.output_dir} yet ({why}). "
-        f"They are safe in {self.local_dir}; the next run delivers them, or: cad-mllm deliver {self.output_dir}"
+        f"They are safe in {self.local_dir}; the next run delivers them, or: cad-mllm upload {self.output_dir}"
     )
 
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #e4f2c3fa

@@ -106,7 +106,7 @@ def complete(
                         # is done already is not done again
     format: str = "json,step,png", # which files, comma separated: json, step, stl, ply, obj, glb, svg, png; to be
                                    # edited: fcstd, build123d, cadquery, openscad, fusion, featurescript
-    num: int = 4, # candidates
+    num_candidates: Annotated[int, AtLeast(1)] = 4, # to choose from
     best: str = "input", # which one is kept: input, the one that fits the points or the picture, by agreement where
                          # there is neither; agreement, the one most like the others; likelihood, the model's favourite
     methods: str = "", # who proposes candidates, comma separated: model; slabs, slices of the points, which say what is
@@ -127,10 +127,10 @@ def complete(
     progress: bool = True, # tell on standard error how far it is
 ):
     "Finish a part, or many: the given operations stay as they are, new ones are appended."
-    temperature = temperature or (.7 if num > 1 else 0.0)
+    temperature = temperature or (.7 if num_candidates > 1 else 0.0)
     settings = dict(
-        max_new_tokens=max_new_tokens or None, num=num, temperature=temperature, top_p=top_p, seed=seed, check=check,
-        best=best
+        max_new_tokens=max_new_tokens or None, num=num_candidates, temperature=temperature, top_p=top_p, seed=seed,
+        check=check, best=best
     )
     formats, pictures = _formats(format, "" if requests else out), _pictures(image)
     if requests: asked = read_requests(requests)
@@ -139,7 +139,7 @@ def complete(
         raise ConfigError(
             f"requests={requests!r}: what each part is given stands in that file; leave the other inputs out"
         )
-    _check_settings(checkpoint, temperature, top_p, num, check, best)
+    _check_settings(checkpoint, temperature, top_p, num_candidates, check, best)
     if not requests and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("several processes share a list of parts: give them one with --requests FILE")
     settings["proposers"] = _proposers(methods or ("model,slabs" if checkpoint == "small" else "model"))
@@ -147,14 +147,17 @@ def complete(
     from cad_mllm.inference import CADAutocomplete
     model = CADAutocomplete(checkpoint, device=device)
     if requests:
-        return _complete_all(model, asked, Path(out or "completed"), formats, num*max(1, parts_at_once), settings)
-    watch = _Watch(num, progress, stream)
+        rows = num_candidates*max(1, parts_at_once)
+        return _complete_all(model, asked, Path(out or "completed"), formats, rows, settings)
+    watch = _Watch(num_candidates, progress, stream)
     with watch:
         result = model.complete(
             partial or None, caption, pictures, points or None, unit=unit, skip_unsupported=skip_unsupported,
             out=out or "completed.json", formats=formats, on_operation=watch, **settings
         )
     _tell_result(result["metadata"])
+
+complete.old_names = dict(num="num_candidates")
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #b8354d1b
 def _proposers(methods):
@@ -269,7 +272,7 @@ def _ranking(metadata):
 def evaluate(
     checkpoint: str, # a checkpoint folder
     data_root: str, # a data set in the Omni-CAD layout
-    num: Annotated[int, AtLeast(1)] = 100, # beginnings, at most
+    num_samples: Annotated[int, AtLeast(1)] = 100, # at most
     modalities: str = "", # combinations, comma separated, such as text,text+points; all that the model has encoders for
                           # if left out
     split: str = "val", # val: what training held out; all: everything, for data that training never saw
@@ -296,12 +299,14 @@ def evaluate(
     from cad_mllm.training.distributed import join_world, pick_device
     world = join_world(pick_device(device), minutes=600, again="")
     made = evaluate(
-        checkpoint, data_root, num=num, modalities=combinations, split=split, num_candidates=num_candidates,
+        checkpoint, data_root, num=num_samples, modalities=combinations, split=split, num_candidates=num_candidates,
         temperature=temperature, check=check, robustness=robustness, from_scratch=from_scratch,
         max_new_tokens=max_new_tokens or None, batch_size=batch_size, seed=seed, jobs=num_processes(jobs),
         out=out or None, device=device, world=world
     )
     if made: print(made)
+
+evaluate.old_names = dict(num="num_samples")
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #f415f7ff
 def _check_repository(name):

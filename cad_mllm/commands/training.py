@@ -281,7 +281,7 @@ def _outcome(result):
     left = " and ".join(
         filter(None, [f"{result.undelivered} checkpoints" if result.undelivered else "", result.lines_left])
     )
-    return text + (f"\n{left} are not in {result.output_dir} yet: cad-mllm deliver {result.output_dir}" if left else "")
+    return text + (f"\n{left} are not in {result.output_dir} yet: cad-mllm upload {result.output_dir}" if left else "")
 
 # %% ../../nbs/11_commands/01c_training.ipynb #4acf4106
 def plan(

@@ -43,6 +43,6 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "batching": ("DYING DataWorkerError GRACE batches num_batches"),
     "packing": ("pack"),
     "direct": ("prepare_group prepare_shards"),
-    "diagnosis": ("Diagnosis DoctorError PERCENTILES"),
-    "report": ("FOLDERS MOST_SPLIT doctor fingerprint"),
+    "dataset_report": ("DatasetReport PERCENTILES ReportError"),
+    "report": ("FOLDERS MOST_SPLIT data_report fingerprint"),
 })

@@ -287,9 +287,9 @@ def _load(self: Pack):
     path = self.root/INDEX_NAME
     if not path.exists():
         what = (
-            "there are shards but no index: packing was not finished; run `cad-mllm pack` again, finished shards are "
+            "there are shards but no index: packing was not finished; run `cad-mllm shard` again, finished shards are "
             "kept"
-            if _shards_of(self.root) else "there is no pack in this folder; make one with `cad-mllm pack ROOT OUT`"
+            if _shards_of(self.root) else "there is no pack in this folder; make one with `cad-mllm shard ROOT OUT`"
         )
         raise PackError(f"{path}: {what}")
     try:
@@ -307,7 +307,7 @@ def _load(self: Pack):
                 raise ValueError("its content is not what it was made of")
     except Exception as e:
         raise PackError(
-            f"{path}: the index is damaged ({type(e).__name__}: {e}); fetch it again, or run `cad-mllm pack` again: "
+            f"{path}: the index is damaged ({type(e).__name__}: {e}); fetch it again, or run `cad-mllm shard` again: "
             "finished shards are kept"
         ) from None
     if header.get("format") != 1:

@@ -46,8 +46,8 @@ def _find_folders(data_root, given):
         if folders[role] is None and (role == "json" or given.get(role)):
             raise DataError(
                 f"no data: {paths[0].absolute()} does not exist (data_root={str(data_root)!r}). Make some with "
-                f"`cad-mllm synth {data_root} --num 200`, or "
-                "fetch Omni-CAD and give the folder that holds json/ and txt/ (or the shards of `cad-mllm pack`) as "
+                f"`cad-mllm synth {data_root} --num_parts 200`, or "
+                "fetch Omni-CAD and give the folder that holds json/ and txt/ (or the shards of `cad-mllm shard`) as "
                 "--data_root, or its parts as --omnicad_json_root and so on."
             )
     return folders
@@ -220,12 +220,12 @@ class ShardSource:
                 raise ValueError("what it says of its media, its language or what was left out is something else")
         except KeyError as e:
             raise DataError(
-                f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm pack ROOT "
+                f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm shard ROOT "
                 "OUT`"
             ) from None
         except (ValueError, TypeError) as e:
             raise DataError(
-                f"{self.root/INDEX_NAME}: the index is damaged ({e}); fetch it again, or run `cad-mllm pack` again: "
+                f"{self.root/INDEX_NAME}: the index is damaged ({e}); fetch it again, or run `cad-mllm shard` again: "
                 "finished shards are kept"
             ) from None
         self._check_joined(extra)
@@ -234,7 +234,7 @@ class ShardSource:
         if language and not self.has_tokens:
             logger.warning(
                 "%s: its tokens are those of another version; histories are encoded when they are read, which takes "
-                "longer (`cad-mllm pack` again to refresh them)",
+                "longer (`cad-mllm shard` again to refresh them)",
                 root
             )
 
@@ -264,7 +264,7 @@ def _check_joined(self: ShardSource, extra):
     if not right:
         raise DataError(
             f"{self.root/INDEX_NAME}: the index is damaged (captions, views and clouds do not fit its "
-            f"{len(self.table.ids)} designs); fetch it again, or run `cad-mllm pack` again"
+            f"{len(self.table.ids)} designs); fetch it again, or run `cad-mllm shard` again"
         )
 
 # %% ../../nbs/5_data/19_sources.ipynb #36904cc0

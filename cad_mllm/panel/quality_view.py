@@ -37,7 +37,7 @@ def run_evaluation(
     "Evaluate a checkpoint in a process of its own; raises `PanelError` with its last line where it fails."
     command = [
         sys.executable, "-m", "cad_mllm.cli", "evaluate", "--checkpoint", str(record.path), "--data_root", data_root,
-        "--num", str(num)
+        "--num_samples", str(num)
     ]
     log = record.path.parent/f"evaluation-{record.path.name}.log"
     job.note = f"{num} beginnings at most, log {log.name}"

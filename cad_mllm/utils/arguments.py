@@ -11,6 +11,7 @@ import argparse
 import ast
 import inspect
 import io
+import sys
 import tokenize
 from difflib import get_close_matches
 from functools import partial
@@ -71,8 +72,21 @@ _NAMED_OUT = "named_out"   # what stands behind -o of a command whose output may
 # %% ../../nbs/0_utils/02_arguments.ipynb #fa2d6b28
 class Parser(argparse.ArgumentParser):
     "An `ArgumentParser` that names the nearest flag for an unknown one."
+    old_names = {}    # name of a flag in earlier versions -> its name
+
+    def current(self, word):
+        "Return a word of the command line, an old flag under its name; that is told on standard error."
+        flag, equals, value = word.partition("=")
+        for start in ("--no-", "--no_", "--"):
+            new = self.old_names.get(flag.removeprefix(start)) if flag.startswith(start) else None
+            if new is not None:
+                print(f"{self.prog}: {flag} is now called {start}{new}", file=sys.stderr)
+                return f"{start}{new}{equals}{value}"
+        return word
+
     def parse_args(self, args=None, namespace=None):
         "Parse all arguments; exit with code 2 where one is not understood."
+        args = [self.current(word) for word in (sys.argv[1:] if args is None else args)]
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -167,6 +181,7 @@ def make_parser(
 ) -> Parser: # `function(**vars(parser.parse_args()))` runs the command
     "Make the command line of a function from its signature, types, defaults, docments and docstring."
     parser = Parser(prog=prog or function.__name__, description=function.__doc__)
+    parser.old_names = getattr(function, "old_names", {})
     helps = docments(function)
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         default = defaults.get(name, parameter.default)

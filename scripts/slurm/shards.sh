@@ -4,4 +4,4 @@
 set -eu
 . "${SLURM_SUBMIT_DIR:-.}/settings.sh"
 
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" cad-mllm pack "$PREPARED" "$SHARDS"
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" cad-mllm shard "$PREPARED" "$SHARDS"
