@@ -124,7 +124,8 @@ def stream(
     constrained: bool = True, # hold the token format to its grammar
     check: str = "end", # "kernel" judges operations while they are written
     seed: int = 0,
-    temperature: float = 0.0, top_p: float = 1.0,
+    temperature=0.0, # a number, or one a row
+    top_p: float = 1.0,
 ): # yields (row, CADProgram) when an operation is finished and was not taken back; returns a list of (ids, `Row` or
    # None), one a row
     "Let the model write, operation by operation."

@@ -19,7 +19,8 @@ from .cad.program import CADProgram, Extrude
 from .geometry.clouds import best_in_one_body, far_words, is_connected
 from .geometry.solid import build_solid, Solid
 from .geometry.workers import isolated
-from .metrics.volumes import overlap
+from .metrics.volumes import iou_from_points, overlap
+from .data.points import finite_points
 from .models.decoding import fit_image, fit_points
 from .completion_requests import Request
 
@@ -33,6 +34,7 @@ class Candidate:
     finished: bool = True                 # whether it came to its own end
     score: float | None = None            # mean log-likelihood a token, where it was needed
     fit: float | None = None              # distance from the given points or picture, where it was measured
+    shared: float | None = None           # IoU with the part that the given points lie on, where they tell it
     agreement: float | None = None        # mean IoU with the other candidates that build, where it was measured
     valid: bool | None = None             # whether the kernel builds it; None for not tried
     reason: str = ""                      # why it cannot be read or built
@@ -138,6 +140,17 @@ class CandidateSelector:
             return fit_points(solid, sample.points, sample.points_center, sample.points_scale, seed)
         return None if sample.image is None else fit_pictures(solid, sample)
 
+    def shared_volume(self,
+        request: Request,
+        solid: Solid,
+        num_points: int = 4096, # of each surface
+    ) -> float | None: # from 0 to 1; None where no points with outward normals were given
+        "Estimate the IoU of a part and the one that the given points lie on."
+        if request.points is None or request.points.shape[1] < 6: return None
+        given = finite_points(request.points)[0]
+        given = given[np.random.default_rng(0).permutation(len(given))[:num_points]]
+        return iou_from_points(given, solid.points(num_points, 0))
+
 # %% ../nbs/9_completion/00b_candidates.ipynb #72885cbd
 @patch
 def by_likelihood(
@@ -164,10 +177,10 @@ def by_input(
 ) -> Candidate:
     "Return the candidate that fits the given points or picture best."
     for c in candidates:
-        if self.build(c): c.fit = self.input_error(request, c.solid)
+        if self.build(c): c.fit, c.shared = self.input_error(request, c.solid), self.shared_volume(request, c.solid)
     valid = [c for c in candidates if c.valid]
     if not valid: return min(candidates, key=lambda c: c.program is None)
-    def error(c): return math.inf if c.fit is None else c.fit
+    def error(c): return math.inf if c.fit is None else c.fit + (0 if c.shared is None else (1 - c.shared)/3)
     def given_is_one_body(): return is_one_body(request, self.checker.check)
     return best_in_one_body(valid, error, lambda c: c.solid.num_bodies, given_is_one_body, APART)
 

@@ -96,8 +96,8 @@ def save(
 # %% ../nbs/9_completion/03_inference.ipynb #5b21c0de
 @patch
 def _candidates(self: CADAutocomplete, requests, num, max_new_tokens, best, temperature, **settings):
-    """`num` candidates of each request: the likeliest for as many sides where points alone say what is meant, else
-    draws for the same prompt."""
+    """`num` candidates of each request: for as many sides where points alone say what is meant, one half the likeliest
+    and one half drawn; else draws for the same prompt."""
     reader, groups = self.reader, {}
     by_points = best == "input" and num > 1
     sides = [reader.sides(r, num, settings["seed"]) if by_points else [r] for r in requests]
@@ -105,7 +105,8 @@ def _candidates(self: CADAutocomplete, requests, num, max_new_tokens, best, temp
         some = [i for i, rows in enumerate(sides) if (len(rows) > 1) == turned]
         if not some: continue
         rows = [row for i in some for row in sides[i]]
-        settings |= dict(num=1, temperature=0.) if turned else dict(num=num, temperature=temperature)
+        heat = ([0.]*(num - num//2) + [temperature]*(num//2))*len(some)
+        settings |= dict(num=1, temperature=heat) if turned else dict(num=num, temperature=temperature)
         written = self.sampler.sample(rows, [reader.budget(row, max_new_tokens) for row in rows], **settings)
         groups |= {i: written[n*num:(n + 1)*num] for n, i in enumerate(some)}
     return [groups[i] for i in range(len(requests))]
@@ -148,7 +149,7 @@ def complete(
     top_p: float = 1.0, # draw among the likeliest tokens that together have this probability
     seed: int = 0, # of every draw
     num: int = 1, # candidates to choose from: the likeliest tokens, and draws; where points alone say what is meant,
-                  # the likeliest tokens for as many sides of the cloud
+                  # for as many sides of the cloud, one half the likeliest and one half draws
     max_new_tokens: int | None = None, # None takes all the room there is
     constrained: bool = True, # hold the token format to its grammar
     check: str = "kernel", # "kernel": each operation is built, and written again if it is no good; "end": candidates

@@ -26,8 +26,11 @@ def propose_with(
     "A function of a `SurfaceCloud` that yields (name, `CADProgram`) for what the model writes."
     if not isinstance(model, CADAutocomplete): model = CADAutocomplete(model, device="cpu", kernel="manifold")
     def propose(cloud):
-        sides = model.reader.sides(model.reader.read(point_cloud=points_in_metres(cloud)), num_candidates)
-        budgets = [model.reader.budget(r) for r in sides]
-        for c in model.sampler.sample(sides, budgets, check="kernel"):
+        found = []
+        model.complete(
+            point_cloud=points_in_metres(cloud), num=num_candidates, temperature=.7 if num_candidates > 1 else 0.,
+            on_candidates=lambda every, best: found.extend([best] if best.shared is not None else every)
+        )
+        for c in found:
             if c.valid: yield "model", c.program
     return propose

@@ -407,6 +407,7 @@ def test_one_body_ranks_first_where_the_beginning_or_the_cloud_is_one_body(autoc
     assert autocomplete.selector.select(autocomplete.reader.read(caption="two boxes"), [two, one, twin]) is two
 
     request = autocomplete.reader.read(point_cloud=one.solid.points(600, 1))
+    request.points = None                                # by the distance alone
     assert not is_connected(request.sample.points)       # 64 points are too few to tell
     request.sample.points = prepare_points(one.solid.points(600, 1), 600)[0]
     monkeypatch.setattr(selector, "input_error", lambda request, solid: .10 if solid is two.solid else .12)

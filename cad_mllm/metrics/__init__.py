@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "mesh_repair": ("Repaired as_mesh_arrays edge_ends repair same_triangles split_non_manifold"),
     "intersections": ("cutting_faces det2 self_intersections"),
     "mesh_topology": ("draw_topology relative_segment_error segment_error topology"),
-    "volumes": ("align_box align_inertia as_manifold iou manifold_of overlap"),
+    "volumes": ("align_box align_inertia as_manifold iou iou_from_points manifold_of overlap"),
     "sets": ("cov_mmd_jsd jensen_shannon pairwise_chamfer"),
     "sequences": ("COMMANDS PARAMETERS command_accuracy curve_f1 curve_matches deepcad_commands draw_commands entity_counts "
               "f1_score parameter_accuracy score_programs"),

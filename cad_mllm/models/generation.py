@@ -58,7 +58,7 @@ class Writer:
         model, # a `CADMLLMModel` in evaluation mode
         batch: Batch, # from `builder.prompts`
         repeats: int = 1, # rows a prompt
-        temperature: float = 0.0,
+        temperature=0.0, # 0 is greedy; a number, or one a row
     ):
         from transformers import DynamicCache
         self.model, self.cache = model, DynamicCache()
@@ -72,7 +72,8 @@ class Writer:
         self.ids = self.position.new_zeros(self.num_rows, 0)
         self.kept = self.ids.bool()                                # (R, t) what counts of it
         self.done = torch.zeros_like(self.position, dtype=torch.bool)
-        self.temperature = torch.full_like(self.position, temperature, dtype=torch.float32)
+        heat = torch.as_tensor(temperature, dtype=torch.float32, device=self.position.device)
+        self.temperature = heat.expand(self.num_rows).clone()
         self.marks = [(0, h) for h in self.hidden]                 # (column, hidden state there) of each row
         self.active = torch.arange(self.num_rows, device=self.ids.device)  # the rows that the cache still holds
 
