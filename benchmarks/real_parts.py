@@ -1,7 +1,7 @@
 """Histories from points of real parts that nothing here was trained on, method by method on the same clouds.
 
 usage: python benchmarks/real_parts.py CAD_DATA_ROOT [--num_parts 40] [--seed 0] [--sets omni,deepcad,cadprompt,fusion]
-[--conditions clean,...] [--methods slabs,refined,model,both] [--checkpoint small] [--out FILE.md]
+[--conditions clean,noise-0.01:6,...] [--methods slabs,refined,model,both] [--checkpoint small] [--out FILE.md]
 
 CAD_DATA_ROOT holds omni-cad/, deepcad/, cadprompt/ and fusion360/ (or the variable of that name says where). Parts are
 a seeded sample of each set; a truth that builds no solid is not drawn.
@@ -20,7 +20,8 @@ histories that CHECKPOINT writes, chosen by the points; both lets the points cho
 
 Conditions: clean is 4,096 points with true normals; noise-X moves each point by a normal of X longest sides and takes
 the normals away; dropped keeps a tenth; few is 256 points without normals, what the published models see; one-sided
-leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals.
+leaves a quarter of the part, beyond a random plane, unseen; no-normals takes only the normals. A number behind a colon
+asks for so many parts of each set instead of --num_parts.
 """
 import functools
 import json
@@ -162,17 +163,17 @@ def main():
     if not args.root: raise SystemExit("name the folder of real parts, or set CAD_DATA_ROOT")
     lines, peers = [], []
     for name in args.sets.split(","):
-        parts = draw_parts(args.root, name, args.num_parts, args.seed)
+        asked = [(c.split(":")[0], int(c.partition(":")[2] or args.num_parts)) for c in args.conditions.split(",")]
+        parts = draw_parts(args.root, name, max(num for _, num in asked), args.seed)
         index = Path(args.root)/"fusion360"/"index.json"
         if name == "fusion" and index.exists(): peers = peer_lines(parts, json.loads(index.read_text()))
-        for condition in args.conditions.split(","):
+        for condition, num in asked:
             for method in args.methods.split(","):
                 if method == "refined" and condition not in REFINED: continue
                 names, seconds = METHODS[method]
                 proposers = tuple(proposer(n, args.checkpoint) for n in names)
-                lines.append(
-                    line_of(name, condition, method, [measure(part, condition, proposers, seconds) for part in parts])
-                )
+                rows = [measure(part, condition, proposers, seconds) for part in parts[:num]]
+                lines.append(line_of(name, condition, method, rows))
                 print(lines[-1], flush=True)
                 write_out(args.out, page(args, lines, peers))
 
@@ -184,7 +185,10 @@ def page(args, lines, peers):
         "designer's | curves / designer's | seconds mean, most | IoU > .9 where confidence >= .9 |",
         "|" + "---|"*12
     ]
-    table = [f"# Real parts: {args.num_parts} of each set, seed {args.seed}", "", *head, *lines]
+    table = [
+        f"# Real parts, seed {args.seed}", "",
+        f"`--num_parts {args.num_parts} --conditions {args.conditions} --methods {args.methods}`", "", *head, *lines
+    ]
     if peers:
         table += [
             "", "Chamfer x1,000 on the very same Fusion parts:", "", *table_head("method", "median", "parts"),

@@ -2,14 +2,15 @@
 """The small model on parts that nobody trained on: from points to a history, greedily and as the best of eight by the
 points.
 
-    python benchmarks/small_model.py CHECKPOINT [--num 25] [--candidates 8] [--noise 0] [--sets
+    python benchmarks/small_model.py CHECKPOINT... [--num 25] [--candidates 8] [--noise 0] [--sets
     procedural,omni,deepcad,cadprompt,fusion] [--out benchmarks/results/small_model.md]
 
-CHECKPOINT is `small`, a folder, or user/model. Procedural parts are held-out ones of the stream. Real parts are read
+CHECKPOINT is `small`, a folder, or user/model; several take turns on the same clouds. Procedural parts are held-out ones of the stream. Real parts are read
 where they lie: OMNI_CAD_ROOT holds json/, CAD_DATA_ROOT holds deepcad/, cadprompt/ and
 fusion360/. None of them trains or selects anything. IoU is that of the solids as they stand; a part that is not built
 counts 0.
 """
+import itertools
 import os
 import time
 from pathlib import Path
@@ -87,23 +88,22 @@ def judge(model, meshes, noise, num):
 
 def main():
     p = make_parser(__doc__)
-    p.add_argument("checkpoint")
+    p.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
     p.add_argument("--num", type=int, default=25, help="parts of each set")
     p.add_argument("--candidates", type=int, default=8)
     p.add_argument("--noise", type=float, default=0., help="standard deviation in longest sides")
     p.add_argument("--sets", default="procedural," + ",".join(PLACES))
     args = p.parse_args()
-    model = CADAutocomplete(args.checkpoint, device="cpu", kernel="manifold")
-    lines = [
-        *table_head("set", "parts", "candidates", "IoU mean", "median", "IoU > .9", "not built", "s a part")
-    ]
+    models = [(Path(c).name, CADAutocomplete(c, device="cpu", kernel="manifold")) for c in args.checkpoints]
+    lines = table_head("set", "weights", "parts", "candidates", "IoU mean", "median", "IoU > .9", "not built", "s a part")
     print("\n".join(lines), flush=True)
     for name in args.sets.split(","):
         meshes = procedural(args.num) if name == "procedural" else real(name, args.num)
-        for num in dict.fromkeys((1, args.candidates)) if meshes else ():
+        asked = itertools.product(dict.fromkeys((1, args.candidates)), models) if meshes else ()
+        for num, (weights, model) in asked:
             overlaps, seconds = judge(model, meshes, args.noise, num)
             lines.append(
-                f"| {name} | {len(meshes)} | {num} | {overlaps.mean():.3f} | {np.median(overlaps):.3f} | "
+                f"| {name} | {weights} | {len(meshes)} | {num} | {overlaps.mean():.3f} | {np.median(overlaps):.3f} | "
                 f"{100*(overlaps > .9).mean():.0f}% | {100*(overlaps == 0).mean():.0f}% | {seconds:.1f} |"
             )
             print(lines[-1], flush=True)
