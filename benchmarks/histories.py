@@ -312,7 +312,7 @@ def judge(row, program, reports, path, edited):
 
 
 def volume_of(program):
-    "In mm3, by the light kernel; 0 where it builds nothing."
+    "In mm3, by the mesh kernel; 0 where it builds nothing."
     try: return build_solid(program, "manifold").volume*1e9
     except Exception: return 0.0
 

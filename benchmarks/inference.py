@@ -68,7 +68,7 @@ def prompts_of(model, rows):
 
 
 def speed(model, new_tokens, rounds, batch):
-    "name -> tokens a second, the median of interleaved rounds."
+    "name -> tokens per second, the median of interleaved rounds."
     variants = {
         (who.__name__, rows, constrained): (who, prompts_of(model, rows), constrained) for rows in (1, batch)
         for constrained in (False, True) for who in (ours, theirs)
@@ -124,7 +124,7 @@ def speed_table(rates, shares, batch):
             lines.append(f"| {rows} | {'yes' if constrained else 'no'} | {a:,.0f} | {b:,.0f} | {a/b:.2f} | {share} |")
     lines.append(
         f"\nBatch of {batch} against one by one, with the grammar: "
-        f"{rates['ours', batch, True]/rates['ours', 1, True]:.1f} times the tokens a second."
+        f"{rates['ours', batch, True]/rates['ours', 1, True]:.1f} times the tokens per second."
     )
     return lines
 

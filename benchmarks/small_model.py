@@ -71,7 +71,7 @@ def clouds(meshes, noise):
 
 
 def judge(model, meshes, noise, num):
-    "One row: IoU of each part, and seconds a part."
+    "One row: IoU of each part, and seconds per part."
     start = time.perf_counter()
     sampling = dict(temperature=0.) if num == 1 else dict(temperature=.7, num=num)
     results = model.complete_many(

@@ -11,7 +11,8 @@ is a copy of a training part, are written from their points: greedily, and as th
 given. The baseline is retrieval: the training part whose points are nearest, by the same Chamfer distance; and, harder,
 the one that is nearest when both are moved and scaled to a unit box, put back into the box of the given points. All are
 judged by the Chamfer distance to other points of the true surface.
-Retrieval chooses among the first 2,000 training parts, however many the model saw. The mean loss a token on parts that
+Retrieval chooses among the first 2,000 training parts, however many the model saw. The mean loss per token on parts
+that
 were trained on and on held-out ones tells learning from memorization. With OMNI_CAD_ROOT set, beginnings of real
 histories are completed too, from their operations alone.
 The work folder keeps data, training and results; a second call goes on from there.
@@ -123,7 +124,7 @@ def build(completer, result):
 
 
 def loss(completer, shown):
-    "Mean negative log-likelihood a token of whole parts, given their points."
+    "Mean negative log-likelihood per token of whole parts, given their points."
     total = np.zeros(2)
     with torch.no_grad():
         for program, cloud in shown:

@@ -8,7 +8,7 @@ Every variant trains the same model (a Qwen3 of the given shape with random weig
 samples in the same order: the beginnings and wholes of real histories, text only. `tiny` is trained whole, `qwen3_0_6b`
 by LoRA.
 Each is a process of its own, so that its peak memory is its own; rounds are interleaved, so that a slow spell of the
-machine hits all, and the best of the rounds counts for each. What is counted is CAD models a second, from reading to
+machine hits all, and the best of the rounds counts for each. What is counted is CAD models per second, from reading to
 the optimizer's step.
 
     common    minified JSON, padded to 4,000 tokens, batch of 2, logits everywhere: what repositories of this field do

@@ -118,7 +118,9 @@ def _without_command(argv):
     elif argv[:1] in ([], ["-h"], ["--help"]):
         print(_usage())
     else:
-        print(f"cad-mllm: there is no command {argv[0]!r}{suggestion(argv[0], COMMANDS)}\n\n{_usage()}", file=sys.stderr)
+        print(
+            f"cad-mllm: there is no command {argv[0]!r}{suggestion(argv[0], COMMANDS)}\n\n{_usage()}", file=sys.stderr
+        )
         return 2
     return 0
 

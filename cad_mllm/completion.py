@@ -97,7 +97,8 @@ def decode(
     except Exception as e:                # a model's JSON may break a reader in any way there is
         return Candidate(
             ids, finished=finished, notes=notes,
-            reason=f"the output could not be parsed ({e if isinstance(e, CADFormatError) else f'{type(e).__name__}: {e}'})"
+            reason="the output could not be parsed "
+            f"({e if isinstance(e, CADFormatError) else f'{type(e).__name__}: {e}'})"
         )
     return Candidate(ids, program, len(program) - len(request.partial or ()), finished, notes=notes)
 
@@ -127,7 +128,7 @@ def stream(
     temperature=0.0, # a number, or one a row
     top_p: float = 1.0,
 ): # yields (row, CADProgram) when an operation is finished and was not taken back; returns a list of (ids, `Row` or
-   # None), one a row
+   # None), one per row
     "Let the model write, operation by operation."
     model, each = self.model, [r for r in requests for _ in range(num)]
     prompts = model.builder.prompts([r.sample for r in requests]).to(model.device)
@@ -258,7 +259,7 @@ def result(
         partial_operations=partial, generated_operations=chosen.num_new, total_operations=partial + chosen.num_new,
         valid=chosen.valid, source=chosen.source, **measured, caption=request.sample.caption,
         modalities=list(request.sample.modalities), checkpoint=str(self.path or ""), sequence_format=self.codec.name,
-        kernel=checker.kernel if check != "none" else None, check=check, best=best, num_validated_candidates=num_built, tries=num_built,
-        candidates=[describe_candidate(c) for c in candidates], **settings, notes=notes
+        kernel=checker.kernel if check != "none" else None, check=check, best=best, num_validated_candidates=num_built,
+        tries=num_built, candidates=[describe_candidate(c) for c in candidates], **settings, notes=notes
     )
     return result, chosen

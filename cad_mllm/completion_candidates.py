@@ -32,7 +32,7 @@ class Candidate:
     program: CADProgram | None = None     # the whole part; None where nothing could be read
     num_new: int = 0                      # operations beyond the given ones
     finished: bool = True                 # whether it came to its own end
-    score: float | None = None            # mean log-likelihood a token, where it was needed
+    score: float | None = None            # mean log-likelihood per token, where it was needed
     fit: float | None = None              # distance from the given points or picture, where it was measured
     shared: float | None = None           # IoU with the part that the given points lie on, where they tell it
     agreement: float | None = None        # mean IoU with the other candidates that build, where it was measured

@@ -158,7 +158,8 @@ def sides(
 ) -> list: # of `Request`, the given one first
     """The same points seen from other sides, drawn again each time, where nothing else is given that says how the part
     stands; otherwise the request alone."""
-    if request.sample.origin is None or request.partial is not None or request.sample.image is not None: return [request]
+    if request.sample.origin is None or request.partial is not None or request.sample.image is not None:
+        return [request]
     made = [request]
     for k in range(1, num):
         turn, sample = TURNS[k % len(TURNS)], request.sample

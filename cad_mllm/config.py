@@ -120,7 +120,7 @@ class CADMLLMConfig(_JSONConfig):
     "What the model is: language model, adapters, encoders, projectors, sequence format."
     llm_model_name: str = "Qwen/Qwen3-0.6B" # a Hugging Face name, a local folder, or "tiny"
     llm_config: dict = field(default_factory=dict) # for "tiny": overrides of the built-in Qwen3 configuration
-    sequence_format: str = "tokens"      # "tokens" (one added token a number), "text" (the same language, readable),
+    sequence_format: str = "tokens"      # "tokens" (one added token per number), "text" (the same language, readable),
                                          # "json" (as old checkpoints)
     token_version: int = 2               # of the token language: 1 is what checkpoints were trained on that do not say
                                          # it, 2 keeps small dimensions
@@ -134,7 +134,7 @@ class CADMLLMConfig(_JSONConfig):
     image_encoder_name: str = "facebook/dinov2-large" # a vision backbone for AutoModel, a local folder, "tiny", or ""
                                                       # for none
     freeze_image_encoder: bool = True    # train only the projector behind it
-    image_size: int = 224                # pixels a side that the encoder sees
+    image_size: int = 224                # pixels per side that the encoder sees
     point_encoder_name: str = "fourier"  # "fourier" (trained with the model), "michelangelo" (bring its package), or ""
                                          # for none
     point_encoder_hidden_dim: int = 512  # width of the point encoder's tokens
@@ -229,7 +229,7 @@ class CurriculumStage:
 
 # %% ../nbs/00_config.ipynb #71a06a99
 def default_stages(
-    epochs: int | tuple = 1, # passes over the data, one number or one a stage
+    epochs: int | tuple = 1, # passes over the data, one number or one per stage
     lrs: tuple = (2e-5, 2e-5, 1e-5), # peak learning rate of each stage
 ) -> list: # of `CurriculumStage`
     "The curriculum of CAD-MLLM: text, then text and points, then everything."
@@ -266,13 +266,13 @@ class TrainConfig(_JSONConfig):
                                          # the data); 0 for none
     stages: list = field(default_factory=default_stages) # the curriculum
     start_from_stage: int = 1            # 1-based; earlier stages are skipped
-    batch_size: int = 2                  # samples a forward pass and process
-    gradient_accumulation_steps: int = 1 # forward passes an optimizer step
+    batch_size: int = 2                  # samples per forward pass and process
+    gradient_accumulation_steps: int = 1 # forward passes per optimizer step
     pack: bool = True                    # put several short samples into one row, attention kept apart
     max_tokens_per_batch: int = 0        # longest packed row in tokens; 0 means max_seq_length
     from_scratch_prob: float = 0.25      # share of draws in which the beginning is left out and the whole history is
                                          # written; with 1 each part counts once
-    max_views: int = 1                   # pictures a sample: each draws from 1 to so many of its views
+    max_views: int = 1                   # pictures per sample: each draws from 1 to so many of its views
     point_noise: float = 0.0             # clouds are shaken: each draws a standard deviation from 0 to this, in longest
                                          # sides of the cloud
     point_drop: float = 0.0              # points are left out, so that their number varies: each cloud draws a share

@@ -166,7 +166,7 @@ def draw_losses(
     ax.axvline(killed_at, color="C3", ls="--", lw=1, label=f"SIGKILL at step {killed_at}")
     ax.axvline(resumed_from, color="C2", ls=":", lw=1.2, label=f"resumed from step {resumed_from}")
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel("loss a token")
+    ax.set_ylabel("loss per token")
     ax.legend(fontsize=8, frameon=False)
     ax.set_ylim(bottom=0)
     if path: fig.savefig(path, dpi=120)

@@ -186,7 +186,7 @@ def measure_robustness(
     shape: Summary, # their shape metrics
     truths: dict, # case id -> `Solid`
     score, # (name, cases) -> shape `Summary`
-    max_views: int = 1, # pictures a sample that the model was trained with
+    max_views: int = 1, # pictures per sample that the model was trained with
 ) -> list: # of rows as `table_row` makes them, with "input"
     "How a combination fares with worse inputs, on the same cases."
     rows = [dict(table_row(name, shape), input="as given")]
@@ -282,7 +282,7 @@ def evaluate(
     num_points: int = 2000, # taken from each surface
     kernel: str = "occ", # that decides what builds
     jobs: int = 2, # worker processes for geometry
-    timeout: float = 60, # seconds a part may take
+    timeout: float = 60, # seconds per part may take
     out=None, # folder for the files; `evaluation-<name>` beside the checkpoint if left out
     device: str = "auto",
     world: World = World(), # the processes that share the writing, from `join_world`; the main one measures

@@ -127,7 +127,7 @@ def build_all(
     programs: list, # of `CADProgram` or None
     kernel: str = "occ",
     jobs: int = 1, # worker processes
-    timeout: float = 60, # seconds a part
+    timeout: float = 60, # seconds per part
     desc: str = "",
 ) -> list: # of `Solid`, or the exception that says why not
     "Build many parts in worker processes."

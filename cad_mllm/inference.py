@@ -88,7 +88,7 @@ def save(
                 Path(f"{stem}.{kind}"),
                 lambda p: isolated(_export, chosen.solid, str(p), request.sample.caption, timeout=seconds)
             )
-    attempt(Path(f"{stem}_beside.png"), lambda p: write_picture(draw_completion(request, chosen), p))
+    attempt(Path(f"{stem}_comparison.png"), lambda p: write_picture(draw_completion(request, chosen), p))
     if "json" in formats:
         meta["files"].append(f"{stem}.json")
         write_json(Path(f"{stem}.json"), result)
@@ -195,7 +195,8 @@ def stream(
             f"stream: a model of the {self.codec.name} format tells its operations only at the end; use complete"
         )
     for _, program in self.sampler.stream(
-        [request], [self.reader.budget(request, max_new_tokens)], check=check, seed=seed, temperature=temperature, top_p=top_p
+        [request], [self.reader.budget(request, max_new_tokens)], check=check, seed=seed, temperature=temperature,
+        top_p=top_p
     ):
         yield program
 

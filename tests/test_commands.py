@@ -140,7 +140,7 @@ def test_the_help_of_train_stands_in_groups_and_shows_every_default():
     assert code == 0
     for text in (
         "saving and telling:", "the machine:", "a step:", "--batch_size N",
-        "samples a forward pass and process (default: 2)", "(default: qwen", "(default: yes)",
+        "samples per forward pass and process (default: 2)", "(default: qwen", "(default: yes)",
         "A recipe changes some of the defaults"
     ):
         assert text in said or text == "(default: qwen", text
@@ -160,7 +160,8 @@ def ask(folder, plate, num):
 def completing(asked, checkpoint, out, *more):
     return [
         sys.executable, "-m", "cad_mllm", "complete", "--requests", str(asked), "--checkpoint", str(checkpoint), "-o",
-        str(out), "--num_candidates", "1", "--max_new_tokens", "40", "--format", "json,fcstd,build123d", "--device", "cpu", *more
+        str(out), "--num_candidates", "1", "--max_new_tokens", "40", "--format", "json,fcstd,build123d", "--device",
+        "cpu", *more
     ]
 
 
@@ -211,7 +212,9 @@ def launched(command, num):
 
 def accelerated(command):
     "What the command answers as two processes of `accelerate launch`."
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    launch = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"
+    ]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([*launch, *command[1:]], env=env, capture_output=True, text=True)
@@ -278,8 +281,8 @@ def test_several_processes_measure_what_one_measures(checkpoint, tmp_path):
     def command(out):
         return [
             sys.executable, "-m", "cad_mllm", "evaluate", str(checkpoint), str(tmp_path/"parts"), "--split", "all",
-            "--num_samples", "6", "--modalities", "text", "--batch_size", "1", "--max_new_tokens", "60", "--check", "end",
-            "--jobs", "1", "--out", str(tmp_path/out), "--device", "cpu"
+            "--num_samples", "6", "--modalities", "text", "--batch_size", "1", "--max_new_tokens", "60", "--check",
+            "end", "--jobs", "1", "--out", str(tmp_path/out), "--device", "cpu"
         ]
     def figures(out):
         made = json.loads((tmp_path/out/"evaluation.json").read_text())
@@ -321,7 +324,8 @@ def test_a_request_that_cannot_be_served_is_named_by_its_line(plate, checkpoint,
 def test_complete_writes_what_the_name_of_the_output_says_and_tells_how_far_it_is(plate, checkpoint, tmp_path):
     command = [
         sys.executable, "-m", "cad_mllm", "complete", str(plate), "--checkpoint", str(checkpoint), "-o",
-        str(tmp_path/"done_cq.py"), "--format", "json", "--num_candidates", "1", "--max_new_tokens", "40", "--device", "cpu"
+        str(tmp_path/"done_cq.py"), "--format", "json", "--num_candidates", "1", "--max_new_tokens", "40", "--device",
+        "cpu"
     ]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -233,7 +233,7 @@ def test_readers_tell_the_main_process_what_went_bad(tmp_path, builder):
     try: done = list(batches(ds, builder, batch_size=2, num_workers=2))
     finally: logging.disable(logging.NOTSET)
     assert sum(b.num_samples for b in done) == len(ds) - lost and len(done) == num_batches(len(ds), 2)
-    assert ds.report["went bad while training"] == lost and ds.report["bad image"] == 1
+    assert ds.report["became unreadable during training"] == lost and ds.report["bad image"] == 1
     assert {r["file"] for r in json.loads(ds.report_path.read_text())["skipped"]} == {f for f, _ in ds.skipped}
 
 

@@ -25,10 +25,10 @@ def test_a_sample_of_all_flags_is_answered_with_a_sentence(inputs):
 @pytest.mark.parametrize(
     "verb, flag, code",
     [
-        ("synth", "--seed=-1", 2), ("synth", "--size=0", 2), ("shard", "--num_threads=0", 2), ("shard", "--shard_mb=nan", 2),
-        ("complete", "--device=tpu", None), ("plan", "--recipe=--", 2), ("train", "--device=x", None),
-        ("train", "--llm_config=[]", 2), ("train", "--stage1_lr=inf", 1), ("train", "--batch_size=0", 1),
-        ("complete", "--num_candidates=nan", 2), ("score", "--timeout=-3", 2)
+        ("synth", "--seed=-1", 2), ("synth", "--size=0", 2), ("shard", "--num_threads=0", 2),
+        ("shard", "--shard_mb=nan", 2), ("complete", "--device=tpu", None), ("plan", "--recipe=--", 2),
+        ("train", "--device=x", None), ("train", "--llm_config=[]", 2), ("train", "--stage1_lr=inf", 1),
+        ("train", "--batch_size=0", 1), ("complete", "--num_candidates=nan", 2), ("score", "--timeout=-3", 2)
     ]
 )
 def test_named_mistakes(inputs, verb, flag, code, capsys):
@@ -118,7 +118,7 @@ REAL_MISTAKES = {
     "an empty output folder": ("train", "--output_dir=", "is empty"),
     "a zero byte": ("train", "--cache_dir=\0", "zero byte"),
     "too many points": ("train", "--num_points=1000000000000", "16,777,216"),
-    "a picture of a million pixels a side": ("train", "--image_size=1000000", "16,384"),
+    "a picture of a million pixels per side": ("train", "--image_size=1000000", "16,384"),
     "a seed without end": ("train", "--seed=" + "9"*30, "smaller number"),
     "workers without end": ("train", "--num_workers=100000", "4,096"),
     "an infinite decay": ("train", "--weight_decay=inf", "finite"),

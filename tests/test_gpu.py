@@ -108,5 +108,6 @@ def test_it_writes_by_the_grammar():
         [dict(caption=f"a plate with {n} holes") for n in range(8)], temperature=1., check="kernel", max_new_tokens=120
     )
     assert all(
-        "error" not in r["metadata"] and not any("no part was written" in n for n in r["metadata"]["notes"]) for r in results
+        "error" not in r["metadata"] and not any("no part was written" in n for n in r["metadata"]["notes"])
+        for r in results
     )

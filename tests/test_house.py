@@ -242,7 +242,10 @@ RETIRED = {
     r"obituary|last[ _]words": "failure, error", r"keep[ _]house": "storage",
     r"share[sd]?( the weights)? out": "sharded", r"caliper": "measure", r"by heart": "memorize",
     r"truth itself": "ground truth", r"picture sheet": "contact sheet", r"crumbs": "slivers", r"salvage": "recover",
-    r"\brooms? \d|this room|the rooms": "notebook, module", r"\banew\b": "again"
+    r"\brooms? \d|this room|the rooms": "notebook, module", r"\banew\b": "again", r"\blight kernel": "mesh kernel",
+    r"\b(JSON|file|text|sequence|array|it) breaks off": "is truncated", r"\bwent bad\b": "became unreadable",
+    r"cad-mllm (doctor|pack|deliver)\b": "data-report, shard, upload",
+    r"\b(pixels|tokens|seconds|points|samples|models|micro-batches|bytes|rows) an? (side|second|part|step|row)\b": "per"
 }
 
 

@@ -476,7 +476,9 @@ def boxed(tmp_path):
 
 def test_the_command_finishes_a_begun_part_from_points_of_the_whole(tmp_path):
     mesh = boxed(tmp_path)
-    command = [sys.executable, "-m", "cad_mllm", "complete", "begun.json", "--points", "whole.npy", "--num_candidates", "1"]
+    command = [
+        sys.executable, "-m", "cad_mllm", "complete", "begun.json", "--points", "whole.npy", "--num_candidates", "1"
+    ]
     def complete(*flags):
         done = subprocess.run([*command, "--format", "json", *flags], cwd=tmp_path, capture_output=True, text=True,
                               timeout=600)

@@ -333,7 +333,7 @@ def test_a_shard_replaced_under_a_reader_keeps_giving_what_was_packed(shards, tm
     assert all(same(ds[i], first[i]) for i in range(len(ds)))
     ds.files.pack.close()
     ds.histories.cache.clear()
-    assert [ds[i] for i in range(len(ds))] == [None]*len(ds) and set(ds.report) >= {"went bad while training"}
+    assert [ds[i] for i in range(len(ds))] == [None]*len(ds) and set(ds.report) >= {"became unreadable during training"}
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

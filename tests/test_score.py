@@ -146,7 +146,8 @@ def test_data_report_in_workers(truth, tmp_path, monkeypatch):
     alone = data_report(tmp_path/"set", tmp_path/"a", split_file=tmp_path/"split.json", jobs=0, draw=False)
     many = data_report(tmp_path/"set", tmp_path/"b", split_file=tmp_path/"split.json", jobs=2, draw=False)
     assert (
-        repr(alone) == repr(many) and (tmp_path/"a/data_report.json").read_text() == (tmp_path/"b/data_report.json").read_text()
+        repr(alone) == repr(many)
+        and (tmp_path/"a/data_report.json").read_text() == (tmp_path/"b/data_report.json").read_text()
     )
     assert alone.num_duplicates == 2 and alone.leaks["test of split.json"]["leaked"] == 1
     (tmp_path/"bad_report.py").write_text(

@@ -164,7 +164,7 @@ def test_a_file_that_goes_bad_while_training_is_counted(tmp_path):
     for f in sorted((root/"json/0000").glob("*.json"))[:6]: f.write_bytes(f.read_bytes()[:100])
     process.wait(0)
     assert read_metrics(out)[-1]["skipped_samples"] > 0
-    assert "went bad while training" in "".join(p.read_text() for p in out.glob("data_report*.json"))
+    assert "became unreadable during training" in "".join(p.read_text() for p in out.glob("data_report*.json"))
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(data, tmp_path):

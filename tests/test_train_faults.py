@@ -116,7 +116,7 @@ def test_not_enough_memory_halves_the_batch_and_keeps_the_steps(error, data, pla
     said = [line for line in capsys.readouterr().out.splitlines() if "not enough memory" in line]
     assert (
         len(said) == 1 and "not enough memory for 4 samples at once" in said[0]
-        and "2 from here on, 2 micro-batches a step; the samples of a step stay the same" in said[0]
+        and "2 from here on, 2 micro-batches per step; the samples of a step stay the same" in said[0]
     )
     event, = [e for e in read_events(out) if e["event"] == "out_of_memory"]
     assert (event["step"], event["batch_size"], event["gradient_accumulation_steps"]) == (1, 2, 2)

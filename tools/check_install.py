@@ -130,7 +130,8 @@ class Installation:
         for verb in self.step("list the commands", self.python, "-c", COMMANDS).split():
             self.step(f"cad-mllm {verb} --help", self.command, verb, "--help")
         self.step(
-            "cad-mllm synth", self.command, "synth", "data", "--num_parts", "8", "--views", "1", "--size", "64", "--jobs", "1"
+            "cad-mllm synth", self.command, "synth", "data", "--num_parts", "8", "--views", "1", "--size", "64",
+            "--jobs", "1"
         )
         self.step(
             "cad-mllm train, ten steps", self.command, "train", *TRAIN, "--data_root", "data", "--output_dir", "output"
@@ -139,12 +140,12 @@ class Installation:
         if not checkpoints: raise Failed("the training left no checkpoint")
         partial = next((self.folder/"work/data/json_truncated").rglob("*.json"))
         self.step(
-            "cad-mllm complete", self.command, "complete", partial, "--checkpoint", checkpoints[-1].parent, "--num_candidates",
-            "1", "--max_new_tokens", "40", "--format", "json", "-o", "part.json"
+            "cad-mllm complete", self.command, "complete", partial, "--checkpoint", checkpoints[-1].parent,
+            "--num_candidates", "1", "--max_new_tokens", "40", "--format", "json", "-o", "part.json"
         )
         self.step(
-            "cad-mllm complete, with the small model of the package", self.command, "complete", partial, "--num_candidates", "1",
-            "--max_new_tokens", "80", "--format", "json", "-o", "small.json"
+            "cad-mllm complete, with the small model of the package", self.command, "complete", partial,
+            "--num_candidates", "1", "--max_new_tokens", "80", "--format", "json", "-o", "small.json"
         )
         self.step("cad-mllm checkpoints --verify", self.command, "checkpoints", "output", "--verify")
         self.step("the panel", self.python, "-c", PANEL, "output")

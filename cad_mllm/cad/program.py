@@ -283,7 +283,7 @@ def _load_json(path):
             f"the file is not {'UTF-8' if 'utf-16' not in e.encoding else 'UTF-16'} text (byte {e.start})",
             file=path) from None
     except json.JSONDecodeError as e:
-        raise CADFormatError(f"the JSON breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}",
+        raise CADFormatError(f"the JSON is truncated or malformed at line {e.lineno}, column {e.colno}: {e.msg}",
                              file=path) from None
     except RecursionError: raise CADFormatError("the JSON is nested too deeply", file=path) from None
     except NotPlainError as e: raise CADFormatError(f"the file {e.reason}", file=path) from None

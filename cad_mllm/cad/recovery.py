@@ -262,7 +262,7 @@ def _read_stated(reader, spans):
         except _BreaksOff as e: value, end, broken = e.partial or {}, len(text), True
         if kind := _kind(value, reader.notes, id): spans.append((at, end))
         if not kind: yield id, None, [n for n in reader.notes if n.startswith(f"{id}: ")]
-        elif broken: yield id, None, [f"{id}: left out, the text breaks off within it"]
+        elif broken: yield id, None, [f"{id}: left out, the text is truncated within it"]
         elif _holds_operation(value):
             yield id, {**value, "type": kind}, [*reader.notes,
                                                 f"{id}: a closing bracket is missing within it; "

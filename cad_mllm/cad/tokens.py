@@ -269,7 +269,7 @@ def decode(
     state = read_state(tokens)
     if (state.slots or not (state.node in ("done", "op", "loop") or state.node == "edge" and state.loop_closed)
         or not state.sketches):
-        raise GrammarError(f"the sequence breaks off after {tokens[-1] if tokens else 'nothing'}",
+        raise GrammarError(f"the sequence is truncated after {tokens[-1] if tokens else 'nothing'}",
                            f"token {len(tokens)}")
     fine = not set(ADDED[0]).isdisjoint(tokens)
     grid, ops = _read(tokens, fine)

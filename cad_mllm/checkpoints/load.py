@@ -37,7 +37,7 @@ class Loaded:
     metadata: dict = field(default_factory=dict) # of old ones: what metadata, state and name tell
     complete: bool = True              # everything was there and proved whole
     old_format: bool = False           # from before the manifest: nothing could be proved
-    notes: list = field(default_factory=list) # what was not as usual, a sentence each
+    notes: list = field(default_factory=list) # what was not as usual, one sentence each
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #7be549ab
 def _would_load(path, trust):

@@ -46,7 +46,7 @@ def _request_of(line, where, folder):
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #37816331
 def read_requests(
-    path: str | Path, # a JSON object a line; empty lines are left out
+    path: str | Path, # one JSON object per line; empty lines are left out
 ) -> list: # of (number of the line, keyword arguments of `RequestReader.read`)
     "The requests of a file; raises `ConfigError` that names the line."
     path = Path(path)
@@ -102,7 +102,8 @@ def complete(
     caption: str = "", # what the part is, in words
     image: str = "", # a picture of the part; several views, comma separated
     points: str = "", # a point cloud or shape: .npz .npy .ply .xyz .stl .obj .step
-    requests: str = "", # many parts: a file with a JSON object a line, of partial, caption, image, points, unit; what
+    requests: str = "", # many parts: a file with one JSON object per line, of partial, caption, image, points, unit;
+                        # what
                         # is done already is not done again
     format: str = "json,step,png", # which files, comma separated: json, step, stl, ply, obj, glb, svg, png; to be
                                    # edited: fcstd, build123d, cadquery, openscad, fusion, featurescript

@@ -152,7 +152,8 @@ def freecad_macro(
     from cad_mllm.models.given_weights import find_weights
     find_weights(checkpoint)
     print(
-        f"wrote {install_macro(macro_text(checkpoint, num_candidates, caption), folder)}\nin FreeCAD: open a part, then Macro > "
+        f"wrote {install_macro(macro_text(checkpoint, num_candidates, caption), folder)}\nin FreeCAD: open a part, "
+        "then Macro > "
         "Macros ... > CompletePart > Execute"
     )
 

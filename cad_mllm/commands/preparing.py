@@ -21,8 +21,8 @@ def synth(
     num_parts: Annotated[int, AtLeast(1)] = 200, # how many parts
     seed: int = 0, # part i of a seed is always the same
     jobs: int = 0, # processes; 0 for one for each processor that was allotted
-    views: int = 8, # pictures a part, 0 to 8
-    size: Annotated[int, AtLeast(1)] = 224, # pixels a side
+    views: int = 8, # pictures per part, 0 to 8
+    size: Annotated[int, AtLeast(1)] = 224, # pixels per side
     points: bool = True, # make point clouds too
     style: Annotated[str, OneOf("families", "realistic")] = "families", # "families" with names and rich captions, or
                                                                         # "realistic" parts with the statistics of real
@@ -57,8 +57,8 @@ def prepare_data(
     out: str = "", # write products here instead, and leave ROOT untouched; of a downloaded data set train/, val/ and
                    # test/ as its authors split it
     jobs: int = 0, # processes; 0 for one for each processor that was allotted
-    num_points: Annotated[int, AtLeast(1)] = 4096, # points a part
-    size: Annotated[int, AtLeast(1)] = 224, # pixels a side of a picture
+    num_points: Annotated[int, AtLeast(1)] = 4096, # points per part
+    size: Annotated[int, AtLeast(1)] = 224, # pixels per side of a picture
     steps: bool = False, # STEP files too
     points: bool = True, # point clouds
     images: bool = True, # pictures

@@ -30,7 +30,7 @@ class DatasetReport:
     root: str
     present: dict = field(default_factory=dict)        # kind -> number of parts
     missing: dict = field(default_factory=dict)        # kind -> {reason: number of parts}
-    rows: list = field(default_factory=list)         # one dict a history
+    rows: list = field(default_factory=list)         # one dict per history
     lengths: dict = field(default_factory=dict)      # "cad", "caption", "sequence" -> number of tokens by part
     duplicates: list = field(default_factory=list)        # lists of ids, largest first
     leaks: dict = field(default_factory=dict)        # split -> dict(held, leaked, ids)
@@ -84,9 +84,13 @@ def _findings(self: DatasetReport):
     "Lines on duplicates and leaks."
     coded = sum(bool(r["code"]) for r in self.rows)
     lines = [
-        f"- duplicates: {self.num_duplicates} of {coded} parts ({self.num_duplicates/max(coded, 1):.1%}) have one with the same "
+        f"- duplicates: {self.num_duplicates} of {coded} parts ({self.num_duplicates/max(coded, 1):.1%}) have one with "
+        "the same "
         f"tokens, in {len(self.duplicates)} groups"
-        + (f"; the largest has {len(self.duplicates[0])}: {', '.join(self.duplicates[0][:3])}" if self.duplicates else "")
+        + (
+            f"; the largest has {len(self.duplicates[0])}: {', '.join(self.duplicates[0][:3])}" if self.duplicates
+            else ""
+        )
     ]
     return lines + [
         f"- leaks: {leak['leaked']} of {leak['held']} held-out parts ({leak['leaked']/max(leak['held'], 1):.1%}) have "
@@ -126,7 +130,7 @@ def _draw_lengths(ax, d):
         ax.text(n, ax.get_ylim()[1], f"p{p}" if p < 100 else "max", fontsize=6, rotation=90, va="top", ha="right")
     if best := d.max_seq_length(): ax.axvline(best, color="C3", lw=1, ls="--", label=f"max_seq_length {best}")
     ax.set_xscale("log")
-    ax.set_title("tokens a part", fontsize=9)
+    ax.set_title("tokens per part", fontsize=9)
     ax.legend(fontsize=6)
 
 # %% ../../nbs/5_data/25c_dataset_report.ipynb #1bddd9dd
@@ -145,7 +149,7 @@ def _draw_duplicates(ax, d):
 def _draw_operations(ax, d):
     counts = Counter(min(r["operations"], 20) for r in d.rows if r["code"])
     ax.bar(list(counts), list(counts.values()), color="C0")
-    ax.set_title("operations a part (20: or more)", fontsize=9)
+    ax.set_title("operations per part (20: or more)", fontsize=9)
 
 # %% ../../nbs/5_data/25c_dataset_report.ipynb #db2fc27f
 @patch
@@ -153,7 +157,9 @@ def draw(self: DatasetReport):
     "Draw a matplotlib figure: what is present, lengths, duplicates, operations."
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(9, 5), layout="constrained")
-    for ax, paint in zip(fig.subplots(2, 2).ravel(), (_draw_holdings, _draw_lengths, _draw_duplicates, _draw_operations)):
+    for ax, paint in zip(
+        fig.subplots(2, 2).ravel(), (_draw_holdings, _draw_lengths, _draw_duplicates, _draw_operations)
+    ):
         paint(ax, self)
         ax.tick_params(labelsize=7)
     return fig
@@ -166,8 +172,9 @@ def to_dict(self: DatasetReport) -> dict:
         root=self.root, histories=len(self.rows), present=self.present, missing=self.missing,
         percentiles={k: self.percentiles(k) for k in self.lengths},
         max_seq_length={str(p): self.max_seq_length(p) for p in PERCENTILES},
-        duplicates=dict(parts=self.num_duplicates, groups=len(self.duplicates), largest=self.duplicates[:50]), leaks=self.leaks,
-        bad={r["id"]: r["reason"] for r in self.rows if r["reason"]}, notes=self.notes, settings=self.settings
+        duplicates=dict(parts=self.num_duplicates, groups=len(self.duplicates), largest=self.duplicates[:50]),
+        leaks=self.leaks, bad={r["id"]: r["reason"] for r in self.rows if r["reason"]}, notes=self.notes,
+        settings=self.settings
     )
 
 @patch

@@ -247,13 +247,13 @@ def prepare_shards(
     points: bool = True, # clouds
     images: bool = True, # pictures
     captions: bool = True, # describe parts that have no caption
-    num_points: int = 4096, # points a part
-    image_size: int = 224, # pixels a side of a view
-    num_views: int = 8, # views a part
+    num_points: int = 4096, # points per part
+    image_size: int = 224, # pixels per side of a view
+    num_views: int = 8, # views per part
     kernel: str = "manifold", # for points, images and captions: manifold or occ
     retry: bool = False, # make shards again in which something failed, hung or crashed
     jobs: int = 1, # worker processes; 0 works in this one, without protection against crashes
-    timeout: float = 60, # seconds a part may take
+    timeout: float = 60, # seconds per part may take
     max_samples: int = 0, # only so many histories; 0 for all
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see ROOT
 ) -> dict: # the report, also written to prepare_report.json

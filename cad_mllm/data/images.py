@@ -16,7 +16,7 @@ import numpy as np
 MAX_PIXELS = 64_000_000
 
 def _in_bytes(image):
-    """A picture of 16 or 32 bits a pixel, or of floats, with its values from 0 to 255: by its format's range, or by
+    """A picture of 16 or 32 bits per pixel, or of floats, with its values from 0 to 255: by its format's range, or by
     its own where that is not known."""
     from PIL import Image
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"): return image
@@ -30,7 +30,7 @@ def _in_bytes(image):
 # %% ../../nbs/5_data/13_images.ipynb #fbc41c30
 def prepare_image(
     image, # a file or its bytes, a PIL image, or an array (H, W, 3) uint8
-    size: int = 224, # pixels a side, S
+    size: int = 224, # pixels per side, S
 ) -> np.ndarray: # (S, S, 3) uint8
     "A picture as the image encoder's input size; raises ValueError or OSError for what is not a picture."
     from PIL import Image, ImageOps, UnidentifiedImageError

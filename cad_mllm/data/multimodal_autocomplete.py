@@ -50,7 +50,7 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         from_scratch_prob: float = 0.0,  # share of draws in which nothing is given and the whole is the target; with 1
                                          # each design is one sample
         num_points: int = 2048,          # points of a cloud, P
-        image_size: int = 224,           # pixels a side, S
+        image_size: int = 224,           # pixels per side, S
         points_on_grid: bool = False,    # clouds in the units that the part is written in, else in their own unit box
         measure_version: int = 2,        # of what is told of clouds on the grid in numbers
         max_views: int = 1,              # a sample draws from 1 to so many of its pictures
@@ -200,7 +200,7 @@ def sample(
             prefix, target = self.histories.split(index, kept, media["grid"], media["origin"])
     except Exception as e:
         reason = str(e) if isinstance(e, Skip) else f"{type(e).__name__}: {e}"
-        self.skip_report.add(self.files.where(id), f"went bad while training: {suffix}: {reason}", log=True)
+        self.skip_report.add(self.files.where(id), f"became unreadable during training: {suffix}: {reason}", log=True)
         return None
     untold = len(modalities) > 1 and seeded_rng("caption", self.seed, epoch, index).random() < self.caption_drop
     caption = "" if untold else self.table.captions[row["design"]]

@@ -223,7 +223,7 @@ class Scan:
         points: np.ndarray, # (N, 3 or 6)
         rng, # a numpy Generator
     ) -> np.ndarray: # (M, 3 or 6), M <= N, at least 8 where there were so many
-        "A worse cloud of the same part."
+        "Apply random cropping, dropout and noise to a point cloud."
         points, low, high = finite_points(points)
         crop, drop, noise = rng.random(3)*(self.crop, self.drop, self.noise)
         along = points[:, :3] @ rng.normal(size=3)

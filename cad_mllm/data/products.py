@@ -65,10 +65,10 @@ class Products:
     images: bool = True           # img/: views as PNG
     steps: bool = False           # step/: STEP files
     captions: bool = True         # txt/: automatic captions where there is none
-    num_cuts: int = 5             # at most so many truncations a history
-    num_points: int = 4096        # points a part
-    image_size: int = 224         # pixels a side
-    num_views: int = 8            # views a part
+    num_cuts: int = 5             # at most so many truncations per history
+    num_points: int = 4096        # points per part
+    image_size: int = 224         # pixels per side
+    num_views: int = 8            # views per part
     kernel: str = "manifold"      # of points, images and captions: "manifold" or "occ"
     overwrite: bool = False       # make again what is there already
     unit: str = ""                # of the clouds that the data set came with, which are then taken over; "" samples the

@@ -49,7 +49,7 @@ class Batch:
 def pack_rows(
     lengths: list, # tokens of each sample
     capacity: int, # tokens of a row
-) -> list: # of lists of sample places, one a row
+) -> list: # of lists of sample places, one per row
     """As few rows as first-fit decreasing finds, evenly filled, since a batch is as wide as its longest row; a
     sample longer than the capacity gets a row of its own."""
     order, rows, room = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)), [], []
@@ -254,7 +254,7 @@ def draw(
 def prompts(
     self: PromptBuilder,
     samples: list, # of `Sample`; targets are ignored
-) -> Batch: # one row a sample, padded on the left; no labels
+) -> Batch: # one row per sample, padded on the left; no labels
     "A batch for generation. Raises `DataError` for a prompt that leaves no room to write."
     rows = [[(s, self.context_ids(s), [])] for s in samples]
     for (s, context, _), in rows:

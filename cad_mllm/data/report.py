@@ -354,10 +354,10 @@ def data_report(
                          # left out
     image_tokens: int = 256, # that a picture takes in a sequence
     point_tokens: int = 32, # that a cloud takes
-    build: bool = False, # build every part with the light kernel too
+    build: bool = False, # build every part with the mesh kernel too
     num_opened: Annotated[int, AtLeast(-1)] = 200, # clouds, and pictures, to open; -1 for all
     jobs: int = 1, # worker processes; 0 works in this one
-    timeout: float = 60, # seconds a part may take
+    timeout: float = 60, # seconds per part may take
     max_samples: int = 0, # only so many histories; 0 for all
     draw: bool = True, # the picture too
     engine: Annotated[str, OneOf("local", "ray")] = "local", # or "ray": on all nodes of a Ray cluster, which must see

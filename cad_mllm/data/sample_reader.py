@@ -99,7 +99,7 @@ def split(self: HistoryReader,
 class MediaSettings:
     "How the pictures and points of samples are drawn and prepared."
     seed: int = 0                  # of every draw
-    image_size: int = 224          # pixels a side, S
+    image_size: int = 224          # pixels per side, S
     max_views: int = 1             # a sample draws from 1 to so many of its pictures
     num_points: int = 2048         # points of a cloud, P
     points_on_grid: bool = False   # clouds in the units that the part is written in, else in their own unit box

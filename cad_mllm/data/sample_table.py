@@ -19,7 +19,7 @@ from .index_file import sequence_hash
 @dataclass
 class SampleTable:
     "The samples of a data set, and what is known of each without reading its files."
-    samples: np.ndarray    # one row a sample: design, suffix, kept, signature
+    samples: np.ndarray    # one row per sample: design, suffix, kept, signature
     designs: np.ndarray    # one row a design: total, signature, size, tokens
     ids: list              # of the designs
     suffixes: list         # of the beginnings, such as _tr_03

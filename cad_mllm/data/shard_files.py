@@ -89,7 +89,7 @@ def scan_shard(
                 for info in tar:
                     f.seek(info.offset_data)
                     data = f.read(info.size)
-                    if len(data) < info.size: raise ShardError(f"{path}: breaks off in {info.name}")
+                    if len(data) < info.size: raise ShardError(f"{path}: is truncated in {info.name}")
                     members.append((info.name, info.offset_data, info.size, zlib.crc32(data)))
     except (tarfile.TarError, EOFError) as e: raise ShardError(f"{path}: is not a whole tar file: {e}") from None
     return sha, members

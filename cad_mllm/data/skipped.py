@@ -79,7 +79,7 @@ def parse_history_bytes(data):
     except UnicodeDecodeError as e: raise Skip(f"not UTF-8 text: byte {e.start}") from None
     except json.JSONDecodeError as e:
         raise Skip(
-            f"malformed JSON: it breaks off or is malformed at line {e.lineno}, column {e.colno}: {e.msg}"
+            f"malformed JSON: it is truncated or malformed at line {e.lineno}, column {e.colno}: {e.msg}"
         ) from None
     except RecursionError: raise Skip("malformed JSON: it is nested too deeply") from None
     except ValueError as e: raise Skip(f"malformed JSON: {e}") from None

@@ -73,7 +73,9 @@ def maker_files() -> list: # paths
     "The modules that decide how a part looks."
     package = Path(cad_chapter.__file__).parent.parent
     chapters = [path for name in ("cad", "geometry") for path in sorted((package/name).glob("*.py"))]
-    return chapters + [package/f"data/{name}.py" for name in ("parts", "synthetic", "outlines", "realistic", "canonical")]
+    return chapters + [
+        package/f"data/{name}.py" for name in ("parts", "synthetic", "outlines", "realistic", "canonical")
+    ]
 
 @lru_cache(1)
 def makers() -> dict: # name -> version

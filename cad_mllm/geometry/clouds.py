@@ -93,7 +93,7 @@ def _npy(file, room):
     if not 0 <= size <= min(room, MOST_CLOUD_BYTES):
         raise ValueError(f"the array claims {size/2**20:,.0f} MB, more than it can have")
     data = file.read(size)
-    if len(data) < size: raise ValueError("the array breaks off")
+    if len(data) < size: raise ValueError("the array is truncated")
     return np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #3b1f9956

@@ -119,7 +119,7 @@ def _check_claim(kind, elements, room):
             raise ValueError(f"it claims {e.count} of {e.name!r} without a property")
     if (least := sum(e.count*e.least(kind == "ascii") for e in elements)) > room + 2:
         raise ValueError(
-            f"its header claims at least {least:,} bytes and {room:,} follow: it breaks off, or the header is wrong"
+            f"its header claims at least {least:,} bytes and {room:,} follow: it is truncated, or the header is wrong"
         )
 
 # %% ../../nbs/2_geometry/02_mesh_readers.ipynb #e0eaaad2
@@ -138,7 +138,7 @@ class _Rows:
         if num < 0: raise ValueError("a list has a negative length")
         if self.words is None: values = np.frombuffer(self.data, self.order + code, num, self.at)
         else: values = np.array(self.words[self.at:self.at + num], float)
-        if len(values) < num: raise ValueError("it breaks off")
+        if len(values) < num: raise ValueError("it is truncated")
         self.at += num if self.words is not None else values.nbytes
         return values
 
@@ -205,7 +205,8 @@ def _read_off(data):
     if not lines or not lines[0][0].upper().endswith("OFF"): raise ValueError("there is no OFF header")
     head = lines[0][1:] or lines.pop(0) and lines[0]
     num_vertices, num_faces = int(head[0]), int(head[1])
-    if num_vertices < 0 or num_faces < 0 or num_vertices + num_faces > len(lines) - 1: raise ValueError("it breaks off")
+    if num_vertices < 0 or num_faces < 0 or num_vertices + num_faces > len(lines) - 1:
+        raise ValueError("it is truncated")
     vertices = np.array([[float(w) for w in words[:3]] for words in lines[1:1 + num_vertices]], float).reshape(-1, 3)
     polygons = [
         [int(w) for w in words[1:1 + int(words[0])]] for words in lines[1 + num_vertices:1 + num_vertices + num_faces]
@@ -398,7 +399,7 @@ def read_mesh(
         ) from None
     except GeometryError: raise
     except _FAULTS as e:
-        raise GeometryError(f"{path}: not a {suffix[1:].upper()} file, or it breaks off ({e})") from None
+        raise GeometryError(f"{path}: not a {suffix[1:].upper()} file, or it is truncated ({e})") from None
     if not len(faces): raise GeometryError(f"{path}: the file holds no triangles")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise GeometryError(f"{path}: a face names a vertex that does not exist")

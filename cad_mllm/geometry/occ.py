@@ -184,7 +184,7 @@ def _boolean_tries(body, step, tools, near):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #703d0251
 def _occ_step(body, step, light_tools, light, near, check):
-    "The body after one more step: the first try that has the light kernel's volume and area and passes the check."
+    "The body after one more step: the first try that has the mesh kernel's volume and area and passes the check."
     tools, second = [_occ_prism(r, t.volume()) for r, t in zip(step.regions, light_tools)], None
     for attempt in _boolean_tries(body, step, tools, near):
         try: shape = _occ_compound([attempt()])
@@ -295,7 +295,7 @@ def occ_single(plan):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #dce45050
 def occ_build(plan, history, strict=False):
-    "The OpenCascade body of a history that the light kernel has built: valid, unless nothing valid was found."
+    "The OpenCascade body of a history that the mesh kernel has built: valid, unless nothing valid was found."
     quick = None if strict else _occ_quick(history, plan.near)
     if quick is not None: return quick
     shape = None

@@ -101,7 +101,7 @@ class _Plan:
     center: np.ndarray
     scale: float
     steps: list
-    fine: int = 1 # how many times finer than usual the light kernel samples arcs
+    fine: int = 1 # how many times finer than usual the mesh kernel samples arcs
 
     @property
     def near(self): return min(max(5e-8/self.scale, 5e-7), 1e-5) # files round to 1e-8 metres

@@ -188,7 +188,7 @@ def image(
     view=0, # an index into `VIEWS`, a look direction (x, y, z), or (azimuth, elevation) in degrees
     box=None, # ((x, y, z), (x, y, z)) that fills the picture; the mesh's own if left out
     strokes=(), # further segments (L, 2, 3) to draw in orange, over everything
-    smooth: int = 2, # subpixels a side
+    smooth: int = 2, # subpixels per side
 ) -> np.ndarray: # (size, size, 3) uint8
     "A shaded orthographic picture with feature edges on white."
     axes, big = camera_frame(view), size*smooth

@@ -162,7 +162,7 @@ def cross_sections(
     areas: np.ndarray, # (N,) surface that each point stands for
     levels: np.ndarray, # (K + 1,)
     noise: float = 0., # standard deviation of the points
-    size: int = 192, # grid points a side
+    size: int = 192, # grid points per side
 ) -> Sections:
     "What fills each slab."
     low, high = points[:, :2].min(0), points[:, :2].max(0)

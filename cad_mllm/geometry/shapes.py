@@ -57,7 +57,7 @@ def _load_step(
     reader = occ.STEPControl_Reader()
     with tempfile.TemporaryDirectory() as folder: read = reader.ReadFile(_without_mark(path, folder))
     if read != occ.IFSelect_ReturnStatus.IFSelect_RetDone:
-        raise GeometryError(f"{path}: not a STEP file, or it breaks off")
+        raise GeometryError(f"{path}: not a STEP file, or it is truncated")
     reader.TransferRoots()
     shape = reader.OneShape()
     if shape is None or shape.IsNull() or next(occ_children(shape, "Face"), None) is None:

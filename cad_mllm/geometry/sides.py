@@ -12,7 +12,7 @@ from .sections import look_up, slab_of
 
 # %% ../../nbs/2_geometry/14d_sides.ipynb #8e271b1e
 def _neighbours(
-    size: int, # cells a side, G
+    size: int, # cells per side, G
     num: int, # slabs, K
 ) -> tuple: # of (cell numbers, cell numbers) along u (K, G, G - 1), v (K, G - 1, G) and w (K + 1, G, G)
     "Pairs of neighbours in a grid (K + 2, G, G) with an empty slab below and above."
@@ -46,7 +46,7 @@ def _crossings(
 def _vote_walls(
     places: np.ndarray, # (N, 2) wall points of a slab, in steps
     ways: np.ndarray, # (N, 2) their unit normals, of either sign
-    size: int, # cells a side
+    size: int, # cells per side
     dense: float, # points of a wall for each step along it
     width: float, # how far across a wall its points lie, in steps
 ) -> tuple: # of (pull, weight) along u and along v
@@ -69,7 +69,7 @@ def _vote_walls(
 # %% ../../nbs/2_geometry/14d_sides.ipynb #03d4bb1b
 def _vote_faces(
     places: np.ndarray, # (N, 2) points of a level's faces, in steps
-    size: int, # cells a side
+    size: int, # cells per side
     spacing: float, # usual distance of points, in steps
 ) -> tuple: # (pull, weight)
     "Votes between the slabs below and above a level."
@@ -143,7 +143,7 @@ def turn_outward(
     areas: np.ndarray, # (N,) surface that each point stands for
     levels: np.ndarray, # (K + 1,)
     noise: float = 0., # standard deviation of the points
-    size: int = 56, # cells a side
+    size: int = 56, # cells per side
 ) -> np.ndarray: # (N, 3)
     "Normals turned to where the part is not."
     low, high = points[:, :2].min(0), points[:, :2].max(0)

@@ -81,7 +81,7 @@ def build_solid(
 def build_counted(
     program: CADProgram, # a history with at least one extrude that adds material
 ) -> tuple: # (Solid, volume in m3 after each extrude that has area and depth, number of closed surfaces)
-    "Run a history through the light kernel and watch it grow. Raises `GeometryError`."
+    "Run a history through the mesh kernel and watch it grow. Raises `GeometryError`."
     plan = make_plan(program)
     bodies = [body for _, _, body in manifold_steps(plan)]
     volumes = [float(body.volume())*plan.scale**3 for body in bodies]
@@ -90,7 +90,7 @@ def build_counted(
 # %% ../../nbs/2_geometry/11_solid.ipynb #ac7add7f
 @patch
 def _unit_mesh(self: Solid) -> Mesh:
-    "The mesh at kernel size; of an OpenCascade body that it cannot mesh without holes, the light kernel's."
+    "The mesh at kernel size; of an OpenCascade body that it cannot mesh without holes, the mesh kernel's."
     if self._unit is None and self._shape is not None:
         self._unit = occ_mesh(self._shape)
         if self._light and not self._unit.is_watertight: self._unit = self._light()

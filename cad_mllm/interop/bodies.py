@@ -135,7 +135,7 @@ def features_of(
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #a7a7cbfa
 def _solid(features):
-    "The light kernel's solid of some features, or None where nothing is left."
+    "The mesh kernel's solid of some features, or None where nothing is left."
     entities, sequence = {}, []
     for i, f in enumerate(features):
         operation = "new" if i == 0 else f.operation if f.operation != "new" else "join"

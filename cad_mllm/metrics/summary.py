@@ -104,7 +104,7 @@ def _repr_markdown_(self: Summary): return repr(self)
 def draw(
     self: Summary,
     metrics: tuple = (), # which; all if left out
-    width: float = 2.6, # inches a picture
+    width: float = 2.6, # inches per picture
     columns: int = 5, # pictures in a row
     names: dict | None = None, # metric -> title
 ):

@@ -37,7 +37,7 @@ class GrammarLogitsProcessor:
     def __init__(self,
         tokenizer, # with the CAD tokens
         prefixes: list, # for each row the CAD tokens it begins with; [] where it begins with nothing
-        max_new_tokens, # what may be written, `<end>` included: one number, or one a row
+        max_new_tokens, # what may be written, `<end>` included: one number, or one per row
         num_given: int = 0, # columns of `ids` to leave out: the prompt, where transformers' own `generate` passes it
                             # along
     ):
@@ -152,7 +152,7 @@ class Row:
     solid: object = None                  # the part as far as it was accepted
     is_watched: bool = True               # False where the kernel has no say
     tries: int = 0                        # in vain since the mark
-    rejected: list = field(default_factory=list) # why operations were taken back, a sentence each
+    rejected: list = field(default_factory=list) # why operations were taken back, one sentence each
     num_checks: int = 0                   # parts given to the kernel
     seconds: float = 0.0                  # and the time that took
 
@@ -244,7 +244,7 @@ def fit_points(
     return chamfer(own, points[:, :3])/float(np.ptp(points[:, :3], axis=0).max())
 
 # %% ../../nbs/7_models/07_decoding.ipynb #5ee247fd
-_CUT = 64 # pixels a side of what is compared
+_CUT = 64 # pixels per side of what is compared
 
 def _cut_out(
     picture, # (H, W, 3) uint8

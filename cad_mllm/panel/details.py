@@ -201,7 +201,7 @@ def progress_html(
         ),
         ("Step", f"{s['step']} of {s['total_steps']}" if s.get("total_steps") else s.get("step")),
         ("Loss", number("loss", ".4f")), ("Validation loss", number("val_loss", ".4f")),
-        ("Learning rate", number("lr", ".2e")), ("Tokens a second", number("tokens_per_second", ",.0f")),
+        ("Learning rate", number("lr", ".2e")), ("Tokens per second", number("tokens_per_second", ",.0f")),
         ("GPU memory", f"{s['gpu_memory']} GiB" if s.get("gpu_memory") else None),
         ("Time left", time_ago(s["eta_seconds"]) if s.get("eta_seconds") and training.state == "running" else None),
         ("Newest checkpoint", Path(s["checkpoint"]).name if s.get("checkpoint") else None)

@@ -88,7 +88,7 @@ def _val_losses(run, curve):
     return [found[k] for k in sorted(found, key=lambda step: step or 0)]
 
 def _batch(settings):
-    "Samples a step, from run_config.json."
+    "Samples per step, from run_config.json."
     numbers = [settings.get(k) for k in ("batch_size", "gradient_accumulation_steps")]
     return numbers[0]*(numbers[1] or 1) if isinstance(numbers[0], int) and isinstance(numbers[1] or 1, int) else None
 

@@ -46,7 +46,7 @@ def sentence(
 ) -> str: # one sentence with a remedy
     "An error in words."
     text = str(error).strip()
-    if isinstance(error, KeyboardInterrupt): return "Interrupted; nothing is lost, press the button again to go on."
+    if isinstance(error, KeyboardInterrupt): return "Interrupted. Nothing was lost; press the button again to continue."
     if isinstance(error, PanelError) or type(error).__module__.startswith("cad_mllm"): return shorten(text)
     if isinstance(error, ModuleNotFoundError):
         return f"The package {error.name} is missing: install it with pip, then try again."

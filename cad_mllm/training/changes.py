@@ -148,7 +148,7 @@ def changed_stages(
 @dataclass(frozen=True)
 class Split:
     "How the samples of a step fall to processes."
-    batch_size: int              # samples a forward pass and process
+    batch_size: int              # samples per forward pass and process
     accumulate: int              # forward passes a step
     world: int = 1               # processes
 

@@ -70,7 +70,7 @@ def halve_batches(
     )
     text = (
         f"not enough memory for {size} samples at once ({error}): {t.batch_size} from here on, "
-        f"{t.gradient_accumulation_steps} micro-batches a step; the samples of a step stay the same"
+        f"{t.gradient_accumulation_steps} micro-batches per step; the samples of a step stay the same"
     )
     if state.world.is_main: print(f"⚠️  {text}", flush=True)
     log.add(

@@ -18,8 +18,8 @@ class Card:
     "A GPU."
     name: str
     memory: float                # bytes that a program gets, about 0.6 GB below the label
-    rate: float                  # half-precision operations a second, dense
-    bandwidth: float             # bytes a second
+    rate: float                  # half-precision operations per second, dense
+    bandwidth: float             # bytes per second
     bf16: bool = True            # whether it has bfloat16
 
 CARDS = {
@@ -175,7 +175,7 @@ def flops(
     passes = 4 if config.use_lora else 6
     return layers + passes*head*predicted + 6*tokens*length*shape.heads*shape.head_dim*shape.layers
 
-def reached(card: Card, compiled: bool = False) -> float: # operations a second
+def reached(card: Card, compiled: bool = False) -> float: # operations per second
     "What a card does in training."
     best = CARDS["h200"]
     return card.rate*(COMPILED if compiled else EAGER)*min(1, card.bandwidth/card.rate*best.rate/best.bandwidth)

@@ -65,7 +65,7 @@ def read_run_lines(
 
 def read_metrics(
     output_dir: Path, # of a run
-) -> list: # of dict, one a step, in order of steps
+) -> list: # of dict, one per step, in order of steps
     """The logged steps of the run that wrote last, the last line of each step, without the run's id; broken lines
     are left out."""
     steps, run = {}, ""

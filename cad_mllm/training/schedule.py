@@ -16,7 +16,7 @@ class Plan:
     num_samples: int             # in the data set
     num_epochs: int
     micro: int                   # samples of a micro-batch, over all processes
-    accumulate: int = 1          # micro-batches a step
+    accumulate: int = 1          # micro-batches per step
 
     @property
     def total(self) -> int: return self.num_samples*self.num_epochs

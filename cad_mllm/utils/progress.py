@@ -21,7 +21,7 @@ def duration_words(
 
 # %% ../../nbs/0_utils/05_progress.ipynb #25bc8a4a
 class Pace:
-    "Says when the next line is due: the first at once, for ten minutes one every ten seconds, then one a minute."
+    "Says when the next line is due: the first at once, for ten minutes one every ten seconds, then one per minute."
     def __init__(self, clock=time.monotonic):
         self.clock, self.began, self.last = clock, clock(), None
 
