@@ -156,7 +156,7 @@ def test_refused_before_anything_happens(run, data, tmp_path):
     refused.wait(1)
     assert "Traceback" not in refused.text
     for line in (
-        "batch_size was 4 samples a step (4 at once x 1 x 1 process), is 16",
+        "batch_size was 4 samples per step (4 at once x 1 x 1 process), is 16",
         "max_seq_length was 1024, is 900: other samples fit", "seed was 0, is 3: samples come in another order",
         "data was ", "--accept_changes data,batch_size,max_seq_length,seed"
     ):
@@ -180,7 +180,7 @@ def test_accepted_it_goes_on_and_says_so(run, data):
         "--stage2_epochs", "0"
     )
     done.wait(0)
-    assert "is 16 samples a step (16 at once x 1 x 1 process)" in done.text and "(accepted)" in done.text
+    assert "is 16 samples per step (16 at once x 1 x 1 process)" in done.text and "(accepted)" in done.text
     after = read_metrics(run)[8:]
     lrs = [r["lr"] for r in after]
     assert lrs == sorted(lrs, reverse=True) and min(lrs) > 0 and lrs[0] == pytest.approx(before[-1]["lr"], rel=.3)

@@ -129,7 +129,7 @@ def test_other_processes_same_data(first, then, data, tmp_path):
     for p in again: p.wait(0)
     said = again[0].text
     assert re.search(
-        rf"number of processes was 4 samples a step .* x {first} process(es)?\), is 4 samples a step .* x {then} "
+        rf"number of processes was 4 samples per step .* x {first} process(es)?\), is 4 samples per step .* x {then} "
         r"process(es)?\): same data, not bit-exact",
         said
     )

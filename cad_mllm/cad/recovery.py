@@ -238,7 +238,7 @@ def _holds_operation(value):
 
 # %% ../../nbs/1_cad/10_recovery.ipynb #e972d448
 def _stated(text):
-    """(id, object or None, notes) of every operation that a text states, in its order; None for what breaks off, and
+    """(id, object or None, notes) of every operation that a text states, in its order; None for what is truncated, and
     for what is lost beside operations."""
     reader, spans = _LooseReader(text), deque()
     try: yield from _read_stated(reader, spans)

@@ -200,7 +200,8 @@ def sample(
             prefix, target = self.histories.split(index, kept, media["grid"], media["origin"])
     except Exception as e:
         reason = str(e) if isinstance(e, Skip) else f"{type(e).__name__}: {e}"
-        self.skip_report.add(self.files.where(id), f"became unreadable during training: {suffix}: {reason}", log=True)
+        reason = f"became unreadable during training: {suffix}: {reason}"
+        self.skip_report.add(self.files.where(id), reason, log=True)
         return None
     untold = len(modalities) > 1 and seeded_rng("caption", self.seed, epoch, index).random() < self.caption_drop
     caption = "" if untold else self.table.captions[row["design"]]

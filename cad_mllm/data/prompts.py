@@ -194,7 +194,7 @@ def _fill(self: PromptBuilder, rows, left=False):
 def collate(
     self: PromptBuilder,
     samples: list, # of `Sample`, or None for one that could not be read
-    pack: bool = True, # several samples a row
+    pack: bool = True, # several samples per row
     max_tokens: int = 0, # longest packed row; 0 means `max_seq_length`
 ) -> Batch:
     "A batch for training."

@@ -167,7 +167,7 @@ def other_run(
     if then != step:
         changes.append(
             Change(
-                "batch_size", f"{then} samples a step", f"{step}", OTHER_RUN,
+                "batch_size", f"{then} samples per step", f"{step}", OTHER_RUN,
                 "steps and epochs count something else from here on"
             )
         )

@@ -61,7 +61,7 @@ class RunLine:
     last_val: float | None = None
     loss: float | None = None          # smoothed, at the last step
     lr: float | None = None
-    batch: int | None = None           # samples a step
+    batch: int | None = None           # samples per step
     seconds: float | None = None       # of training
     builds: float | None = None        # share of completions that build, of the best checkpoint that was evaluated
     iou: float | None = None
@@ -156,7 +156,7 @@ USUAL_COLUMNS = (
 )
 COLUMN_HELP = dict(
     best_val="lowest validation loss", last_val="validation loss, the last one measured",
-    loss="training loss at the last step, smoothed over the steps before", lr="learning rate", batch="samples a step",
+    loss="training loss at the last step, smoothed over the steps before", lr="learning rate", batch="samples per step",
     seconds="time of training", builds="share of completions that are valid solids, by evaluate",
     iou="mean overlap with the truth, by evaluate", chamfer="median distance from the truth, by evaluate",
     progress="steps done of all", saved="when it saved last", size="of all its checkpoints",

@@ -156,7 +156,7 @@ class Split:
     def per_step(self) -> int: return self.batch_size*self.accumulate*self.world
     def __str__(self):
         return (
-            f"{self.per_step} samples a step ({self.batch_size} at once x {self.accumulate} x {self.world} "
+            f"{self.per_step} samples per step ({self.batch_size} at once x {self.accumulate} x {self.world} "
             f"process{'es' if self.world > 1 else ''})"
         )
 
