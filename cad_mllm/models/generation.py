@@ -19,7 +19,7 @@ from .model import CADMLLMModel
 # %% ../../nbs/7_models/05_generation.ipynb #18ebeb5c
 def choose(
     logits: torch.Tensor, # (R, V)
-    temperature=0.0, # 0 takes the likeliest token; a number, or one a row (R,)
+    temperature=0.0, # 0 takes the likeliest token; a number, or one per row (R,)
     top_p: float = 1.0, # keep the likeliest tokens that together have this probability
     generator=None, # where the random numbers come from: a `torch.Generator` on the CPU, or a list with one for each
                     # row
@@ -52,13 +52,13 @@ def eos_token_ids(self: CADMLLMModel) -> list:
 
 # %% ../../nbs/7_models/05_generation.ipynb #5a3e7951
 class Writer:
-    "Rows of a batch that are being written, a token each a step."
+    "Rows of a batch that are being written, one token per step."
     @torch.no_grad()
     def __init__(self,
         model, # a `CADMLLMModel` in evaluation mode
         batch: Batch, # from `builder.prompts`
-        repeats: int = 1, # rows a prompt
-        temperature=0.0, # 0 is greedy; a number, or one a row
+        repeats: int = 1, # rows per prompt
+        temperature=0.0, # 0 is greedy; a number, or one per row
     ):
         from transformers import DynamicCache
         self.model, self.cache = model, DynamicCache()
@@ -84,7 +84,7 @@ def feed(
     self: Writer,
     token: torch.Tensor, # (R,) ids, already in `ids`
 ):
-    "Let the model read one more token a row."
+    "Let the model read one more token per row."
     self.seen, self.position = F.pad(self.seen, (0, 1), value=True), self.position + 1
     self._drop_done()
     rows = self.active
