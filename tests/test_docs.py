@@ -208,6 +208,7 @@ def test_every_command_that_is_shown_exists_as_shown(capsys):
     wrong, number = [], 0
     for where, verb, words, whole in commands():
         number += 1
+        if where == "CHANGELOG.md": verb = cli.OLD_COMMANDS.get(verb, verb)      # older versions, by their names
         if verb not in cli.COMMANDS:
             wrong.append((where, verb))
             continue
