@@ -5,7 +5,8 @@ points.
     python benchmarks/small_model.py CHECKPOINT... [--num 25] [--candidates 8] [--noise 0] [--sets
     procedural,omni,deepcad,cadprompt,fusion] [--out benchmarks/results/small_model.md]
 
-CHECKPOINT is `small`, a folder, or user/model; several take turns on the same clouds. Procedural parts are held-out ones of the stream. Real parts are read
+CHECKPOINT is `small`, a folder, or user/model; several take turns on the same clouds. Procedural parts are held-out
+ones of the stream. Real parts are read
 where they lie: OMNI_CAD_ROOT holds json/, CAD_DATA_ROOT holds deepcad/, cadprompt/ and
 fusion360/. None of them trains or selects anything. IoU is that of the solids as they stand; a part that is not built
 counts 0.
@@ -95,7 +96,9 @@ def main():
     p.add_argument("--sets", default="procedural," + ",".join(PLACES))
     args = p.parse_args()
     models = [(Path(c).name, CADAutocomplete(c, device="cpu", kernel="manifold")) for c in args.checkpoints]
-    lines = table_head("set", "weights", "parts", "candidates", "IoU mean", "median", "IoU > .9", "not built", "s a part")
+    lines = table_head(
+        "set", "weights", "parts", "candidates", "IoU mean", "median", "IoU > .9", "not built", "s a part"
+    )
     print("\n".join(lines), flush=True)
     for name in args.sets.split(","):
         meshes = procedural(args.num) if name == "procedural" else real(name, args.num)

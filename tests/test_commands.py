@@ -249,7 +249,7 @@ def test_a_killed_process_costs_its_part_in_flight(plate, checkpoint, tmp_path):
     before = [json.loads(line) for line in theirs.read_text().splitlines() if line.endswith("}")]
     said = main.communicate(timeout=300)
     assert main.returncode == 0, said
-    assert "process 1 died or does not answer" in said[1] and "12 of 12 requests completed" in said[0]
+    assert "process 1 died or is unresponsive" in said[1] and "12 of 12 requests completed" in said[0]
     rows = finished(out)
     assert len({row["key"] for row in rows}) == 12
     assert all(rows.count(row) == 1 for row in before)          # what it had finished is not done again

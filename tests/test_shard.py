@@ -166,7 +166,7 @@ def test_one_is_gone_in_the_middle_of_a_layer(number, data, tmp_path):
     pair[0].wait(EXIT_FAILED)
     pair[1].kill()
     assert (
-        "process 1 died or does not answer: process 0 of 2 stops too" in pair[0].text
+        "process 1 died or is unresponsive: process 0 of 2 stops too" in pair[0].text
         and "Traceback" not in pair[0].text
     )
     assert any(r.complete for r in list_checkpoints(tmp_path/"o"))

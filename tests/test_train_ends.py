@@ -315,7 +315,7 @@ def test_a_metrics_file_that_cannot_be_written_is_said_at_once(data, tmp_path, m
 
 
 def test_a_disk_too_small_is_noticed_before_it_is_needed(data, tmp_path, monkeypatch, capsys):
-    "At the start, before the first save; in the terminal and in status.json; training goes on."
+    "At the start, before the first save; in the terminal and in status.json; training continues."
     from types import SimpleNamespace
     from chapters import Chapter
     ck = Chapter("cad_mllm.checkpoints")
@@ -323,7 +323,7 @@ def test_a_disk_too_small_is_noticed_before_it_is_needed(data, tmp_path, monkeyp
     model, settings = configs(data, tmp_path/"o", *RUN, "--max_steps", "2")
     assert train(model, settings).step == 2
     said = [line for line in capsys.readouterr().out.splitlines() if "are free, and the next save needs" in line]
-    assert len(said) == 1 and "10.0 kB are free" in said[0] and said[0].endswith("training goes on")
+    assert len(said) == 1 and "10.0 kB are free" in said[0] and said[0].endswith("training continues")
     assert "10.0 kB are free" in json.loads((tmp_path/"o"/"status.json").read_text())["space"]
 
 
@@ -346,7 +346,7 @@ def test_a_full_disk_costs_a_save_and_not_the_run(data, tmp_path, monkeypatch, c
     result = trainer.run()
     assert result.exit_code == 0 and result.step == 18
     said = capsys.readouterr().out
-    assert "No space left on device" in said and "training goes on" in said
+    assert "No space left on device" in said and "training continues" in said
     assert any(e["event"] == "save_failed" for e in read_events(tmp_path/"o"))
     saved = {r.step for r in list_checkpoints(tmp_path/"o")}
     assert (
@@ -378,7 +378,7 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
     said = capsys.readouterr().out
     assert (
-        result.exit_code == 0 and result.step == 18 and "File too large" in said and "training goes on" in said
+        result.exit_code == 0 and result.step == 18 and "File too large" in said and "training continues" in said
         and "its lines are kept in" in said
     )
     saved = {r.step for r in list_checkpoints(out)}

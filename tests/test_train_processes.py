@@ -91,7 +91,7 @@ def test_accelerate_launch_one_dies_the_other_says_so_and_two_go_on_bit_for_bit(
     os.kill(victim, signal.SIGKILL)
     assert process.wait(120) != 0
     assert (
-        "process 1 died or does not answer: process 0 of 2 stops too; start all of them again with --resume_from_ckpt "
+        "process 1 died or is unresponsive: process 0 of 2 stops too; start all of them again with --resume_from_ckpt "
         "auto"
         in log.read_text()
     )
@@ -190,7 +190,7 @@ def test_one_dies_and_the_other_does_not_wait(victim, data, tmp_path):
     left = pair[1 - victim]
     left.wait(EXIT_FAILED)
     assert (
-        f"process {victim} died or does not answer: process {1 - victim} of 2 stops too" in left.text
+        f"process {victim} died or is unresponsive: process {1 - victim} of 2 stops too" in left.text
         and "Traceback" not in left.text
     )
     if victim: assert "process 1 died" in json.loads((tmp_path/"o"/"status.json").read_text())["message"]
@@ -219,7 +219,7 @@ def test_one_hangs_and_the_other_gives_up(data, tmp_path):
     pair[1].send(signal.SIGSTOP)
     pair[0].wait(EXIT_FAILED)
     pair[1].kill()
-    assert "process 1 died or does not answer" in pair[0].text
+    assert "process 1 died or is unresponsive" in pair[0].text
 
 
 def test_one_fails_and_the_other_repeats_its_error(data, tmp_path):

@@ -20,7 +20,7 @@ from .format import CheckpointError, CONFIG, is_old_format, read_json_file
 
 # %% ../../nbs/6_checkpoints/03_legacy.ipynb #211a1ff7
 class OldObject:
-    "Stands where an old file names a class: keeps the fields, has no behaviour at all."
+    "Stands in for a class that a legacy file names: keeps its fields and has no behavior."
     def __new__(cls, *args):
         made = object.__new__(cls)
         made.values = {}
@@ -58,7 +58,7 @@ def plain(
     where: str = "",   # its name, for the error
     _seen: dict | None = None,
 ):
-    "The same made of plain types and tensors only; raises `CheckpointError` that names the entry that cannot be."
+    "Convert a nested value to builtin types and tensors; raise `CheckpointError` with the entry that cannot be."
     seen = {} if _seen is None else _seen
     if (leaf := _leaf(value)) is not NotImplemented: return leaf
     if id(value) in seen:

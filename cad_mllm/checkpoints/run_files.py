@@ -258,7 +258,7 @@ def _keep(self: RunFiles, name, line):
     except OSError: kept = "its lines are kept in memory only"
     if name in self.troubled: return
     self.troubled.add(name)
-    self.tell("lines_kept", f"⚠️  {where}: cannot be written ({self.last_error}); {kept}, training goes on")
+    self.tell("lines_kept", f"⚠️  {where}: cannot be written ({self.last_error}); {kept}, training continues")
 
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #0c256764
 @patch

@@ -172,7 +172,7 @@ class _Dict(dict):
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #a80a5659
 def _small(text, where): 
-    "A sentence when a shape, place or stride is not what it must be."
+    "Raise `UnsafeFile` for a malformed record of a tensor."
     raise UnsafeFile(f"{where}: refused, because {text}")
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #8385863a

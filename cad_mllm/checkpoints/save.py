@@ -320,7 +320,7 @@ def _publish_snapshot(final, snapshot, metadata):
 
 # %% ../../nbs/6_checkpoints/05_save.ipynb #1bd98bfd
 def _tidy(folder, records, keep_last_n, protect):
-    "What follows a save; a failure here is said, but the checkpoint is safe, so training goes on."
+    "What follows a save; a failure here is said, but the checkpoint is safe, so training continues."
     try:
         update_best(folder, records)
         prune_checkpoints(folder, keep_last_n, protect, records)

@@ -59,8 +59,8 @@ def _tell(self: Outage):
     self.told = True
     self.events.tell(
         "outage",
-        f"⚠️  {self.places.output_dir}: cannot be written ({self.events.last_error}); checkpoints wait in "
-        f"{self.places.local_dir}, training goes on"
+        f"⚠️  {self.places.output_dir}: cannot be written ({self.events.last_error}); checkpoints are kept in "
+        f"{self.places.local_dir} and uploaded later; training continues"
     )
 
 # %% ../../nbs/6_checkpoints/10d_uploader.ipynb #1b03f7e1

@@ -151,7 +151,7 @@ def _try_to_write(self: BackgroundWriter, what):
             error = reason_of(e) if not isinstance(e, DeliveryError) else str(e)
             self.events.last_error = error
             self.failed_in_a_row += 1
-            self.events.tell("save_failed", f"⚠️  A checkpoint {error}; it is tried again, training goes on")
+            self.events.tell("save_failed", f"⚠️  A checkpoint {error}; it is tried again, training continues")
         return what
 
 # %% ../../nbs/6_checkpoints/10c_writer.ipynb #ae52012a

@@ -208,7 +208,7 @@ def _with_holes(points, share, rng):
 # %% ../../nbs/5_data/14_points.ipynb #8a4fd644
 @dataclass(frozen=True)
 class Scan:
-    "How bad clouds may be; each draws its share of every fault from 0 to these."
+    "Maximum strengths of point-cloud augmentation; each sample draws its own from 0 to these."
     noise: float = 0.0                    # standard deviation of Gaussian noise, in longest sides of the cloud
     drop: float = 0.0                     # share of points left out at random
     crop: float = 0.0                     # share of points beyond a random plane

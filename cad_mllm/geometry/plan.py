@@ -52,7 +52,7 @@ def _clean(
     contour: Contour,
     scale: float, # metres that become 1
 ) -> Contour: # None where it bounds nothing
-    "A contour at kernel size, without what would only make trouble."
+    "Scale a contour to kernel size and remove degenerate edges."
     if contour.radius is not None:
         return Contour(contour.vertices/scale, [], contour.radius/scale) if contour.radius/scale > TINY else None
     v, m = _tidy(contour.vertices/scale, [None if p is None else p/scale for p in contour.mids])

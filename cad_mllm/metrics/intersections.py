@@ -111,8 +111,8 @@ def _hit(signs, tri, axis, p, q):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #91d050ca
 def _clearly_apart(points, f, g):
-    """Whether a gap far above rounding separates two faces across their planes or along their edges: a quick answer for
-    most pairs."""
+    """Test conservatively for a separating axis, across planes and along edges: True only where two faces are clearly
+    disjoint."""
     p, q = points[f] - points[f[:, :1]], points[g] - points[f[:, :1]]
     size, found = np.abs(np.concatenate([p, q], 1)).max((1, 2)), np.zeros(len(f), bool)
     for t in (p, q):

@@ -105,7 +105,7 @@ def _flash(q, k, v, starts, longest, scale, window):
 
 @torch.compiler.disable # a loop over numbers that the data decide
 def _one_by_one(q, k, v, starts, longest, scale, window):
-    "The same by a loop."
+    "Attend to each sequence in a loop (the fallback on CPUs)."
     k, v = (x.repeat_interleave(q.shape[1]//x.shape[1], 1) for x in (k, v))
     parts, lengths = [], starts.diff().tolist()
     samples = (x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v))

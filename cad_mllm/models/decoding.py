@@ -138,7 +138,7 @@ def judge(
     before, # the solid before the operation, None where there was none
     after, # the solid after it
 ) -> str: # why the operation is of no use; empty when it is
-    "Whether an operation left something and changed something."
+    "Return why an operation is useless (an empty result, or no change), or an empty string."
     if not after.volume > 0: return "nothing is left of the part"
     if before is not None and abs(after.volume - before.volume) <= 1e-6*max(after.volume, before.volume):
         return "the operation changes nothing"

@@ -50,7 +50,7 @@ def download(
         if (source/name).is_file(): shutil.copyfile(source/name, out/name)
     if problems := verify_checkpoint(out):
         raise CheckpointError(
-            f"{repo_id}: did not arrive as it was uploaded: {'; '.join(problems[:3])}; "
+            f"{repo_id}: the download is corrupt: {'; '.join(problems[:3])}; "
             "download it again with force_download=True")
     return out
 

@@ -285,7 +285,7 @@ def watch(
     try:
         while (self.tick() or self.job is not None) and time.monotonic() < until:
             time.sleep(min(every, max(0, until - time.monotonic())))
-    except KeyboardInterrupt: self.say("Stopped watching; the training goes on.")
+    except KeyboardInterrupt: self.say("Stopped watching; the training continues.")
 
 # %% ../../nbs/10_panel/13_app.ipynb #4c420bf7
 @patch

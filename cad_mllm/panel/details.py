@@ -180,7 +180,7 @@ def delivery_html(
         f'<div class="cadm-note cadm-warning">{html.escape(waiting)}: it cannot be written since '
         f'{html.escape(str(d["failing_since"])[:16].replace("T", " "))} '
         f'({html.escape(str(d.get("last_error") or "no reason told"))}). '
-        "The training goes on and tries again; if it is a Drive, run the cell that mounts it.</div>"
+        "The training continues and tries again; if it is a Drive, run the cell that mounts it.</div>"
     )
 
 def fact_html(title, value):

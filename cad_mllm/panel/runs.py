@@ -44,7 +44,7 @@ def shorten(text, limit=400): return text if len(text) <= limit else f"{text[:li
 def sentence(
     error: BaseException, # anything that was raised
 ) -> str: # one sentence with a remedy
-    "An error in words."
+    "Convert an exception to a message of one sentence with a remedy."
     text = str(error).strip()
     if isinstance(error, KeyboardInterrupt): return "Interrupted. Nothing was lost; press the button again to continue."
     if isinstance(error, PanelError) or type(error).__module__.startswith("cad_mllm"): return shorten(text)

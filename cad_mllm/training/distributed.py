@@ -32,7 +32,7 @@ class PeerError(ConnectionError):
 # %% ../../nbs/8_training/05_distributed.ipynb #d21a0acb
 @dataclass(frozen=True)
 class World:
-    "This process among its peers."
+    "Rank, world size and collectives of this process."
     rank: int = 0
     size: int = 1
     store: object = None         # where the processes leave notes for each other
@@ -82,7 +82,7 @@ def report_failure(self: World, error: BaseException):
 # %% ../../nbs/8_training/05_distributed.ipynb #f5163acf
 @patch
 def describe_failure(self: World, error: BaseException, patience: float = 5.0) -> str: # one sentence
-    "Who is gone: a process that left a note, or that does not come to a roll call within `patience` seconds."
+    "Describe which processes failed: those that reported an error, and those that do not respond within `patience` s."
     gone, until = {}, time.monotonic() + patience
     try:
         self.store.set(f"here/{self.rank}", "")
@@ -91,8 +91,8 @@ def describe_failure(self: World, error: BaseException, patience: float = 5.0) -
                 gone[rank] = f"process {rank} ended with {self.store.get(f'end/{rank}').decode(errors='replace')}"
                 continue
             try: self.store.wait([f"here/{rank}"], timedelta(seconds=max(.1, until - time.monotonic())))
-            except RuntimeError: gone[rank] = f"process {rank} died or does not answer"
-    except RuntimeError: gone.setdefault(0, "process 0 died or does not answer")
+            except RuntimeError: gone[rank] = f"process {rank} died or is unresponsive"
+    except RuntimeError: gone.setdefault(0, "process 0 died or is unresponsive")
     why = "; ".join(gone.values()) or f"the processes lost each other ({str(error).splitlines()[0][:200]})"
     return f"{why}: process {self.rank} of {self.size} stops too; start all of them again {self.again}".rstrip()
 

@@ -71,7 +71,7 @@ def sharding_asked(
 
 # %% ../../nbs/8_training/02_fsdp.ipynb #08f08168
 def _nothing(batch):
-    "Two tokens of which one is to be predicted, in place of a batch that has none."
+    "Make a batch of two tokens, so that a process without samples still runs forward and backward."
     two = torch.zeros(1, 2, dtype=torch.long, device=batch.input_ids.device)
     return replace(
         batch, input_ids=two, position_ids=two.cumsum(1), segment_ids=two, labels=two, images=None, image_slots=None,
@@ -116,7 +116,7 @@ class Sharded(nn.Module):
 # %% ../../nbs/8_training/02_fsdp.ipynb #8eb683c0
 @patch
 def rest(self: Sharded):
-    "Let everything go that is gathered."
+    "Reshard all gathered parameters."
     for unit in self.units: unit.reshard()
 
 @patch

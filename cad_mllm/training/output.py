@@ -135,4 +135,4 @@ def look_at_space(self: RunOutput):
     "Notice a disk that is too small for the next save."
     if not self.state.world.is_main: return
     said, self.space = self.space, check_space(self.delivery.root, self.needed)
-    if self.space and not said: print(f"⚠️  {self.space}; training goes on", flush=True)
+    if self.space and not said: print(f"⚠️  {self.space}; training continues", flush=True)

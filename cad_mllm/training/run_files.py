@@ -112,7 +112,7 @@ class Interrupted(BaseException):
 
 # %% ../../nbs/8_training/03_run_files.ipynb #2fe50dde
 class Stopper:
-    "Knows why training should stop, or `reason` is empty."
+    "Collects stop requests (signals, stop file, time limit); `reason` is empty until one arrives."
     def __init__(self,
         files=None,              # where the stop file is looked for, `RunFiles`; None looks for none
         max_minutes: float = 0.0, # from now on; 0 for no limit

@@ -53,7 +53,7 @@ def judge(
     progress: Progress, # its averages start again, except where a stop made the save: the resumed run goes on with them
     stopped: bool = False, # a stop asks for this save
 ) -> tuple: # (mean training loss since the previous save, validation loss measured here or None, whether the best yet)
-    "What a checkpoint says about its quality."
+    "The quality of a checkpoint: its mean loss, its validation loss, and whether it is the best."
     p, loss = progress, progress.mean_loss
     val_loss = p.val_loss if p.val_step == p.step else None
     if stopped: return loss, val_loss, math.isinf(p.best)
@@ -111,7 +111,7 @@ def hear(self: Saver):
     "Note what became of earlier saves: they become events."
     if not self.state.world.is_main: return
     try: self.output.delivery.poll()
-    except DeliveryError as e: print(f"⚠️  {e}; training goes on, and the next save is tried", flush=True)
+    except DeliveryError as e: print(f"⚠️  {e}; training continues, and the next save is tried", flush=True)
     while self.output.heard: self.note(**self.output.heard.popleft())
 
 @patch

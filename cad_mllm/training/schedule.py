@@ -47,7 +47,7 @@ def lr_factor(
     warmup: int, # steps of warmup
     total: int, # steps of the stage
 ) -> float:
-    "What the peak learning rate is multiplied with."
+    "Compute the multiplier of the peak learning rate: a linear warmup, then a decay to 0."
     warmup = min(warmup, max(1, total//10))
     if step < warmup: return (step + 1)/warmup
     return .5*(1 + math.cos(math.pi*min(1, (step - warmup)/max(1, total - warmup))))

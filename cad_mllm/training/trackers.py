@@ -23,7 +23,7 @@ def png_bytes(
     return stream.getvalue()
 
 def numbers(row: dict) -> dict:
-    "What of a row can be plotted."
+    "Return the numeric values of a metrics row."
     return {k: v for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and k != "step"}
 
 # %% ../../nbs/8_training/01_trackers.ipynb #fd9519c6
@@ -71,7 +71,7 @@ class WeightsAndBiases:
 
 # %% ../../nbs/8_training/01_trackers.ipynb #1c8ad228
 class Guarded:
-    "A tracker that cannot do harm: its first failure is told, after which it gets no more to do."
+    "Wraps a tracker: its first exception is reported and disables it, so that training never stops because of it."
     def __init__(self, tracker): self.tracker, self.lost = tracker, False
 
     def _do(self, method, *args):
@@ -80,7 +80,8 @@ class Guarded:
         except Exception as e:
             self.lost = True
             print(
-                f"⚠️  {self.tracker.name}: {type(e).__name__}: {e}; it gets no more figures, the run's own files do",
+                f"⚠️  {self.tracker.name}: {type(e).__name__}: {e}; disabled for this run, metrics are still written "
+                "to metrics.jsonl",
                 flush=True
             )
 

@@ -30,7 +30,7 @@ class Trainer:
             checkpoint_name(10**7, math.nan, 999, stage.name, form=train_config.checkpoint_name)
         if train_config.draw_parts and not draw:
             raise ConfigError(
-                f"draw_parts={train_config.draw_parts}: nothing was given that draws; call train(..., "
+                f"draw_parts={train_config.draw_parts}: it needs a function that draws; call train(..., "
                 "draw=cad_mllm.evaluation.draw_held_out), as `cad-mllm train` does, or leave draw_parts out"
             )
         self.state = TrainingState(config, train_config, model)

@@ -124,7 +124,7 @@ def draw_held_out(self: Validation) -> bool: # False where a signal broke it off
     except Interrupted: return False
     except Exception as e:
         print(
-            f"⚠️  held-out parts could not be drawn at step {step} ({type(e).__name__}: {e}); training goes on",
+            f"⚠️  held-out parts could not be drawn at step {step} ({type(e).__name__}: {e}); training continues",
             flush=True
         )
         return True
