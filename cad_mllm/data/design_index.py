@@ -17,7 +17,6 @@ from .index import VerdictTable
 from .index_file import judge_designs, load_index, save_index, usable_rows
 from .pairs import hold_out
 from .skipped import SkipReport
-from .sources import FolderSource, ShardSource
 
 # %% ../../nbs/5_data/21c_design_index.ipynb #174400e6
 @dataclass
@@ -74,7 +73,7 @@ class Found:
 class DesignIndex:
     "Finds the designs of a data set, and remembers in a file what it found."
     def __init__(self,
-        files: FolderSource | ShardSource,
+        files,                     # a folder or shards, see `sources`
         report: SkipReport,        # takes what cannot be used
         request: DataRequest,
         path: Path | None = None,  # a file (.npz); None remembers nothing
@@ -97,7 +96,7 @@ def _build(self: DesignIndex, index, jobs) -> Found:
         raise ConfigError(f"split={request.split!r}: choose one of all, train, val")
     groups = request.choose(files.candidates(self.report))
     table = (
-        files.table.only(groups) if isinstance(files, ShardSource) and not request.limit
+        files.table.only(groups) if files.is_packed and not request.limit
         else self._judge(groups, index, jobs)
     )
     joined = files.join(table.ids, self.report)
@@ -108,7 +107,7 @@ def _build(self: DesignIndex, index, jobs) -> Found:
 def _judge(self: DesignIndex, groups, index, jobs):
     """Verdicts on the candidates, or on as many as a limit needs; those of an older index hold where files are the
     same."""
-    known = index[1].as_dict() if index and not isinstance(self.files, ShardSource) else {}
+    known = index[1].as_dict() if index and not self.files.is_packed else {}
     return judge_designs(
         self.files, groups, known, self.request.num_usable, self._save, limit=self.request.limit, jobs=jobs
     )
@@ -117,7 +116,7 @@ def _judge(self: DesignIndex, groups, index, jobs):
 @patch
 def _save(self: DesignIndex, verdicts, joined=None):
     "Keep verdicts, and what belongs to the designs where that is known."
-    if not self.path or joined is None and isinstance(self.files, ShardSource): return
+    if not self.path or joined is None and self.files.is_packed: return
     about = dict(
         request=self.request.key, state=self.files.state() if joined else None,
         listed=self.report.entries if joined else []

@@ -26,7 +26,7 @@ from .points import Scan
 from .sample_reader import HistoryReader, MediaReader, MediaSettings
 from .sample_table import SampleTable
 from .skipped import DataError, DataWarning, Skip, SkipReport
-from .sources import open_files, ShardSource
+from .sources import open_files
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #84ab0a1b
 class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
@@ -192,7 +192,7 @@ def sample(
     try:
         scratch = seeded_rng("from scratch", self.seed, epoch, index).random() < self.from_scratch_prob
         kept = 0 if scratch else int(row["kept"])
-        if isinstance(self.files, ShardSource): self.media.fetch(self.modality_probs, epoch, index)
+        if self.files.is_packed: self.media.fetch(self.modality_probs, epoch, index)
         prefix, target = self.histories.split(index, kept)
         own = self.codec.grid(prefix or target) if self.media.settings.points_on_grid else None
         modalities, media = self.media.read(self.modality_probs, epoch, index, kept, prefix, own)

@@ -20,13 +20,12 @@ from .pairs import check_beginning
 from .points import check_belongs, read_points, Scan, see_points
 from .sample_table import SampleTable
 from .skipped import parse_history_bytes, parse_program, Skip, SkipReport
-from .sources import FolderSource, ShardSource
 
 # %% ../../nbs/5_data/21e_sample_reader.ipynb #95a249c1
 class HistoryReader:
     "Reads the history of a sample, and remembers how it was encoded."
     def __init__(self,
-        files: FolderSource | ShardSource,
+        files,                     # a folder or shards, see `sources`
         table: SampleTable,
         codec,                     # what writes histories as sequences
         reads_tokens: bool,        # samples are the tokens that a pack holds, where it holds them
@@ -133,13 +132,6 @@ def chosen(self: MediaReader,
 
 # %% ../../nbs/5_data/21e_sample_reader.ipynb #5c622f65
 @patch
-def where(self: MediaReader, role, id, ending):
-    "A picture or cloud, for a sentence."
-    files = self.files
-    if isinstance(files, ShardSource): return files.pack.where(files.place[id], ending)
-    return files.path(role, id, ending)
-
-@patch
 def _see(self: MediaReader, cloud, epoch, index, kept, prefix, own):
     "A cloud as `Sample` fields; `own` is the grid that the part would choose by itself."
     settings = self.settings
@@ -164,7 +156,7 @@ def _load(self: MediaReader, name, epoch, index, *known):
                 else self._see(read_points(data), epoch, index, *known)
             )
         except Exception as e:
-            self.report.add(self.where(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
+            self.report.add(self.files.path(*file), f"bad {name}: {type(e).__name__}: {e}", log=True)
     if not loaded or name != "image": return loaded[0] if loaded else None
     return dict(image=loaded[0] if len(loaded) == 1 else np.stack(loaded))
 

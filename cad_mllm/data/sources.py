@@ -55,6 +55,8 @@ def _find_folders(data_root, given):
 # %% ../../nbs/5_data/19_sources.ipynb #5df9cb0d
 class FolderSource:
     "A data set as a folder of files in the Omni-CAD layout."
+    is_packed = False    # its files are checked, and read one by one
+
     def __init__(self, folders):
         self.folders, self.found, self.seen = folders, {k: p and p.name for k, p in folders.items()}, {}
         self.everything = set() # ids of all parts, whether or not they are looked at
@@ -207,6 +209,8 @@ def _are_pairs(listed):
 # %% ../../nbs/5_data/19_sources.ipynb #02efe58b
 class ShardSource:
     "A data set as shards with an index."
+    is_packed = True     # verdicts come with it, and the files of a design are read at once
+
     def __init__(self, root, cache_dir="", verify=False):
         try: self.pack = Pack(root, cache_dir, verify)
         except PackError as e: raise DataError(str(e)) from None
@@ -324,6 +328,9 @@ def beginning_signature(self: ShardSource, id, suffix): return 0
 
 @patch
 def media(self: ShardSource, role, id, ending): return self._read(id, ending)
+
+@patch
+def path(self: ShardSource, role, id, ending): return self.pack.where(self.place[id], ending) # for a sentence
 
 # %% ../../nbs/5_data/19_sources.ipynb #0187a349
 @patch
