@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "output": ("RunOutput RunningError running_pid"),
     "reports": ("RunLog StatusWriter known_id"),
     "run_data": ("data_settings open_data scan_of tell_data"),
-    "optimization": ("Optimization restore_random schedule_end"),
+    "optimization": ("Optimization buckets restore_random schedule_end"),
     "step": ("Stepper WARN_AFTER"),
     "validation": ("DRAWN Validation held_out_loss leave_if_asked"),
     "saver": ("Saver judge"),
