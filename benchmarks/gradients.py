@@ -70,7 +70,9 @@ def main():
     where = machine_line()
     mp.spawn(measure, args=(args.processes, free_port(), args.rounds, found), nprocs=args.processes)
     alone, together = found.get()
-    rows = [("one by one", f"{1e3*alone:.1f} ms", "1"), ("in buckets", f"{1e3*together:.1f} ms", f"{together/alone:.2f}")]
+    rows = [
+        ("one by one", f"{1e3*alone:.1f} ms", "1"), ("in buckets", f"{1e3*together:.1f} ms", f"{together/alone:.2f}")
+    ]
     text = f"{where}; {len(LORA)} tensors, {args.processes} processes\n\n{table(('gradients', 'time', 'ratio'), rows)}"
     print(text)
     write_out(args.out, text)

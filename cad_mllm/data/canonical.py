@@ -59,7 +59,8 @@ def _steps_of(program):
     if len(operations) % 2: return None
     for sketch, extrude in zip(operations[::2], operations[1::2]):
         if not (isinstance(sketch, Sketch) and isinstance(extrude, Extrude)): return None
-        if extrude.profiles != [(sketch.id, p) for p in sketch.profiles] or extrude.operation == "intersect": return None
+        if extrude.profiles != [(sketch.id, p) for p in sketch.profiles] or extrude.operation == "intersect":
+            return None
         made.append(_step_of(sketch, extrude))
     return None if None in made else made
 
@@ -132,7 +133,11 @@ def canonical_history(
     box, made = None, CADProgram(extra=program.extra)
     for i, step in enumerate(steps):
         if step.operation == "cut" and box is not None: steps[i] = _clipped(step, box)
-        else: box = step.box() if box is None else np.stack([np.minimum(box, step.box())[0], np.maximum(box, step.box())[1]])
+        else:
+            box = (
+                step.box() if box is None
+                else np.stack([np.minimum(box, step.box())[0], np.maximum(box, step.box())[1]])
+            )
     for step in _in_order([_upright(s) for s in steps]):
         u, v, w = _FRAMES[step.axis]
         frame = Frame(*(tuple((np.round(a, 12) + 0.0).tolist()) for a in (step.low*w, u, v, w)))

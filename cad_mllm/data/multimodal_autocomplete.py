@@ -138,7 +138,10 @@ def _warn(self: MultimodalAutocompleteDataset, wanted):
         raise DataError(
             f"no usable sample: {Path(self.folders['json'] or self.data_root).absolute()} gave none that can be "
             "trained on; "
-            f"{text or 'it holds no history of two operations or more. Make some with `cad-mllm synth DIR --num_parts 200`.'}"
+            + (
+                text or "it holds no history of two operations or more. Make some with `cad-mllm synth DIR --num_parts "
+                "200`."
+            )
         )
     if text: warnings.warn(text, DataWarning, stacklevel=3)
 
