@@ -109,6 +109,25 @@ def circle_points(circle, frame):
     return circle.vertices[0] + circle.radius*np.concatenate([towards, -towards])
 
 
+def arc_middle(a, m, b):
+    "The point half way along an arc from a to b through m, which may lie anywhere on it."
+    across = (b - a)/np.linalg.norm(b - a)
+    normal = np.array([-across[1], across[0]])
+    along, height = (m - (a + b)/2)@across, (m - (a + b)/2)@normal
+    half = np.linalg.norm(b - a)/2
+    if not height: return m
+    below = (half**2 - along**2 - height**2)/(2*abs(height))      # how far the center lies from the chord
+    radius = np.hypot(half, below)
+    return (a + b)/2 + normal*np.sign(height)*(half**2/(radius + below) if below > 0 else radius - below)
+
+
+def line_points(contour):
+    "The ends of lines and arcs and the middles of arcs, (N, 2)."
+    ends = list(contour.vertices)
+    arcs = zip(ends, contour.mids, ends[1:] + ends[:1])
+    return np.array(ends + [arc_middle(a, m, b) for a, m, b in arcs if m is not None])
+
+
 def landmarks(program):
     "Of each run of operations of one kind: the points (N, 3) of what they push, at both ends."
     runs = []
@@ -119,10 +138,7 @@ def landmarks(program):
         if not runs or runs[-1][0] != kind: runs.append((kind, []))
         for profile in f.profiles:
             for c in f.sketch.profiles[profile].contours():
-                flat = (
-                    circle_points(c, f.sketch.frame) if c.radius
-                    else np.concatenate([c.vertices, [m for m in c.mids if m is not None] or c.vertices])
-                )
+                flat = circle_points(c, f.sketch.frame) if c.radius else line_points(c)
                 runs[-1][1].extend(
                     f.sketch.frame.to_world(np.column_stack([flat, np.full(len(flat), z)])) for z in f.extrude.span()
                 )

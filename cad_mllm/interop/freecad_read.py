@@ -318,8 +318,13 @@ def _same_contours(one, other):
     if len(first) != len(second): return False
     return all(
         a.vertices.shape == b.vertices.shape and np.abs(a.vertices - b.vertices).max() < 1e-9 and a.radius == b.radius
-        for a, b in zip(first, second)
+        and all(_same_middle(m, n) for m, n in zip(a.mids, b.mids)) for a, b in zip(first, second)
     )
+
+def _same_middle(one, other):
+    "Whether two edges pass through the same point; lines have none."
+    if one is None or other is None: return one is other
+    return np.abs(one - other).max() < 1e-9
 
 def _merged(pushes):
     "Pushes of one operation together, in the order in which the operations came; (push, further pushes) each."
