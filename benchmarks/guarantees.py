@@ -919,7 +919,8 @@ def table(columns):
 
 def preload():
     "Import once what every child needs."
-    for name in ("peft", "accelerate", "transformers.trainer", "cad_mllm.training.loop"): importlib.import_module(name)
+    for name in ("peft", "accelerate", "transformers.trainer", "cad_mllm.training.trainer"):
+        importlib.import_module(name)
 
 
 def compare(folder, kills=20, only="", tests=TESTS):

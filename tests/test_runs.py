@@ -17,7 +17,7 @@ from cad_mllm.cli import main
 from cad_mllm.checkpoints.upload import deliver
 from cad_mllm.training.run_folder import local_place
 from cad_mllm.training import (
-    EXIT_NOT_FINITE, METRICS, NotFiniteError, OccupiedError, RunningError, Stepper, Trainer, read_events, read_metrics,
+    EXIT_NOT_FINITE, Loop, METRICS, NotFiniteError, OccupiedError, RunningError, Stepper, read_events, read_metrics,
     train
 )
 from cad_mllm.utils.run_lock import LOCK, PATIENCE, FolderLock, beat, read_holder, release, take, this_process
@@ -175,13 +175,13 @@ def test_a_lock_is_taken_over_when_its_holder_is_gone_or_its_heartbeat_does_not_
 
 def test_who_was_taken_over_ends_and_writes_nothing_more(data, tmp_path, monkeypatch):
     out = tmp_path/"o"
-    asked = Trainer.asked_to_stop
-    def seized(self, stopper):
+    asked = Loop.asked_to_stop
+    def seized(self):
         if self.state.progress.step == 2:
             held_elsewhere(out)
             beat(self.output.lock)
-        return asked(self, stopper)
-    monkeypatch.setattr(Trainer, "asked_to_stop", seized)
+        return asked(self)
+    monkeypatch.setattr(Loop, "asked_to_stop", seized)
     with pytest.raises(RunningError, match="process 7 on elsewhere .* has taken over"):
         train(*configs(data, out, "--max_steps", 9))
     assert not list_checkpoints(out) and read_holder((out/LOCK).read_bytes()).host == "elsewhere"

@@ -240,10 +240,10 @@ def test_trained_to_the_end_without_the_output_folder_has_a_code_of_its_own(data
     model, settings = configs(data, out, *RUN, "--max_steps", "2", "--local_dir", tmp_path/"local")
     trainer = Trainer(model, settings)
     rest = trainer.deliver_rest
-    def later(stopper):
+    def later():
         shutil.rmtree(drive)
         drive.write_text("not mounted")
-        return rest(stopper, patience=2.0)
+        return rest(patience=2.0)
     trainer.deliver_rest = later
     result = trainer.run()
     assert result.status == "done" and result.undelivered > 0 and result.exit_code == EXIT_UNDELIVERED == 74
@@ -273,7 +273,7 @@ def test_full_or_read_only_output_folder_keeps_every_line(data, tmp_path, monkey
         row = step(*args)
         if row["step"] == 3: keeps_nothing(monkeypatch, out, errno.EROFS)
         return row
-    trainer.stepper.train_step, trainer.deliver_rest = stepped, lambda stopper: rest(stopper, patience=1.0)
+    trainer.stepper.train_step, trainer.deliver_rest = stepped, lambda: rest(patience=1.0)
     result = trainer.run()
     said = capsys.readouterr().out
     assert (

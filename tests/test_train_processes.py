@@ -14,8 +14,7 @@ import pytest
 from cad_mllm.checkpoints import list_checkpoints
 from cad_mllm.config import TrainConfig
 from cad_mllm.training import (
-    EXIT_FAILED, EXIT_STOPPED, Progress, read_events, read_metrics, RunOutput, Split, split_for, Stopper, Trainer,
-    World)
+    EXIT_FAILED, EXIT_STOPPED, Loop, Progress, read_events, read_metrics, RunOutput, Split, split_for, Stopper, World)
 from small_data import make
 from test_train import assert_same, rows
 from train_runs import FLAGS, Training, after, configs, peers
@@ -203,14 +202,13 @@ def test_a_signal_while_they_agree_counts_at_the_next_step(data, tmp_path):
         def sum(self, tensor):
             os.kill(os.getpid(), signal.SIGTERM)
             return tensor
-    trainer = Trainer.__new__(Trainer)
-    trainer.state = SimpleNamespace(
-        train_config=TrainConfig(data_root=str(data)), progress=Progress(), world=Struck(1, 2)
-    )
-    trainer.output = RunOutput(SimpleNamespace(output_dir=tmp_path))
+    settings = TrainConfig(data_root=str(data))
+    state = SimpleNamespace(train_config=settings, progress=Progress(), world=Struck(1, 2), output_dir=tmp_path)
+    loop = Loop(state, RunOutput(state), None, None, None, None, None)
     with Stopper() as stopper:
-        assert not trainer.asked_to_stop(stopper) and not stopper.reason
-        assert trainer.asked_to_stop(stopper) and stopper.reason == "SIGTERM"
+        state.stopper = stopper
+        assert not loop.asked_to_stop() and not stopper.reason
+        assert loop.asked_to_stop() and stopper.reason == "SIGTERM"
 
 
 def test_one_hangs_and_the_other_gives_up(data, tmp_path):

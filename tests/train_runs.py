@@ -62,12 +62,12 @@ def _serve():
 def _fence(step):
     """From a step on, a training waits for a signal or the stop file, so that a test that is slow to act does not
     find it finished."""
-    from cad_mllm.training import Trainer
-    ask = Trainer.asked_to_stop
-    def wait_and_ask(self, stopper):
-        while self.state.progress.step >= step and not stopper.check(): time.sleep(.005)
-        return ask(self, stopper)
-    Trainer.asked_to_stop = wait_and_ask
+    from cad_mllm.training import Loop
+    ask = Loop.asked_to_stop
+    def wait_and_ask(self):
+        while self.state.progress.step >= step and not self.state.stopper.check(): time.sleep(.005)
+        return ask(self)
+    Loop.asked_to_stop = wait_and_ask
 
 
 def _fork(main, argv, log, env):

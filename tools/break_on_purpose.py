@@ -107,8 +107,8 @@ MUTATIONS = [
     ),
     Mutation(
         1, "the random state of a stage's end is dropped", TRAIN,
-        "elif self.optimization.pending: self.optimization.begin_stage()",
-        "elif self.optimization.pending: pass", T_KILLS + "exact_resume_from_a_stages_end[lora, dropout]"
+        "elif optimization.pending: optimization.begin_stage()", "elif optimization.pending: pass",
+        T_KILLS + "exact_resume_from_a_stages_end[lora, dropout]"
     ),
     Mutation(
         2, "a new run begins in the folder of an earlier one", "cad_mllm/training/run_folder.py",
@@ -177,8 +177,7 @@ MUTATIONS = [
     ),
     Mutation(
         1, "a name of checkpoints is not checked before the run", TRAIN,
-        "for stage in train_config.stages:\n            checkpoint_name(",
-        "for stage in ():\n            checkpoint_name(",
+        "for stage in train_config.stages:\n        checkpoint_name(", "for stage in ():\n        checkpoint_name(",
         T_CHANGES + "what_cannot_be_trained_is_refused_before_the_run_starts"
     ),
     Mutation(
@@ -335,7 +334,7 @@ MUTATIONS = [
     ),
     Mutation(
         4, "the end of a run does not wait for the delivery", TRAIN,
-        "while not self.output.delivery.flush(1.0) and time.monotonic() < until and not stopper.check():",
+        "while not delivery.flush(1.0) and time.monotonic() < until and not stopper.check():",
         "while False:", T_ENDS + "training_goes_on_while_the_output_folder_is_away"
     ),
     Mutation(

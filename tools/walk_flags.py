@@ -45,7 +45,7 @@ def _take(*args, **kwargs): raise Taken
 def stand_ins():
     "What takes long, and is not asked to begin: (module, name)."
     return [
-        ("cad_mllm.training.loop", "train"), ("cad_mllm.inference", "CADAutocomplete"),
+        ("cad_mllm.training.trainer", "train"), ("cad_mllm.inference", "CADAutocomplete"),
         ("cad_mllm.evaluation", "evaluate"), ("cad_mllm.demo", "run_demo"), ("cad_mllm.data.synthetic", "synthesize"),
         ("cad_mllm.geometry.engines", "get_engine"), ("cad_mllm.reconstruction", "reconstruct_folder"),
         ("cad_mllm.data", "data_report"), ("cad_mllm.metrics", "score"), ("cad_mllm.data.packing", "pack"),

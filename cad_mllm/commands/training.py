@@ -258,7 +258,7 @@ def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
     model, train_config = configs(train_parser(prog).parse_args(argv))
     # of several processes, each tells the others what it lacks
     if int(os.environ.get("WORLD_SIZE", 1)) < 2: check_before(model, train_config)
-    from cad_mllm.training.loop import train
+    from cad_mllm.training.trainer import train
     if train_config.draw_parts: from cad_mllm.evaluation import draw_held_out as draw
     else: draw = None
     result = train(model, train_config, draw=draw)

@@ -28,7 +28,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "finish_best same_share stage_of"),
     "faults": ("LESS_MEMORY go_back halve_batches last_good leave_at_fault save_and_leave whole_step"),
     "run_lines": ("banner step_line"),
-    "loop": ("Trainer after_step begin_from catch_up in_words train"),
+    "loop": ("Loop"),
+    "trainer": ("Trainer begin_from check_settings in_words record_settings train"),
     "planner": ("Advice CARDS COMPILED Card EAGER PREDICTED SHAPES Shape TOKENS activation_bytes advise flops "
               "gathered_bytes memory num_trained plan reached shape_of"),
     "products": ("CountProducts"),
