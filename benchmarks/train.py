@@ -332,7 +332,7 @@ def matrix_rate(size=8192, rounds=10):
 def matrix_share(args, model, trainer):
     """Share of the measured matrix rate that a step reaches, on batches that are at hand: what its matrix products
     and causal attention need, once."""
-    from cad_mllm.models import base_model, Ragged
+    from cad_mllm.models import base_model, VarlenBatch
     from cad_mllm.training import CountProducts
     stream = trainer.stepper.micro_batches(trainer.state.plan())
     batches = [next(stream).to(model.device) for _ in range(4)]
@@ -357,7 +357,7 @@ def matrix_share(args, model, trainer):
     trainer.optimization.optimizer.zero_grad()
     rate, tokens = matrix_rate(), sum(int((b.segment_ids >= 0).sum()) for b in batches)
     shape = base_model(model.llm).config
-    squares = sum(float((Ragged.of(b.segment_ids).starts.diff().double()**2).sum()) for b in batches)
+    squares = sum(float((VarlenBatch.of(b.segment_ids).starts.diff().double()**2).sum()) for b in batches)
     # causal attention: two products forward, four backward, half of each square
     flops = counter.total + 6*squares*shape.num_attention_heads*shape.head_dim*shape.num_hidden_layers
     return dict(

@@ -22,8 +22,8 @@ from .checkpoints.format import CheckpointError, is_saved_model
 from .checkpoints.records import CheckpointRecord
 from .checkpoints.save import not_finite_weights
 from .checkpoints.load import load_checkpoint
-from .models.generation import Writer
-from .models.decoding import GrammarLogitsProcessor, OperationCheck, Row
+from .models.generation import DecodingSession
+from .models.decoding import DecodingRow, GrammarLogitsProcessor, KernelGuidedDecoding
 from .training.distributed import pick_device
 from .models import CADMLLMModel
 from .models.given_weights import find_weights
@@ -106,13 +106,13 @@ def decode(
 STEP_SECONDS = 5 # that the kernel may take for a part while it is written; one that takes longer is taken back
 
 def _rows(checker, requests, processor, check):
-    "A `Row` for each row of the batch, with the solid of its beginning where operations are to be judged."
+    "A `DecodingRow` for each row of the batch, with the solid of its beginning where operations are to be judged."
     beginnings, rows = {}, []
     for request, state in zip(requests, processor.states):
         given = request.partial if check == "kernel" and has_solid(request.partial) else None
         if given is not None and id(request) not in beginnings: beginnings[id(request)] = checker.check(given)[0]
         solid = beginnings.get(id(request))
-        rows.append(Row(state, solid, check == "kernel" and (given is None or solid is not None)))
+        rows.append(DecodingRow(state, solid, check == "kernel" and (given is None or solid is not None)))
     return rows
 
 # %% ../nbs/9_completion/01_completion.ipynb #f186f7ac
@@ -127,24 +127,25 @@ def stream(
     seed: int = 0,
     temperature=0.0, # a number, or one a row
     top_p: float = 1.0,
-): # yields (row, CADProgram) when an operation is finished and was not taken back; returns a list of (ids, `Row` or
+): # yields (row, CADProgram) when an operation is finished and was not taken back; returns a list of (ids,
+   # `DecodingRow` or
    # None), one per row
     "Let the model write, operation by operation."
     model, each = self.model, [r for r in requests for _ in range(num)]
     prompts = model.builder.prompts([r.sample for r in requests]).to(model.device)
-    writer, steps, looked = Writer(model, prompts, num, temperature), max(budgets), None
+    writer, steps, looked = DecodingSession(model, prompts, num, temperature), max(budgets), None
     if num > 1: writer.temperature[::num] = 0
     options = dict(top_p=top_p, generator=[_generator(seed, k) for _ in requests for k in range(num)])
     if not (constrained and self.codec.added_tokens):
         for _ in writer.run(steps, model.eos_token_ids(), **options): pass
-        return [(ids[:n], None) for ids, n in zip(writer.rows(), [b for b in budgets for _ in range(num)])]
+        return [(ids[:n], None) for ids, n in zip(writer.sequences(), [b for b in budgets for _ in range(num)])]
     processor = GrammarLogitsProcessor(
         model.tokenizer, [r.sample.prefix for r in each], [b for b in budgets for _ in range(num)]
     )
     def read(i, ids): return self.decode([*ids, model.builder.end_id], each[i]).program
     seconds = min(self.checker.timeout, STEP_SECONDS)
     def build(program): return self.checker.check(program, seconds)
-    looked = OperationCheck(writer, processor, read, build, _rows(self.checker, each, processor, check))
+    looked = KernelGuidedDecoding(writer, processor, read, build, _rows(self.checker, each, processor, check))
     for _ in writer.run(4*steps, model.eos_token_ids(), processor, **options):
         for i in looked(): yield i, read(i, writer.ids[i][writer.kept[i]].tolist())
     return list(zip(looked.settle(model.builder.end_id), looked.rows))

@@ -48,7 +48,7 @@ def values(
     return v[~np.isnan(v)]
 
 @patch
-def num_lacking(self: Summary, metric: str) -> int:
+def num_missing(self: Summary, metric: str) -> int:
     """How many parts failed or gave nan for a metric; not those whose result does not name it, since it was not asked
     of them."""
     return len(self.failures) + sum(math.isnan(r.get(metric, 0.)) for r in self.results.values())
@@ -60,7 +60,7 @@ def table(self: Summary) -> list: # of dicts
     `mean_all` and `median_all` where `worst` names it."""
     rows = []
     for metric in dict.fromkeys(k for r in self.results.values() for k in r):
-        v, lacking = self.values(metric), self.num_lacking(metric)
+        v, lacking = self.values(metric), self.num_missing(metric)
         everyone = [*v, *[self.worst.get(metric, math.nan)]*lacking]
         row = dict(metric=metric, mean=float(v.mean()) if len(v) else math.nan,
                    median=float(np.median(v)) if len(v) else math.nan,
@@ -121,7 +121,7 @@ def draw(
         if high - low <= 1e-9*max(abs(high), 1): low, high = low - .5, high + .5     # all alike: one bar in the middle
         step = (high - low)/20
         ax.hist(v, bins=20, range=(low, low + 20*step), color="C0")
-        if lacking := self.num_lacking(metric):
+        if lacking := self.num_missing(metric):
             ax.bar(low + 22.5*step, lacking, width=2*step, color="C3", label=f"{lacking} failed or undefined")
             ax.legend(fontsize=6, frameon=False)
         if len(v): ax.axvline(np.median(v), color="k", lw=.8)

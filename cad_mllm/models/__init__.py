@@ -6,14 +6,17 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "encoders": ("FeatureCache FourierPointEncoder ImageEncoder MICHELANGELO_CONFIG MICHELANGELO_WEIGHTS "
               "MichelangeloPointEncoder Projector build_image_encoder build_point_encoder build_projector "
               "farthest_points fourier_features insert_features seeded"),
-    "attention": ("ATTENTION LOGITS_AT_ONCE Ragged SHORT VARLEN block_causal_mask by_sample chunk_size flash_reason flatten "
-              "packed_attention predicted ragged_options register_attention summed_loss unflatten"),
-    "language_model": ("TINY_LLM WeightsError add_lora autocast base_model build_llm check_layers grow_vocabulary initial_rows "
-              "llm_of_folder load_llm read_weight_tensors smooth_rows without_progress_bars"),
+    "attention": ("ATTENTION MAX_LOGITS_PER_CHUNK SHORT VARLEN VarlenBatch block_causal_mask chunk_size "
+              "chunked_cross_entropy flash_reason packed_attention pad_input register_attention supports_varlen "
+              "target_positions unpad_input varlen_kwargs"),
+    "language_model": ("TINY_LLM WeightsError add_lora autocast base_model build_llm check_layers grow_vocabulary "
+              "init_new_token_embeddings llm_of_folder load_llm ordinal_embeddings read_weight_tensors "
+              "without_progress_bars"),
     "token_layers": ("TokenLayers"),
     "model": ("attends_by_sample"),
-    "generation": ("Writer choose"),
+    "generation": ("DecodingSession sample_next_token"),
     "weights": ("CADMLLMModel MODULES adapter_state fingerprint llm_state saved_modules small_files"),
-    "decoding": ("GrammarLogitsProcessor OperationCheck Row begin fit_image fit_points judge"),
+    "decoding": ("DecodingRow GrammarLogitsProcessor KernelGuidedDecoding begin check_operation_effect fit_image "
+              "fit_points"),
     "given_weights": ("SMALL SMALL_FOLDER Weights download find_weights halve read_manifest_names"),
 })

@@ -19,7 +19,7 @@ from cad_mllm.models.encoders import (
     build_image_encoder, build_point_encoder, build_projector, insert_features, seeded
 )
 from cad_mllm.models.attention import (
-    ATTENTION, block_causal_mask, by_sample, flatten, predicted, Ragged, ragged_options, unflatten
+    ATTENTION, block_causal_mask, pad_input, supports_varlen, target_positions, unpad_input, varlen_kwargs, VarlenBatch
 )
 from .language_model import autocast, base_model, build_llm
 from .token_layers import TokenLayers
@@ -97,7 +97,7 @@ def attends_by_sample(
 ) -> bool:
     """Return whether samples are attended to one by one: the machine can, and the family hands through where they
     begin and drops nothing out."""
-    return (llm.config._attn_implementation == ATTENTION and by_sample(device, getattr(torch, dtype))
+    return (llm.config._attn_implementation == ATTENTION and supports_varlen(device, getattr(torch, dtype))
             and llm._supports_attention_backend and not getattr(llm.config, "attention_dropout", 0))
 
 # %% ../../nbs/7_models/04_model.ipynb #4f231902
@@ -111,10 +111,10 @@ def hidden(
     vectors, llm = self.embed(batch), base_model(self.llm)
     decoder = llm.get_decoder()
     if cache is None and attends_by_sample(llm, self.device, self.config.dtype):
-        ragged = Ragged.of(batch.segment_ids)
-        found = decoder(inputs_embeds=flatten(vectors, ragged), use_cache=False,
-                        **ragged_options(ragged, batch.position_ids)).last_hidden_state
-        return unflatten(found, ragged, batch.input_ids.shape)
+        ragged = VarlenBatch.of(batch.segment_ids)
+        found = decoder(inputs_embeds=unpad_input(vectors, ragged), use_cache=False,
+                        **varlen_kwargs(ragged, batch.position_ids)).last_hidden_state
+        return pad_input(found, ragged, batch.input_ids.shape)
     where = ({} if _is_plain(batch.segment_ids)
              else dict(attention_mask=block_causal_mask(batch.segment_ids), position_ids=batch.position_ids))
     options = dict(use_cache=False) if cache is None else dict(use_cache=True, past_key_values=cache)
@@ -138,7 +138,7 @@ def forward(
     "The training loss of a batch, summed and counted, so that batches of different sizes can be averaged rightly."
     if not batch.num_tokens: return dict(loss_sum=torch.zeros((), device=self.device), num_tokens=0)
     with autocast(self.device, self.config.dtype):
-        rows, columns = predicted(batch.labels, batch.segment_ids)
+        rows, columns = target_positions(batch.labels, batch.segment_ids)
         hidden = self.hidden(batch)[rows, columns - 1]
         loss = self.token_layers.loss(hidden, batch.labels[rows, columns])
         return dict(loss_sum=loss, num_tokens=len(rows))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .attention import chunk_size, summed_loss
+from .attention import chunk_size, chunked_cross_entropy
 from .language_model import base_model
 
 # %% ../../nbs/7_models/03b_token_layers.ipynb #1d1bf998
@@ -83,7 +83,7 @@ def loss(
     layer = self.llm.get_output_embeddings()
     weights = {id(p): p for p in [*layer.parameters(), _layer_and_rows(layer)[1]] if p is not None and p.requires_grad}
     size = chunk_size(len(self.new_slots), self.new_ids.device)
-    return summed_loss(self.chunk_loss, hidden, targets, size, list(weights.values()))
+    return chunked_cross_entropy(self.chunk_loss, hidden, targets, size, list(weights.values()))
 
 @patch
 def compile_loss(self: TokenLayers):

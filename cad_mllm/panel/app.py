@@ -285,7 +285,7 @@ def watch(
     try:
         while (self.tick() or self.job is not None) and time.monotonic() < until:
             time.sleep(min(every, max(0, until - time.monotonic())))
-    except KeyboardInterrupt: self.say("Stopped watching; the training continues.")
+    except KeyboardInterrupt: self.say("Live updates are off; the training continues.")
 
 # %% ../../nbs/10_panel/13_app.ipynb #4c420bf7
 @patch
@@ -303,7 +303,7 @@ def go_on(
         run.path if run else self.folder/"run1"
     )
     given = dict(data_root=self.train.data.value, changes=changes)
-    while (training := read_training(output)).state == "away":
+    while (training := read_training(output)).state == "remote":
         self.say(describe_training(training)[1], "warning")
         time.sleep(5)
     if training.is_active: self.say("A training is running here already; it was left alone.")

@@ -150,12 +150,12 @@ def describe_training(
                 "error",
                 f"The training failed: {s.get('message') or f'it ended with exit code {training.exit_code}'}; {log}."
             ),
-            "away": (
+            "remote": (
                 "warning",
                 f"A training on another machine ({s.get('host')}) wrote here {time_ago(training.age)} ago. If that "
                 f"machine is gone, press Take over, or wait until it has been silent for {SILENCE//60} minutes."
             ),
-            "lost": (
+            "crashed": (
                 "error",
                 f"The training stopped unexpectedly{'' if step is None else f' at step {step}'}, "
                 f"{time_ago(training.age)} ago: killed, out of memory, or its machine went away. Resume goes on from "

@@ -39,11 +39,11 @@ def write_notes(
 # %% ../../nbs/10_panel/02b_overview.ipynb #25876404
 STATE_WORDS = {
     "": "not started", "starting": "starting", "running": "running", "stopping": "stopping", "stopped": "stopped",
-    "done": "done", "failed": "failed", "lost": "stopped unexpectedly", "away": "on another machine"
+    "done": "done", "failed": "failed", "crashed": "stopped unexpectedly", "remote": "on another machine"
 }
 _KINDS = {
     "running": "complete", "starting": "newest", "stopping": "newest", "done": "complete", "failed": "damaged",
-    "lost": "damaged", "away": "old-format"
+    "crashed": "damaged", "remote": "old-format"
 }
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #57e8cd79

@@ -157,7 +157,7 @@ def _legend(fig, top, runs, ink):
         ("best of its stage", dict(marker="*", ms=9), any(r.bests for r in runs)),
         ("damaged", dict(marker="x", ms=6, color="#d93025"), any(not r.complete for r in records)),
         ("validation", dict(marker="s", ms=3.5, ls="--"), any(r.val_points() for r in runs)),
-        ("lost work", dict(ls=":"), any(r.curve.lost for r in runs)),
+        ("discarded after resume", dict(ls=":"), any(r.curve.lost for r in runs)),
         ("ended without saving", dict(marker="X", ms=8, color="#d93025"), any(r.crashed for r in runs))
     ]
     handles += [

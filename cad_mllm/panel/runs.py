@@ -278,7 +278,7 @@ class Training:
     exit_code: int | None = None       # known of what this kernel started
 
     @property
-    def is_active(self) -> bool: return self.state in (*_ACTIVE, "away")
+    def is_active(self) -> bool: return self.state in (*_ACTIVE, "remote")
 
 def read_small_json(path):
     "A small JSON object and when it was written; ({}, 0) where there is none."
@@ -298,7 +298,7 @@ def read_training(
     state, pid, age = status.get("state") or "", status.get("pid") or 0, max(0.0, time.time() - heard)
     exit_code = child_processes[pid].poll() if pid in child_processes else None
     if state in _ACTIVE:
-        if status.get("host") != socket.gethostname(): state = "away" if age < SILENCE else "lost"
-        elif not is_alive(pid, heard): state = "failed" if exit_code and exit_code > 0 else "lost"
+        if status.get("host") != socket.gethostname(): state = "remote" if age < SILENCE else "crashed"
+        elif not is_alive(pid, heard): state = "failed" if exit_code and exit_code > 0 else "crashed"
         elif (output/STOP).exists(): state = "stopping"
     return Training(output, state, status, age if status else 0.0, exit_code)

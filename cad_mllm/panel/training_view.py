@@ -165,7 +165,7 @@ def show(self: TrainView):
     )
     self.start.disabled, self.stop.disabled = training.is_active, not training.is_active or training.state == "stopping"
     self.stop.layout.display = "" if training.is_active else "none"
-    self.seize.layout.display = "" if training.state == "away" else "none"
+    self.seize.layout.display = "" if training.state == "remote" else "none"
 
 # %% ../../nbs/10_panel/10_training_view.ipynb #bb4a1716
 @patch

@@ -145,7 +145,7 @@ def plotted(self: PlotView):
     styles, runs = run_styles(self.panel.runs), self.panel.table.shown_runs()
     return [
         Plotted(
-            r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("lost", "failed"),
+            r.name, read_curve(r.path), r.records, r.bests, read_training(r.path).state in ("crashed", "failed"),
             r.newest, *styles[r.name], self.measured(r)
         )
         for r in runs
