@@ -38,7 +38,7 @@ from .notify import without_address
 from ..models import CADMLLMModel
 from ..models.given_weights import find_weights
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #c7587059
+# %% ../../nbs/8_training/10b_trainer.ipynb #b1035028
 def check_settings(
     train_config: TrainConfig,
     draw, # as `train` takes it
@@ -52,7 +52,21 @@ def check_settings(
             "draw=cad_mllm.evaluation.draw_held_out), as `cad-mllm train` does, or leave draw_parts out"
         )
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #bce1b78c
+# %% ../../nbs/8_training/10b_trainer.ipynb #67c535f3
+_MOVED = {
+    **{
+        name: f"state.{name}" for name in (
+            "config", "train_config", "output_dir", "device", "world", "model", "data", "val_data", "progress", "stage",
+            "plan", "checkpoint", "run_id"
+        )
+    },
+    **{name: f"optimization.{name}" for name in ("optimizer", "scheduler", "scaler", "trainable")},
+    **{name: f"stepper.{name}" for name in ("micro_batches", "train_step", "backward")},
+    "delivery": "output.delivery", "root": "output.root", "trackers": "log.trackers", "save": "saver.save",
+    "validate": "validation.validate", "resume": "resumption.resume", "changes": "resumption.changes"
+}
+
+# %% ../../nbs/8_training/10b_trainer.ipynb #ef648c06
 class Trainer:
     "Trains a model through a curriculum; `run` does it."
     def __init__(
@@ -74,28 +88,13 @@ class Trainer:
         self.resumption = Resumption(self.state, self.output, self.log, self.optimization)
         self.loop = Loop(self.state, self.output, self.log, self.status, self.stepper, self.saver, self.resumption)
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #8e71ba37
-_MOVED = {
-    **{
-        name: f"state.{name}" for name in (
-            "config", "train_config", "output_dir", "device", "world", "model", "data", "val_data", "progress", "stage",
-            "plan", "checkpoint", "run_id"
-        )
-    },
-    **{name: f"optimization.{name}" for name in ("optimizer", "scheduler", "scaler", "trainable")},
-    **{name: f"stepper.{name}" for name in ("micro_batches", "train_step", "backward")},
-    "delivery": "output.delivery", "root": "output.root", "trackers": "log.trackers", "save": "saver.save",
-    "validate": "validation.validate", "resume": "resumption.resume", "changes": "resumption.changes"
-}
+    def __getattr__(self, name: str):
+        "Find by its old name what one of the parts has."
+        if name not in _MOVED: raise AttributeError(f"'Trainer' object has no attribute {name!r}")
+        warnings.warn(f"Trainer.{name} is now .{_MOVED[name]}", DeprecationWarning, stacklevel=2)
+        return attrgetter(_MOVED[name])(self)
 
-@patch
-def __getattr__(self: Trainer, name: str):
-    "Find by its old name what one of the parts has."
-    if name not in _MOVED: raise AttributeError(f"'Trainer' object has no attribute {name!r}")
-    warnings.warn(f"Trainer.{name} is now .{_MOVED[name]}", DeprecationWarning, stacklevel=2)
-    return attrgetter(_MOVED[name])(self)
-
-# %% ../../nbs/8_training/10b_trainer.ipynb #326d11d9
+# %% ../../nbs/8_training/10b_trainer.ipynb #c06bf452
 def begin_from(
     state: TrainingState, # of a run that has no checkpoint yet
     log: RunLog,
@@ -109,7 +108,7 @@ def begin_from(
     if not state.world.is_main: return
     print(f"Begins from {weights.folder}" + (f" (commit {weights.revision})" if weights.revision else ""), flush=True)
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #41149a5c
+# %% ../../nbs/8_training/10b_trainer.ipynb #8ab4acce
 @patch
 def begin(self: Trainer):
     "Open the data, and take up the run where it stands."
@@ -124,7 +123,7 @@ def begin(self: Trainer):
     record_settings(state, self.output)
     self.log.open_trackers()
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #edc97964
+# %% ../../nbs/8_training/10b_trainer.ipynb #4a9e8887
 def record_settings(state: TrainingState, output: RunOutput):
     """run_config.json, from which a run that has no checkpoint yet can be begun again; all processes must have been
     told the same."""
@@ -139,7 +138,7 @@ def record_settings(state: TrainingState, output: RunOutput):
         )
     if state.world.is_main: output.delivery.files.replace(RUN_CONFIG, told | dict(command=without_address(sys.argv)))
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #0083720b
+# %% ../../nbs/8_training/10b_trainer.ipynb #fd4dceb3
 @patch
 def deliver_rest(
     self: Trainer,
@@ -164,7 +163,7 @@ def deliver_rest(
     self.saver.hear()
     return delivery.status()["pending"]
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #101ed154
+# %% ../../nbs/8_training/10b_trainer.ipynb #96bd2084
 @patch
 def end(self: Trainer) -> TrainResult:
     "Bring everything to its place, and say how the run ended."
@@ -180,7 +179,7 @@ def end(self: Trainer) -> TrainResult:
     left = self.output.close()
     return TrainResult(status, p.step, state.output_dir, state.checkpoint, reason, undelivered, left)
 
-# %% ../../nbs/8_training/10b_trainer.ipynb #c2053b45
+# %% ../../nbs/8_training/10b_trainer.ipynb #815d22e8
 @patch
 def run(self: Trainer) -> TrainResult:
     "Train through the curriculum from wherever the run stands."
