@@ -372,7 +372,8 @@ def _check_stages(config):
     advice = "every stage is left out: give at least one stage 1 epoch or more"
     _check(any(s.num_epochs for s in stages[first - 1:]), "num_epochs", 0, advice)
     if config.num_val_samples: return
-    watched = [s.name for s in stages if s.has_gate] + ["draw_parts"]*bool(config.draw_parts)
+    watched = [s.name for s in stages if s.has_gate]
+    if config.draw_parts: watched.append("draw_parts")
     _check(not watched, "num_val_samples", 0, f"{', '.join(watched)} cannot do without held-out samples: hold some out")
 
 def _check_known(config, name, values, known):

@@ -64,7 +64,8 @@ def _formats(format, out):
     from cad_mllm.completion_requests import check_formats, format_of
     named = [f for f in (part.strip() for part in format.split(",")) if f]
     own = format_of(out) if out else ""
-    return check_formats(named + [own]*bool(own and own not in named))
+    if own and own not in named: named.append(own)
+    return check_formats(named)
 
 def _check_one(partial, caption, pictures, points, skip_unsupported=False):
     "Raise what is wrong with a request's files."

@@ -135,15 +135,11 @@ def _draw_lengths(ax, d):
 
 # %% ../../nbs/5_data/25c_dataset_report.ipynb #1bddd9dd
 def _draw_duplicates(ax, d):
-    sizes = Counter(min(len(g), 10) for g in d.duplicates)
-    ax.bar(
-        [1, *sizes],
-        [
-            sum(bool(r["code"]) for r in d.rows) - d.num_duplicates,
-            *(n*k if k < 10 else sum(len(g) for g in d.duplicates if len(g) >= 10) for k, n in sizes.items())
-        ],
-        color=["C0", *["C3"]*len(sizes)]
-    )
+    num_parts = Counter()                 # size of a group, 10 or more as 10 -> parts in such groups
+    for group in d.duplicates: num_parts[min(len(group), 10)] += len(group)
+    num_single = sum(bool(r["code"]) for r in d.rows) - d.num_duplicates
+    ax.bar([1], [num_single], color="C0")
+    ax.bar(list(num_parts), list(num_parts.values()), color="C3")
     ax.set_title("parts by how many say the same (10: or more)", fontsize=9)
 
 def _draw_operations(ax, d):

@@ -195,15 +195,18 @@ def _draw_sample(todo, num):
 
 # %% ../../nbs/5_data/08_preparation.ipynb #64997792
 def _total(values, weights, sizes, num, total_size):
-    """The total of a population of `num` files with `total_size` bytes, and two standard errors of it, from a
-    weighted sample."""
-    y = np.asarray(values, float)
-    root = np.sqrt(weights)
-    x = np.stack([np.ones(len(sizes)), np.asarray(sizes, float)/max(np.mean(sizes), 1)], 1)
-    line = np.linalg.lstsq(x*root[:, None], y*root, rcond=None)[0]
-    rest = ((y - x@line)*weights)[np.asarray(weights) > 1]
-    n, total = len(rest), float(line @ [num, total_size/max(np.mean(sizes), 1)])
-    return max(total, 0.), 2*math.sqrt(n/(n - 1)*float(((rest - rest.mean())**2).sum())) if n > 1 else 0.
+    """Estimate the total of a population of `num` files with `total_size` bytes, and two standard errors of it, from a
+    weighted sample (the regression estimator of survey sampling)."""
+    values, weights, unit = np.asarray(values, float), np.asarray(weights, float), max(np.mean(sizes), 1)
+    design_matrix = np.stack([np.ones(len(sizes)), np.asarray(sizes, float)/unit], 1)
+    sqrt_weights = np.sqrt(weights)
+    line = np.linalg.lstsq(design_matrix*sqrt_weights[:, None], values*sqrt_weights, rcond=None)[0]
+    total = max(float(line @ [num, total_size/unit]), 0.)
+    residuals = ((values - design_matrix@line)*weights)[weights > 1]    # the rest was taken for certain
+    n = len(residuals)
+    if n < 2: return total, 0.
+    variance = n/(n - 1)*float(((residuals - residuals.mean())**2).sum())
+    return total, 2*math.sqrt(variance)
 
 def _measure(tasks, jobs, timeout):
     "Seconds of each part, and its (files, bytes) by folder, over a sample; a warm-up is not counted."

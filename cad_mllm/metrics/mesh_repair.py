@@ -62,13 +62,15 @@ def _twins(vertices, faces):
 # %% ../../nbs/4_metrics/02_mesh_repair.ipynb #ea7e96af
 def _wedges(vertices, faces, half, pair, counts):
     "Half-edges (N,) of seams with `counts` faces each, paired around material; `pair` (N, 2) is the edge of each."
-    start = np.repeat(np.cumsum(counts) - counts, counts)
+    start = np.repeat(np.cumsum(counts) - counts, counts)        # where the half-edges of a seam begin
+    # the angle of each face around its seam, from the seam's first face
     axis = vertices[pair[:, 1]] - vertices[pair[:, 0]]
     axis = axis/np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-300)
     out = vertices[faces[half//3, (half + 2) % 3]] - vertices[pair[:, 0]]
     reference = out[start] - axis*np.sum(out[start]*axis, 1, keepdims=True)
     angle = np.arctan2(np.sum(np.cross(axis, reference)*out, 1), np.sum(reference*out, 1))
     begins = faces.ravel()[half] != pair[:, 0]
+    # in turn around each seam, a face that opens material is paired with the next, which closes it
     rank = np.lexsort([begins, np.rint(angle/(2*np.pi)*2**24) % 2**24, start])
     half, begins = half[rank], begins[rank]
     place, count = np.arange(len(half)) - start, np.repeat(counts, counts)

@@ -39,9 +39,11 @@ def _tiny_llm(config, num_words):
 def without_progress_bars(hide=True):
     "Without the progress bars of transformers, which flash by a hundred times when checkpoints are small and local."
     from transformers.utils import logging
-    if hide := hide and logging.is_progress_bar_enabled(): logging.disable_progress_bar()
+    were_shown = hide and logging.is_progress_bar_enabled()
+    if were_shown: logging.disable_progress_bar()
     try: yield
-    finally: hide and logging.enable_progress_bar()
+    finally:
+        if were_shown: logging.enable_progress_bar()
 
 def load_llm(config, num_words, source=None):
     "The base language model: tiny, or from `source` (a folder; default `config.llm_model_name`)."

@@ -208,7 +208,8 @@ def show_page(self: RunLines, columns, styles):
     shown = self.items[self.page*size:(self.page + 1)*size]
     for slot, item in zip(self.slots, shown + [None]*size): slot.fill(item, styles, picked, columns)
     for key, title, _ in RUN_COLUMNS:
-        self.heads[key].description = title + (" ▾" if self.reverse else " ▴")*(key == self.key)
+        arrow = " ▾" if self.reverse else " ▴"
+        self.heads[key].description = f"{title}{arrow}" if key == self.key else title
         self.heads[key].layout.display = "" if key in columns else "none"
     self.widths.value = grid_css(self.panel.name, columns) + "<style>" + "".join(
         f".cadm-color-{c.lstrip('#')} {{--run:{c}}}" for c, _ in styles.values()

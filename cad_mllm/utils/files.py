@@ -296,10 +296,16 @@ def read_journal(
     except (OSError, FileError): pass
     return found
 
+def _ends_a_line(file):
+    "Whether a file, open for reading, is empty or ends with a line break."
+    if file.tell() == 0: return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
 def append_bytes(path: str | Path, lines: bytes):
     "Append whole lines to a file; after a line that a kill cut short, begin a fresh one."
     with open(path, "ab+") as f:
-        if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b"\n": lines = b"\n" + lines
+        if not _ends_a_line(f): lines = b"\n" + lines
         f.write(lines)
 
 # %% ../../nbs/0_utils/03_files.ipynb #6369c3ac
