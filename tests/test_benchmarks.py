@@ -62,3 +62,10 @@ def test_journals_of_several_runs_become_one_table(beside, tmp_path):
     assert "of 3 parts 2 open without an error (66.7%), 2 agree with the volume (66.7%; the aim is 99%)" in text
     assert text.count("\n- ") == 1
     assert "- FreeCAD, DeepCAD, c: broken face. FreeCAD refines too much\n" in text
+
+
+def test_the_table_of_histories_is_what_its_journals_say(beside):
+    "`python benchmarks/histories.py --out benchmarks/results/histories.md` makes it again."
+    import histories_table as table
+    results = BENCHMARKS/"results"
+    assert table.report(results/"histories") == (results/"histories.md").read_text(encoding="utf-8")
