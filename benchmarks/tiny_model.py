@@ -15,7 +15,7 @@ Retrieval chooses among the first 2,000 training parts, however many the model s
 that
 were trained on and on held-out ones tells learning from memorization. With OMNI_CAD_ROOT set, beginnings of real
 histories are completed too, from their operations alone.
-The work folder keeps data, training and results; a second call goes on from there.
+The work folder keeps data, training and results; a second call resumes from there.
 """
 import json
 import os

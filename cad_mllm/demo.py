@@ -38,7 +38,7 @@ def train_command(
     data: Path, # data set in the Omni-CAD layout
     out: Path, # output folder
     seed: int = 0,
-    resume: bool = False, # go on from the newest complete checkpoint
+    resume: bool = False, # resume from the newest complete checkpoint
     extra: tuple = (), # further flags
 ) -> list: # argv
     "The command that trains the demo's model."

@@ -176,7 +176,7 @@ def test_fuzzed_histories_text_tokens_and_recovery():
 
 @pytest.mark.parametrize("part, tokens", zip(old_parts(), OLD_SEQUENCES))
 def test_a_configuration_without_a_version_speaks_the_first_to_the_byte(part, tokens):
-    "What checkpoints of before were trained on, as their program wrote it; and it goes on from there."
+    "What checkpoints of before were trained on, as their program wrote it; and it can be resumed."
     config = CADMLLMConfig.from_dict({k: v for k, v in CADMLLMConfig().to_dict().items() if k != "token_version"})
     codec = get_codec("tokens", config.token_version)
     assert config.token_version == 1 and codec.added_tokens == vocabulary(1)

@@ -172,7 +172,7 @@ def test_refused_before_anything_happens(run, data, tmp_path):
 
 
 def test_accepted_it_goes_on_and_says_so(run, data):
-    """With a batch four times as large the learning rate goes on from where it was, down to the end of the stage;
+    """With a batch four times as large the learning rate continues from where it was, down to the end of the stage;
     the acceptance holds for this once."""
     before = read_metrics(run)
     done = Training(

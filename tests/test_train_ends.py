@@ -187,7 +187,7 @@ RUN = [
 
 
 def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys):
-    """Checkpoints land in the local folder; killed at once, the next run goes on from them bit for bit and brings
+    """Checkpoints land in the local folder; killed at once, the next run resumes from them bit for bit and brings
     everything to the output folder."""
     out, local = tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
     Training(data, tmp_path/"whole", *RUN).wait(0)

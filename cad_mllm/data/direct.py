@@ -257,7 +257,7 @@ def prepare_shards(
     max_samples: int = 0, # only so many histories; 0 for all
     engine: str = "local", # or "ray": on all nodes of a Ray cluster, which must see ROOT
 ) -> dict: # the report, also written to prepare_report.json
-    "Make every product of every history and write it into shards that training reads; goes on where it was killed."
+    "Make every product of every history and write it into shards that training reads; resumes where it was killed."
     root, out, start, report = Path(root), Path(out), time.time(), PrepareReport()
     if (out/"json").exists():
         raise PrepareError(f"{out}: holds a data set as a folder; choose an empty folder for the shards")

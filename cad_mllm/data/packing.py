@@ -98,7 +98,7 @@ def pack(
     engine: str = "local", # or "ray": histories are checked and encoded on all nodes of a Ray cluster, which must see
                            # the data set; the shards are written by this machine
 ) -> dict: # samples, histories, shards, bytes, what was left out by reason, and the fingerprint
-    "Pack a data set into tar shards (WebDataset's layout) with an index; goes on where it was killed."
+    "Pack a data set into tar shards (WebDataset's layout) with an index; resumes where it was killed."
     root, out = Path(root), Path(out)
     if (out/"json").exists():
         raise DataError(f"out={str(out)!r}: holds a data set as a folder; choose an empty folder for the shards")

@@ -210,7 +210,7 @@ def write_pack(
     shard_mb: float = 256, # a shard is closed once it has so many megabytes
     readers: int = 8, # threads that read files ahead
 ) -> dict: # the index's header, and how many shards were kept from an earlier run
-    "Write files as shards with an index; goes on where an earlier call was killed."
+    "Write files as shards with an index; resumes where an earlier call was killed."
     packing = _Packing(out, groups, int(shard_mb*1e6), readers)
     try:
         packing.run()

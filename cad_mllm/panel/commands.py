@@ -193,7 +193,7 @@ def changes_html(changes: list) -> str:
 # %% ../../nbs/10_panel/05_commands.ipynb #90e4aea7
 def resume_form(
     run: Run,
-    record: CheckpointRecord | None = None, # where to go on from; None for the newest
+    record: CheckpointRecord | None = None, # where to resume from; None for the newest
     **kwargs, # further fields of `TrainForm`
 ) -> TrainForm:
     "The form that goes on with a run as it was begun."

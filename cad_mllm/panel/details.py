@@ -158,7 +158,7 @@ def describe_training(
             "crashed": (
                 "error",
                 f"The training stopped unexpectedly{'' if step is None else f' at step {step}'}, "
-                f"{time_ago(training.age)} ago: killed, out of memory, or its machine went away. Resume goes on from "
+                f"{time_ago(training.age)} ago: killed, out of memory, or its machine went away. Resume continues from "
                 "the newest complete checkpoint."
             )
         }.get(training.state, ("warning", unknown))

@@ -49,7 +49,7 @@ class Plotted:
     records: list = field(default_factory=list) # of `CheckpointRecord` with a loss
     bests: set = field(default_factory=set)     # paths of the best ones
     crashed: bool = False                       # it ended without saving
-    last_good: object = None                    # its newest complete record: of a crashed run the one to go on from
+    last_good: object = None                    # its newest complete record: of a crashed run the one to resume from
     color: str = ""                             # of `run_styles`; empty for one by its place
     dash: tuple = ()                            # of its line: lengths on and off
     measured: dict = field(default_factory=dict)# what else was measured: title -> list of (step, value)

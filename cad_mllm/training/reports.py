@@ -53,7 +53,7 @@ def known_id(
 
 @patch
 def open_trackers(self: RunLog):
-    "What the settings ask for beside the files; a resumed run goes on where it was."
+    "What the settings ask for beside the files; a resumed run continues where it was."
     state, root = self.state, self.output.root
     if not state.world.is_main: return
     run_id = next(filter(None, map(known_id, (root, state.output_dir))), "") or uuid.uuid4().hex[:12]

@@ -39,7 +39,7 @@ class Resumption:
 # %% ../../nbs/8_training/09_resume.ipynb #050499c1
 @patch
 def find(self: Resumption) -> Path | None:
-    "The checkpoint to go on from, if any; the first process looks for all."
+    "The checkpoint to resume from, if any; the first process looks for all."
     wanted, world = self.state.train_config.resume_from_ckpt, self.state.world
     if not wanted: return None
     path = (self.output.delivery.find(wanted) or "") if world.is_main else None

@@ -119,7 +119,7 @@ def find_to_resume(
     output_dir: Path, # of the run
     local_dir: str = "auto", # as the run has it
 ) -> Path | None: # None where "auto" finds no good one
-    "The checkpoint that a training would go on from, from reading alone: for those who want its settings first."
+    "The checkpoint that a training would resume from, from reading alone: for those who want its settings first."
     local = local_dir_for(output_dir)
     places = [Path(output_dir), local if local_dir in ("", "auto") else Path(local_dir)/local.name]
     found = []

@@ -159,6 +159,6 @@ def watch_numbers(self: Stepper, num_tokens: int, loss: float, norm: float):
         )
     if self.bad_steps >= state.train_config.bad_steps:
         raise NotFiniteError(
-            f"lr={state.stage.lr!r}: {said}: stopped; the last checkpoint is {state.checkpoint}; go on from it with a "
+            f"lr={state.stage.lr!r}: {said}: stopped; the last checkpoint is {state.checkpoint}; resume from it with a "
             "lower learning rate"
         )

@@ -97,7 +97,7 @@ def open_trackers(
     root: Path, # folder of the run where files are written
     run_name: str, # what the run is called
     run_id: str, # what tells it from all others
-    step: int = 0, # that it goes on from
+    step: int = 0, # that it resumes from
     config: dict | None = None, # settings, for the dashboard
 ) -> list: # of `Guarded`
     "The trackers of that name; raises `ConfigError` where a package is missing."
