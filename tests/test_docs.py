@@ -20,7 +20,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def docs():
-    pytest.importorskip("zensical", reason="the site needs zensical and latex2mathml: pip install zensical latex2mathml")
+    pytest.importorskip(
+        "zensical", reason="the site needs zensical and latex2mathml: pip install zensical latex2mathml"
+    )
     spec = importlib.util.spec_from_file_location("make_docs", TOOL)
     module = sys.modules["make_docs"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
