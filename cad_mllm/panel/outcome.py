@@ -22,7 +22,7 @@ from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram, polyline, Sketch
 from .runs import sentence
 from .plots import image_html
-from .completion import measure, MEASURES, PartPicture, picture_png, save_part, to_png
+from .completion import measure, MEASURES, PartRenderer, picture_png, save_part, to_png
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #269c5055
 def _mm(metres): return f"{1000*metres:.4g}"
@@ -127,7 +127,7 @@ class Shown:
     num_given: int = 0                 # operations
     truth: dict | None = None          # the sample, where it is one
 
-    def __post_init__(self): self.picture = PartPicture(self.part)
+    def __post_init__(self): self.picture = PartRenderer(self.part)
 
     @cached_property
     def words(self) -> list: return operation_words(CADProgram.from_json(self.part))
@@ -249,7 +249,7 @@ def given_html(
         shown.append(
             (
                 f"Beginning: {num} operation{'s' if num != 1 else ''}",
-                PartPicture(inputs["partial_json"]).png(size=2*size)
+                PartRenderer(inputs["partial_json"]).png(size=2*size)
             )
         )
     if path := inputs.get("image"): shown.append(("Picture", picture_png(path, 2*size)))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['X_AXES', 'CSV_COLUMNS', 'smooth', 'x_values', 'Plotted', 'x_rows', 'middle_cut', 'loss_figure', 'figure_png',
-           'image_html', 'plot_words', 'curves_csv']
+           'image_html', 'alt_text', 'curves_csv']
 
 # %% ../../nbs/10_panel/03_plots.ipynb #06d41e7d
 import base64
@@ -233,7 +233,7 @@ def image_html(
     )
 
 # %% ../../nbs/10_panel/03_plots.ipynb #eba609cc
-def plot_words(
+def alt_text(
     runs: list, # of `Plotted`
 ) -> str:
     "What the plot shows, as a sentence."

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .runs import format_count, read_training, sentence
 from .table import read_curve
-from .plots import curves_csv, figure_png, image_html, loss_figure, plot_words, Plotted
+from .plots import curves_csv, figure_png, image_html, loss_figure, alt_text, Plotted
 from .colors import run_styles
 from .live_plot import LivePlot
 from .details import details_html, differences_html
@@ -183,7 +183,7 @@ def draw(self: PlotView, plotted):
     picked = str(self.panel.picked)
     self.marks.options = [("none is chosen", ""), *places]
     self.marks.value = picked if picked in [path for _, path in places] else ""
-    self.picture.value = image_html(figure_png(self.figure(plotted), clear=True), plot_words(plotted), "cadm-plot")
+    self.picture.value = image_html(figure_png(self.figure(plotted), clear=True), alt_text(plotted), "cadm-plot")
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #7a5bc34f
 @patch
