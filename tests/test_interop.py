@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cad_mllm.cad.curves import CADFormatError, Frame
+from cad_mllm.cad.curves import CADFormatError, Frame, Loop
 from cad_mllm.cad.program import CADProgram, Extrude, circle, rectangle
 from cad_mllm.geometry.solid import build_solid
 from cad_mllm.interop.build123d_read import read_build123d
@@ -203,6 +203,28 @@ def test_freecad_takes_islands_and_blocks_that_nearly_touch(tmp_path):
     for path, program in programs.items():
         assert said[str(path)]["errors"] == said[str(path)]["edited_errors"] == []
         assert said[str(path)]["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-5)
+
+
+@freecad
+def test_nearly_parallel_sides_stay_where_they_are(tmp_path):
+    "An outline whose tangents say its lengths only by a ten-thousandth: FreeCAD's solver moved an end by 3.5 mm."
+    from cad_mllm.interop.drawing import line_curve, three_point_arc
+    ends = [(1.2698042, -7e-08), (-.06811, -76.2), (2.4714942, -76.24460007), (3.80941, -.04459),
+            (-4.44451393, -.04459007), (-3.49662, -54.03074), (-.32211466, -53.97499991), (-1.2698, 0)]
+    mids = [None, (1.22398499, -74.95249571), None, (-.31755, 4.15547), None, (-1.93724001, -52.41561466), None,
+            (0, 1.2923)]
+    def metres(point): return tuple(x/1000 for x in point)
+    curves = [
+        line_curve(metres(a), metres(b)) if m is None else three_point_arc(metres(a), metres(m), metres(b))
+        for a, m, b in zip(ends, mids, ends[1:] + ends[:1])
+    ]
+    program = CADProgram()
+    program.sketch([Loop(curves)])
+    program.extrude(.01)
+    write_freecad(program, tmp_path/"sides.FCStd")
+    said = check_in_freecad([tmp_path/"sides.FCStd"], tmp_path)[str(tmp_path/"sides.FCStd")]
+    assert said["errors"] == [] and said["fully_constrained"] == 1
+    assert said["volume"] == pytest.approx(build_solid(program).volume*1e9, rel=1e-4)
 
 
 @freecad

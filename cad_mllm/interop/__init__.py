@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "build123d_sketch": ("Arguments LINE_READERS LineReader METRES_IN MODES OPERATION_OF SketchReader aligned only_context placed "
               "read_plane"),
     "build123d_read": ("GALLERY_SIGN PartReader part_blocks read_build123d unit_of_script"),
-    "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence MANY MILLIMETRES MOST NEAR ORIGIN START "
+    "constraints": ("CENTER Constrained Constraint Curve EDGE END Independence LEAST MANY MILLIMETRES MOST NEAR ORIGIN START "
               "SketchConstraints X_AXIS Y_AXIS add_common add_dimensions add_directions add_distance add_joints "
               "constrain curves_of"),
     "bodies": ("BodyPlan Feature MANY_FEATURES MAX_BODIES SOURCES added_words contours_touch features_of plan_bodies "
