@@ -72,6 +72,14 @@ def test_an_old_name_of_a_command_or_flag_is_hidden_and_tells_the_new_one_in_one
     assert "--num " not in capsys.readouterr().out
 
 
+def test_the_panel_evaluates_by_a_command_line_that_the_command_understands():
+    from cad_mllm.cli import command_parser
+    from cad_mllm.panel.quality_view import evaluation_command
+    python, _, _, command, *words = evaluation_command("run/checkpoint-best", "data", 5)
+    found = command_parser(command).parse_args(words)
+    assert (found.checkpoint, found.data_root, found.num_samples) == ("run/checkpoint-best", "data", 5)
+
+
 def test_switches_say_what_is_done_and_can_be_turned_off():
     from cad_mllm.cli import command_parser
     parse = command_parser("prepare").parse_args

@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "widgets": ("DetailsView PlotView View guarded make_button make_dropdown make_row set_options style_control"),
     "runs_view": ("RunLines RunningStrip Slot strip_html"),
     "live_view": ("LiveView live_frame"),
-    "quality_view": ("DetailsTab NotesView QualityView quality_svg run_evaluation"),
+    "quality_view": ("DetailsTab NotesView QualityView evaluation_command quality_svg run_evaluation"),
     "training_view": ("CheckView LogView MOST_LOG TrainView examine find_in_log recipe_words"),
     "outcome_view": ("OutcomeView"),
     "completion_view": ("CompleteView DatasetView UploadView sample_html"),
