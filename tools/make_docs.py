@@ -275,7 +275,6 @@ def prose(text, page, pages, where, blob):
         if name not in where: return m[0]
         return f"[`{m[1]}`]({os.path.relpath(where[name], Path(page.source).parent)}#{name})"
     def piece(part):
-        if part.startswith("```"): return part
         if part.startswith("#"): return "#"*(page.parts and part != f"# {page.title}") + part
         if part.startswith("`"): return re.sub(r"^`([\w.]+(?:\(\))?)`$", named, part)
         if re.match(r"!?\[", part): return re.sub(r"(!?\[.*?\])\(([^)\s]+)\)$", link, part, flags=re.S)
