@@ -197,7 +197,8 @@ def page(args, lines, peers):
     table += [
         "",
         "What the columns mean stands in `benchmarks/real_parts.py`. The published models saw 256 points without "
-        "normals, the rows above 4,096: not like with like. Of the first 20 parts with seed 0, about half were also looked "
+        "normals, the rows above 4,096: not like with like. Of the first 20 parts with seed 0, about half were also "
+        "looked "
         "at during development."
     ]
     return "\n".join(table) + "\n"
