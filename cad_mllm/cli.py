@@ -125,7 +125,7 @@ def _without_command(argv):
     return 0
 
 def _words_of(error):
-    "What an error says; one of the operating system with the file first."
+    "Return what an error says; one of the operating system with the file first."
     plain = type(error).__module__ == "builtins" and getattr(error, "filename", None) and error.strerror
     return f"{error.filename}: {error.strerror.lower()}; name another file or folder" if plain else str(error)
 

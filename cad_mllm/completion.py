@@ -156,7 +156,7 @@ def _generator(seed, k):
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0] >> 1))
 
 def _drain(generator, on_operation=None):
-    "What a generator returns at its end; what it yields goes to `on_operation`."
+    "Return what a generator returns at its end; what it yields goes to `on_operation`."
     while True:
         try: item = next(generator)
         except StopIteration as end: return end.value

@@ -73,13 +73,13 @@ def fit_pictures(solid, sample):
     return float(np.mean([fit_image(solid, view)[0] for view in sample.views]))
 
 def has_solid(program: CADProgram | None) -> bool:
-    "Whether a part extrudes anything."
+    "Return whether a part extrudes anything."
     return program is not None and any(isinstance(e, Extrude) for e in program.operations())
 
 APART = .05 # how much better, as `fit` measures, separate bodies must be to come before one body
 
 def is_one_body(request, check):
-    "Whether the beginning, built by `check`, or the cloud is one connected body."
+    "Return whether the beginning, built by `check`, or the cloud is one connected body."
     if request.sample.points is not None and is_connected(request.sample.points): return True
     solid = check(request.partial)[0] if has_solid(request.partial) else None
     return solid is not None and solid.num_bodies == 1
@@ -95,7 +95,7 @@ def proposed(
     request: Request,
     proposers: tuple, # functions of a request that yield (name, `CADProgram`)
 ) -> list: # of `Candidate`
-    "What others propose for a request with points."
+    "Return what others propose for a request with points."
     if request.points is None: return []
     given = len(request.partial or ())
     return [Candidate([], program, len(program) - given, source=name)

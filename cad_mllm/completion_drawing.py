@@ -88,7 +88,7 @@ def draw_completion(
     candidate: Candidate,
     size: int = 320, # pixels of each picture
 ) -> np.ndarray: # (size + 24, 2*size, 3) uint8
-    "What was given beside what became of it, at one scale."
+    "Return what was given beside what became of it, at one scale."
     program = candidate.program or request.partial or CADProgram()
     mesh = candidate.solid.mesh() if candidate.solid is not None else program_mesh(program)
     given = program_mesh(request.partial).vertices if request.partial is not None else []

@@ -69,7 +69,7 @@ def _points_fields(model, points, seed, prefix, from_nothing):
 
 # %% ../nbs/9_completion/00c_reader.ipynb #9d1248ce
 def _prefix_and_notes(codec, program):
-    "What the model is told of a beginning, and notes on what it is not told."
+    "Return what the model is told of a beginning, and notes on what it is not told."
     if program is None: return [] if codec.added_tokens else "", []
     prefix, notes = codec.prefix(program), []
     if not prefix:
@@ -145,7 +145,7 @@ def budget(
 # %% ../nbs/9_completion/00c_reader.ipynb #7be4f311
 @patch
 def _has_room(self: RequestReader, request):
-    "Whether a part can be finished in what a prompt leaves: the measures of another side may be longer."
+    "Return whether a part can be finished in what a prompt leaves: the measures of another side may be longer."
     try: return self.budget(request) > 0
     except InputError: return False
 

@@ -58,7 +58,7 @@ POINT_FILES = tuple(dict.fromkeys((*CLOUD_FILES, *MESH_SUFFIXES, ".step", ".stp"
 def is_cloud(
     path: Path, # one of `POINT_FILES`
 ) -> bool:
-    "Whether a file holds points rather than faces."
+    "Return whether a file holds points rather than faces."
     if path.suffix.lower() != ".ply": return path.suffix.lower() in CLOUD_FILES
     return not any(e.name == "face" and e.count for e in ply_header(read_plain(path, MOST_CLOUD_BYTES))[1])
 
@@ -110,7 +110,7 @@ FORMATS = ("json", *SHAPES, *EDITABLE)
 def format_ending(
     format: str, # one of `FORMATS`
 ) -> str:
-    "What the file of a format is called behind the name of the part."
+    "Return what the file of a format is called behind the name of the part."
     return EDITABLE.get(format, f".{format}")
 
 def format_of(

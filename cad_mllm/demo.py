@@ -71,13 +71,13 @@ def check_exit_code(process: subprocess.Popen, log: Path):
         raise DemoError(f"training ended with exit code {process.returncode}; the end of {log}:\n{tail}")
 
 def status(out: Path) -> dict:
-    "What a training says of itself; empty before it says anything."
+    "Return what a training says of itself; empty before it says anything."
     try: return known_status(read_object(out/STATUS))
     except (OSError, FileError): return {}
 
 # %% ../nbs/11_commands/01_demo.ipynb #16dc877c
 def ready_to_kill(out: Path) -> bool:
-    "Whether the run is in its second stage, a few steps past a checkpoint of that stage."
+    "Return whether the run is in its second stage, a few steps past a checkpoint of that stage."
     s = status(out)
     if s.get("stage_index") != 1: return False
     saved = [r.step for r in list_checkpoints(out/s["stage"]) if r.complete]
@@ -234,7 +234,7 @@ def complete_parts(
 
 # %% ../nbs/11_commands/01_demo.ipynb #9998b9a8
 def distance_to_points(program: CADProgram, points: Path) -> float: # metres
-    "How far a part and a given cloud lie apart: the mean distance from either to the other, added."
+    "Return how far a part and a given cloud lie apart: the mean distance from either to the other, added."
     try: solid, given = build_solid(program), np.load(points)["points"]
     except (GeometryError, OSError): return math.inf
     return float(
@@ -284,7 +284,7 @@ def read_scan(
     return {**told, "iou": round(iou(solid.mesh(), designed.mesh()), 4)}
 
 def scan_words(told: dict) -> str:
-    "What came of the scan, in a sentence."
+    "Return what came of the scan, in a sentence."
     return (
         f"6,000 points -> {told['num_operations']} operations, {told['num_curves']} curves; "
         f"{1000*told['deviation_mean']:.2g} mm off on the mean; {told['iou']:.1%} of the volume shared with the part"
@@ -341,7 +341,7 @@ def finish_begun_parts(
 
 # %% ../nbs/11_commands/01_demo.ipynb #f5a71539
 def begun_words(told: dict) -> str:
-    "What became of the begun parts, in a sentence."
+    "Return what became of the begun parts, in a sentence."
     return (
         f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.1%} of the "
         f"volume with the designed parts, the beginnings {told['before']:.1%}"

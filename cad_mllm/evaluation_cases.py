@@ -89,7 +89,7 @@ def draw_cases(
 
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #e7662093
 def _fits(autocomplete, case, max_new_tokens=None, **_):
-    "Whether a case leaves the model room to write; else its candidate says why not."
+    "Return whether a case leaves the model room to write; else its candidate says why not."
     try: autocomplete.reader.budget(case.request, max_new_tokens)
     except InputError as e:
         case.candidate = Candidate([], finished=False, reason=str(e))

@@ -24,7 +24,7 @@ from .evaluation_cases import Case
 def evaluation_folder(
     checkpoint, # the folder of a checkpoint
 ) -> Path:
-    "Where a checkpoint's evaluation lies: beside it."
+    "Return where a checkpoint's evaluation lies: beside it."
     path = Path(checkpoint)
     return path.parent/f"evaluation-{path.name}"
 

@@ -92,7 +92,7 @@ class Finished:
 
 # %% ../nbs/9_completion/04b_finishing.ipynb #1a844787
 def _place(program, extrude, tolerance):
-    "What operations have in common that can be drawn as one: kind, axes and where they begin and end."
+    "Return what operations have in common that can be drawn as one: kind, axes and where they begin and end."
     frame = program.profiles_of(extrude)[0][0].frame
     level = float(np.dot(frame.origin, frame.z_axis))
     ends = (round((level + z)/tolerance) for z in extrude.span())

@@ -209,7 +209,7 @@ def _as_item(item):
     return dict(partial_json=item)
 
 def _identity(value):
-    "What tells one input from another, as plain JSON values."
+    "Return what tells one input from another, as plain JSON values."
     if isinstance(value, dict): return {str(k): _identity(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_identity(v) for v in value]
     if isinstance(value, CADProgram): return value.to_json()
@@ -272,7 +272,7 @@ def _complete_batch(autocomplete, items, names, out, formats, seed, max_new_toke
 
 # %% ../nbs/9_completion/03_inference.ipynb #f6173b97
 def _is_result(row):
-    "Whether a line tells of a finished request."
+    "Return whether a line tells of a finished request."
     kinds = dict(key=str, name=str, result=dict)
     return (
         all(isinstance(row.get(k), kind) for k, kind in kinds.items())
@@ -286,7 +286,7 @@ def _finished(out):
     return {row["key"]: row for row in rows if _is_result(row)}
 
 def _file_of(out, world):
-    "Where a process writes what it finished: processes share no file."
+    "Return where a process writes what it finished: processes share no file."
     return Path(out)/(RESULTS if world.is_main else f"{Path(RESULTS).stem}-{world.rank}.jsonl")
 
 # %% ../nbs/9_completion/03_inference.ipynb #0baeea23
@@ -343,7 +343,7 @@ def complete_many(
 
 # %% ../nbs/9_completion/03_inference.ipynb #767398d0
 def _progress(total, done, world):
-    "What the main process shows; of several it knows its own part only."
+    "Return what the main process shows; of several it knows its own part only."
     if not world.is_main: return contextlib.nullcontext()
     if world.size == 1: return Progress(total, "completing", "parts", done=done)
     return Progress(None, f"completing (one of {world.size} processes)", "parts")

@@ -53,7 +53,7 @@ def _table(rows):
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in told.items())])
 
 def _model_rows(c):
-    "What the model is made of."
+    "Return what the model is made of."
     adapter = f"LoRA, rank {c.lora_r}, alpha {c.lora_alpha}" if c.use_lora else "all weights trained"
     return {"language model": "tiny, from random weights" if c.llm_model_name == "tiny" else c.llm_model_name,
             "training": adapter, "writes": f"the `{c.sequence_format}` format, {c.max_seq_length} tokens at most",
@@ -62,7 +62,7 @@ def _model_rows(c):
 
 # %% ../nbs/9_completion/08_model_card.ipynb #95af5cde
 def _training_rows(loaded, metrics):
-    "What it went through."
+    "Return what it went through."
     m, t = loaded.metadata, loaded.train_config or TrainConfig()
     versions = m.get("versions") or {}
     return {"data": Path(t.data_root).name if loaded.train_config else "",
@@ -105,7 +105,7 @@ def _measured(evaluation):
 
 # %% ../nbs/9_completion/08_model_card.ipynb #095a232a
 def card_folder(checkpoint) -> Path:
-    "Where a checkpoint's card lies: beside it."
+    "Return where a checkpoint's card lies: beside it."
     path = Path(checkpoint)
     return path.parent/f"card-{path.name}"
 
@@ -186,7 +186,7 @@ def model_folder(
     out, # the folder to make
     name: str = "", license: str = "", # as in `model_card`
 ) -> Path:
-    "What others need of a checkpoint, with its card, sealed by a manifest of its own."
+    "Return what others need of a checkpoint, with its card, sealed by a manifest of its own."
     path, out = Path(checkpoint), Path(out)
     loaded = load_checkpoint(path, quiet=True, with_state=False)
     def fill(folder):

@@ -37,7 +37,7 @@ from .utils.files import write_text
 SHAPE_FILES = tuple(dict.fromkeys((".step", ".stp", *MESH_SUFFIXES, *CLOUD_FILES)))
 
 def _has_faces(path):
-    "Whether a PLY file is a mesh."
+    "Return whether a PLY file is a mesh."
     with open_plain(path) as file: head = file.read(20_000).split(b"end_header")[0]
     return any(line.split()[:2] == [b"element", b"face"] and int(line.split()[2]) > 0 for line in head.splitlines())
 
@@ -103,7 +103,7 @@ class Candidate:
 def count_curves(
     program: CADProgram,
 ) -> tuple: # (extrudes, curves of the profiles they push)
-    "How much a history has to say."
+    "Return how much a history has to say."
     extrudes = [e for e in program.operations() if isinstance(e, Extrude)]
     return len(extrudes), sum(
         len(loop.curves) for e in extrudes for _, profile in program.profiles_of(e) for loop in profile.loops
@@ -205,7 +205,7 @@ class Reconstruction:
     points: np.ndarray | None = field(default=None, repr=False)
 
     def summary(self) -> dict:
-        "What is worth writing down, as plain numbers."
+        "Return what is worth writing down, as plain numbers."
         names = (
             "source", "deviation_mean", "deviation_max", "unexplained", "num_operations", "num_curves", "confidence",
             "num_strays", "noise", "seconds", "num_bodies", "far", "notes"
@@ -242,7 +242,7 @@ def _agreement(best, others):
 def confidence_words(
     confidence: float, # from 0 to 1
 ) -> str:
-    "What a confidence meant for the parts it was measured on."
+    "Return what a confidence meant for the parts it was measured on."
     if confidence >= .9: return "high: 9 of 10 such results overlapped the part by more than .9"
     if confidence >= .6: return "fair: half of such results overlapped the part by more than .9"
     return "low: 1 of 5 such results overlapped the part by more than .9"

@@ -212,7 +212,7 @@ def _tell_result(m):
 INDEX = "index.jsonl"
 
 def _index_row(line, result):
-    "What became of a line of the requests."
+    "Return what became of a line of the requests."
     m = result["metadata"]
     if "error" in m: return dict(line=line, error=m["error"])
     return dict(line=line, valid=m["valid"], operations=m["total_operations"], files=[Path(f).name for f in m["files"]])

@@ -213,7 +213,7 @@ def _proposers(methods, checkpoint, num_candidates):
 
 # %% ../../nbs/11_commands/01e_files.ipynb #58ca69cc
 def _told(line):
-    "What a reconstruction is, in a line."
+    "Return what a reconstruction is, in a line."
     from cad_mllm.reconstruction import confidence_words
     return (
         f"{line['num_operations']} operations, {line['num_curves']} curves, {1000*line['deviation_mean']:.3g} mm off "

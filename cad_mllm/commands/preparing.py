@@ -119,7 +119,7 @@ def _histories_of(root, out, num_named=3):
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #177d00f3
 def _is_foreign(found, out):
-    """Whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be
+    """Return whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be
     prepared where they are, all together."""
     if out: return True
     if "JSON" in found.kind and "DeepCAD" in found.kind: return False

@@ -103,7 +103,7 @@ def _fields_by_group():
     return grouped | ({"further settings": list(known.values())} if known else {})
 
 def _differences(name):
-    "What a recipe sets otherwise than the defaults, as flags."
+    "Return what a recipe sets otherwise than the defaults, as flags."
     told = []
     for config in recipe(name):
         told += [

@@ -48,7 +48,7 @@ class _Signs:
 # %% ../../nbs/4_metrics/03_intersections.ipynb #7e164395
 @patch
 def turn(self: _Signs, axis, a, b, c):
-    "Whether a, b, c turn left (1), right (-1) or not (0), seen along an axis (one for each row)."
+    "Return whether a, b, c turn left (1), right (-1) or not (0), seen along an axis (one for each row)."
     plane = np.stack([axis + 1, axis + 2], -1) % 3
     def flat(points, i, k=slice(None)): return np.take_along_axis(points[i[k]], plane[k], -1)
     u, v = (flat(self.points, i) - flat(self.points, a) for i in (b, c))
@@ -85,7 +85,7 @@ def _overlaps(
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #293f8951
 def _flat_hit(signs, tri, axis, p, q):
-    "Whether segment pq touches the triangle (K, 3), all in one plane; seen along `axis`."
+    "Return whether segment pq touches the triangle (K, 3), all in one plane; seen along `axis`."
     corners = list(tri.T)
     def inside(x):
         turns = np.stack([signs.turn(axis, a, b, x) for a, b in zip(corners, corners[1:] + corners[:1])])
@@ -98,7 +98,7 @@ def _flat_hit(signs, tri, axis, p, q):
             | crosses(corners[2], corners[0]))
 
 def _hit(signs, tri, axis, p, q):
-    "Whether segment pq (K,) touches the triangle (K, 3)."
+    "Return whether segment pq (K,) touches the triangle (K, 3)."
     a, b, c = tri.T
     sp, sq = signs.side(a, b, c, p), signs.side(a, b, c, q)
     hit, flat = np.zeros(len(p), bool), (sp == 0) & (sq == 0)
@@ -133,7 +133,7 @@ def _wedges_apart(points, f, g):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #624182a6
 def _strangers(signs, f, g, axes):
-    "Whether faces f and g (K, 3) without a common vertex meet; `axes` are the projection axes of both."
+    "Return whether faces f and g (K, 3) without a common vertex meet; `axes` are the projection axes of both."
     def apart(s, t):
         sides = np.stack([signs.side(*s.T, v) for v in t.T])
         return (sides.min(0) > 0) | (sides.max(0) < 0)
@@ -148,14 +148,14 @@ def _strangers(signs, f, g, axes):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #d2103032
 def _vertex_neighbours(signs, f, g, axes):
-    "Whether faces f and g (K, 3) whose first vertex is common meet elsewhere."
+    "Return whether faces f and g (K, 3) whose first vertex is common meet elsewhere."
     hit = ~_wedges_apart(signs.points, f, g)
     (f, g), axes = (f[hit], g[hit]), axes[:, hit]
     hit[hit] = _hit(signs, f, axes[0], g[:, 1], g[:, 2]) | _hit(signs, g, axes[1], f[:, 1], f[:, 2])
     return hit
 
 def _edge_neighbours(signs, f, g, axes):
-    "Whether faces f and g (K, 3) with a common edge, opposite their first vertices, lie folded on each other."
+    "Return whether faces f and g (K, 3) with a common edge, opposite their first vertices, lie folded on each other."
     (x, a, b), y = f.T, g[:, 0]
     return (signs.side(a, b, x, y) == 0) & (signs.turn(axes[0], a, b, x) == signs.turn(axes[0], a, b, y))
 
@@ -188,7 +188,7 @@ def self_intersections(
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #9edba678
 def _meet(signs, faces, axis, pairs):
-    "Which pairs (K, 2) of faces meet elsewhere than in what they share."
+    "Return which pairs (K, 2) of faces meet elsewhere than in what they share."
     f, g, axes = faces[pairs[:, 0]], faces[pairs[:, 1]], axis[pairs.T]
     same = f[:, :, None] == g[:, None, :]
     num = same.any(2).sum(1)

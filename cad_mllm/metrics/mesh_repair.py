@@ -104,7 +104,7 @@ def _groups(num, rows, columns):
 
 # %% ../../nbs/4_metrics/02_mesh_repair.ipynb #df12ea87
 def _orient(faces, twins):
-    "Which faces to turn over (F,)."
+    "Return which faces to turn over (F,)."
     num = len(faces)
     a, b, start = twins[:, 0]//3, twins[:, 1]//3, faces.ravel()
     same = start[twins[:, 0]] == start[twins[:, 1]]

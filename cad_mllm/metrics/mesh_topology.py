@@ -39,7 +39,7 @@ def _flux(mesh: Repaired):
     return float(abs(np.cross(b - a, c - a).sum()/2))
 
 def _is_closed(mesh: Repaired):
-    "Whether the mesh has no boundary: along every edge its faces cancel."
+    "Return whether the mesh has no boundary: along every edge its faces cancel."
     if not len(mesh.faces): return False
     ends = edge_ends(mesh.welded)
     edge = np.unique(np.sort(ends, 1), axis=0, return_inverse=True)[1].ravel()

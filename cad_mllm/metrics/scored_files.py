@@ -61,7 +61,7 @@ def _shape_part(path, unit):
     return Part(surface=mesh, notes=notes)
 
 def _has_faces(path):
-    "Whether a PLY says that it has faces; True also where it says nothing that can be read."
+    "Return whether a PLY says that it has faces; True also where it says nothing that can be read."
     try: return any(e.name == "face" and e.count for e in ply_header(read_plain(path, MOST_CLOUD_BYTES))[1])
     except (OSError, ValueError, KeyError, IndexError): return True
 

@@ -127,7 +127,7 @@ def _score_one(task): # (id, predicted file or None, true file, options)
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #15b866c7
 def _judge(task, error, timeout):
-    "Whether a worker that gave no answer died of the truth or of the prediction."
+    "Return whether a worker that gave no answer died of the truth or of the prediction."
     try: isolated(_read_truth, task, timeout=timeout + 30)           # a busy machine must not make it the truth's fault
     except Exception as e: return dict(truth=_reason(e, task[2]))
     return dict(failure=f"worker: {error}")
@@ -266,7 +266,7 @@ _CONVENTIONS = """\
 def conventions(
     settings: dict, # of a `Score`
 ) -> str: # Markdown
-    "What a table of this comparison must say beside its numbers."
+    "Return what a table of this comparison must say beside its numbers."
     alignment = ("Each part's own box is centred and made 1 long first: a wrong size or place costs nothing."
                  if settings["align"] else
                  "Parts are compared as they stand, both scaled by the truth's box: a wrong size or place costs.")
@@ -306,7 +306,7 @@ def pick(
     summary: Summary,
     metric: str = "chamfer", # low is good
 ) -> dict: # "best", "median", "worst", "failed" -> id
-    "Which parts a contact sheet shows."
+    "Return which parts a contact sheet shows."
     order = sorted((r[metric], id) for id, r in summary.results.items() if not math.isnan(r.get(metric, math.nan)))
     shown = dict(best=order[0][1], median=order[len(order)//2][1], worst=order[-1][1]) if order else {}
     return {**shown, **({"failed": next(iter(summary.failures))} if summary.failures else {})}
@@ -455,7 +455,7 @@ def _check_settings(s):
 ANOTHER_SIZE = 3 # times as large or as small, from which on a pair is told
 
 def _size_notes(tasks, outcomes, align):
-    "What a reader should know of sizes and of how files were read."
+    "Return what a reader should know of sizes and of how files were read."
     ratios = {t[0]: o["ratio"] for t, o in zip(tasks, outcomes) if o.get("ratio")}
     odd = {id: r for id, r in ratios.items() if not 1/ANOTHER_SIZE < r < ANOTHER_SIZE}
     said = Counter(re.sub(r"\d[\d.,e+-]*", "N", n) for o in outcomes for n in o.get("notes", ()))
@@ -472,7 +472,7 @@ def _size_notes(tasks, outcomes, align):
         f"size), such as {next(iter(odd))}{how}", *notes]
 
 def _notes(tasks, extra, left_out):
-    "What a reader should know of the pairing."
+    "Return what a reader should know of the pairing."
     kinds = [Counter(Path(t[i]).suffix.lower() for t in tasks if t[i]) for i in (1, 2)]
     said = [
         f"{len(tasks)} truths ({', '.join(f'{n} {k}' for k, n in kinds[1].most_common())}); predictions: "

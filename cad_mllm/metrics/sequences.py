@@ -25,7 +25,7 @@ def _extrudes(program): return [e for e in program.operations() if isinstance(e,
 def entity_counts(
     program: CADProgram,
 ) -> dict: # operation, sketch, extrude, profile, loop, line, arc, circle -> int
-    "How many entities of each kind a history really uses."
+    "Return how many entities of each kind a history really uses."
     sketches = {id: e for id, e in program.entities.items() if isinstance(e, Sketch)}
     used = dict.fromkeys(p for e in _extrudes(program) for p in e.profiles)
     loops = [loop for s, p in used for loop in sketches[s].profiles[p].loops]
@@ -160,7 +160,7 @@ def draw_commands(
     tolerance: int = 3, # as in `parameter_accuracy`
     ax=None, # matplotlib axes; a new figure if left out
 ):
-    "Which commands and parameters are right, place by place; a figure, or the axes that were given."
+    "Return which commands and parameters are right, place by place; a figure, or the axes that were given."
     from cad_mllm.utils.figures import Figure
     p, g = _commands_of(pred, gt)
     exact = np.isin(PARAMETERS, ("f", "b", "u"))

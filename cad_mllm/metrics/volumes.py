@@ -90,7 +90,7 @@ def _overlap(p, q):
 
 # %% ../../nbs/4_metrics/05_volumes.ipynb #a1f39d05
 def _inside(points, places):
-    "Whether places (M, 3) lie inside a surface of which points (N, 6) with outward normals are known."
+    "Return whether places (M, 3) lie inside a surface of which points (N, 6) with outward normals are known."
     from scipy.spatial import cKDTree
     near = points[cKDTree(points[:, :3]).query(places)[1]]
     return ((near[:, :3] - places)*near[:, 3:]).sum(1) > 0

@@ -90,7 +90,7 @@ def flash_reason(
     return "" if VARLEN[0] else f"torch {torch.__version__} has no torch.nn.attention.varlen"
 
 def supports_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    "Whether samples can be attended to one by one here: on a CPU by a loop, on a GPU by the flash kernel."
+    "Return whether samples can be attended to one by one here: on a CPU by a loop, on a GPU by the flash kernel."
     return device.type == "cpu" or not flash_reason(device, dtype)
 
 # %% ../../nbs/7_models/02_attention.ipynb #735540ed
@@ -156,7 +156,7 @@ def varlen_kwargs(
     ragged: VarlenBatch,
     position_ids: torch.Tensor, # (R, T)
 ) -> dict:
-    "What to call a decoder with, so that its attention goes sample by sample."
+    "Return what to call a decoder with, so that its attention goes sample by sample."
     unusable = torch.ones(1, 1, 0, 0, dtype=torch.bool, device=position_ids.device)
     # few different values: compiled code is made for each
     longest = max(SHORT, 1 << (ragged.longest - 1).bit_length())

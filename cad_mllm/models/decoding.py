@@ -58,7 +58,7 @@ class GrammarLogitsProcessor:
 _open = functools.lru_cache(2**14)(allowed)
 
 def _row_mask(state, room, finishing, must_add):
-    """What a row may write next: (tokens of the version + 1,) bool; the last column is the end of text.
+    """Return what a row may write next: (tokens of the version + 1,) bool; the last column is the end of text.
     One that `must_add` may not end, as long as there is room for an operation."""
     mask = np.zeros(len(vocabulary(state.version)) + 1, bool)
     if state.node == "done": mask[-1] = True
@@ -158,7 +158,7 @@ class DecodingRow:
     seconds: float = 0.0                  # and the time that took
 
     def has_finished(self, state: State) -> bool:
-        "Whether the row has written a whole extrude since its mark."
+        "Return whether the row has written a whole extrude since its mark."
         return state.node == "op" and not state.slots and state.num_extrudes > self.state.num_extrudes
 
 # %% ../../nbs/7_models/07_decoding.ipynb #50e8884b
@@ -281,7 +281,7 @@ def fit_image(
     picture: np.ndarray, # (H, W, 3) uint8, as given
     size: int = 96, # pixels of the pictures drawn for comparison
 ) -> tuple: # (distance, the view it was found in); 0 is perfect
-    "How far a part's look is from a picture, from the canonical view that suits best."
+    "Return how far a part's look is from a picture, from the canonical view that suits best."
     given = _cut_out(picture)
     if given is None: return math.inf, 0
     drawn = [_cut_out(solid.image(size, view)) for view in range(len(VIEWS))]

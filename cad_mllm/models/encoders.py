@@ -96,7 +96,7 @@ class ImageEncoder(nn.Module):
 # %% ../../nbs/7_models/01_encoders.ipynb #d2695b90
 @patch
 def _stretches(self: ImageEncoder):
-    "Whether the backbone has to be asked to stretch its position embeddings to our image size."
+    "Return whether the backbone has to be asked to stretch its position embeddings to our image size."
     import inspect
     asked = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
     return asked and self.backbone.config.image_size != self.image_size
@@ -321,7 +321,7 @@ def _from_blob(name, shape, data):
 
 @patch
 def _read(self: FeatureCache, keys):
-    "What is known of the keys."
+    "Return what is known of the keys."
     rows = self.db.execute(f"SELECT key, dtype, shape, data FROM features WHERE key IN ({','.join('?'*len(keys))})",
                            keys).fetchall()
     return {key: _from_blob(*rest) for key, *rest in rows}

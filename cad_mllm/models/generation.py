@@ -158,7 +158,7 @@ def rollback(self: DecodingSession, row: int) -> int: # tokens that no longer co
 
 @patch
 def sequences(self: DecodingSession) -> list: # of lists of ids
-    "What counts of each row."
+    "Return what counts of each row."
     return [ids[kept].tolist() for ids, kept in zip(self.ids, self.kept)]
 
 # %% ../../nbs/7_models/05_generation.ipynb #44383e0f

@@ -157,7 +157,7 @@ def add_lora(llm, config, new_ids):
 
 # %% ../../nbs/7_models/03_language_model.ipynb #3097c7d5
 def _input_as_it_is(x, dtype):
-    "What the matrices of LoRA are given: under autocast the input itself, else in their own precision."
+    "Return what the matrices of LoRA are given: under autocast the input itself, else in their own precision."
     return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 def _module_name(model, module):

@@ -86,7 +86,7 @@ def embed(
 
 # %% ../../nbs/7_models/04_model.ipynb #6589d0ed
 def _is_plain(segment_ids):
-    "Whether each row is one sample, beginning at the first position, with padding after it only."
+    "Return whether each row is one sample, beginning at the first position, with padding after it only."
     return bool((segment_ids[:, 0] == 0).all() and (segment_ids <= 0).all() and (segment_ids.diff(dim=1) <= 0).all())
 
 # %% ../../nbs/7_models/04_model.ipynb #eb71bae3
@@ -145,7 +145,7 @@ def forward(
 
 # %% ../../nbs/7_models/04_model.ipynb #27c94ad5
 def _part(name):
-    "Which part of the model a parameter belongs to, by its name."
+    "Return which part of the model a parameter belongs to, by its name."
     if "trainable_tokens" in name: return "new token rows"
     if ".lora_" in name: return "LoRA"
     return {"llm": "language model"}.get(first := name.split(".")[0], first.replace("_", " "))
@@ -184,7 +184,7 @@ def parameter_groups(
     train_config, # gives weight_decay, projector_lr_multiplier and new_token_lr_multiplier
     lr: float, # of the language model
 ) -> list: # of dicts: name, params, param_names, lr, weight_decay; always in the same order
-    "What an optimizer gets."
+    "Return what an optimizer gets."
     faster = dict(projectors=train_config.projector_lr_multiplier, point_encoder=train_config.projector_lr_multiplier,
                   new_tokens=train_config.new_token_lr_multiplier)
     groups = {}

@@ -47,7 +47,7 @@ def fingerprint(
 # %% ../../nbs/7_models/06_weights.ipynb #50870fec
 @patch
 def base_weights(self: CADMLLMModel) -> dict: # part -> name, fingerprint, commit, dtype
-    "What this model stands on: each part that is loaded by name and stays as it is."
+    "Return what this model stands on: each part that is loaded by name and stays as it is."
     c, found = self.config, {}
     # they have rows that were made here
     words = (self.llm.get_input_embeddings(), self.llm.get_output_embeddings())

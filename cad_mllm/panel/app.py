@@ -189,7 +189,7 @@ def look(self: CheckpointPanel):
 # %% ../../nbs/10_panel/13_app.ipynb #f1654ba6
 @patch
 def states(self: CheckpointPanel) -> str:
-    "What changes when a training begins, saves or ends."
+    "Return what changes when a training begins, saves or ends."
     trainings = [read_training(path) for path in dict.fromkeys([*self.active, self.train.folder])]
     return "".join(f"{t.output} {t.status.get('checkpoint')} {t.state}" for t in trainings)
 

@@ -27,7 +27,7 @@ class Catalog:
 _MARKS = {MANIFEST, METADATA, STATE, "config.pt"}
 
 def is_checkpoint_folder(name: str, names: list) -> bool:
-    "Whether a folder of this name that holds these names is a checkpoint, whole or not."
+    "Return whether a folder of this name that holds these names is a checkpoint, whole or not."
     return name.startswith("checkpoint-") or not _MARKS.isdisjoint(names) or any(WEIGHT_FILES.match(n) for n in names)
 
 def _signature(folder, entries):
@@ -74,7 +74,7 @@ def _record(found):
 
 # %% ../../nbs/10_panel/00_catalog.ipynb #f800c1f3
 def _is_slow(folder):
-    "Whether a look at the file system takes milliseconds, as on a mounted Drive: then looks go side by side."
+    "Return whether a look at the file system takes milliseconds, as on a mounted Drive: then looks go side by side."
     began = time.perf_counter()
     try:
         os.stat(folder)

@@ -74,7 +74,7 @@ def find_again(
     base: str, # the folder it was started in; "" where it did not record that
     run: Path, # its output folder
 ) -> str: # absolute; as it was where it is found nowhere
-    "Where a path of a run leads to."
+    "Return where a path of a run leads to."
     if not path or path.startswith("stream:") or os.path.isabs(os.path.expanduser(path)): return absolute(path)
     places = [absolute(path, str(place)) for place in ([base] if base else [])]
     places += [absolute(path, str(place)) for place in Path(run).parents]
@@ -158,7 +158,7 @@ def _asked(was, words):
 def other_run(
     form: TrainForm, # of a resume
 ) -> list: # of `Change`
-    "What makes another run of a resume."
+    "Return what makes another run of a resume."
     was, flags = _settings_of(form.checkpoint), parse_flags(train_command(form))
     if not was: return []
     now = {k: _asked(v, flags.get(k)) for k, v in was.items()}
@@ -182,7 +182,7 @@ def other_run(
 
 # %% ../../nbs/10_panel/05_commands.ipynb #0b584150
 def changes_html(changes: list) -> str:
-    "What makes another run of it, for the form."
+    "Return what makes another run of it, for the form."
     if not changes: return ""
     said = "".join(f"<li>{html.escape(str(c))}</li>" for c in changes)
     return (
@@ -223,7 +223,7 @@ def resume_form(
 def current_values(
     form: TrainForm, # as it would start, with no changes
 ) -> dict: # name of `CHANGES` -> text
-    "What holds where nothing is changed."
+    "Return what holds where nothing is changed."
     if form.resume_from:
         settings = _settings_of(form.checkpoint) if form.checkpoint else {}
     else:

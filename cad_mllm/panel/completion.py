@@ -159,7 +159,7 @@ def load_completer(
 def verdict_html(
     part: dict, # what `complete` gave
 ) -> str:
-    "Whether it is a valid solid, how large, and what was to be noted."
+    "Return whether it is a valid solid, how large, and what was to be noted."
     from cad_mllm.completion import solid_words
     m, box = part.get("metadata", {}), part.get("properties", {}).get("bounding_box", {})
     size = " × ".join(f"{1000*(box['max_point'][c] - box['min_point'][c]):.4g}" for c in "xyz") + " mm" if box else None

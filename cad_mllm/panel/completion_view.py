@@ -101,7 +101,7 @@ def take(self: DatasetView):
 # %% ../../nbs/10_panel/11_completion_view.ipynb #bfac5a31
 @patch
 def inputs(self: DatasetView) -> dict: # partial_json, caption, image, point_cloud
-    "What is given of the sample."
+    "Return what is given of the sample."
     if self.choice is None:
         raise PanelError("Samples: none is chosen; write a data folder and choose one, or complete files of your own")
     program, num = CADProgram.from_json(self.whole), self.kept.value
@@ -167,7 +167,7 @@ class UploadView(View):
 # %% ../../nbs/10_panel/11_completion_view.ipynb #47710ff6
 @patch
 def check(self: UploadView, kind, path) -> str:
-    "What a file holds, in words; raises an error with a remedy for what cannot be used."
+    "Return what a file holds, in words; raises an error with a remedy for what cannot be used."
     if not path.is_file():
         raise PanelError(
             f"{dict((k, title) for k, title, _ in _OWN_FILES)[kind]}: there is no file {path}; check the spelling, or "
@@ -181,7 +181,7 @@ def check(self: UploadView, kind, path) -> str:
 
 @patch
 def inputs(self: UploadView) -> dict: # partial_json, caption, image, point_cloud
-    "What is given."
+    "Return what is given."
     paths = {kind: Path(w.value.strip()).expanduser() for kind, w in self.paths.items() if w.value.strip()}
     for kind, path in paths.items(): self.check(kind, path)
     part = read_part(read_plain(paths["partial"], MAX_BYTES), paths["partial"].name) if "partial" in paths else None

@@ -54,7 +54,7 @@ def describe_record(
 def differences(
     a: CheckpointRecord, b: CheckpointRecord,
 ) -> list: # of (name, value in a, value in b)
-    "What is not the same in two checkpoints."
+    "Return what is not the same in two checkpoints."
     left, right = describe_record(a), describe_record(b)
     return [
         (k, left.get(k), right.get(k)) for k in [*left, *(k for k in right if k not in left)]
@@ -168,7 +168,7 @@ def describe_training(
 def delivery_html(
     delivery: dict | None, # of status.json
 ) -> str:
-    "What has not reached the output folder yet, and why; empty while all is well."
+    "Return what has not reached the output folder yet, and why; empty while all is well."
     d = delivery or {}
     if not d.get("pending") and not d.get("failing_since"): return ""
     waiting = (

@@ -37,7 +37,7 @@ class Job:
 
 # %% ../../nbs/10_panel/08_jobs.ipynb #96c16c92
 def job_html(job: Job) -> str:
-    "How far a job is."
+    "Return how far a job is."
     bar = (
         f'<div class="cadm-bar" role="progressbar" aria-valuenow="{100*job.share:.0f}" aria-valuemin="0" '
         f'aria-valuemax="100" aria-label="{html.escape(job.title)}"><i style="width:{100*job.share:.1f}%"></i></div>'
@@ -70,7 +70,7 @@ class Workers:
 def verify_job(
     record: CheckpointRecord,
 ): # of a `Job` -> list of problems
-    "What a job does that verifies a checkpoint and says how far it is."
+    "Return what a job does that verifies a checkpoint and says how far it is."
     def verify(job):
         began, done = bytes_read(), threading.Event()
         def count():

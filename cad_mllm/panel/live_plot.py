@@ -70,7 +70,7 @@ def mark_data(
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #ae6c32a9
 def stage_starts(rows) -> list: # of [step, stage]
-    "Where each stage begins."
+    "Return where each stage begins."
     return [
         [row["step"], row.get("stage") or ""] for before, row in zip([{}, *rows], rows)
         if before.get("stage") != row.get("stage")
@@ -119,7 +119,7 @@ def plot_data(
     name: str = "", # of this state of the data
     callback: str = "", # of Colab
 ) -> dict:
-    "What the page draws: the runs, and the tabs."
+    "Return what the page draws: the runs, and the tabs."
     titles = dict.fromkeys(title for run in runs for title in run.measured)
     tabs = [dict(key=key, title=title) for key, title in (*TABS, *((t, t) for t in titles))]
     return dict(id=name, tabs=tabs, callback=callback, runs=[run_data(run) for run in runs])
@@ -198,7 +198,7 @@ def show(self: LivePlot,
 
 @patch
 def goes_on(self: LivePlot, runs) -> bool:
-    "Whether the page knows all about these runs but their last rows."
+    "Return whether the page knows all about these runs but their last rows."
     if self.seen != [self.shape(run) for run in runs]: return False
     known = [(run.curve.rows, *self.sent[run.name]) for run in runs]
     return all(
@@ -209,7 +209,7 @@ def goes_on(self: LivePlot, runs) -> bool:
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #b94f5c54
 @patch
 def shape(self: LivePlot, run) -> tuple:
-    "What a base holds beside rows."
+    "Return what a base holds beside rows."
     marks = tuple((r.path, r.complete, r.path in run.bests, r.loss, r.val_loss) for r in run.records)
     starts = stage_starts(run.curve.rows)
     num_lost, num_events = len(run.curve.lost), len(run.curve.events)

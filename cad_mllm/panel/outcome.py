@@ -52,7 +52,7 @@ def _hole_words(contour):
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #e340a1f2
 def extent_words(extrude) -> str:
-    "How far an extrude reaches, in mm."
+    "Return how far an extrude reaches, in mm."
     if extrude.extent == "symmetric": return f"{_mm(abs(extrude.extent_one))} mm to both sides"
     if extrude.extent == "two": return f"{_mm(extrude.extent_one)} mm and {_mm(extrude.extent_two)} mm the other way"
     return f"{_mm(abs(extrude.extent_one))} mm" + (" backwards" if extrude.extent_one < 0 else "")
@@ -166,7 +166,7 @@ FIT_HELP = (
 )
 
 def _name(candidate, number):
-    "What a candidate is called; one that the model did not write says who proposed it."
+    "Return what a candidate is called; one that the model did not write says who proposed it."
     return f"Candidate {number}" + ("" if candidate.source == "model" else f", {candidate.source}")
 
 def _from_candidate(candidate, num_given):
@@ -239,7 +239,7 @@ def given_html(
     inputs: dict, # partial_json, caption, image, point_cloud
     size: int = 120, # pixels
 ) -> str:
-    "What is given, as small pictures; empty where it is a caption alone."
+    "Return what is given, as small pictures; empty where it is a caption alone."
     from PIL import Image
     from cad_mllm.completion import read_point_cloud
     from cad_mllm.completion_drawing import draw_points

@@ -22,7 +22,7 @@ from .table import badge_html, make_rows, read_curve, Row
 NOTES = "notes.json"
 
 def read_notes(run: Path) -> dict: # notes, tags
-    "What was written about a run."
+    "Return what was written about a run."
     told = read_small_json(Path(run)/NOTES)[0]
     tags = told.get("tags")
     return dict(notes=str(told.get("notes") or ""), tags=[str(t) for t in tags] if isinstance(tags, list) else [])
@@ -97,7 +97,7 @@ def make_line(
     run: Run,
     rows: list, # of `Row`, those of the run
 ) -> RunLine:
-    "What there is to say about a run in a line."
+    "Return what there is to say about a run in a line."
     training, curve, notes = read_training(run.path), read_curve(run.path), read_notes(run.path)
     settings = read_run_config(run.path)["train"]
     vals, last = _val_losses(run, curve), curve.rows[-1] if curve.rows else {}
@@ -138,7 +138,7 @@ def filter_lines(
     return found
 
 def row_words(row: Row) -> str:
-    "What a row can be found by."
+    "Return what a row can be found by."
     return " ".join(
         (row.name, row.stage, row.state, "no optimizer" if row.optimizer == "no" else "", *row.marks)
     ).lower()
@@ -211,7 +211,7 @@ def run_html(
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #d2761f10
 def _title(line, key):
-    "What a cell says in full."
+    "Return what a cell says in full."
     if key == "name": return f"{line.name}. {line.notes}".strip()
     return line.tags if key == "tags" else COLUMN_HELP.get(key, "")
 

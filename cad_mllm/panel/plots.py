@@ -36,7 +36,7 @@ def x_values(
     rows: list, # of metrics lines
     axis: str = "step", # one of `X_AXES`
 ) -> list:
-    "Where lines stand on the x axis."
+    "Return where lines stand on the x axis."
     key, unit = ("seconds", 3600) if axis == "time" else (axis, 1)
     return [(r.get(key) or 0)/unit for r in rows]
 
@@ -55,7 +55,7 @@ class Plotted:
     measured: dict = field(default_factory=dict)# what else was measured: title -> list of (step, value)
 
     def places(self, axis: str) -> list: # of numbers
-        "Where the checkpoints stand on the x axis."
+        "Return where the checkpoints stand on the x axis."
         rows = x_rows(self)
         return x_values([rows.get(r.step) or {"step": r.step} for r in self.records], axis)
 
@@ -73,7 +73,7 @@ class Plotted:
 def x_rows(
     run: Plotted,
 ) -> dict: # step -> dict with "step", "samples", "tokens", "seconds"
-    "What is known about each step's place: of logged steps their line, of other checkpoints their metadata."
+    "Return what is known about each step's place: of logged steps their line, of other checkpoints their metadata."
     return {r.step: {**r.metadata, "step": r.step} for r in run.records} | {r["step"]: r for r in run.curve.rows}
 
 # %% ../../nbs/10_panel/03_plots.ipynb #43b3f9af
@@ -236,7 +236,7 @@ def image_html(
 def alt_text(
     runs: list, # of `Plotted`
 ) -> str:
-    "What the plot shows, as a sentence."
+    "Return what the plot shows, as a sentence."
     def told(run):
         rows = [r for r in run.curve.rows if isinstance(r.get("loss"), (int, float))]
         how = (
@@ -258,7 +258,7 @@ CSV_COLUMNS = (
 def curves_csv(
     runs: list, # of `Plotted`
 ) -> str: # the text of a CSV file
-    "What the plot shows, as numbers: a line a logged step, a lost step or a checkpoint."
+    "Return what the plot shows, as numbers: a line a logged step, a lost step or a checkpoint."
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

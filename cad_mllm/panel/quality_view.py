@@ -189,7 +189,7 @@ def _share(value): return None if value is None else f"{value:.1%}"
 # %% ../../nbs/10_panel/09d_quality_view.ipynb #2275b412
 @patch
 def data_root(self: QualityView) -> str:
-    "What is typed, else the data of the selected run, where it is at hand."
+    "Return what is typed, else the data of the selected run, where it is at hand."
     if typed := self.root.value.strip(): return absolute(typed)
     run = self.panel.run_of(self.panel.picked)
     told = read_run_config(run.path) if run else {"train": {}}

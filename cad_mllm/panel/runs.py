@@ -175,7 +175,7 @@ _MARKERS = {RUN_CONFIG, METRICS, STATUS, LAUNCH}
 _OWN_FOLDERS = ("completions", "evaluation", "card-", "wandb", "logs")
 
 def run_name(runs: list, path: Path) -> str:
-    "What the run in a folder is called."
+    "Return what the run in a folder is called."
     return next((r.name for r in runs if r.path == path), Path(path).name)
 
 def list_folders(folder):
@@ -260,7 +260,7 @@ def is_alive(
     pid: int, # of a process on this machine
     heard: float = math.inf, # when it last gave a sign, in seconds since 1970
 ) -> bool:
-    "Whether that process runs, and is the one that gave the sign."
+    "Return whether that process runs, and is the one that gave the sign."
     if pid in child_processes and child_processes[pid].poll() is not None: return False
     if not is_running(pid): return False
     birth = birth_of(int(pid))

@@ -17,7 +17,7 @@ def prune_plan(
     run: Run,
     keep_last_n: int, # of each stage
 ) -> list: # of (CheckpointRecord, whether it goes, why it stays)
-    "What pruning would delete, and what it would keep for which reason."
+    "Return what pruning would delete, and what it would keep for which reason."
     if keep_last_n < 1: raise PanelError(f"Keep the last: {keep_last_n} would delete everything; keep 1 or more")
     resumed = resumed_from(run)
     kept = {*run.bests, *(r.path for r in run.records if place_of(r.path) in resumed)}

@@ -218,7 +218,7 @@ def take(self: _Reader, data):
 
 @patch
 def is_object(self: _Reader, line):
-    "Whether a line is a JSON object."
+    "Return whether a line is a JSON object."
     try: return isinstance(parse_json(line), dict)
     except FileError: return False
 

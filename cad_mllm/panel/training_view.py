@@ -84,7 +84,7 @@ class TrainView(View):
 # %% ../../nbs/10_panel/10_training_view.ipynb #62a43ed6
 @patch
 def form(self: TrainView) -> TrainForm:
-    "What the form says; raises `PanelError` for what cannot work."
+    "Return what the form says; raises `PanelError` for what cannot work."
     given = dict(
         output_dir=str(self.folder), data_root=self.data.value.strip(), more=self.more.value,
         changes=read_changes({k: w.value for k, w in self.changes.items()})
@@ -194,7 +194,7 @@ def fill_grey(self: TrainView, new):
 
 # %% ../../nbs/10_panel/10_training_view.ipynb #403e324c
 def recipe_words(name: str) -> str:
-    "What a recipe is."
+    "Return what a recipe is."
     model, train = recipe(name)
     kind = f"LoRA on {model.llm_model_name}" if model.use_lora else "all weights trained"
     stages = ", ".join(f"{s.name} {s.num_epochs}×" for s in train.stages if s.num_epochs)
@@ -289,7 +289,7 @@ def examine(
     recipe_name: str, # "" where it is not known
     card: str, # of `CARDS`; "" for none
 ) -> list: # of lines
-    "What a data set has, and what a training on it needs."
+    "Return what a data set has, and what a training on it needs."
     from cad_mllm.data.stream import open_dataset
     from cad_mllm.training.planner import plan
     lines = []

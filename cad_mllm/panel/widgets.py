@@ -109,7 +109,7 @@ class PlotView(View):
 # %% ../../nbs/10_panel/09_widgets.ipynb #69b2ae97
 @patch
 def build_picture(self: PlotView):
-    """What stands in for the plot where scripts do not run: the picture, its controls, and checkpoints to choose
+    """Return what stands in for the plot where scripts do not run: the picture, its controls, and checkpoints to choose
     from."""
     self.axis = style_control(
         widgets.Dropdown, "X axis", label_width="60px", width="190px",
@@ -153,7 +153,7 @@ def plotted(self: PlotView):
 
 @patch
 def measured(self: PlotView, run) -> dict: # title -> list of (step, value)
-    "What `evaluate` found of the checkpoints of a run."
+    "Return what `evaluate` found of the checkpoints of a run."
     rows = (
         [r for r in self.panel.rows if r.run == run.name and r.iou is not None and r.step is not None]
         if run.evaluated else []

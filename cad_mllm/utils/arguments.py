@@ -141,13 +141,13 @@ _POSITIONAL = "positional"
 Positional = Annotated[str, _POSITIONAL] # an argument that may be left out
 
 def _value_type(annotation):
-    "What turns a word into the value: the type itself, or the one beside None."
+    "Return what turns a word into the value: the type itself, or the one beside None."
     options = [t for t in get_args(annotation) if t is not NoneType]
     if get_origin(annotation) is Annotated or len(options) == 1: return options[0]
     return annotation if annotation in (int, float, str, bool) else str
 
 def _reader(annotation, may_be_empty):
-    "What turns a word into the value of an argument."
+    "Return what turns a word into the value of an argument."
     kind = _value_type(annotation)
     least = next((m.least for m in getattr(annotation, "__metadata__", ()) if isinstance(m, AtLeast)), 0)
     choices = next((m.choices for m in getattr(annotation, "__metadata__", ()) if isinstance(m, OneOf)), None)

@@ -48,7 +48,7 @@ def _quota(folder):
 SCHEDULER_VARIABLES = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "PBS_NP", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
 
 def _scheduled(environ):
-    "What the scheduler's first variable says; infinite where there is none."
+    "Return what the scheduler's first variable says; infinite where there is none."
     given = [environ[name] for name in SCHEDULER_VARIABLES if environ.get(name, "").isdigit()]
     return max(int(given[0]), 1) if given else math.inf
 

@@ -105,7 +105,7 @@ def replace_bytes(
 
 # %% ../../nbs/0_utils/03_files.ipynb #6ada2d5e
 def _is_stray(path):
-    "Whether a file is a temporary one of a process that is gone, or had this one's number before."
+    "Return whether a file is a temporary one of a process that is gone, or had this one's number before."
     if not (told := re.fullmatch(r".+\.(\d+)\.tmp", path.name)): return False
     if int(told[1]) == os.getpid(): return True
     try: os.kill(int(told[1]), 0)
@@ -207,7 +207,7 @@ def read_plain_text(
 MOST_DEPTH = 100   # objects and lists within each other
 
 def _is_deeper(value, most):
-    "Whether lists and objects lie in each other more than `most` deep; looks at each value once."
+    "Return whether lists and objects lie in each other more than `most` deep; looks at each value once."
     level = [value]
     for _ in range(most + 1):
         inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
@@ -297,7 +297,7 @@ def read_journal(
     return found
 
 def _ends_a_line(file):
-    "Whether a file, open for reading, is empty or ends with a line break."
+    "Return whether a file, open for reading, is empty or ends with a line break."
     if file.tell() == 0: return True
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
@@ -310,7 +310,7 @@ def append_bytes(path: str | Path, lines: bytes):
 
 # %% ../../nbs/0_utils/03_files.ipynb #6369c3ac
 def _is_of(value, kind):
-    "Whether a value is of a kind; whole numbers count as numbers, true and false and NaN do not."
+    "Return whether a value is of a kind; whole numbers count as numbers, true and false and NaN do not."
     if kind not in (int, float): return isinstance(value, kind)
     if isinstance(value, bool) or not isinstance(value, (int, float)): return False
     return abs(value) < 2**62 and (kind is float or value == int(value))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # %% ../../nbs/0_utils/06_hub.ipynb #cfe560bf
 def _is_cached(name):
-    "Whether a model, or its tokenizer, lies in the Hub's cache on this machine."
+    "Return whether a model, or its tokenizer, lies in the Hub's cache on this machine."
     from huggingface_hub import try_to_load_from_cache
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "tokenizer_config.json"))
 

@@ -26,7 +26,7 @@ class Pace:
         self.clock, self.began, self.last = clock, clock(), None
 
     def is_due(self) -> bool:
-        "Whether a line is due; counts as written then."
+        "Return whether a line is due; counts as written then."
         now = self.clock()
         gap = 10 if now - self.began < 600 else 60
         if self.last is not None and now - self.last < gap: return False
@@ -35,7 +35,7 @@ class Pace:
 
 # %% ../../nbs/0_utils/05_progress.ipynb #c0e953f5
 def in_notebook() -> bool:
-    "Whether this process is the kernel of a notebook."
+    "Return whether this process is the kernel of a notebook."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
 

@@ -63,7 +63,7 @@ def read_holder(
 def is_gone(
     holder: Holder,
 ) -> bool | None: # None where that cannot be known from here
-    "Whether the process of a holder has ended."
+    "Return whether the process of a holder has ended."
     import psutil
     if (holder.host, holder.space) != (socket.gethostname(), _space()): return None
     try:
@@ -94,7 +94,7 @@ class FolderLock:
         self.mine, self.lost, self.beats, self.thread, self.ended = None, None, 0, None, threading.Event()
 
     def read(self) -> bytes | None: # None where there is none
-        "What the lock file holds."
+        "Return what the lock file holds."
         try: return read_plain(self.path)
         except (FileNotFoundError, NotADirectoryError): return None
 

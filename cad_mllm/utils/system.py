@@ -28,7 +28,7 @@ def mounts(
     return [(plain(words[1]), words[2]) for line in lines if len(words := line.split()) > 2]
 
 def sys_is_linux() -> bool:
-    "Whether Linux's files about itself are there."
+    "Return whether Linux's files about itself are there."
     return Path("/proc/self").exists()
 
 # %% ../../nbs/0_utils/07_system.ipynb #50422083
@@ -47,7 +47,7 @@ def mount_point_of(
 def is_running(
     pid, # a number, or what a file says is one
 ) -> bool:
-    "Whether there is a process of that number on this machine."
+    "Return whether there is a process of that number on this machine."
     import psutil
     try: return int(pid) > 0 and psutil.pid_exists(int(pid))
     except (TypeError, ValueError, OverflowError): return False
@@ -72,7 +72,7 @@ def memory_of(
     except psutil.Error: return 0
 
 def bytes_read() -> int | None:
-    "What this process has read so far, from disks and elsewhere; None where the system does not count."
+    "Return what this process has read so far, from disks and elsewhere; None where the system does not count."
     import psutil
     try: counted = psutil.Process().io_counters()
     except (psutil.Error, AttributeError, NotImplementedError): return None
