@@ -287,7 +287,7 @@ def scan_words(told: dict) -> str:
     "Return what came of the scan, in a sentence."
     return (
         f"6,000 points -> {told['num_operations']} operations, {told['num_curves']} curves; "
-        f"{1000*told['deviation_mean']:.2g} mm off on the mean; {told['iou']:.1%} of the volume shared with the part"
+        f"{1000*told['deviation_mean']:.2g} mm off on average; {told['iou']:.1%} of the volume shared with the part"
     )
 
 # %% ../nbs/11_commands/01_demo.ipynb #704a1743
@@ -343,8 +343,8 @@ def finish_begun_parts(
 def begun_words(told: dict) -> str:
     "Return what became of the begun parts, in a sentence."
     return (
-        f"{told['valid']} of {told['parts']} begun parts became valid solids; they share {told['shared']:.1%} of the "
-        f"volume with the designed parts, the beginnings {told['before']:.1%}"
+        f"{told['valid']} of {told['parts']} partial parts were completed to valid solids; they share {told['shared']:.1%} of the "
+        f"volume with the ground truth, the partial parts {told['before']:.1%}"
     )
 
 # %% ../nbs/11_commands/01_demo.ipynb #c1d9e402

@@ -273,10 +273,10 @@ def evaluate(
     num_val_samples: int = 0, # samples held out; 0 takes the number of the checkpoint's training
     from_scratch: bool = False, # give no operations: the whole part from text, points, picture
     temperature: float = 0.0, # 0 takes the likeliest tokens
-    num_candidates: int = 1, # completions to choose from, without the truth; needs a temperature
+    num_candidates: int = 1, # completions to choose from, without the ground truth; needs a temperature
     check: str = "kernel", # "kernel" judges operations while they are written, as `complete` does; "end" builds what
                            # came out
-    robustness: bool = False, # ask again with noisy and thin points, and with pictures from each view
+    robustness: bool = False, # repeat with noisy and sparse points, and with images from each view
     batch_size: int = 16, # rows written together
     max_new_tokens: int | None = None, # of a completion; None takes all the room there is
     num_points: int = 2000, # taken from each surface

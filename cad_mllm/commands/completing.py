@@ -95,13 +95,13 @@ def _check_settings(checkpoint, temperature, top_p, num, check, best):
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #b8254cf6
 def complete(
-    partial: Positional = "", # JSON of the beginning; leave it out to start from a caption, points or a picture
+    partial: Positional = "", # file of the partial part; leave it out to start from a caption, points or an image
     checkpoint: str = "small", # small: the model that comes with the package; a checkpoint folder, or user/model on the
                                # Hub
     out: str = "", # file to write, such as part.FCStd: its form is written, and those of --format beside it (default:
                    # completed.json); with --requests a folder (default: completed)
     caption: str = "", # what the part is, in words
-    image: str = "", # a picture of the part; several views, comma separated
+    image: str = "", # an image of the part; several views, comma separated
     points: str = "", # a point cloud or shape: .npz .npy .ply .xyz .stl .obj .step
     requests: str = "", # many parts: a file with one JSON object per line, of partial, caption, image, points, unit;
                         # what
@@ -109,8 +109,8 @@ def complete(
     format: str = "json,step,png", # which files, comma separated: json, step, stl, ply, obj, glb, svg, png; to be
                                    # edited: fcstd, build123d, cadquery, openscad, fusion, featurescript
     num_candidates: Annotated[int, AtLeast(1)] = 4, # to choose from
-    best: str = "input", # which one is kept: input, the one that fits the points or the picture, by agreement where
-                         # there is neither; agreement, the one most like the others; likelihood, the model's favourite
+    best: str = "input", # which one is kept: input, the one that fits the points or the image, by agreement where
+                         # there is neither; agreement, the one most like the others; likelihood, the model's own choice
     methods: str = "", # who proposes candidates, comma separated: model; slabs, slices of the points, which say what is
                        # missing of the part; by default both with the small model, and another checkpoint alone
     check: str = "kernel", # kernel: each operation is built, and written again if it is no good; end: whole candidates
@@ -278,14 +278,14 @@ def evaluate(
     modalities: str = "", # combinations, comma separated, such as text,text+points; all that the model has encoders for
                           # if left out
     split: str = "val", # val: what training held out; all: everything, for data that training never saw
-    num_candidates: Annotated[int, AtLeast(1)] = 1, # completions to choose from, without the truth; needs a temperature
+    num_candidates: Annotated[int, AtLeast(1)] = 1, # completions to choose from, without the ground truth; needs a temperature
     temperature: float = 0.0, # 0 takes the likeliest token
     check: str = "kernel", # kernel: operations are judged while they are written; end: whole parts are built
-    robustness: bool = False, # ask again with noisy and thin points, and with pictures from each view
+    robustness: bool = False, # repeat with noisy and sparse points, and with images from each view
     from_scratch: bool = False, # give no operations
     max_new_tokens: int = 0, # tokens a completion may take; 0 for all the room there is
     batch_size: Annotated[int, AtLeast(1)] = 16, # completions written together
-    seed: int = 0, # of the choice of beginnings, and of sampling
+    seed: int = 0, # of the choice of samples, and of sampling
     jobs: int = 0, # processes for geometry; 0 for one for each processor that was allotted
     out: str = "", # folder for the tables and pictures; beside the checkpoint if left out
     device: str = "auto", # auto, cpu, cuda
