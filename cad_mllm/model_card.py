@@ -111,7 +111,7 @@ def card_folder(checkpoint) -> Path:
 
 # %% ../nbs/9_completion/08_model_card.ipynb #f324800a
 def _draw_loss(metrics):
-    "The loss over steps, stages told apart by colour."
+    "The loss over steps, stages told apart by color."
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(6, 2.6), layout="constrained")
     ax = fig.subplots()

@@ -278,7 +278,8 @@ def evaluate(
     modalities: str = "", # combinations, comma separated, such as text,text+points; all that the model has encoders for
                           # if left out
     split: str = "val", # val: what training held out; all: everything, for data that training never saw
-    num_candidates: Annotated[int, AtLeast(1)] = 1, # completions to choose from, without the ground truth; needs a temperature
+    num_candidates: Annotated[int, AtLeast(1)] = 1, # completions to choose from, without the ground truth; needs a
+                                                    # temperature
     temperature: float = 0.0, # 0 takes the likeliest token
     check: str = "kernel", # kernel: operations are judged while they are written; end: whole parts are built
     robustness: bool = False, # repeat with noisy and sparse points, and with images from each view

@@ -60,7 +60,7 @@ def turn(self: _Signs, axis, a, b, c):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #01aafa8e
 def _morton(points):
-    "An order of points (N,) in which neighbours stand near each other: the bits of x, y and z interleaved."
+    "An order of points (N,) in which neighbors stand near each other: the bits of x, y and z interleaved."
     low, high = corners_of(points)
     cells = ((points - low)/np.maximum(high - low, 1e-300)*1023).astype(np.int64)
     return np.argsort(sum(((cells[:, k] >> i) & 1) << (3*i + k) for i in range(10) for k in range(3)), kind="stable")
@@ -173,7 +173,7 @@ def _projection(signs, faces):
 # %% ../../nbs/4_metrics/03_intersections.ipynb #db898efa
 def self_intersections(
     vertices: np.ndarray, # (V, 3)
-    faces: np.ndarray, # (F, 3); faces are neighbours if they name the same vertex
+    faces: np.ndarray, # (F, 3); faces are neighbors if they name the same vertex
 ) -> np.ndarray: # (K, 2) indices of faces
     """All pairs of faces that meet elsewhere than in their common vertex or edge.
     Exact; faces without area are left out."""

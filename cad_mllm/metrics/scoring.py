@@ -405,7 +405,7 @@ def score(
     num_points: int = 2000, # taken from each surface
     threshold: float = 0.05, # distance of the F-score, in lengths of the truth's box
     seed: int = 0, # of the points
-    align: str = "", # "box" centres and scales each part by its own box first
+    align: str = "", # "box" centers and scales each part by its own box first
     kernel: str = "manifold", # that builds histories: manifold or occ
     pred_unit: str = "", # of predicted meshes: mm, cm, m or in; by default what the file says, else millimetres for
                          # STL, and for others whose numbers are above a few metres

@@ -73,7 +73,7 @@ def operations_html(
     said: list, # of `operation_words`
     num_given: int = 0, # the first ones
 ) -> str:
-    "The operations as a list, the given ones grey."
+    "The operations as a list, the given ones gray."
     items = "".join(
         f'<li class="{"cadm-given" if i < num_given else "cadm-new"}">{html.escape(words)}</li>'
         for i, words in enumerate(said)

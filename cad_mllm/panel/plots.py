@@ -211,7 +211,7 @@ def loss_figure(
 def figure_png(
     fig, # a matplotlib Figure
     dpi: int = 110,
-    clear: bool = False, # without its ground, for pages of any colour
+    clear: bool = False, # without its ground, for pages of any color
 ) -> bytes:
     "A figure as a PNG file."
     stream = io.BytesIO()
