@@ -343,7 +343,8 @@ def finish_begun_parts(
 def begun_words(told: dict) -> str:
     "Return what became of the begun parts, in a sentence."
     return (
-        f"{told['valid']} of {told['parts']} partial parts were completed to valid solids; they share {told['shared']:.1%} of the "
+        f"{told['valid']} of {told['parts']} partial parts were completed to valid solids; they share "
+        f"{told['shared']:.1%} of the "
         f"volume with the ground truth, the partial parts {told['before']:.1%}"
     )
 
