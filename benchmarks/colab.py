@@ -28,7 +28,7 @@ from cad_mllm.utils.cpus import allotted_cpus  # noqa: E402
 from common import make_parser, table_head
 
 NOTEBOOK = ROOT/"nbs"/"tutorials"/"colab.ipynb"
-MISSING = ("cadquery-ocp-novtk", "manifold3d")       # what Colab's image lacks of our requirements
+MISSING = ("cadquery-ocp", "manifold3d")             # what Colab's image lacks of our requirements
 MAX_STEPS = 30
 
 

@@ -296,7 +296,9 @@ def test_two_packages_that_lay_the_same_folder_are_named_with_the_remedy(tmp_pat
     """Stand-ins for the folder OCP and for what is listed as installed: one overwrote the other, or took its files
     along when it was removed."""
     code = """
-        import sys
+        import importlib.metadata, sys
+        listed = importlib.metadata.distributions
+        importlib.metadata.distributions = lambda: listed(path=["FOLDER"])
         sys.path.insert(0, "FOLDER")
         from cad_mllm.geometry.occ_import import load_occ
         try: load_occ()
@@ -317,7 +319,7 @@ def test_two_packages_that_lay_the_same_folder_are_named_with_the_remedy(tmp_pat
         "are both installed"
     )
     assert (
-        "'pip uninstall -y cadquery-ocp cadquery-ocp-novtk', then 'pip install cadquery-ocp-novtk'"
+        "'pip uninstall -y cadquery-ocp cadquery-ocp-novtk', then 'pip install cadquery-ocp'"
         in overwritten
         and "libgl1" not in overwritten
     )

@@ -174,7 +174,7 @@ def test_without_opencascade_the_light_kernel_checks(model, plate, monkeypatch):
     def isolated(func, program, kernel, timeout):
         if kernel == "occ":
             raise GeometryError(
-                "OpenCascade is not installed: pip install cadquery-ocp-novtk, or use kernel='manifold'"
+                "OpenCascade is not installed: pip install cadquery-ocp, or use kernel='manifold'"
             )
         return func(program, kernel)
     monkeypatch.setattr(completion_candidates, "isolated", isolated)

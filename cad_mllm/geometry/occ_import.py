@@ -125,8 +125,8 @@ def _load_stand_in(soname):
 _OCP_PACKAGES = ("cadquery-ocp", "cadquery-ocp-novtk") # both lay the folder OCP
 
 def _kept_package(names):
-    "The package to keep of those that lay the folder OCP: the one of CadQuery, as it wants it, serves both."
-    if "cadquery" not in names: return _OCP_PACKAGES[1]
+    "The package to keep of those that lay the folder OCP: with VTK, as CadQuery wants it, it serves all."
+    if "cadquery" not in names: return _OCP_PACKAGES[0]
     wanted = [r.split(";")[0].strip() for r in importlib.metadata.requires("cadquery") or ()]
     named = (r for r in wanted if re.match(r"cadquery-ocp\b(?!-)", r))
     return f'"{next(named, _OCP_PACKAGES[0])}"'
@@ -147,7 +147,7 @@ def _remedy(found):
             f"{installed[0]} is listed as installed, but its files are gone (another package of the same folder was "
             f"removed): {remedy}"
         )
-    return "on Debian and Ubuntu run 'apt-get install libgl1'" if found else "pip install cadquery-ocp-novtk"
+    return "on Debian and Ubuntu run 'apt-get install libgl1'" if found else "pip install cadquery-ocp"
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #d7438476
 @functools.lru_cache(None)
