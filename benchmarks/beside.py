@@ -6,7 +6,8 @@ usage: python benchmarks/beside.py [--orders A+B,C+D] [--torch 2.13.0] [--python
 
 `cadquery+ours` means: `pip install cadquery`, then `pip install` the wheel that is built of this checkout. Afterwards
 each library makes a block and writes it as STEP (CadQuery also an assembly, for which it needs VTK), and the package
-builds a part with OpenCascade, writes STEP and reads it. A row tells what OpenCascade lies there, what works, and what `pip check` says.
+builds a part with OpenCascade, writes STEP and reads it. A row tells what OpenCascade lies there, what works, and what
+`pip check` says.
 """
 import json
 import sys
@@ -78,7 +79,8 @@ def main():
         wheel = next(home.glob("cad_mllm-*.whl"))
         for i, order in enumerate(given.orders.split(",")):
             try: rows.append(try_order(order, wheel, home/str(i), given))
-            except Failed as e: rows.append((order.replace("+", ", then "), "", "", str(e).splitlines()[0][:99], "", ""))
+            except Failed as e:
+                rows.append((order.replace("+", ", then "), "", "", str(e).splitlines()[0][:99], "", ""))
             print(rows[-1], flush=True)
     head = ("order", "library", "OpenCascade", "cad_mllm", "the library", "pip check complains of")
     write_out(given.out, "# Beside CadQuery and build123d\n\n`benchmarks/beside.py`, which says what was done; "
