@@ -6,6 +6,7 @@ whose axes nobody chose (here they are turned, and every second normal is flippe
 import math
 import re
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -63,11 +64,11 @@ class FusionSketch:
     def draw(self, curve): self.curves.append(curve)
 
     def add_line(self, a, b):
-        self.ends += [id(a), id(b)]
+        self.ends += [a, b]
         self.draw(line_curve((a.x, a.y), (b.x, b.y)))
 
     def add_arc(self, a, m, b):
-        self.ends += [id(a), id(b)]
+        self.ends += [a, b]
         self.draw(three_point_arc((a.x, a.y), (m.x, m.y), (b.x, b.y)))
 
     def to_world(self, p): return self.origin + self.axes@p.array
@@ -80,7 +81,8 @@ class FusionSketch:
     @property
     def profiles(self):
         "The regions that the curves enclose: each outer loop less its holes, and each hole."
-        assert all(self.ends.count(end) == 2 for end in self.ends), "curves that do not share their ends"
+        used = Counter(map(id, self.ends))
+        assert set(used.values()) <= {2}, "curves that do not share their ends"
         regions = nested_profiles(closed_loops(self.curves))
         regions += [[hole] for region in regions for hole in region[1:]]
         return [
