@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,25 @@ def test_trained_to_the_end_without_the_output_folder_has_a_code_of_its_own(data
     trainer.deliver_rest = later
     result = trainer.run()
     assert result.status == "done" and result.undelivered > 0 and result.exit_code == EXIT_UNDELIVERED == 74
+
+
+def test_the_end_of_a_run_waits_for_an_output_folder_that_comes_back(data, tmp_path):
+    drive, out = tmp_path/"drive", tmp_path/"drive"/"o"
+    model, settings = configs(data, out, *RUN, "--max_steps", "2", "--local_dir", tmp_path/"local")
+    trainer = Trainer(model, settings)
+    rest = trainer.deliver_rest
+    def back():
+        drive.unlink()
+        (tmp_path/"away").rename(drive)
+    def later():
+        drive.rename(tmp_path/"away")
+        drive.write_text("not mounted")
+        trainer.saver.save()
+        threading.Timer(2, back).start()
+        return rest(patience=120.0)
+    trainer.deliver_rest = later
+    assert trainer.run().undelivered == 0
+    assert latest_checkpoint(out) is not None
 
 
 def keeps_nothing(monkeypatch, folder, number=errno.ENOSPC):

@@ -335,7 +335,7 @@ MUTATIONS = [
     Mutation(
         4, "the end of a run does not wait for the delivery", TRAIN,
         "while not delivery.flush(1.0) and time.monotonic() < until and not stopper.check():",
-        "while False:", T_ENDS + "training_goes_on_while_the_output_folder_is_away"
+        "while False:", T_ENDS + "the_end_of_a_run_waits_for_an_output_folder_that_comes_back"
     ),
     Mutation(
         4, "what lies locally only is not found", TRAIN, 'path = (self.output.delivery.find(wanted) or "")',
