@@ -169,7 +169,7 @@ def test_what_not_everybody_needs_is_an_extra_and_told_in_the_readme(tmp_path):
     assert extras == {"dev", "all", "tensorboard", "wandb", "4bit", "vectors", "3mf", "ray"}
     readme = (ROOT/"README.md").read_text()
     assert all(f"`[{name}]`" in readme for name in extras - {"dev"})
-    for words in ("1.8 GB", "download.pytorch.org/whl/cpu", "Linux", "macOS", "Windows"): assert words in readme
+    for words in ("2.6 GB", "download.pytorch.org/whl/cpu", "Linux", "macOS", "Windows"): assert words in readme
 
 
 # Calls by which programs ask one system only, or end a process on another; what stands in for them is in

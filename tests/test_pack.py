@@ -211,11 +211,15 @@ def test_killed_while_packing(root, shards, tmp_path, moment):
 def test_a_full_disk_is_said_in_one_sentence(root, tmp_path, monkeypatch):
     def full(self, data): raise OSError(28, "No space left on device", str(self.path))
     monkeypatch.setattr(pack_module.ShardWriter, "_put", full)
+    opened, read = [], pack_module._read_ahead
+    monkeypatch.setattr(pack_module, "_read_ahead", lambda *args: opened.append(read(*args)) or opened[-1])
     with pytest.raises(
         PackError, match=r"shard-000000.tar: packing stopped \(No space left on device\); free some space .* run again"
     ):
         pack(root, tmp_path/"shards")
     assert not list((tmp_path/"shards").glob("*.tar")) and not list((tmp_path/"shards").glob(".shard*"))
+    assert [group.gi_frame for group in opened] == [None]             # its threads have ended, and did not wait for a
+                                                                      # garbage collection in one of themselves
 
 
 def test_any_tar_reader_finds_whole_samples(root, shards):

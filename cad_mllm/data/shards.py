@@ -14,6 +14,7 @@ import re
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -169,8 +170,8 @@ def run(self: _Packing):
     (self.out/INDEX_NAME).unlink(missing_ok=True)
     for stale in _shards_of(self.out)[len(self.shards):]: stale.unlink(missing_ok=True)
     self._write_journal([self._options(), *self._read_journal()[:self.kept]])
-    contents = _read_ahead(self.groups[at:], self.readers)
-    with tqdm(total=len(self.groups), initial=at, desc="packing", unit="", disable=len(self.groups) < 200) as bar:
+    bar = tqdm(total=len(self.groups), initial=at, desc="packing", unit="", disable=len(self.groups) < 200)
+    with closing(_read_ahead(self.groups[at:], self.readers)) as contents, bar:
         while at < len(self.groups): at += self.write_shard(contents, bar)
 
 # %% ../../nbs/5_data/09_shards.ipynb #9e293867
