@@ -3,7 +3,7 @@
 from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
-    "script_values": ("BINARY CONSTANTS FUNCTIONS MAX_SCRIPT ScriptError UNITS Values parse_script power shown"),
+    "script_values": ("BINARY CONSTANTS FUNCTIONS MAX_SCRIPT ScriptError UNITS Values dotted_name parse_script power shown"),
     "drawing": ("CURVE_TOLERANCE PLANES arcs_along center_arc closed_loops ellipse_arcs frame_of holds line_curve "
               "named_plane nested_profiles profiles_of_faces spline_arcs three_point_arc"),
     "build123d_sketch": ("Arguments LINE_READERS LineReader METRES_IN MODES OPERATION_OF SketchReader aligned only_context placed "

@@ -16,7 +16,7 @@ from ..cad.curves import CADFormatError, Contour, Frame
 from ..cad.program import CADProgram, circle, contour_loop, polygon
 from .build123d_sketch import METRES_IN, Arguments, placed
 from .drawing import closed_loops, frame_of, line_curve, named_plane, nested_profiles, three_point_arc
-from .script_values import ScriptError, Values, parse_script, shown
+from .script_values import dotted_name, ScriptError, Values, parse_script, shown
 
 # %% ../../nbs/3_interop/13_cadquery_read.ipynb #509115ab
 @dataclass
@@ -251,7 +251,7 @@ class SolidReader(ShapeReader):
         calls = []
         while (
             isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-            and shown(node.func) not in ("cq.Workplane", "cadquery.Workplane")
+            and dotted_name(node.func) not in ("cq.Workplane", "cadquery.Workplane")
         ):
             calls.append(node)
             node = node.func.value
@@ -266,7 +266,7 @@ class SolidReader(ShapeReader):
             return self.values.names[node.id]
         if (
             not isinstance(node, ast.Call)
-            or shown(node.func) not in ("cq.Workplane", "cadquery.Workplane", "Workplane")
+            or dotted_name(node.func) not in ("cq.Workplane", "cadquery.Workplane", "Workplane")
         ):
             raise ScriptError.at(node, f"is no chain that begins with a Workplane: {shown(node)!r}")
         given = Arguments(node, self.values)
@@ -296,11 +296,11 @@ def define_name(
 ) -> Chain | None: # where it is one
     "Take in the chain, plane or number that an assignment defines."
     name, value = shown(statement.targets[0]), statement.value
-    if isinstance(value, ast.Call) and shown(value.func) in ("cq.Plane", "cadquery.Plane"):
+    if isinstance(value, ast.Call) and dotted_name(value.func) in ("cq.Plane", "cadquery.Plane"):
         reader.values.names[name] = reader.plane(value)
     elif (
         isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)
-        and not shown(value.func).startswith("math.")
+        and not dotted_name(value.func).startswith("math.")
     ):
         reader.values.names[name] = reader.chain(value)
         return reader.values.names[name]
