@@ -22,6 +22,7 @@ from pathlib import Path
 from cad_mllm.data import prepare, synthesize
 from cad_mllm.data.preparation import list_histories
 from cad_mllm.data.products import prepare_one, Products
+from cad_mllm.utils.progress import duration_words
 from common import machine_line, make_parser, table_head, timed, write_out
 
 PARTS_ALL, MACHINES, PROCESSORS = 450_000, (10, 100), 16
@@ -103,8 +104,9 @@ def page(best, num, where):
     lines = [*table_head("way", "processors", "parts/s and processor", "of the bare loop")]
     lines += [f"| {name} | {best[name][0]} | {r:.2f} | {r/base:.2f} |" for name, r in rate.items()]
     chosen = next(n for n in reversed(best) if "killed" not in n)
-    hours = [
-        f"{m} machines of {PROCESSORS} processors {PARTS_ALL/(rate[chosen]*PROCESSORS*m)/3600:.1f} h" for m in MACHINES
+    times = [
+        f"{m} machines of {PROCESSORS} processors {duration_words(PARTS_ALL/(rate[chosen]*PROCESSORS*m))}"
+        for m in MACHINES
     ]
     return (
         f"{num} procedural parts with default products; {where}. Each time is of one run of this script, the better of "
@@ -112,7 +114,7 @@ def page(best, num, where):
         "rows are compared with each other only.\n\n"
         + "\n".join(lines)
         + f"\n\nAt the rate of `{chosen}` ({rate[chosen]:.2f} parts/s and processor), {PARTS_ALL:,} parts take "
-        f"{PARTS_ALL:,}/({rate[chosen]:.2f} x {PROCESSORS} x machines) s: {'; '.join(hours)}. That is arithmetic, not "
+        f"{PARTS_ALL:,}/({rate[chosen]:.2f} x {PROCESSORS} x machines) s: {'; '.join(times)}. That is arithmetic, not "
         "a measurement: disks and networks are not in it.\n"
     )
 
