@@ -7,15 +7,14 @@ __all__ = ['STEP_SECONDS', 'CandidateSampler', 'CADAutocomplete']
 
 # %% ../nbs/9_completion/01_completion.ipynb #d0d7b7bb
 import math
-import warnings
 from dataclasses import replace
-from operator import attrgetter
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 
 from .config import ConfigError
+from .utils.moved import MovedAttributes
 from .cad.curves import CADFormatError
 from .cad.vocab import TOKEN_IDS
 from .checkpoints.format import CheckpointError, is_saved_model
@@ -195,9 +194,15 @@ def log_likelihood(
     return -out["loss_sum"].item()/out["num_tokens"] if out["num_tokens"] else -math.inf
 
 # %% ../nbs/9_completion/01_completion.ipynb #eeab858c
-class CADAutocomplete:
+class CADAutocomplete(MovedAttributes):
     """A trained model that completes parts; see `complete` and `complete_many`.
     `reader`, `sampler`, `checker` and `selector` are the steps of a completion."""
+    _moved = dict(
+        request="reader.read", budget="reader.budget", check="checker.check", kernel="checker.kernel",
+        timeout="checker.timeout", read="sampler.decode", writing="sampler.stream", write="sampler.sample",
+        likelihood="sampler.log_likelihood", fit="selector.input_error", choose="selector.select"
+    )
+
     def __init__(self,
         # the model that comes with the package; or a folder, a `CheckpointRecord`, a `CADMLLMModel`, or user/model on
         # the Hub
@@ -224,18 +229,6 @@ class CADAutocomplete:
 
     def __repr__(self):
         return f"CADAutocomplete({self.path or 'a model in memory'}, {self.codec.name}, {self.model.device})"
-
-    def __getattr__(self, name):
-        "Find a step by the name it had here before the steps were objects."
-        if name not in _MOVED: raise AttributeError(f"'CADAutocomplete' object has no attribute {name!r}")
-        warnings.warn(f"CADAutocomplete.{name} is now .{_MOVED[name]}", DeprecationWarning, stacklevel=2)
-        return attrgetter(_MOVED[name])(self)
-
-_MOVED = dict(
-    request="reader.read", budget="reader.budget", check="checker.check", kernel="checker.kernel",
-    timeout="checker.timeout", read="sampler.decode", writing="sampler.stream", write="sampler.sample",
-    likelihood="sampler.log_likelihood", fit="selector.input_error", choose="selector.select"
-)
 
 # %% ../nbs/9_completion/01_completion.ipynb #a0aa8284
 @patch

@@ -10,13 +10,12 @@ import errno
 import math
 import threading
 import time
-import warnings
-from operator import attrgetter
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from ..config import TrainConfig
+from ..utils.moved import MovedAttributes
 from .format import (
     BEST, checkpoint_name, CheckpointError, clean_temporaries, verify_checkpoint)
 from .records import (
@@ -30,8 +29,14 @@ from .uploader import Outage, Uploader
 from .writer import BackgroundWriter, CheckpointWriter
 
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #01ee704b
-class Delivery:
+class Delivery(MovedAttributes):
     "Saves a run's checkpoints in the background and brings them to its output folder, however long that is away."
+    _moved = dict(
+        append="files.append", replace="files.replace", put="files.put", seen="files.seen", forget="files.forget",
+        pending="queue.pending", kept="queue.kept", there="queue.there", step="uploader.step",
+        last_error="events.last_error", last_delivered="events.last_delivered", failing_since="outage.since"
+    )
+
     def __init__(self,
         output_dir: Path,              # of the run
         local_dir: str | Path = "auto", # where checkpoints land first: a folder (a subfolder of the run's own is made
@@ -71,18 +76,6 @@ class Delivery:
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
-
-    def __getattr__(self, name):
-        "Find by its old name what one of the parts does."
-        if name not in _MOVED: raise AttributeError(f"'Delivery' object has no attribute {name!r}")
-        warnings.warn(f"Delivery.{name} is now .{_MOVED[name]}", DeprecationWarning, stacklevel=2)
-        return attrgetter(_MOVED[name])(self)
-
-_MOVED = dict(
-    append="files.append", replace="files.replace", put="files.put", seen="files.seen", forget="files.forget",
-    pending="queue.pending", kept="queue.kept", there="queue.there", step="uploader.step",
-    last_error="events.last_error", last_delivered="events.last_delivered", failing_since="outage.since"
-)
 
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #d5e65f80
 @patch

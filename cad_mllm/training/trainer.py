@@ -11,13 +11,12 @@ import json
 import math
 import sys
 import time
-import warnings
 from dataclasses import replace
-from operator import attrgetter
 
 from fastcore.basics import patch
 
 from ..config import CADMLLMConfig, ConfigError, TrainConfig
+from ..utils.moved import MovedAttributes
 from ..checkpoints.format import checkpoint_name, CheckpointError
 from .run_files import RUN_CONFIG, Stopper
 from .run_folder import OccupiedError
@@ -67,8 +66,10 @@ _MOVED = {
 }
 
 # %% ../../nbs/8_training/10b_trainer.ipynb #ef648c06
-class Trainer:
+class Trainer(MovedAttributes):
     "Trains a model through a curriculum; `run` does it."
+    _moved = _MOVED
+
     def __init__(
         self,
         config: CADMLLMConfig, # the model
@@ -87,12 +88,6 @@ class Trainer:
         self.saver = Saver(self.state, self.output, self.log, self.optimization, self.validation)
         self.resumption = Resumption(self.state, self.output, self.log, self.optimization)
         self.loop = Loop(self.state, self.output, self.log, self.status, self.stepper, self.saver, self.resumption)
-
-    def __getattr__(self, name: str):
-        "Find by its old name what one of the parts has."
-        if name not in _MOVED: raise AttributeError(f"'Trainer' object has no attribute {name!r}")
-        warnings.warn(f"Trainer.{name} is now .{_MOVED[name]}", DeprecationWarning, stacklevel=2)
-        return attrgetter(_MOVED[name])(self)
 
 # %% ../../nbs/8_training/10b_trainer.ipynb #c06bf452
 def begin_from(

@@ -4,6 +4,7 @@ from cad_mllm.utils.lazy import hand_on
 
 __getattr__, __dir__, __all__ = hand_on(__name__, {
     "lazy": ("LazyModule hand_on torch"),
+    "moved": ("MovedAttributes"),
     "figures": ("Figure"),
     "arguments": ("AtLeast LengthUnit MOST OneOf Parser Positional add_switch docments make_parser suggestion"),
     "files": ("FileError Lines MOST_BYTES MOST_DEPTH MOST_LINE MOST_LINES NotPlainError append_bytes clean_strays "
