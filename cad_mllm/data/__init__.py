@@ -20,8 +20,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "clean_text decode_text media_path part_key split_name"),
     "skipped": ("DataError DataWarning Skip SkipReport logger parse_history_bytes parse_program read_history_file "
               "signature_at"),
-    "pairs": ("check_beginning check_design dates_folders design_of file_stamp find_candidates hash_order hold_out "
-              "list_partials map_processes num_jobs walk_files"),
+    "pairs": ("CheckNote DesignCheck PartialCheck check_beginning check_design dates_folders design_of file_stamp "
+              "find_candidates hash_order hold_out list_partials map_processes num_jobs walk_files"),
     "images": ("MAX_PIXELS prepare_image"),
     "circles": ("ALONG MAX_VOTERS MIN_SINE NUM_PAIRS find_circles"),
     "points": ("FLAT MAX_FACES MAX_LENGTHS Scan WALL check_belongs corner_of estimate_normals finite_points grid_around "
@@ -29,12 +29,12 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "captions": ("MAX_CAPTION_BYTES join_captions read_captions"),
     "media": ("Media POINT_SUFFIXES VIEW_SUFFIXES find_attachments find_media"),
     "draws": ("draw_modalities draw_views seeded_rng"),
-    "index": ("CACHE_SIZE Sample VerdictTable read_verdicts"),
+    "index": ("CACHE_SIZE DesignChecks Sample VerdictTable read_checks read_verdicts"),
     "sources": ("FolderSource JSON_FOLDERS MOST_MEDIA ShardSource encode_json_line language_version open_files "
               "require_data"),
     "tokenizer": ("load_tokenizer tiny_tokenizer"),
     "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
-    "index_file": ("index_version judge_designs load_index save_index sequence_hash usable_rows"),
+    "index_file": ("check_designs index_version judge_designs load_index save_index sequence_hash usable_rows"),
     "design_index": ("DataRequest DesignIndex Found"),
     "sample_table": ("SampleTable"),
     "sample_reader": ("HistoryReader MediaReader MediaSettings"),

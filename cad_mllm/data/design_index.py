@@ -13,9 +13,9 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..config import ConfigError
-from .index import VerdictTable
-from .index_file import judge_designs, load_index, save_index, usable_rows
-from .pairs import hold_out
+from .index import DesignChecks
+from .index_file import check_designs, load_index, save_index, usable_rows
+from .pairs import DesignCheck, hold_out
 from .skipped import SkipReport
 
 # %% ../../nbs/5_data/21c_design_index.ipynb #174400e6
@@ -37,7 +37,7 @@ class DataRequest:
 
     @property
     def key(self) -> list:
-        "What an index file has to have answered, as JSON values; verdicts are the same for all formats."
+        "Return the request that an index file must answer, as JSON values; checks are the same for all formats."
         asked = [self.split, self.num_val_samples, self.max_samples, self.data_root]
         return asked + ["wholes"]*self.wholes_only
 
@@ -52,19 +52,18 @@ def choose(self: DataRequest,
     return {id: s for id, s in groups.items() if split == "all" or (id in held) == (split == "val")}
 
 @patch
-def num_usable(self: DataRequest,
-    verdict: tuple, # of `check_design`
-) -> int:
-    "How many samples a verdict gives."
-    if not verdict[0][0] or verdict[0][3] < 0 and self.sequence_format != "json": return 0
-    num = sum(kept > 0 for _, kept, _ in verdict[1])
+def num_usable(self: DataRequest, check: DesignCheck) -> int:
+    "Count the samples that a checked design gives."
+    if not check.num_operations: return 0
+    if check.num_tokens < 0 and self.sequence_format != "json": return 0
+    num = sum(p.num_kept > 0 for p in check.partials)
     return min(num, 1) if self.wholes_only else num
 
 # %% ../../nbs/5_data/21c_design_index.ipynb #b1f1da77
 @dataclass
 class Found:
-    "Verdicts on the designs of a data set, and what belongs to each of them."
-    table: VerdictTable
+    "The checked designs of a data set, and the files that belong to each of them."
+    table: DesignChecks
     captions: list         # empty text where there is none
     views: np.ndarray      # bits of the pictures that there are
     clouds: np.ndarray     # bits of the point clouds
@@ -83,7 +82,7 @@ class DesignIndex:
     def find(self,
         jobs: int = 0,             # processes that check files; 0 for as many as pay
     ) -> Found:
-        "What the index file says, where it still holds; else what a check of the files says."
+        "Return the content of the index file where it is still true; else check the files."
         index = load_index(self.path)
         return self._reopen(index) or self._build(index, jobs)
 
@@ -97,43 +96,43 @@ def _build(self: DesignIndex, index, jobs) -> Found:
     groups = request.choose(files.candidates(self.report))
     table = (
         files.table.only(groups) if files.is_packed and not request.limit
-        else self._judge(groups, index, jobs)
+        else self._check(groups, index, jobs)
     )
     joined = files.join(table.ids, self.report)
     self._save(table, joined)
     return Found(table, *joined)
 
 @patch
-def _judge(self: DesignIndex, groups, index, jobs):
-    """Verdicts on the candidates, or on as many as a limit needs; those of an older index hold where files are the
+def _check(self: DesignIndex, groups, index, jobs):
+    """Check the candidates, or as many as a limit needs; the checks of an older index are taken where files are the
     same."""
     known = index[1].as_dict() if index and not self.files.is_packed else {}
-    return judge_designs(
+    return check_designs(
         self.files, groups, known, self.request.num_usable, self._save, limit=self.request.limit, jobs=jobs
     )
 
 # %% ../../nbs/5_data/21c_design_index.ipynb #62ea848e
 @patch
-def _save(self: DesignIndex, verdicts, joined=None):
-    "Keep verdicts, and what belongs to the designs where that is known."
+def _save(self: DesignIndex, checks, joined=None):
+    "Save the checks, and the files that belong to the designs where these are known."
     if not self.path or joined is None and self.files.is_packed: return
     about = dict(
         request=self.request.key, state=self.files.state() if joined else None,
         listed=self.report.entries if joined else []
     )
-    save_index(self.path, about, verdicts, joined)
+    save_index(self.path, about, checks, joined)
 
 # %% ../../nbs/5_data/21c_design_index.ipynb #eb5f4dc4
 @patch
 def _reopen(self: DesignIndex, index) -> Found | None:
-    "What an index says, where it answers the same request about the same files."
+    "Return the content of an index where it answers the same request about the same files; else None."
     if index is None: return None
-    about, verdicts, joined = index
-    try: same = about["request"] == self.request.key and about["state"] and self.files.is_same(about["state"], verdicts)
+    about, checks, joined = index
+    try: same = about["request"] == self.request.key and about["state"] and self.files.is_same(about["state"], checks)
     except (KeyError, TypeError, AttributeError): same = False       # of another kind of source
     if not same: return None
     for entry in about["listed"]: self.report.add(*entry)
-    return Found(verdicts, *joined)
+    return Found(checks, *joined)
 
 # %% ../../nbs/5_data/21c_design_index.ipynb #0901a2c5
 @patch

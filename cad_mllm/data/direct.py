@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,9 @@ from .preparation import list_histories, PrepareError, PrepareReport
 from .shard_files import member_name, save_arrays, scan_shard, ShardWriter, to_bytes
 from .shards import INDEX_NAME, index_arrays, is_pack
 from .skipped import SkipReport
-from .pairs import check_design
+from .pairs import check_design, DesignCheck
 from .media import find_attachments, POINT_SUFFIXES, VIEW_SUFFIXES
-from .index import VerdictTable
+from .index import DesignChecks
 from .sources import encode_json_line, language_version
 
 # %% ../../nbs/5_data/25b_direct.ipynb #eb69f8a0
@@ -41,26 +42,26 @@ def _read_products(root, id, caption, kepts):
         files += [(e, path.read_bytes()) for e, path in paths if path.exists()]
     return files
 
-def _verdict(root, id):
-    "What a data set would find out about a part, without what depends on where and when."
-    beginnings = sorted((root/"json_truncated").glob(f"{id}_tr_*.json"))
-    suffixes = [(path.name[len(id.rpartition("/")[2]):-5], str(path)) for path in beginnings]
-    (total, _, size, tokens), rows, notes = check_design((str(root/"json"/f"{id}.json"), suffixes))
-    return (total, 0, size, tokens), [(suffix, kept, 0) for suffix, kept, _ in rows], notes
+def _check(root, id):
+    "Check a part as a data set does; signatures are 0, since they depend on place and time."
+    paths = sorted((root/"json_truncated").glob(f"{id}_tr_*.json"))
+    partials = [(path.name[len(id.rpartition("/")[2]):-5], str(path)) for path in paths]
+    check = check_design((str(root/"json"/f"{id}.json"), partials))
+    return replace(check, signature=0, partials=[p._replace(signature=0) for p in check.partials])
 
 # %% ../../nbs/5_data/25b_direct.ipynb #1675be32
 def prepare_group(
     task: tuple, # (file, id, Products, caption or "" where an automatic one is wanted)
-) -> tuple: # (product -> what became of it, verdict, [(ending, content)], caption); no contents for a part without a
-            # beginning
+) -> tuple: # (product -> what became of it, `DesignCheck`, [(ending, content)], caption); no contents for a part
+            # without a beginning
     "All products of one history as bytes. Runs in a worker process."
     source, id, options, caption = task
     with tempfile.TemporaryDirectory(prefix="cad_mllm_") as d:
         made = prepare_one((source, d, id, options, options.captions and not caption, {}))
         caption = made.get("captions", caption)
-        verdict = _verdict(Path(d), id)
-        kepts = sorted({kept for _, kept, _ in verdict[1] if kept > 0})
-        return made, verdict, _read_products(Path(d), id, caption, kepts) if kepts else [], caption
+        check = _check(Path(d), id)
+        kepts = sorted({p.num_kept for p in check.partials if p.num_kept > 0})
+        return made, check, _read_products(Path(d), id, caption, kepts) if kepts else [], caption
 
 # %% ../../nbs/5_data/25b_direct.ipynb #dd26f526
 def _stamp(path, caption):
@@ -81,7 +82,7 @@ class _Shards:
             journal=1, shard_bytes=shard_bytes, options=vars(options), version=__version__, language=language_version()
         )
         self.ids, self.members, self.first, self.shard, self.shards, self.endings = [], [], [], [], [], {}
-        self.verdicts, self.captions, self.at, self.kept, self.held = {}, {}, 0, 0, []
+        self.checks, self.captions, self.at, self.kept, self.held = {}, {}, 0, 0, []
 
     def path(self, number): return self.out/f"shard-{number:06d}.tar"
 
@@ -90,14 +91,13 @@ class _Shards:
         stamps = [(id, _stamp(path, caption)) for id, path, caption in self.candidates[self.at:self.at + num]]
         return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
-    def enter(self, row, places):
-        "One part of the current shard: (id, endings, verdict, caption) and where its files are."
-        id, endings, verdict, caption = row
+    def enter(self, id, endings, check, caption, places):
+        "Enter one part of the current shard; `places` tells where its files are."
         self.ids.append(id)
         self.first.append(len(self.members))
         self.shard.append(len(self.shards))
         self.members += [(*place, self.endings.setdefault(e, len(self.endings))) for e, place in zip(endings, places)]
-        self.verdicts[id], self.captions[id] = verdict, caption
+        self.checks[id], self.captions[id] = check, caption
 
 # %% ../../nbs/5_data/25b_direct.ipynb #3910b6de
 _JOURNAL = "prepare_journal.jsonl"
@@ -136,8 +136,8 @@ def resume(self: _Shards):
         path = self.path(len(self.shards))
         if (found := self._is_whole(line, path)) is None: break
         rest = iter(found)
-        for id, endings, verdict, caption in line["rows"]:
-            self.enter((id, endings, _as_verdict(verdict), caption), [next(rest)[1:] for _ in endings])
+        for id, endings, check, caption in line["rows"]:
+            self.enter(id, endings, DesignCheck.from_lists(check), caption, [next(rest)[1:] for _ in endings])
         self._finish(line, known=True)
     self.kept = len(self.shards)
     if self.at == len(self.candidates) and is_pack(self.out): return
@@ -147,8 +147,6 @@ def resume(self: _Shards):
         if stale.name >= self.path(self.kept).name: stale.unlink(missing_ok=True)
 
 # %% ../../nbs/5_data/25b_direct.ipynb #dba1a025
-def _as_verdict(v): return tuple(v[0]), [tuple(row) for row in v[1]], [tuple(note) for note in v[2]]
-
 @patch
 def _finish(self: _Shards, line, known=False):
     "Count a finished shard; what it has from an earlier run is skipped in this one."
@@ -172,13 +170,13 @@ def _account(report, file, result):
     if isinstance(result, Exception):
         report.fail(file, "history", result)
         return None
-    made, verdict, contents, caption = result
+    made, check, contents, caption = result
     report.count("history", "done")
     for name, status in made.items():
         if name == "captions": report.count(name, "done")
         elif isinstance(status, Exception): report.fail(file, name, status)
         else: report.count(name, status)
-    return (verdict, contents, caption) if contents else None
+    return (check, contents, caption) if contents else None
 
 def _has_files(result): return not isinstance(result, Exception) and bool(result[2])
 
@@ -194,9 +192,11 @@ def write(self: _Shards, results):
             if shard.size >= self.shard_bytes and _has_files(result): break
             self.held, num = [], num + 1
             if (found := _account(part, task[0], result)) is None: continue
-            verdict, contents, caption = found
-            rows.append((task[1], [e for e, _ in contents], verdict, caption))
-            self.enter(rows[-1], [shard.add(member_name(task[1], e), data) for e, data in contents])
+            (check, contents, caption), id = found, task[1]
+            endings = [ending for ending, _ in contents]
+            rows.append((id, endings, check.as_lists(), caption))
+            places = [shard.add(member_name(id, ending), data) for ending, data in contents]
+            self.enter(id, endings, check, caption, places)
     line = dict(
         num=num, inputs=self.digest(num), sha256=shard.sha256, bytes=shard.size, rows=rows, products=part.products,
         failures=part.failures
@@ -215,7 +215,7 @@ def index(self: _Shards, listed):
     for i, id in enumerate(self.ids):
         for member in self.members[self.first[i]:(self.first + [len(self.members)])[i + 1]]:
             endings[id].add(named[member[-1]])
-    table = VerdictTable.of({id: self.verdicts[id] for id in self.ids})
+    table = DesignChecks.of({id: self.checks[id] for id in self.ids})
     views, clouds = (
         np.array([_bits(endings[id], names) for id in table.ids], "<i4") for names in (VIEW_SUFFIXES, POINT_SUFFIXES)
     )

@@ -90,11 +90,11 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         self._warn(report_path is not None)
 
     def _adopt(self, index, jobs):
-        "Find the samples; verdicts on all designs and what was left out at once are kept for `pack`."
+        "Find the samples; keep the checks of all designs and the first list of skipped files for `pack`."
         found = index.find(jobs)
         self.listed = list(self.skip_report.entries)
         self.table = SampleTable.of(found, index.usable(found))
-        self.verdicts = found.table if self.split == "all" and not index.request.limit else None
+        self.checks = found.table if self.split == "all" and not index.request.limit else None
 
     @property
     def folders(self) -> dict: return self.files.folders # role -> folder; None in a pack

@@ -46,17 +46,17 @@ def _group(ds, place, kepts, encode):
 # %% ../../nbs/5_data/25_packing.ipynb #9b07e5ab
 def _pack_extra(ds, language):
     "What a pack's index keeps beside the members: nothing that depends on where or when."
-    verdicts, used = ds.verdicts, ds.table
+    checks, used = ds.checks, ds.table
     place = {id: i for i, id in enumerate(used.ids)}
-    designs, samples = verdicts.designs.copy(), verdicts.samples.copy()
+    designs, samples = checks.designs.copy(), checks.samples.copy()
     designs["signature"], samples["signature"] = 0, 0
-    chosen = np.array([place.get(id, -1) for id in verdicts.ids])
+    chosen = np.array([place.get(id, -1) for id in checks.ids])
     captions = [used.captions[i] if i >= 0 else "" for i in chosen]
     views, clouds = (np.where(chosen >= 0, bits[chosen], 0).astype("<i4") for bits in (used.views, used.clouds))
     listed = [(os.path.relpath(file, ds.data_root), reason) for file, reason in ds.listed]
     packed = {role: [p for _, p in _packed_endings(used.media[role])] for role in ("img", "points")}
     return dict(
-        replace(verdicts, designs=designs, samples=samples).arrays(), captions=to_bytes(captions), views=views,
+        replace(checks, designs=designs, samples=samples).arrays(), captions=to_bytes(captions), views=views,
         clouds=clouds, listed=to_bytes(listed), media=to_bytes({**used.media, **packed}),
         language=to_bytes(language), cut=np.array(ds.folders["truncated"] is None)
     )

@@ -28,7 +28,7 @@ from cad_mllm.data.pairs import (
     check_design, dates_folders, file_stamp, find_candidates, list_partials, map_processes, num_jobs, walk_files
 )
 from .media import find_attachments, POINT_SUFFIXES, VIEW_SUFFIXES
-from .index import read_verdicts
+from .index import read_checks
 
 # %% ../../nbs/5_data/19_sources.ipynb #a5f8fdb3
 JSON_FOLDERS = ("json", "cad_json") # what a folder of histories is called, here and in DeepCAD's data
@@ -89,25 +89,27 @@ class FolderSource:
 # %% ../../nbs/5_data/19_sources.ipynb #d9b73130
 @patch
 def _job(self: FolderSource, id, suffixes):
-    "What `check_design` needs to know about one design."
+    "Return the task of `check_design` for one design."
     return str(self.where(id)), None if suffixes is None else [(s, str(self.where(id, s))) for s in suffixes]
 
 @patch
-def _holds(self: FolderSource, id, suffixes, verdict):
-    "Whether a verdict is about the files as they are."
-    (total, signature, *_), rows, _ = verdict
-    if signature_at(self.where(id)) != signature: return False
-    if suffixes is None or not total:
-        return [r[0] for r in rows] == ([r[0] for r in list_partials(total)] if suffixes is None else suffixes)
-    return [(s, sig) for s, _, sig in rows] == [(s, signature_at(self.where(id, s))) for s in suffixes]
+def _is_current(self: FolderSource, id, suffixes, check):
+    "Return whether a check is of the files as they are."
+    if signature_at(self.where(id)) != check.signature: return False
+    checked = [p.suffix for p in check.partials]
+    if suffixes is None: return checked == [p.suffix for p in list_partials(check.num_operations)]
+    if not check.num_operations: return checked == suffixes
+    return [(p.suffix, p.signature) for p in check.partials] == [(s, signature_at(self.where(id, s))) for s in suffixes]
 
 @patch
-def verdicts(self: FolderSource, groups, known, jobs):
-    "Yield (id, verdict) of each candidate: remembered where its files are the same, else by `check_design`."
-    unread = [id for id, suffixes in groups.items() if id not in known or not self._holds(id, suffixes, known[id])]
-    fresh = map_processes(check_design, [self._job(id, groups[id]) for id in unread], num_jobs(jobs, len(unread)))
-    unread = set(unread)
-    for id in groups: yield id, next(fresh) if id in unread else known[id]
+def checks(self: FolderSource, groups, known, jobs):
+    "Yield (id, `DesignCheck`) of each candidate: the known one where its files are the same, else by `check_design`."
+    tasks = {
+        id: self._job(id, suffixes) for id, suffixes in groups.items()
+        if id not in known or not self._is_current(id, suffixes, known[id])
+    }
+    results = map_processes(check_design, list(tasks.values()), num_jobs(jobs, len(tasks)))
+    for id in groups: yield id, next(results) if id in tasks else known[id]
 
 # %% ../../nbs/5_data/19_sources.ipynb #677c5940
 @patch
@@ -122,8 +124,9 @@ def state(self: FolderSource):
 
 # %% ../../nbs/5_data/19_sources.ipynb #95665018
 @patch
-def is_same(self: FolderSource, state, verdicts) -> bool:
-    "Whether names are as they were, captions too, and no file that was found bad has changed. No sample is looked at."
+def is_same(self: FolderSource, state, checks) -> bool:
+    """Return whether file names and captions are as they were, and no file with a note has changed. Files without a
+    note are not looked at."""
     if state.get("found") != self.found or not all(all(seen.values()) for seen in state["seen"].values()): return False
     for role, seen in state["seen"].items():
         folder = self.folders[role]
@@ -136,15 +139,15 @@ def is_same(self: FolderSource, state, verdicts) -> bool:
         ):
             return False
     if state["cut"]: self.folders["truncated"] = None
-    return all(self._bad_is_same(verdicts, *note) for note in verdicts.notes)
+    return all(self._bad_is_same(checks, *note) for note in checks.notes)
 
 # %% ../../nbs/5_data/19_sources.ipynb #0dd8e73c
 @patch
-def _bad_is_same(self: FolderSource, verdicts, place, suffix, *_):
-    "Whether a file with a note is as it was."
-    id, rows = verdicts.ids[place], verdicts.samples
-    if not suffix: return signature_at(self.where(id)) == verdicts.designs["signature"][place]
-    row = rows[(rows["design"] == place) & (rows["suffix"] == verdicts.suffixes.index(suffix))]
+def _bad_is_same(self: FolderSource, checks, place, suffix, *_):
+    "Return whether a file with a note is as it was."
+    id, rows = checks.ids[place], checks.samples
+    if not suffix: return signature_at(self.where(id)) == checks.designs["signature"][place]
+    row = rows[(rows["design"] == place) & (rows["suffix"] == checks.suffixes.index(suffix))]
     return [signature_at(self.where(id, suffix))] == row["signature"].tolist()
 
 @patch
@@ -209,7 +212,7 @@ def _are_pairs(listed):
 # %% ../../nbs/5_data/19_sources.ipynb #02efe58b
 class ShardSource:
     "A data set as shards with an index."
-    is_packed = True     # verdicts come with it, and the files of a design are read at once
+    is_packed = True     # checks come with it, and the files of a design are read at once
 
     def __init__(self, root, cache_dir="", verify=False):
         try: self.pack = Pack(root, cache_dir, verify)
@@ -218,13 +221,13 @@ class ShardSource:
         self.folders = dict.fromkeys(("json", "truncated", "txt", "img", "points"))
         extra = self.pack.extra
         try:
-            self.table, self.cut, self.listed = read_verdicts(extra), bool(extra["cut"]), from_bytes(extra["listed"])
+            self.table, self.cut, self.listed = read_checks(extra), bool(extra["cut"]), from_bytes(extra["listed"])
             language, media = from_bytes(extra["language"]), from_bytes(extra["media"]) if "media" in extra else {}
             if not isinstance(media, dict) or not isinstance(language, str) or not _are_pairs(self.listed):
                 raise ValueError("what it says of its media, its language or what was left out is something else")
         except KeyError as e:
             raise DataError(
-                f"{self.root/INDEX_NAME}: holds no verdicts on histories (no {e}); make it with `cad-mllm shard ROOT "
+                f"{self.root/INDEX_NAME}: holds no checks of histories (no {e}); make it with `cad-mllm shard ROOT "
                 "OUT`"
             ) from None
         except (ValueError, TypeError) as e:
@@ -251,7 +254,7 @@ class ShardSource:
         counts = np.bincount(self.table.samples["design"], minlength=len(self.table.ids)).tolist()
         return {id: None if self.cut else range(n) for id, n in zip(self.table.ids, counts)}
 
-    def verdicts(self, groups, known, jobs): yield from self.table.only(groups).as_dict().items()
+    def checks(self, groups, known, jobs): yield from self.table.only(groups).as_dict().items()
 
 # %% ../../nbs/5_data/19_sources.ipynb #b3ea9f0d
 @patch
@@ -290,7 +293,7 @@ def state(self: ShardSource):
     )
 
 @patch
-def is_same(self: ShardSource, state, verdicts): return state == self.state()
+def is_same(self: ShardSource, state, checks): return state == self.state()
 
 @patch
 def check_reachable(self: ShardSource):
