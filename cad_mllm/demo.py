@@ -260,7 +260,7 @@ def mean_shares(
 
 # %% ../nbs/11_commands/01_demo.ipynb #d37e1380
 def share_words(program: CADProgram, truth: CADProgram) -> str:
-    "Return the share of volume that a history has in common with the ground truth; empty for the ground truth itself."
+    "Return the share of volume that a history has in common with the ground truth; empty for that one."
     return "" if program is truth else f", {volume_shared(program, truth):.0%} shared"
 
 def draw_completions(
