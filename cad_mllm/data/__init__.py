@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
               "clean_text decode_text media_path part_key split_name"),
     "skipped": ("DataError DataWarning Skip SkipReport logger parse_history_bytes parse_program read_history_file "
               "signature_at"),
+    "encodable": ("is_surely_encodable"),
     "pairs": ("CheckNote DesignCheck PartialCheck check_beginning check_design dates_folders design_of file_stamp "
               "find_candidates hash_order hold_out list_partials map_processes num_jobs walk_files"),
     "images": ("MAX_PIXELS prepare_image"),
@@ -30,8 +31,8 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "media": ("Media POINT_SUFFIXES VIEW_SUFFIXES find_attachments find_media"),
     "draws": ("draw_modalities draw_views seeded_rng"),
     "index": ("CACHE_SIZE DesignChecks Sample VerdictTable read_checks read_verdicts"),
-    "sources": ("FolderSource JSON_FOLDERS MOST_MEDIA ShardSource encode_json_line language_version open_files "
-              "require_data"),
+    "sources": ("FolderSource JSON_FOLDERS MOST_MEDIA ShardSource count_tokens encode_json_line language_version "
+              "open_files require_data"),
     "tokenizer": ("load_tokenizer tiny_tokenizer"),
     "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
     "index_file": ("check_designs index_version judge_designs load_index save_index sequence_hash usable_rows"),

@@ -24,7 +24,7 @@ from .index import DesignChecks, read_checks
 # %% ../../nbs/5_data/21b_index_file.ipynb #7610a946
 def index_version() -> str:
     "Return the version that an index must have to be read."
-    return f"4 {__version__}"
+    return f"5 {__version__}"
 
 def _digest_of(arrays):
     "A hash of arrays and their names."

@@ -164,7 +164,10 @@ def skipped(self: MultimodalAutocompleteDataset) -> list: # of (file, reason)
 @patch(as_prop=True)
 def num_tokens(self: MultimodalAutocompleteDataset) -> np.ndarray: # (len(ds),)
     """CAD tokens of each sample's whole history, given and to be written together, end marker included; caption,
-    image and points come on top."""
+    image and points come on top. What was not counted yet is encoded, once."""
+    designs = self.table.designs
+    unknown = np.flatnonzero(designs["tokens"] == 0)
+    designs["tokens"][unknown] = list(self.files.lengths([self.table.ids[i] for i in unknown]))
     return self.table.num_tokens
 
 @patch

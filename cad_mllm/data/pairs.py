@@ -21,7 +21,8 @@ from typing import NamedTuple
 from ..utils.cpus import allotted_cpus
 from ..utils.system import mount_point_of
 from ..cad.program import truncation_counts
-from ..cad.tokens import encode_split
+from ..cad.tokens import encode
+from .encodable import is_surely_encodable
 from .skipped import logger, parse_history_bytes, parse_program, read_history_file, signature_at, Skip
 
 # %% ../../nbs/5_data/12_pairs.ipynb #7d830c47
@@ -99,7 +100,7 @@ class DesignCheck:
     num_operations: int # 0 where the whole cannot be used
     signature: int      # of its file
     num_bytes: int
-    num_tokens: int     # CAD tokens, end marker included; -1 where it cannot be encoded
+    num_tokens: int     # CAD tokens, end marker included; 0 where they are not counted, -1 where it cannot be encoded
     partials: list      # of `PartialCheck`
     notes: list         # of `CheckNote`
 
@@ -163,9 +164,10 @@ def _check_partials(whole, content, paths):
 
 # %% ../../nbs/5_data/12_pairs.ipynb #1262e371
 def _num_tokens(whole, notes):
-    """Count the CAD tokens of a whole history, end marker included; return -1, and add a note for the formats that
-    write tokens, where it cannot be encoded."""
-    try: return sum(map(len, encode_split(whole, 0)))
+    """Count the CAD tokens of a whole history, end marker included; return 0 where it can surely be encoded, and -1,
+    with a note for the formats that write tokens, where it cannot."""
+    if is_surely_encodable(whole): return 0
+    try: return len(encode(whole))
     except Exception as e:
         notes.append(CheckNote("", f"cannot be encoded: {type(e).__name__}: {e}", "tokens text"))
         return -1

@@ -71,7 +71,7 @@ def endings(self: SampleTable,
 # %% ../../nbs/5_data/21d_sample_table.ipynb #add85364
 @patch(as_prop=True)
 def num_tokens(self: SampleTable) -> np.ndarray: # (len(table),)
-    "CAD tokens of each sample's whole history, end marker included."
+    "CAD tokens of each sample's whole history, end marker included; 0 where they were not counted."
     return self.designs["tokens"][self.samples["design"]]
 
 @patch(as_prop=True)
