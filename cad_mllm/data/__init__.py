@@ -32,7 +32,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "draws": ("draw_modalities draw_views seeded_rng"),
     "index": ("CACHE_SIZE DesignChecks Sample VerdictTable read_checks read_verdicts"),
     "sources": ("FolderSource JSON_FOLDERS MOST_MEDIA ShardSource count_tokens encode_json_line language_version "
-              "open_files require_data"),
+              "open_files require_data token_counts"),
     "tokenizer": ("load_tokenizer tiny_tokenizer"),
     "prompts": ("Batch IMAGENET_MEAN IMAGENET_STD PromptBuilder pack_rows"),
     "index_file": ("check_designs index_version judge_designs load_index save_index sequence_hash usable_rows"),

@@ -26,7 +26,7 @@ from .points import Scan
 from .sample_reader import HistoryReader, MediaReader, MediaSettings
 from .sample_table import SampleTable
 from .skipped import DataError, DataWarning, Skip, SkipReport
-from .sources import open_files
+from .sources import open_files, token_counts
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #84ab0a1b
 class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
@@ -167,7 +167,7 @@ def num_tokens(self: MultimodalAutocompleteDataset) -> np.ndarray: # (len(ds),)
     image and points come on top. What was not counted yet is encoded, once."""
     designs = self.table.designs
     unknown = np.flatnonzero(designs["tokens"] == 0)
-    designs["tokens"][unknown] = list(self.files.lengths([self.table.ids[i] for i in unknown]))
+    designs["tokens"][unknown] = token_counts(self.files, [self.table.ids[i] for i in unknown])
     return self.table.num_tokens
 
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JSON_FOLDERS', 'MOST_MEDIA', 'FolderSource', 'language_version', 'encode_json_line', 'count_tokens', 'ShardSource',
-           'require_data', 'open_files']
+           'token_counts', 'require_data', 'open_files']
 
 # %% ../../nbs/5_data/19_sources.ipynb #aa595355
 import hashlib
@@ -330,19 +330,19 @@ def split(self: ShardSource, id, kept):
 def split(self: FolderSource, id, kept): return None
 
 @patch
-def lengths(self: FolderSource, ids, jobs=0):
-    "Count the CAD tokens of each history, end marker included; yield -1 where one cannot be encoded."
-    yield from map_processes(count_tokens, [str(self.where(id)) for id in ids], num_jobs(jobs, len(ids)))
-
-@patch
-def lengths(self: ShardSource, ids, jobs=0):
-    "Count likewise, from the packed tokens where there are some."
-    for id in ids:
-        split = self.split(id, 0)
-        yield len(split[1]) if split else _count_tokens(self.history(id)[0])
-
-@patch
 def history(self: ShardSource, id): return self._read(id, ".json"), 0
+
+# %% ../../nbs/5_data/19_sources.ipynb #4d1f7c20
+def token_counts(
+    files: FolderSource | ShardSource,
+    ids: list, # of histories
+    jobs: int = 0, # processes that count; 0 for as many as pay
+) -> list: # of int; -1 for a history that cannot be encoded
+    "Count the CAD tokens of histories, end marker included; those that were packed are not encoded again."
+    if not files.is_packed:
+        return list(map_processes(count_tokens, [str(files.where(id)) for id in ids], num_jobs(jobs, len(ids))))
+    splits = ((id, files.split(id, 0)) for id in ids)
+    return [len(split[1]) if split else _count_tokens(files.history(id)[0]) for id, split in splits]
 
 # %% ../../nbs/5_data/19_sources.ipynb #6a9cb09c
 @patch
