@@ -49,43 +49,56 @@ def expand_ranges(start, count):
     item = np.repeat(np.arange(len(count)), count)
     return item, np.arange(len(item)) - np.repeat(np.cumsum(count) - count, count) + start[item]
 
-def _spans(tri, size):
-    "Rows of pixel centers that each triangle covers: (triangle, row, first column, number of columns)."
-    order = tri[:, :, 1].argsort(1)
-    (x0, x1, x2), (y0, y1, y2) = np.take_along_axis(tri[:, :, :2], order[:, :, None], 1).T # from the top row down
-    low = np.ceil(y0 - .5).clip(0, size).astype(int)
-    face, row = expand_ranges(low, np.ceil(y2 - .5).clip(0, size).astype(int) - low)
-    with np.errstate(all="ignore"): long, upper, lower = (x2 - x0)/(y2 - y0), (x1 - x0)/(y1 - y0), (x2 - x1)/(y2 - y1)
-    down, below = row + .5 - y0[face], row + .5 >= y1[face]
-    one = x0[face] + long[face]*down      # each edge from its own top corner, so that neighbours agree to the last bit
-    with np.errstate(all="ignore"):
-        two = np.where(below, x1[face] + lower[face]*(row + .5 - y1[face]), x0[face] + upper[face]*down)
-    left, right = np.ceil(np.minimum(one, two) - .5).clip(0, size), np.ceil(np.maximum(one, two) - .5).clip(0, size)
+def _first_center(position, size):
+    "Return the first pixel from 0 to `size` whose center is not before a position."
+    return np.ceil(position - .5).clip(0, size)
+
+def _spans(triangles, size):
+    """Find the pixel centers that each triangle covers, row by row. Returns four arrays: triangle, row, first column,
+    number of columns."""
+    order = triangles[:, :, 1].argsort(1)
+    (x_top, x_mid, x_low), (y_top, y_mid, y_low) = np.take_along_axis(triangles[:, :, :2], order[:, :, None], 1).T
+    first_row, end_row = (_first_center(y, size).astype(int) for y in (y_top, y_low))
+    face, row = expand_ranges(first_row, end_row - first_row)
+    y = row + .5
+    # Each edge is measured from its own top corner, so that two triangles agree on their common edge to the last bit.
+    with np.errstate(all="ignore"): # an edge along a row has no slope; no row uses it
+        x_long = x_top[face] + ((x_low - x_top)/(y_low - y_top))[face]*(y - y_top[face])
+        x_upper = x_top[face] + ((x_mid - x_top)/(y_mid - y_top))[face]*(y - y_top[face])
+        x_lower = x_mid[face] + ((x_low - x_mid)/(y_low - y_mid))[face]*(y - y_mid[face])
+        x_short = np.where(y >= y_mid[face], x_lower, x_upper)
+    left, right = _first_center(np.minimum(x_long, x_short), size), _first_center(np.maximum(x_long, x_short), size)
     return face, row, left.astype(int), (right - left).astype(int)
 
 # %% ../../nbs/2_geometry/04_render.ipynb #304eb5ce
+def _depth_planes(triangles):
+    "Return the depth of each triangle's plane at the center of pixel (0, 0), and its change per column and per row."
+    (ax, ay, az), ab, ac = triangles[:, 0].T, triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
+    det = ab[:, 0]*ac[:, 1] - ab[:, 1]*ac[:, 0]
+    is_edge_on = np.abs(det) < 1e-9
+    inverse = np.where(is_edge_on, 0, 1/np.where(is_edge_on, 1, det)) # a plane seen edge-on gets no slope
+    dz_dx = (ab[:, 2]*ac[:, 1] - ac[:, 2]*ab[:, 1])*inverse
+    dz_dy = (ac[:, 2]*ab[:, 0] - ab[:, 2]*ac[:, 0])*inverse
+    return az + dz_dx*(.5 - ax) + dz_dy*(.5 - ay), dz_dx, dz_dy
+
 def zbuffer(
     tri: np.ndarray, # (F, 3, 3) corners: column, row, depth from 0 (near) to 1
     size: int, # pixels
 ) -> tuple: # depth (size, size), infinite where empty; face (size, size), -1 where empty
-    "What is seen through each pixel center."
+    "Find the nearest triangle at each pixel center, and its depth."
     face, row, first, count = _spans(tri, size)
-    (ax, ay, az), b, c = tri[:, 0].T, tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0]
-    det = b[:, 0]*c[:, 1] - b[:, 1]*c[:, 0]
-    # a triangle seen edge-on has no slope
-    flat = np.where(np.abs(det) < 1e-9, 0, 1/np.where(np.abs(det) < 1e-9, 1, det))
-    dzdx, dzdy = (b[:, 2]*c[:, 1] - c[:, 2]*b[:, 1])*flat, (c[:, 2]*b[:, 0] - b[:, 2]*c[:, 0])*flat
-    left = (az + dzdx*(.5 - ax) + dzdy*(.5 - ay))[face] + dzdy[face]*row
+    z_origin, dz_dx, dz_dy = _depth_planes(tri)
+    z_row = z_origin[face] + dz_dy[face]*row
     span, column = expand_ranges(first, count)
-    depth = (left[span] + dzdx[face][span]*column).clip(0, 1)
-    packed = (depth*2**31).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)[span]
-    buffer = np.full(size*size, empty := np.uint64(2**64 - 1))
+    z = (z_row[span] + dz_dx[face][span]*column).clip(0, 1)
+    packed = (z*2**31).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)[span]
+    empty = np.uint64(2**64 - 1)
+    buffer = np.full(size*size, empty)
     np.minimum.at(buffer, (row*size)[span] + column, packed)
-    hit = buffer != empty
-    depth = np.where(hit, (buffer >> np.uint64(32)).astype(np.float32)/2**31, np.inf)
-    return depth.reshape(size, size), np.where(
-        hit, (buffer & np.uint64(2**32 - 1)).astype(np.int64), -1
-    ).reshape(size, size)
+    is_hit = buffer != empty
+    depth = np.where(is_hit, (buffer >> np.uint64(32)).astype(np.float32)/2**31, np.inf)
+    nearest = np.where(is_hit, (buffer & np.uint64(2**32 - 1)).astype(np.int64), -1)
+    return depth.reshape(size, size), nearest.reshape(size, size)
 
 # %% ../../nbs/2_geometry/04_render.ipynb #036cb21b
 @patch
@@ -108,7 +121,7 @@ def feature_edges(
     self: Mesh,
     angle: float = 28., # degrees between the normals of two faces that make an edge
 ) -> np.ndarray: # (L, 2, 3)
-    "The edges a draughtsman would draw from any side: those the kernel knows, else sharp and open ones."
+    "Return the edges that are drawn from any side: those of the kernel where there are some, else sharp and open ones."
     if self.lines is not None: return self.lines
     edges, pairs, odd = self._face_pairs()
     a, b = self._unit_normals()[pairs.T]
@@ -121,14 +134,14 @@ def _outline(
     self: Mesh,
     away, # look direction
 ) -> np.ndarray: # (L, 2, 3)
-    "The edges between what looks at us and what does not."
+    "Return the edges between a face that points towards the eye and one that does not."
     edges, pairs, _ = self._face_pairs()
     front = self._unit_normals()@away < -1e-9
     return self.vertices[edges[front[pairs[:, 0]] != front[pairs[:, 1]]]]
 
 @patch
 def _feature_lines(self: Mesh, away):
-    "What to draw from one side: edges and outline."
+    "Return the lines to draw from one side: edges and outline."
     return np.concatenate([self.feature_edges(), self._outline(away)])
 
 # %% ../../nbs/2_geometry/04_render.ipynb #bead5c22
@@ -136,7 +149,7 @@ def _visible_samples(
     segments, # (L, 2, 3) in screen coordinates
     depth, # the z-buffer
 ) -> tuple: # rows, columns
-    "Pixels along the segments that nothing hides."
+    "Find the pixels along the segments that no face hides."
     size = len(depth)
     num = np.ceil(1.3*np.abs(segments[:, 1, :2] - segments[:, 0, :2]).max(1)).clip(1, 4*size).astype(int) + 1
     which, k = expand_ranges(np.zeros(len(num), int), num)
