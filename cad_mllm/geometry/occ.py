@@ -7,8 +7,8 @@ __all__ = ['occ_pushed', 'occ_volume', 'occ_area', 'occ_box', 'occ_valid', 'occ_
            'occ_drawing']
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #60bda9ab
-import functools
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,23 +164,26 @@ def _occ_unify(shape):
     return unify.Shape()
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #b3985021
+def _occ_joined_boolean(operation, body, tools, fuzzy):
+    "A boolean with the union of the tools: with several tools in one call, OpenCascade can lose what lies in two."
+    joined = [_occ_boolean("join", tools[:1], tools[1:], fuzzy)] if tools[1:] else tools
+    return _occ_boolean(operation, [body], joined, fuzzy)
+
+def _occ_one_by_one(operation, body, tools, fuzzy):
+    "A boolean with one tool after the other."
+    shape = _occ_unify(body)
+    for tool in tools: shape = _occ_boolean(operation, [shape], [tool], fuzzy)
+    return shape
+
 def _boolean_tries(body, step, tools, near):
-    "Ways to do one step, best first."
-    operation, ladder = step.extrude.operation, (near, 0., 1e-5, 1e-4, 1e-7, 5e-4)
+    "Yield the ways to do one step, as functions without arguments, best first; `near` is the first tolerance."
+    operation, tolerances = step.extrude.operation, (near, 0., 1e-5, 1e-4, 1e-7, 5e-4)
     if body is None:
-        if len(tools) == 1: yield lambda: tools[0]
-        body, tools = tools[0], tools[1:]
-    for fuzzy in ladder: yield lambda fuzzy=fuzzy: _occ_boolean(operation, [body], tools, fuzzy)
-    if operation == "intersect": # with several tools in one call, OpenCascade can lose what lies in two of them
-        for fuzzy in ladder[:4]:
-            yield lambda fuzzy=fuzzy: _occ_boolean(
-                operation, [body], [_occ_boolean("join", tools[:1], tools[1:], fuzzy)] if tools[1:] else tools, fuzzy
-            )
-        return
-    for fuzzy in ladder[:4]:
-        def one_by_one(fuzzy=fuzzy):
-            return functools.reduce(lambda b, t: _occ_boolean(operation, [b], [t], fuzzy), tools, _occ_unify(body))
-        yield one_by_one
+        body, *tools = tools
+        if not tools: yield lambda: body
+    for fuzzy in tolerances: yield partial(_occ_boolean, operation, [body], tools, fuzzy)
+    another_way = _occ_joined_boolean if operation == "intersect" else _occ_one_by_one
+    for fuzzy in tolerances[:4]: yield partial(another_way, operation, body, tools, fuzzy)
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #703d0251
 def _occ_step(body, step, light_tools, light, near, check):
@@ -211,19 +214,29 @@ def _runs(history):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #58813655
 def _covered(run):
-    """For each manifold3d solid of a run, whether one of another step contains it (of two equal ones, the first is
-    kept)."""
-    solids, owner = [t for _, tools, _ in run for t in tools], [i for i, (_, tools, _) in enumerate(run) for _ in tools]
+    """Return for each manifold3d solid of a run whether a solid of another step contains it; of two equal ones the
+    first is kept."""
+    solids, step = [], []
+    for number, (_, tools, _) in enumerate(run):
+        solids += tools
+        step += [number]*len(tools)
     if len(run) < 2: return [False]*len(solids)
-    boxes, volumes = np.array([s.bounding_box() for s in solids]), [s.volume() for s in solids]
-    within = (
-        (boxes[:, None, :3] >= boxes[None, :, :3] - 1e-6) & (boxes[:, None, 3:] <= boxes[None, :, 3:] + 1e-6)
-    ).all(2) & np.not_equal.outer(owner, owner)
-    def inside(i, j): return volumes[i] < volumes[j]*(1 + 1e-9) and (solids[i] - solids[j]).volume() < 1e-9*volumes[i]
-    return [
-        any(inside(i, j) and (j < i or not (within[j, i] and inside(j, i))) for j in np.flatnonzero(within[i]))
-        for i in range(len(solids))
-    ]
+    volumes = [s.volume() for s in solids]
+    low, high = np.split(np.array([s.bounding_box() for s in solids]), 2, axis=1)
+    box_fits = (low[:, None] >= low - 1e-6).all(2) & (high[:, None] <= high + 1e-6).all(2)
+    may_contain = box_fits & np.not_equal.outer(step, step) # row: inner solid, column: outer solid
+
+    def contains(outer, inner):
+        if not may_contain[inner, outer] or not volumes[inner] < volumes[outer]*(1 + 1e-9): return False
+        return (solids[inner] - solids[outer]).volume() < 1e-9*volumes[inner]
+
+    covered = [False]*len(solids)
+    for inner in range(len(solids)):
+        for outer in np.flatnonzero(may_contain[inner]):
+            if contains(outer, inner) and (outer < inner or not contains(inner, outer)):
+                covered[inner] = True
+                break
+    return covered
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #2afb9562
 def _flat_groups(run):
@@ -311,12 +324,14 @@ def occ_build(plan, history, strict=False):
 # %% ../../nbs/2_geometry/10_occ.ipynb #9fd589b5
 _DEFLECTION, _ANGLE = 4e-4, .1 # of the part's size; radians between neighbouring facets
 
+def _coordinates(point): return point.X(), point.Y(), point.Z()
+
 def _occ_triangles(face):
     "Nodes (N, 3), triangles (T, 3) and edge chains (lists of node numbers) of one meshed face."
     occ, place = load_occ(), load_occ().TopLoc_Location()
     mesh = occ.BRep_Tool.Triangulation_s(face, place)
     if mesh is None: return np.zeros((0, 3)), np.zeros((0, 3), int), []
-    nodes = np.array([(p := mesh.Node(i + 1), (p.X(), p.Y(), p.Z()))[1] for i in range(mesh.NbNodes())])
+    nodes = np.array([_coordinates(mesh.Node(i + 1)) for i in range(mesh.NbNodes())])
     triangles = np.array([mesh.Triangle(i + 1).Get() for i in range(mesh.NbTriangles())]) - 1
     if face.Orientation() == occ.TopAbs_Orientation.TopAbs_REVERSED: triangles = triangles[:, ::-1]
     chains = []
