@@ -66,8 +66,8 @@ def _sketch(self: _FineEncoder, sketch, profile_ids):
     rotation, origin = axes_rotation(axes), np.array(sketch.frame.origin, float)
     plane, shift, directions = frame[:2] @ rotation[:2].T, rotation[:2] @ origin, _directions(axes)
     def turn(points): return points @ plane + shift
-    contours, notes = contours_of_profile(sketch, profile_ids)
-    self.notes += notes
+    contours, problems = contours_of_profile(sketch, profile_ids)
+    for id, problem in problems.items(): self.drop_profile(sketch, id, problem)
     if self.grid is None:
         self.grid = fit_grid(contours, turn, self.num_levels)
         fitted = False
@@ -112,9 +112,7 @@ def _drawn(self: _FineEncoder, sketch, measured, directions):
     made = dict(zip(some, stable_profile(list(some.values()), known, known_again)))
     for id in measured:
         if not made.get(id):
-            self.notes.append(
-                f"{sketch.id}.{id}: left out, its area vanishes on the grid of {self.grid.unit*1000:g} mm"
-            )
+            self.drop_profile(sketch, id, f"its area vanishes on the grid of {self.grid.unit*1000:g} mm")
     return {id: p for id, p in made.items() if p}
 
 # %% ../../nbs/1_cad/07_fine_records.ipynb #f9813d3e

@@ -169,6 +169,7 @@ class RecordEncoder:
         self.program, self.grid, self.num_levels = program, grid, num_levels
         self.ops, self.notes = [], []
         self.written = []                      # a (sketch id, {profile id: number}) for each written sketch
+        self.dropped = set()                   # (sketch id, profile id) of what does not close or vanishes on the grid
 
     def stretch(self, operations):
         "Write a stretch of operations."
@@ -185,6 +186,12 @@ class RecordEncoder:
 
 # %% ../../nbs/1_cad/05_records.ipynb #bedb1f3a
 @patch
+def drop_profile(self: RecordEncoder, sketch, profile_id, reason):
+    "Leave a profile out for good, with a note."
+    self.dropped.add((sketch.id, profile_id))
+    self.notes.append(f"{sketch.id}.{profile_id}: left out, {reason}")
+
+@patch
 def _sketch(self: RecordEncoder, sketch, profile_ids):
     "Write a sketch with these profiles, sorted; what vanishes on the grid is noted and left out."
     frame = sketch.frame.rotation
@@ -192,8 +199,8 @@ def _sketch(self: RecordEncoder, sketch, profile_ids):
     rotation = axes_rotation(axes)
     plane, shift = frame[:2] @ rotation[:2].T, rotation[:2] @ np.array(sketch.frame.origin, float)
     def turn(points): return points @ plane + shift
-    contours, notes = contours_of_profile(sketch, profile_ids)
-    self.notes += notes
+    contours, problems = contours_of_profile(sketch, profile_ids)
+    for id, problem in problems.items(): self.drop_profile(sketch, id, problem)
     if self.grid is None: self.grid = fit_grid(contours, turn, self.num_levels)
     drawn = {}
     if self.grid is None:
@@ -201,8 +208,7 @@ def _sketch(self: RecordEncoder, sketch, profile_ids):
         return
     for id, profile in ((id, _grid_profile(c, turn, self.grid)) for id, c in contours.items()):
         if profile is None:
-            self.notes.append(
-                f"{sketch.id}.{id}: left out, its area vanishes on the grid of {self.grid.unit*1000:g} mm")
+            self.drop_profile(sketch, id, f"its area vanishes on the grid of {self.grid.unit*1000:g} mm")
             continue
         drawn.setdefault(profile, []).append(id)
     if not drawn: return
@@ -215,12 +221,12 @@ def _sketch(self: RecordEncoder, sketch, profile_ids):
 
 # %% ../../nbs/1_cad/05_records.ipynb #7192c820
 def contours_of_profile(sketch, profile_ids):
-    "The contours of profiles, and notes about those that do not close."
-    found, notes = {}, []
+    "Return the contours of profiles, and why others have none: two dicts by profile id."
+    found, problems = {}, {}
     for id in profile_ids:
         try: found[id] = sketch.profiles[id].contours()
-        except CADFormatError as e: notes.append(f"{sketch.id}.{id}: left out, {e.reason}")
-    return found, notes
+        except CADFormatError as e: problems[id] = e.reason
+    return found, problems
 
 def fit_grid(contours, turn, num_levels):
     "The grid that suits these contours, or None where they have no size."
@@ -233,30 +239,37 @@ def fit_grid(contours, turn, num_levels):
 # %% ../../nbs/1_cad/05_records.ipynb #7d4661b5
 @patch
 def _refs(self: RecordEncoder, extrude, used):
-    """(sketches back, profile numbers or None for all) for what an extrude pushes; writes a sketch again where a
-    profile is missing."""
+    """Return what an extrude pushes, as (sketches back, profile numbers or None for all); a sketch is written again
+    where a profile is missing."""
     groups = {}
-    for s in extrude.references():
-        wanted = [p for t, p in extrude.profiles if t == s]
-        if not any(p in numbers for id, numbers in self.written if id == s for p in wanted) or \
-           any(not any(p in numbers for id, numbers in self.written if id == s) for p in wanted):
-            written = {p for id, numbers in self.written if id == s for p in numbers}
-            missing = [p for p in used[s] if p not in written and not self._known_flat(s, p)]
-            if missing: self._sketch(self.program.entities[s], missing)
-        for p in wanted:
-            at = next((i for i in reversed(range(len(self.written))) if self.written[i][0] == s
-                       and p in self.written[i][1]), None)
-            if at is not None: groups.setdefault(at, set()).add(self.written[at][1][p])
-    latest = len(self.written) - 1
-    return tuple((latest - at, None if len(numbers) == len(self.ops_sketches()[at].profiles)
-                  else tuple(sorted(numbers)))
-                 for at, numbers in sorted(groups.items(), reverse=True))
+    for sketch_id in extrude.references():
+        wanted = [profile_id for id, profile_id in extrude.profiles if id == sketch_id]
+        self._write_missing(sketch_id, wanted, used[sketch_id])
+        places = self._profile_places(sketch_id)
+        for at, number in (places[profile_id] for profile_id in wanted if profile_id in places):
+            groups.setdefault(at, set()).add(number)
+    latest, sketches = len(self.written) - 1, self.ops_sketches()
+    return tuple(
+        (latest - at, None if len(numbers) == len(sketches[at].profiles) else tuple(sorted(numbers)))
+        for at, numbers in sorted(groups.items(), reverse=True)
+    )
 
 # %% ../../nbs/1_cad/05_records.ipynb #4e87f3d8
 @patch
-def _known_flat(self: RecordEncoder, sketch_id, profile_id):
-    "Whether a profile was already found to vanish."
-    return any(n.startswith(f"{sketch_id}.{profile_id}: ") for n in self.notes)
+def _profile_places(self: RecordEncoder, sketch_id):
+    "Profile id -> (place in `written`, number) of the latest written sketch that has the profile."
+    return {
+        profile_id: (at, number) for at, (id, numbers) in enumerate(self.written) if id == sketch_id
+        for profile_id, number in numbers.items()
+    }
+
+@patch
+def _write_missing(self: RecordEncoder, sketch_id, wanted, used):
+    "Write a sketch again where a wanted profile is missing, with all used ones that are."
+    places = self._profile_places(sketch_id)
+    if all(profile_id in places for profile_id in wanted): return
+    missing = [id for id in used if id not in places and (sketch_id, id) not in self.dropped]
+    if missing: self._sketch(self.program.entities[sketch_id], missing)
 
 @patch
 def ops_sketches(self: RecordEncoder): return [o for o in self.ops if isinstance(o, SketchOp)]
