@@ -145,7 +145,7 @@ def stall(folder, args):
     after = max(3, int(2.5*size/4e8/step) + 1)         # steps that follow a save, so that writing ends among them
     say(f"state of {size/1e6:.0f} MB; a step takes {step:.3f} s; {after} steps after each save")
     first, level = None, memory("VmRSS")
-    with Delivery(folder/"out", local_dir="", keep_last_n=1, say=lambda *a: None) as delivery:
+    with Delivery(folder/"out", staging_dir="", keep_last_n=1, say=lambda *a: None) as delivery:
         for i in range(rounds + 1):
             # a loop without saving, one with torch.save + fsync, one with ours: each of the same number of steps
             alone = sum(timed(work.step)[0] for _ in range(after))
@@ -577,7 +577,7 @@ def saver(output, local, step, size, phases, pipe):
             save_one(output, s, size)
             os.write(pipe, b"e%d " % s)
     from cad_mllm.checkpoints import Delivery
-    delivery = Delivery(output, local_dir=str(local), keep_last_n=2, say=lambda *a: None)
+    delivery = Delivery(output, staging_dir=str(local), keep_last_n=2, say=lambda *a: None)
     for s in range(step + 1, step + 10_000):
         os.write(pipe, b"b%d " % s)
         save_one(output, s, size, delivery)
@@ -590,7 +590,7 @@ def clean_after(output, local, step, size):
     if local is None: save_one(output, step, size)
     else:
         from cad_mllm.checkpoints import Delivery
-        with Delivery(output, local_dir=str(local), keep_last_n=2, say=lambda *a: None) as delivery:
+        with Delivery(output, staging_dir=str(local), keep_last_n=2, say=lambda *a: None) as delivery:
             save_one(output, step, size, delivery)
             if not delivery.flush(60): return ["not delivered within a minute"]
     left = [p.name for place in (output, local) if place for p in Path(place).rglob(".*") if ck._HIDDEN.match(p.name)]

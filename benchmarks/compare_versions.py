@@ -19,7 +19,9 @@ from pathlib import Path
 from common import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-AS_BEFORE = {"token_version": "1", "points_frame": "box", "measure_version": "1"}
+AS_BEFORE = {       # `points_frame` is the earlier name of `point_normalization`; a version knows one of them
+    "token_version": "1", "points_frame": "box", "point_normalization": "unit_cube", "measure_version": "1"
+}
 TRAIN = {
     "recipe": "tiny", "max_train_samples": "24", "num_val_samples": "4", "batch_size": "8", "num_workers": "0",
     "save_steps": "0", "seed": "3", "stage1_epochs": "1", "stage2_epochs": "1", "stage3_epochs": "1"

@@ -139,11 +139,11 @@ class Task:
         )
         self.training = replace(
             training, data_root=f"{folder}/data", stages=[CurriculumStage("stage1_text", {"text": 1.0}, 1000, LR)],
-            batch_size=BATCH, save_steps=SAVE_EVERY, pack=False, max_tokens_per_batch=0, from_scratch_prob=0.0,
+            batch_size=BATCH, save_steps=SAVE_EVERY, packing=False, max_tokens_per_batch=0, no_prefix_prob=0.0,
             num_val_samples=0, warmup_steps=2, seed=SEED, max_train_samples=40, keep_last_n_checkpoints=3, device="cpu"
         )
         data = MultimodalAutocompleteDataset(
-            f"{folder}/data", split="train", max_samples=40, from_scratch_prob=0.0, seed=SEED,
+            f"{folder}/data", split="train", max_samples=40, no_prefix_prob=0.0, seed=SEED,
             sequence_format=self.config.sequence_format, num_val_samples=0
         )
         data.set_modalities({"text": 1.0})

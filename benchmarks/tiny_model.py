@@ -80,7 +80,7 @@ def configs(work, steps_per_second, minutes, batch_size, num_train, lr):
     stage = CurriculumStage("stage1_points", {"text+points": 1.0}, num_epochs=epochs, lr=lr)
     return model, TrainConfig(
         stages=[stage], data_root=str(work/"train"), omnicad_txt_path=str(work/"no captions"),
-        output_dir=str(work/"run"), batch_size=batch_size, from_scratch_prob=1.0, max_tokens_per_batch=512,
+        output_dir=str(work/"run"), batch_size=batch_size, no_prefix_prob=1.0, max_tokens_per_batch=512,
         warmup_steps=100, save_steps=0, save_minutes=5, logging_steps=10, num_val_samples=0,
         projector_lr_multiplier=1.0, new_token_lr_multiplier=1.0, device="cpu"
     )

@@ -57,7 +57,7 @@ def held_out(
                         token_version=config.token_version, measure_version=config.measure_version,
                         num_points=config.num_points,
                         points_on_grid=config.points_on_grid,
-                                         image_size=config.image_size, from_scratch_prob=float(from_scratch))
+                                         image_size=config.image_size, no_prefix_prob=float(from_scratch))
     if len(data): return data
     raise DataError(
         f"{data_root}: num_val_samples={num} holds out no sample (a tenth of the data at most, whole documents only); "

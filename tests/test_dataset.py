@@ -55,7 +55,7 @@ def root(tmp_path_factory): return write_data(tmp_path_factory.mktemp("data"), 1
 
 def make(root, **kw):
     return MultimodalAutocompleteDataset(
-        root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, from_scratch_prob=.3, seed=5), **kw}
+        root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, no_prefix_prob=.3, seed=5), **kw}
     )
 
 
@@ -123,7 +123,7 @@ def test_a_part_from_points_alone_is_written_from_their_corner_and_comes_back_to
 ):
     folder, shards = (
         MultimodalAutocompleteDataset(
-            parts/kind, sequence_format=sequence_format, modality_probs={"text+points": 1.0}, from_scratch_prob=1.0,
+            parts/kind, sequence_format=sequence_format, modality_probs={"text+points": 1.0}, no_prefix_prob=1.0,
             num_points=256, points_on_grid=True, scan=scan
         )
         for kind in ("folder", "shards")
@@ -146,15 +146,15 @@ def test_a_part_from_points_alone_is_written_from_their_corner_and_comes_back_to
 
 def test_where_nothing_is_ever_given_each_design_is_one_sample(root, tmp_path):
     designs = {s.id for s in make(root)}
-    wholes = make(root, from_scratch_prob=1.0, index_path=tmp_path/"index.npz")
+    wholes = make(root, no_prefix_prob=1.0, index_path=tmp_path/"index.npz")
     assert (
         [s.id for s in wholes] == sorted(designs) and {s.kept for s in wholes} == {0} and len(designs) < len(make(root))
     )
-    few = make(root, from_scratch_prob=1.0, max_samples=3, index_path=tmp_path/"few.npz")
+    few = make(root, no_prefix_prob=1.0, max_samples=3, index_path=tmp_path/"few.npz")
     assert len(few) == len({s.id for s in few}) == 3
     for ds in (wholes, few):
         assert [
-            s.id for s in make(root, from_scratch_prob=1.0, max_samples=len(ds), index_path=ds.index_path)
+            s.id for s in make(root, no_prefix_prob=1.0, max_samples=len(ds), index_path=ds.index_path)
         ] == [s.id for s in ds]
     assert len(make(root, max_samples=3, index_path=tmp_path/"few.npz")) == 3 != len(
         {s.id for s in make(root, max_samples=3)}
@@ -340,7 +340,7 @@ def test_a_stale_index_never_gives_a_wrong_sample(tmp_path):
         rng, root = np.random.default_rng(seed), Path(tmp_path, str(seed))
         os.system(f"cp -a {original} {root}")
         age(root, 100)
-        kw = dict(index_path=tmp_path/f"{seed}.npz", from_scratch_prob=0, report_path=os.devnull)
+        kw = dict(index_path=tmp_path/f"{seed}.npz", no_prefix_prob=0, report_path=os.devnull)
         logging.disable(logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

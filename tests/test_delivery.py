@@ -143,7 +143,7 @@ def open_delivery(place, drive, **more):
     return dl.Delivery(
         place/"drive",
         **{
-            "local_dir": place/"local", "keep_last_n": 2, "background": False, "out": drive, "clock": drive.clock,
+            "staging_dir": place/"local", "keep_last_n": 2, "background": False, "out": drive, "clock": drive.clock,
             "sleep": drive.clock.sleep, "say": lambda text: None
         } | more
     )
@@ -535,7 +535,7 @@ def test_three_saves_that_reach_no_disk_are_an_error(place):
 def test_an_ordinary_folder_is_written_directly_and_falls_back_when_it_fails(place, monkeypatch):
     monkeypatch.setenv("CAD_MLLM_LOCAL", str(place/"state"))
     drive = Drive(place/"drive", Clock())
-    delivery = open_delivery(place, drive, local_dir="")
+    delivery = open_delivery(place, drive, staging_dir="")
     assert delivery.root == place/"drive"
     delivery.submit(writer(1))
     assert set(named(place/"drive").values()) == {1} and not (place/"state").exists()
@@ -543,7 +543,7 @@ def test_an_ordinary_folder_is_written_directly_and_falls_back_when_it_fails(pla
     delivery.submit(writer(2))
     assert set(named(place/"state").values()) == {2} and delivery.status()["pending"] == 1
     drive.fault = nothing
-    delivery = open_delivery(place, drive, local_dir="")       # also for the next run
+    delivery = open_delivery(place, drive, staging_dir="")       # also for the next run
     run_dry(delivery)
     assert set(named(place/"drive").values()) == {1, 2}
 

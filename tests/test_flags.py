@@ -66,7 +66,7 @@ def test_the_command_of_the_panel_is_read_back_by_the_parser_of_train(run, data,
     run, data, cache = (f"/runs/{name}" for name in (run, data, cache))
     more = (
         {"recipe": "tiny"} if begins
-        else {"resume_from": f"{run}/checkpoint-step5", "previous": ("--recipe", "tiny", "--cache_dir", cache)}
+        else {"resume_from": f"{run}/checkpoint-step5", "previous": ("--recipe", "tiny", "--shard_cache_dir", cache)}
     )
     command = train_command(
         TrainForm(
@@ -79,7 +79,7 @@ def test_the_command_of_the_panel_is_read_back_by_the_parser_of_train(run, data,
     assert (read.output_dir, read.data_root, read.feature_cache, read.recipe, read.max_steps, read.stage2_lr) == (
         run, data, data, "tiny", 7, 1e-3
     )
-    if not begins: assert (read.resume_from_ckpt, read.cache_dir) == (f"{run}/checkpoint-step5", cache)
+    if not begins: assert (read.resume_from_ckpt, read.shard_cache_dir) == (f"{run}/checkpoint-step5", cache)
 
 
 def test_the_panel_shows_the_command_that_it_runs(tmp_path, monkeypatch):
@@ -116,13 +116,13 @@ REAL_MISTAKES = {
     "a model that is not asked": ("reconstruct", "--checkpoint=x", "--methods"),
     "a picture of a folder": ("reconstruct", "--picture=x.png", "leave it out"),
     "an empty output folder": ("train", "--output_dir=", "is empty"),
-    "a zero byte": ("train", "--cache_dir=\0", "zero byte"),
+    "a zero byte": ("train", "--shard_cache_dir=\0", "zero byte"),
     "too many points": ("train", "--num_points=1000000000000", "16,777,216"),
     "a picture of a million pixels per side": ("train", "--image_size=1000000", "16,384"),
     "a seed without end": ("train", "--seed=" + "9"*30, "smaller number"),
     "workers without end": ("train", "--num_workers=100000", "4,096"),
     "an infinite decay": ("train", "--weight_decay=inf", "finite"),
-    "an infinite gate": ("train", "--stage1_until_val_loss=inf", "finite"),
+    "an infinite gate": ("train", "--stage1_target_val_loss=inf", "finite"),
     "a repository's name": ("card", "--push=/dev/null", "is no name of a repository"),
     "a name of half characters for nobody": ("card", "--push=\udcff", "is no name of a repository"),
     "a file for a folder": ("card", "--out=/dev/null", "name another file or folder")}

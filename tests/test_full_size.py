@@ -169,7 +169,7 @@ def test_rows_are_filled_with_real_tokens():
     from cad_mllm.config import recipe
     from cad_mllm.data import MultimodalAutocompleteDataset, PromptBuilder, batches, load_tokenizer
     config, _ = recipe("qwen3_0_6b")
-    ds = MultimodalAutocompleteDataset(root, report_path=os.devnull, from_scratch_prob=.25)
+    ds = MultimodalAutocompleteDataset(root, report_path=os.devnull, no_prefix_prob=.25)
     builder = PromptBuilder(
         load_tokenizer(replace(config, llm_model_name="tiny"), ds.codec), ds.codec, max_seq_length=4096
     )

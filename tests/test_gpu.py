@@ -22,7 +22,7 @@ VARIANTS = {
         *LORA, "--dtype", "bfloat16", "--gradient_accumulation_steps", "3", "--stage1_epochs", "4", "--save_steps", "2"
     ],
     "fp16, LoRA, GradScaler": [*LORA, "--dtype", "float16", "--stage2_epochs", "0"],
-    "fp32, full, not packed": ["--no-pack", "--stage2_epochs", "0"]
+    "fp32, full, not packed": ["--no-packing", "--stage2_epochs", "0"]
 }
 
 

@@ -28,7 +28,7 @@ evaluate C data --num 4
 pack data shards --readers 4
 score a b --no-draw --jobs 0
 doctor data --build --no-draw
-train --recipe tiny --no-pack --use_gradient_checkpointing --stage1_epochs 2
+train --recipe tiny --no-packing --use_gradient_checkpointing --stage1_epochs 2
 """.strip().splitlines()
 
 

@@ -72,7 +72,7 @@ def builder():
 
 def open_data(root, **kw):
     return MultimodalAutocompleteDataset(
-        root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, from_scratch_prob=.3, seed=5), **kw}
+        root, **{**dict(modality_probs=STAGE, image_size=16, num_points=20, no_prefix_prob=.3, seed=5), **kw}
     )
 
 
@@ -280,11 +280,11 @@ def test_held_out_samples_stay_held_out_when_a_shard_is_away(shards, tmp_path):
 def test_random_damage_never_raises_and_never_gives_another_sample(shards, tmp_path_factory, builder):
     """Bytes flipped, cut off, overwritten and files removed, before the data set is built or after: a sample is what
     it was, or it is skipped and named."""
-    expected, lost = list(open_data(shards, from_scratch_prob=0)), 0
+    expected, lost = list(open_data(shards, no_prefix_prob=0)), 0
     by_name = {(s.id, s.kept): s for s in expected}
     for seed in range(12):
         rng, copy = np.random.default_rng(seed), shutil.copytree(shards, tmp_path_factory.mktemp("damage")/"copy")
-        ds = open_data(copy, from_scratch_prob=0) if seed % 2 else None
+        ds = open_data(copy, no_prefix_prob=0) if seed % 2 else None
         files = sorted(copy.glob("*.tar")) + ([copy/INDEX_NAME] if seed % 4 == 0 else [])
         for f in rng.choice(np.array(files, dtype=object), 2, replace=False):
             raw, how = bytearray(f.read_bytes()), rng.integers(4)
@@ -294,7 +294,7 @@ def test_random_damage_never_raises_and_never_gives_another_sample(shards, tmp_p
             elif how == 2:
                 raw[len(raw)//3:len(raw)//2] = rng.integers(0, 256, len(raw)//2 - len(raw)//3, dtype=np.uint8).tobytes()
             f.unlink() if how == 3 else f.write_bytes(raw)
-        try: ds = ds or open_data(copy, from_scratch_prob=0)
+        try: ds = ds or open_data(copy, no_prefix_prob=0)
         except DataError as e:
             assert "pack_index.npz" in str(e) or "no data" in str(e)
             continue

@@ -86,7 +86,7 @@ def test_what_an_earlier_run_left_on_the_local_disk_never_comes_into_a_new_one(d
     left = local_place(out, local)
     left.parent.mkdir()
     shutil.move(out, left)
-    settings = ("--local_dir", local, "--max_steps", 1)
+    settings = ("--staging_dir", local, "--max_steps", 1)
     with pytest.raises(OccupiedError, match="holds a run at step 3"): train(*configs(data, out, *settings))
     train(*configs(data, out, *settings, "--start_over"))
     deliver(out, local)
@@ -210,7 +210,7 @@ def spoil(monkeypatch, when):
 def test_weights_become_nan_it_is_said_and_the_run_stops(data, tmp_path, monkeypatch, capsys):
     out = tmp_path/"o"
     spoil(monkeypatch, lambda step: step >= 2)
-    flags = ["--stage1_epochs", 9, "--save_steps", 2, "--eval_steps", 100, "--bad_steps", 5]
+    flags = ["--stage1_epochs", 9, "--save_steps", 2, "--eval_steps", 100, "--max_nonfinite_steps", 5]
     with pytest.raises(NotFiniteError, match="5 steps in a row without a finite loss"):
         train(*configs(data, out, *flags))
     said = capsys.readouterr().out
@@ -226,9 +226,9 @@ def test_weights_become_nan_it_is_said_and_the_run_stops(data, tmp_path, monkeyp
 
 def test_a_run_without_finite_numbers_goes_back_once_and_is_then_as_if_nothing_had_been(data, tmp_path, monkeypatch):
     plain, out, halved = tmp_path/"plain", tmp_path/"o", tmp_path/"halved"
-    flags = ["--stage1_epochs", 3, "--save_steps", 2, "--bad_steps", 3, "--max_steps", 9]
+    flags = ["--stage1_epochs", 3, "--save_steps", 2, "--max_nonfinite_steps", 3, "--max_steps", 9]
     train(*configs(data, plain, *flags))
-    for folder, more in ((out, []), (halved, ["--halve_lr"])):
+    for folder, more in ((out, []), (halved, ["--halve_lr_on_rollback"])):
         seen = []
         with monkeypatch.context() as m:
             # three times only: a passing fault
@@ -239,7 +239,7 @@ def test_a_run_without_finite_numbers_goes_back_once_and_is_then_as_if_nothing_h
     figures = [[(r["step"], r["loss"], r["lr"]) for r in read_metrics(folder)] for folder in (plain, out, halved)]
     assert figures[0] == figures[1] and figures[2][:4] == figures[0][:4]
     assert [lr for _, _, lr in figures[2][4:]] == pytest.approx([lr/2 for _, _, lr in figures[0][4:]])
-    train(*configs(data, halved, *flags[:-1], 10, "--halve_lr", "--resume_from_ckpt", "auto"))
+    train(*configs(data, halved, *flags[:-1], 10, "--halve_lr_on_rollback", "--resume_from_ckpt", "auto"))
     train(*configs(data, plain, *flags[:-1], 10, "--resume_from_ckpt", "auto"))
     # the halved rate is saved with the run
     assert read_metrics(halved)[-1]["lr"] == pytest.approx(read_metrics(plain)[-1]["lr"]/2)

@@ -433,7 +433,7 @@ DAMAGED = {
     "a number that is text": (ck.CONFIG, {"model": {"lora_r": "four"}}),
     "a switch that is a list": (ck.CONFIG, {"model": {"use_lora": []}}),
     "settings of the model that are none": (ck.CONFIG, {"model": 7}),
-    "training settings of odd kinds": (ck.CONFIG, {"train": {"max_pending_checkpoints": []}}),
+    "training settings of odd kinds": (ck.CONFIG, {"train": {"max_staged_checkpoints": []}}),
     "a stage whose shares are text": (ck.CONFIG, {"train": {"stages": [{"name": "one", "modality_probs": "x"}]}}),
     "a padding token that is a number": (
         "tokenizer_config.json", TOKENIZER | {"eos_token": "<|endoftext|>", "pad_token": -1}

@@ -137,7 +137,7 @@ def test_a_process_whose_samples_are_all_broken_computes_along(tmp_path):
     "Otherwise the other one would wait for it for ever."
     data = make(tmp_path/"data", 14)
     for name in sorted((data/"json").rglob("*.json"))[::2]: name.write_text("{")
-    flags = [*EXACT, "--from_scratch_prob", "1", "--num_val_samples", "0"]
+    flags = [*EXACT, "--no_prefix_prob", "1", "--num_val_samples", "0"]
     Training(data, tmp_path/"one", *flags, "--batch_size", "2").wait(0)
     for p in several(data, tmp_path/"two", *flags, "--fsdp", "--batch_size", "1"): p.wait(0)
     assert_to_rounding(tmp_path/"one", tmp_path/"two")
@@ -145,7 +145,7 @@ def test_a_process_whose_samples_are_all_broken_computes_along(tmp_path):
 
 def test_held_out_parts_are_drawn_though_no_process_has_the_weights(data, tmp_path):
     "The whole weights come together for that, and go again: the run is the one without drawing."
-    for name, more in (("without", []), ("drawn", ["--draw_parts", "1"])):
+    for name, more in (("without", []), ("drawn", ["--num_logged_completions", "1"])):
         pair = several(data, tmp_path/name, *EXACT, *SHARED, "--stage3_epochs", "1", *more)
         for p in pair: p.wait(0)
         assert "could not be drawn" not in pair[0].text
@@ -159,7 +159,7 @@ def test_held_out_parts_are_drawn_though_no_process_has_the_weights(data, tmp_pa
 def test_one_is_gone_in_the_middle_of_a_layer(number, data, tmp_path):
     "The other gets no answer while it computes: it says who is gone."
     pair = several(
-        data, tmp_path/"o", *FOREVER, "--fsdp", "--peer_minutes", "0.2" if number == signal.SIGSTOP else "10"
+        data, tmp_path/"o", *FOREVER, "--fsdp", "--dist_timeout_minutes", "0.2" if number == signal.SIGSTOP else "10"
     )
     pair[0].until(after(tmp_path/"o", 3))
     pair[1].send(number)

@@ -16,7 +16,7 @@ def open_stream(name=NAME, **settings):
     return open_dataset(
         name,
         **dict(
-            modality_probs={"text": .3, "text+points": .7}, num_points=64, points_on_grid=True, from_scratch_prob=.5
+            modality_probs={"text": .3, "text+points": .7}, num_points=64, points_on_grid=True, no_prefix_prob=.5
         ) | settings
     )
 
@@ -66,7 +66,9 @@ def test_a_scan_may_lack_normals_or_have_estimated_ones():
 def test_a_killed_stream_goes_on_to_the_last_bit(tmp_path):
     """Real processes, with data workers after the resume; every logged number and every weight of the end is that of
     the unbroken run."""
-    flags = ("--save_steps", "2", "--stage3_epochs", "0", "--point_noise", "0.02", "--point_estimated", "0.3")
+    flags = ("--save_steps", "2", "--stage3_epochs", "0", "--point_jitter_std", "0.02") + (
+        "--estimated_normals_prob", "0.3"
+    )
     Training(NAME, tmp_path/"whole", *flags).wait(0)
     broken = Training(NAME, tmp_path/"broken", *flags).until(lambda: len(read_metrics(tmp_path/"broken")) >= 4)
     broken.kill()
@@ -88,7 +90,7 @@ def test_the_recipe_for_points_is_small_and_needs_no_files():
 
 
 def test_some_samples_with_points_lose_their_caption_and_those_of_text_never():
-    told, half = open_stream(), open_stream(caption_drop=.5)
+    told, half = open_stream(), open_stream(caption_dropout_prob=.5)
     pairs = [(told.sample(e, i), half.sample(e, i)) for e in range(3) for i in range(12)]
     assert all(a.caption and a.caption == b.caption for a, b in pairs if "points" not in b.modalities)
     seen = [b.caption == a.caption for a, b in pairs if "points" in b.modalities]

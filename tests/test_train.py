@@ -94,11 +94,12 @@ VARIANTS = {
     "lora, dropout 0.1, accumulation 3": [
         *LORA, "--gradient_accumulation_steps", "3", "--stage1_epochs", "4", "--stage2_epochs", "3", "--save_steps", "2"
     ],
-    "not packed, best by the training loss": ["--no-pack", "--num_val_samples", "0", "--stage1_lr", "0.3"],
+    "not packed, best by the training loss": ["--no-packing", "--num_val_samples", "0", "--stage1_lr", "0.3"],
     "gates, several views, worse clouds, drawn parts": [
         "--stage1_epochs", "30", "--stage1_patience", "2", "--stage1_lr", "0.02", "--stage2_epochs", "2",
-        "--eval_steps", "2", "--draw_parts", "2", "--max_views", "3", "--point_noise", "0.05", "--point_drop", "0.5",
-        "--point_crop", "0.3", "--stage2_until_val_loss", "0.01", "--track", "tensorboard"
+        "--eval_steps", "2", "--num_logged_completions", "2", "--max_views", "3", "--point_jitter_std", "0.05",
+        "--point_dropout_ratio", "0.5", "--point_crop_ratio", "0.3", "--stage2_target_val_loss", "0.01", "--report_to",
+        "tensorboard"
     ],
     "fp16, GradScaler": [*LORA, "--dtype", "float16", "--stage2_epochs", "0"]
 }

@@ -67,20 +67,23 @@ def test_nothing_changed_is_nothing_said(trainer): assert changes_of(trainer)[0]
 
 
 QUIET = dict(
-    output_dir="elsewhere", cache_dir="near", max_steps=50, max_minutes=5.0, logging_steps=3, save_steps=7,
+    output_dir="elsewhere", shard_cache_dir="near", max_steps=50, max_minutes=5.0, logging_steps=3, save_steps=7,
     save_minutes=1.0, keep_last_n_checkpoints=9, eval_steps=4, num_workers=2, init_from="small", start_over=True,
     take_over=True, device="auto", resume_from_ckpt="latest", checkpoint_name="c{step}", use_wandb=True,
-    track="tensorboard", draw_parts=1, notify="http://localhost", feature_cache="near", accept_changes="data",
-    peer_minutes=3.0, deterministic=True, bad_steps=5, halve_lr=True
+    report_to="tensorboard", num_logged_completions=1, notify="http://localhost", feature_cache="near",
+    accept_changes="data", dist_timeout_minutes=3.0, deterministic=True, max_nonfinite_steps=5,
+    halve_lr_on_rollback=True
 )
 CHANGED = dict(
-    batch_size=16, seed=1, from_scratch_prob=.5, pack=False, max_tokens_per_batch=200, use_gradient_checkpointing=True,
+    batch_size=16, seed=1, no_prefix_prob=.5, packing=False, max_tokens_per_batch=200, use_gradient_checkpointing=True,
     warmup_steps=7, schedule_to="max_steps", weight_decay=.5, max_grad_norm=2.0, projector_lr_multiplier=2.0,
-    new_token_lr_multiplier=2.0, gradient_accumulation_steps=3, compile=True, fsdp=True, max_views=2, caption_drop=.5,
-    point_noise=.1, point_drop=.2, point_crop=.3, point_holes=.1, point_noisy=.5, point_bare=.1, point_estimated=.2
+    new_token_lr_multiplier=2.0, gradient_accumulation_steps=3, compile=True, fsdp=True, max_views=2,
+    caption_dropout_prob=.5, point_jitter_std=.1, point_dropout_ratio=.2, point_crop_ratio=.3, point_hole_ratio=.1,
+    point_jitter_prob=.5, no_normals_prob=.1, estimated_normals_prob=.2
 )
 MODEL = dict(
-    max_seq_length=900, num_points=32, image_size=64, points_frame="box", image_encoder_name="", point_encoder_name="",
+    max_seq_length=900, num_points=32, image_size=64, point_normalization="unit_cube", image_encoder_name="",
+    point_encoder_name="",
     llm_model_name="x", dtype="bfloat16", load_in_4bit=True, lora_dropout=.5, projector_dropout=.5,
     freeze_image_encoder=False, freeze_point_encoder=True
 )
@@ -94,8 +97,8 @@ def test_every_setting_is_either_compared_or_without_meaning(trainer):
         "omnicad_pc_root", "max_train_samples", "num_val_samples"
     }
     by_hand = {
-        "stages", "start_from_stage", "batch_size", "gradient_accumulation_steps", "local_dir",
-        "max_pending_checkpoints"
+        "stages", "start_from_stage", "batch_size", "gradient_accumulation_steps", "staging_dir",
+        "max_staged_checkpoints"
     }
     assert set(vars(TrainConfig())) == data | by_hand | set(QUIET) | set(CHANGED)
     for name, value in QUIET.items(): assert changes_of(trainer, **{name: value})[0] == [], name

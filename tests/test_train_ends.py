@@ -64,7 +64,7 @@ def test_the_users_commands(data, tmp_path):
 
 
 def test_drawing_needs_something_that_draws(data, tmp_path):
-    model, settings = configs(data, tmp_path/"o", "--num_val_samples", "2", "--draw_parts", "2")
+    model, settings = configs(data, tmp_path/"o", "--num_val_samples", "2", "--num_logged_completions", "2")
     with pytest.raises(ConfigError, match="draw=cad_mllm.evaluation.draw_held_out"): train(model, settings)
     assert not (tmp_path/"o").exists()
 
@@ -190,7 +190,7 @@ RUN = [
 def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys):
     """Checkpoints land in the local folder; killed at once, the next run resumes from them bit for bit and brings
     everything to the output folder."""
-    out, local = tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
+    out, local = tmp_path/"drive"/"o", ["--staging_dir", str(tmp_path/"local")]
     Training(data, tmp_path/"whole", *RUN).wait(0)
     process = Training(data, out, *RUN, *local, fence=8).until(
         lambda: any(r.complete for r in list_checkpoints(tmp_path/"local", depth=5))
@@ -209,7 +209,7 @@ def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys
 def test_training_goes_on_while_the_output_folder_is_away(data, tmp_path):
     """A file takes the place of the drive: the run trains on and tells; stopped, it names what lies where; when the
     drive is back, all of it arrives."""
-    drive, out, local = tmp_path/"drive", tmp_path/"drive"/"o", ["--local_dir", str(tmp_path/"local")]
+    drive, out, local = tmp_path/"drive", tmp_path/"drive"/"o", ["--staging_dir", str(tmp_path/"local")]
     flags = [*RUN, *local, "--stage1_epochs", "5000", "--save_steps", "2"]
     process = Training(data, out, *flags, log=tmp_path/"log").until(
         lambda: any(r.complete for r in list_checkpoints(out))
@@ -238,7 +238,7 @@ def test_training_goes_on_while_the_output_folder_is_away(data, tmp_path):
 
 def test_trained_to_the_end_without_the_output_folder_has_a_code_of_its_own(data, tmp_path):
     drive, out = tmp_path/"drive", tmp_path/"drive"/"o"
-    model, settings = configs(data, out, *RUN, "--max_steps", "2", "--local_dir", tmp_path/"local")
+    model, settings = configs(data, out, *RUN, "--max_steps", "2", "--staging_dir", tmp_path/"local")
     trainer = Trainer(model, settings)
     rest = trainer.deliver_rest
     def later():
@@ -252,7 +252,7 @@ def test_trained_to_the_end_without_the_output_folder_has_a_code_of_its_own(data
 
 def test_the_end_of_a_run_waits_for_an_output_folder_that_comes_back(data, tmp_path):
     drive, out = tmp_path/"drive", tmp_path/"drive"/"o"
-    model, settings = configs(data, out, *RUN, "--max_steps", "2", "--local_dir", tmp_path/"local")
+    model, settings = configs(data, out, *RUN, "--max_steps", "2", "--staging_dir", tmp_path/"local")
     trainer = Trainer(model, settings)
     rest = trainer.deliver_rest
     def back():
@@ -411,7 +411,7 @@ def test_a_limit_on_the_size_of_files_costs_a_save_and_not_the_run(data, tmp_pat
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_temporary_files_of_a_killed_run_are_removed_by_the_next(mirrored, data, tmp_path):
-    out, local = tmp_path/"o", ["--local_dir", str(tmp_path/"local")] if mirrored else []
+    out, local = tmp_path/"o", ["--staging_dir", str(tmp_path/"local")] if mirrored else []
     out.mkdir()
     for name in ("status.json.4194305.tmp", f"metrics.jsonl.{os.getpid()}.tmp", "notes.tmp"): (out/name).touch()
     assert train(*configs(data, out, *RUN, "--max_steps", "1", *local)).exit_code == 0
@@ -421,7 +421,7 @@ def test_temporary_files_of_a_killed_run_are_removed_by_the_next(mirrored, data,
 def test_a_folder_named_stop_in_a_mirrored_output_folder_is_told_and_keeps_nothing_away(data, tmp_path, capsys):
     out = tmp_path/"drive"/"o"
     (out/"stop").mkdir(parents=True)
-    result = train(*configs(data, out, *RUN, "--max_steps", "3", "--local_dir", tmp_path/"local"))
+    result = train(*configs(data, out, *RUN, "--max_steps", "3", "--staging_dir", tmp_path/"local"))
     assert (
         (result.step, result.exit_code) == (3, 0)
         and "'stop' in the output folder cannot be removed" in capsys.readouterr().out
@@ -436,7 +436,7 @@ def test_the_stop_file_in_a_mirrored_output_folder_stops_the_run(data, tmp_path)
     """Also one that comes there again after an earlier one was obeyed, and the one that stopped an earlier run is
     forgotten."""
     out = tmp_path/"drive"/"o"
-    flags = [*RUN, "--stage1_epochs", "5000", "--save_steps", "0", "--local_dir", str(tmp_path/"local")]
+    flags = [*RUN, "--stage1_epochs", "5000", "--save_steps", "0", "--staging_dir", str(tmp_path/"local")]
     for _ in range(2):
         out.mkdir(parents=True, exist_ok=True)
         (out/"stop").touch()                               # of an earlier run: does not count

@@ -207,8 +207,8 @@ def test_two_processes_without_finite_numbers_go_back_together(data, tmp_path):
     """One of them has them, three times: both go back to the same checkpoint and are then as if nothing had been;
     where it stays, both end with its code."""
     flags = [
-        *SMALL, "--stage1_epochs", "4", "--batch_size", "2", "--save_steps", "2", "--bad_steps", "3", "--use_lora",
-        "--lora_r", "4", "--lora_dropout", "0.1"
+        *SMALL, "--stage1_epochs", "4", "--batch_size", "2", "--save_steps", "2", "--max_nonfinite_steps", "3",
+        "--use_lora", "--lora_r", "4", "--lora_dropout", "0.1"
     ]
     for p in [Training(data, tmp_path/"plain", *flags, env=env) for env in peers(2)]: p.wait(0)
     for name, times, code in (("passing", 3, 0), ("staying", 99, 76)):

@@ -212,7 +212,7 @@ def test_a_signal_while_they_agree_counts_at_the_next_step(data, tmp_path):
 
 
 def test_one_hangs_and_the_other_gives_up(data, tmp_path):
-    pair = several(data, tmp_path/"o", *FOREVER, "--peer_minutes", "0.1")
+    pair = several(data, tmp_path/"o", *FOREVER, "--dist_timeout_minutes", "0.1")
     pair[0].until(after(tmp_path/"o", 2))
     pair[1].send(signal.SIGSTOP)
     pair[0].wait(EXIT_FAILED)
@@ -245,7 +245,7 @@ def test_told_different_things_they_do_not_begin(data, tmp_path):
 
 
 def test_one_never_comes(data, tmp_path):
-    alone = Training(data, tmp_path/"o", *RUN, "--peer_minutes", "0.03", env=peers(2)[0])
+    alone = Training(data, tmp_path/"o", *RUN, "--dist_timeout_minutes", "0.03", env=peers(2)[0])
     alone.wait(EXIT_FAILED)
     assert "process 0 of 2 did not meet the others within 0.03 minutes" in alone.text
 

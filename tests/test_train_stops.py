@@ -16,7 +16,7 @@ RUN = [
     "--max_train_samples", "8", "--num_val_samples", "2", "--batch_size", "1", "--gradient_accumulation_steps", "2",
     "--stage3_epochs", "0", "--keep_last_n_checkpoints", "0"
 ]
-BY_STEPS = [*RUN, "--eval_steps", "2", "--save_steps", "3", "--draw_parts", "1"]
+BY_STEPS = [*RUN, "--eval_steps", "2", "--save_steps", "3", "--num_logged_completions", "1"]
 AT_SAVES = [*RUN, "--save_steps", "3"]
 
 
@@ -81,7 +81,7 @@ def test_sigterm_in_a_validation_or_drawing_ends_it_at_once(flags, where, data, 
     expected, found = saves(reference), last_saves(out)
     assert {k: found.get(k) for k in expected} == expected and len(expected) > 1
     drawn = [{p.name: p.read_bytes() for p in (o/"drawn").glob("*")} for o in (reference, out)]
-    assert drawn[0] == drawn[1] and bool(drawn[0]) == ("--draw_parts" in flags)
+    assert drawn[0] == drawn[1] and bool(drawn[0]) == ("--num_logged_completions" in flags)
 
 
 def test_sigterm_to_one_of_two_in_a_validation_ends_both_together(data, tmp_path):

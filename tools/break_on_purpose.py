@@ -131,7 +131,7 @@ MUTATIONS = [
     ),
     Mutation(
         2, "steps without finite numbers go on for ever", TRAIN,
-        "if self.bad_steps >= state.train_config.bad_steps:", "if False:",
+        "if self.nonfinite_steps >= state.train_config.max_nonfinite_steps:", "if False:",
         T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"
     ),
     Mutation(
@@ -482,7 +482,7 @@ MUTATIONS = [
         T_SAFE + "only_kernels_and_quantizations_that_the_kit_knows"
     ),
     Mutation(
-        8, "values of any kind pass in a configuration", "cad_mllm/config.py",
+        8, "values of any kind pass in a configuration", "cad_mllm/utils/settings.py",
         "def __post_init__(self):\n        check_kinds(self)\n        self.validate()",
         "def __post_init__(self):\n        self.validate()",
         T_SAFE + "damaged_but_sealed_files_are_a_checkpoint_error_with_their_name"
@@ -611,6 +611,11 @@ MUTATIONS = [
         7, "an old configuration speaks the new language", "cad_mllm/config.py",
         '"token_version": 1, "measure_version"', '"measure_version"',
         T_LANGUAGE + "a_configuration_without_a_version_speaks_the_first_to_the_byte"
+    ),
+    Mutation(
+        7, "settings under earlier names are not compared", "cad_mllm/training/resume.py",
+        'TrainConfig.with_current_names(saved.get("train_config") or {})', 'saved.get("train_config") or {}',
+        "tests/test_renamed_keys.py::test_changes_are_found_and_accepted_under_both_names"
     ),
     Mutation(
         10, "separate bodies are not said", "cad_mllm/completion_candidates.py",

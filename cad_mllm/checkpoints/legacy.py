@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from ..utils.lazy import torch
-from ..config import CADMLLMConfig, ConfigError, KindError, TrainConfig
+from ..config import CADMLLMConfig, ConfigError, KindError, NamedTwiceError, TrainConfig
 from .safety import load_pt, UnsafeFile
 from .format import CheckpointError, CONFIG, is_old_format, read_json_file
 
@@ -147,6 +147,7 @@ def config_from_old(
 ) -> tuple: # (CADMLLMConfig, notes)
     "An old configuration as a `CADMLLMConfig`, field by field."
     known, notes, taken = {f.name for f in fields(CADMLLMConfig)}, [], dict(OLD_DEFAULTS)
+    values = CADMLLMConfig.with_current_names(values)
     for key, value in values.items():
         if key not in known: continue
         if key == "dtype":
@@ -174,7 +175,7 @@ def read_config(
         except (TypeError, ValueError, AttributeError, KeyError) as e:
             raise CheckpointError(f"{path/CONFIG}: {e}") from e
         try: train = TrainConfig.from_dict(both["train"]) if both.get("train") else None
-        except (KindError, TypeError, AttributeError, KeyError) as e:
+        except (KindError, NamedTwiceError, TypeError, AttributeError, KeyError) as e:
             raise CheckpointError(f"{path/CONFIG}: the training settings are damaged: {e}") from e
         except ValueError as e: notes.append(f"{CONFIG}: the training settings are not usable here: {e}")
         return model, train, notes
@@ -193,5 +194,6 @@ def read_config(
         notes.append(
             "no config.pt: the configuration is taken from adapter_config.json and the usual values of old checkpoints"
         )
-    model, more = config_from_old(values)
+    try: model, more = config_from_old(values)
+    except NamedTwiceError as e: raise CheckpointError(f"{path/'config.pt'}: {e}") from e
     return model, train, notes + more

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..config import TrainConfig
+from ..utils.old_names import with_old_names
 from ..utils.moved import MovedAttributes
+from ..config import TrainConfig
 from .format import (
     BEST, checkpoint_name, CheckpointError, clean_temporaries, verify_checkpoint)
 from .records import (
@@ -37,10 +38,11 @@ class Delivery(MovedAttributes):
         last_error="events.last_error", last_delivered="events.last_delivered", failing_since="outage.since"
     )
 
+    @with_old_names(local_dir="staging_dir")
     def __init__(self,
         output_dir: Path,              # of the run
-        local_dir: str | Path = "auto", # where checkpoints land first: a folder (a subfolder of the run's own is made
-                                        # in it); "auto": one where output_dir is slow; "": nowhere
+        staging_dir: str | Path = "auto", # where checkpoints land first: a folder (a subfolder of the run's own is made
+                                          # in it); "auto": one where output_dir is slow; "": nowhere
         keep_last_n: int = 3,          # complete ones that stay in each stage of the output folder; 0 for all
         protect: tuple = (),           # paths that are never removed, in either place
         max_pending: int = 8,          # undelivered checkpoints kept locally
@@ -53,7 +55,7 @@ class Delivery(MovedAttributes):
         backoff: tuple = (1.0, 60.0),  # seconds after the first failure, and at most
         on_event=None,                 # called with each event, in the thread where it happens
     ):
-        self.places = places_of(output_dir, local_dir, tuple(protect))
+        self.places = places_of(output_dir, staging_dir, tuple(protect))
         self.output_dir, self.local_dir = self.places.output_dir, self.places.local_dir
         self.staged, self.root = self.places.staged, self.places.root
         self.keep_last_n, self.background, self.say = keep_last_n, background, say
@@ -330,14 +332,15 @@ def find(self: Delivery,
     return find_checkpoint(name, self.output_dir)
 
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #83e3792d
+@with_old_names(local_dir="staging_dir")
 def deliver(
     output_dir: Path,          # of the run
-    local_dir: str = "auto",   # as the run had it
+    staging_dir: str = "auto", # as the run had it
     timeout: float | None = None, # seconds to try for; None tries until it is done
     say=print,
 ) -> int: # checkpoints that are left
     "Bring to the output folder what an interrupted run left on the local disk."
-    delivery = Delivery(output_dir, local_dir, keep_last_n=0, say=say)
+    delivery = Delivery(output_dir, staging_dir, keep_last_n=0, say=say)
     num = len(delivery.queue.pending)
     try: delivery.flush(timeout)
     finally: delivery.close(0)

@@ -63,17 +63,17 @@ def protected(self: Places, root) -> tuple:
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #b0eeffb0
 def places_of(
     output_dir: Path,        # of the run
-    local_dir: str | Path,   # a folder, "auto", or "" for nowhere, as `Delivery` takes it
+    staging_dir: str | Path, # a folder, "auto", or "" for nowhere, as `Delivery` takes it
     protect: tuple = (),     # paths that are never removed
 ) -> Places:
     "Find the two places of a run; raises `CheckpointError` for a local folder inside the output folder."
     output, own = Path(os.path.abspath(output_dir)), local_dir_for(output_dir)
-    if local_dir in ("auto", None): return Places(output, own, default_local_dir(output_dir) is not None, protect)
-    if not str(local_dir): return Places(output, own, False, protect)
-    folder = Path(os.path.abspath(local_dir))/own.name
+    if staging_dir in ("auto", None): return Places(output, own, default_local_dir(output_dir) is not None, protect)
+    if not str(staging_dir): return Places(output, own, False, protect)
+    folder = Path(os.path.abspath(staging_dir))/own.name
     if folder.is_relative_to(output):
         raise CheckpointError(
-            f"local_dir={str(local_dir)!r}: lies inside output_dir; choose a folder on a local disk outside it, or "
+            f"staging_dir={str(staging_dir)!r}: lies inside output_dir; choose a folder on a local disk outside it, or "
             "leave it empty"
         )
     return Places(output, folder, True, protect)

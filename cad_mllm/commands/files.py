@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..utils.arguments import AtLeast, LengthUnit, Positional
+from ..utils.old_names import with_old_names
 from ..config import ConfigError
 
 # %% ../../nbs/11_commands/01e_files.ipynb #2f6b4b69
@@ -38,19 +39,20 @@ def checkpoints(
     return 1 if bad else 0
 
 # %% ../../nbs/11_commands/01e_files.ipynb #4ab8adc5
+@with_old_names(local_dir="staging_dir")
 def upload(
     folder: str, # output folder of a run
-    local_dir: str = "auto", # where the run staged its checkpoints; auto knows the usual place
+    staging_dir: str = "auto", # where the run staged its checkpoints; auto knows the usual place
     minutes: float = 0.0, # to try for; 0 tries until everything is there
 ):
     "Upload checkpoints that an interrupted run left on the local disk to its output folder."
     from cad_mllm.checkpoints.transfer import local_dir_for
     from cad_mllm.checkpoints.upload import deliver
     kept = local_dir_for(folder)
-    if local_dir not in ("auto", ""): kept = Path(local_dir)/kept.name
+    if staging_dir not in ("auto", ""): kept = Path(staging_dir)/kept.name
     if not Path(folder).exists() and not kept.exists():
         raise ConfigError(f"folder={folder!r}: there is no such folder, and nothing is kept for it; check the name")
-    left = deliver(folder, local_dir, 60*minutes or None)
+    left = deliver(folder, staging_dir, 60*minutes or None)
     print(f"{left} checkpoints are still on the local disk" if left else f"everything is in {folder}")
     return 1 if left else 0
 

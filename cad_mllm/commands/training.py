@@ -9,13 +9,14 @@ __all__ = ['train_parser', 'configs', 'check_before', 'run_train', 'plan']
 import argparse
 import json
 import os
+import sys
 import textwrap
 from dataclasses import fields, MISSING, replace
 from pathlib import Path
 
 from ..utils.arguments import add_switch, docments, Parser
 from ..utils.files import FileError, read_object
-from ..config import CADMLLMConfig, ConfigError, recipe, RECIPES, TrainConfig
+from ..config import CADMLLMConfig, ConfigError, old_flags, recipe, RECIPES, TrainConfig
 
 # %% ../../nbs/11_commands/01c_training.ipynb #2d742dc3
 class _Help(argparse.HelpFormatter):
@@ -29,39 +30,40 @@ class _Help(argparse.HelpFormatter):
 _STAGE_FLAGS = (
     ("epochs", int, "passes over the data in stage {}; 0 leaves it out (default: the recipe's, see below)"),
     ("lr", float, "peak learning rate of stage {} (default: the recipe's, see below)"),
-    ("until_val_loss", float, "end stage {} once its validation loss is this low (default: 0.0, never)"),
+    ("target_val_loss", float, "end stage {} once its validation loss is this low (default: 0.0, never)"),
     ("patience", int, "end stage {} after so many validations in a row without a lower loss (default: 0, never)")
 )
 
 # %% ../../nbs/11_commands/01c_training.ipynb #3bc57900
 _GROUPS = {
     "where things are": (
-        "output_dir data_root cache_dir truncated_json_root omnicad_txt_path omnicad_json_root omnicad_img_root "
-        "omnicad_pc_root local_dir max_pending_checkpoints feature_cache"
+        "output_dir data_root shard_cache_dir truncated_json_root omnicad_txt_path omnicad_json_root omnicad_img_root "
+        "omnicad_pc_root staging_dir max_staged_checkpoints feature_cache"
     ),
     "beginning, going on, ending": (
         "init_from resume_from_ckpt start_over take_over accept_changes start_from_stage max_steps max_minutes notify"
     ),
     "what a sample is": (
-        "max_train_samples num_val_samples from_scratch_prob caption_drop max_views point_noise point_drop point_crop "
-        "point_holes point_noisy point_bare point_estimated num_workers"
+        "max_train_samples num_val_samples no_prefix_prob caption_dropout_prob max_views point_jitter_std "
+        "point_jitter_prob point_dropout_ratio point_crop_ratio point_hole_ratio no_normals_prob "
+        "estimated_normals_prob num_workers"
     ),
     "a step": (
-        "batch_size gradient_accumulation_steps pack max_tokens_per_batch warmup_steps schedule_to weight_decay "
-        "max_grad_norm projector_lr_multiplier new_token_lr_multiplier bad_steps halve_lr seed"
+        "batch_size gradient_accumulation_steps packing max_tokens_per_batch warmup_steps schedule_to weight_decay "
+        "max_grad_norm projector_lr_multiplier new_token_lr_multiplier max_nonfinite_steps halve_lr_on_rollback seed"
     ),
     "saving and telling": (
-        "save_steps save_minutes keep_last_n_checkpoints checkpoint_name eval_steps logging_steps track use_wandb "
-        "draw_parts"
+        "save_steps save_minutes keep_last_n_checkpoints checkpoint_name eval_steps logging_steps report_to "
+        "num_logged_completions"
     ),
-    "the machine": "device compile use_gradient_checkpointing deterministic fsdp peer_minutes",
+    "the machine": "device compile use_gradient_checkpointing deterministic fsdp dist_timeout_minutes",
     "language model": (
         "llm_model_name llm_config use_lora load_in_4bit lora_r lora_alpha lora_dropout lora_target_modules dtype"
     ),
     "how parts are written": "sequence_format token_version max_seq_length",
     "pictures and points": (
         "image_encoder_name freeze_image_encoder image_size point_encoder_name point_encoder_hidden_dim "
-        "freeze_point_encoder num_points num_point_tokens points_frame measure_version projector_hidden_dim "
+        "freeze_point_encoder num_points num_point_tokens point_normalization measure_version projector_hidden_dim "
         "projector_num_layers projector_dropout"
     )
 }
@@ -97,7 +99,7 @@ def _fields_by_group():
     helps = docments(CADMLLMConfig) | docments(TrainConfig)
     known = {
         f.name: (f, helps[f.name] or "") for cls in (CADMLLMConfig, TrainConfig) for f in fields(cls)
-        if f.name != "stages"
+        if f.name not in ("stages", "use_wandb")
     }
     grouped = {title: [known.pop(name) for name in names.split() if name in known] for title, names in _GROUPS.items()}
     return grouped | ({"further settings": list(known.values())} if known else {})
@@ -122,6 +124,12 @@ def _recipes_help():
     return "\n".join(lines)
 
 # %% ../../nbs/11_commands/01c_training.ipynb #fc305dbc
+class _OlderSwitch(argparse.BooleanOptionalAction):
+    "A switch that another flag has replaced; it still works."
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"{parser.prog}: {option_string} is now written --report_to wandb", file=sys.stderr)
+        super().__call__(parser, namespace, values, option_string)
+
 def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     "The command line of training."
     p = Parser(
@@ -133,6 +141,7 @@ def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
         "75 when stopped before the end after saving (run again with --resume_from_ckpt auto); 76 when its numbers "
         "stayed not finite; 130 when interrupted at once."
     )
+    p.old_names = old_flags()
     first = p.add_argument_group("the recipe and its stages")
     first.add_argument(
         "--recipe", default=None, metavar="NAME",
@@ -144,10 +153,12 @@ def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
     for title, members in _fields_by_group().items():
         group = p.add_argument_group(title)
         for f, help in members: _add_field(group, f, help)
-    p.add_argument_group("older commands").add_argument(
+    older = p.add_argument_group("older commands")
+    older.add_argument(
         "--use_autocomplete_dataset", action="store_true",
         help="train on pairs of a beginning and its whole history: always the case (default: yes)"
     )
+    older.add_argument("--use_wandb", action=_OlderSwitch, default=None, help=argparse.SUPPRESS)
     return p
 
 # %% ../../nbs/11_commands/01c_training.ipynb #82589709
@@ -157,7 +168,7 @@ def _set_stages(train_config, args):
     "What is given by stage number: epochs, learning rates, gates."
     for n, stage in enumerate(train_config.stages, 1):
         for flag, name in (
-            ("epochs", "num_epochs"), ("lr", "lr"), ("until_val_loss", "until_val_loss"), ("patience", "patience")
+            ("epochs", "num_epochs"), ("lr", "lr"), ("target_val_loss", "target_val_loss"), ("patience", "patience")
         ):
             if (given := getattr(args, f"stage{n}_{flag}", None)) is not None: setattr(stage, name, given)
         stage.__post_init__()
@@ -187,7 +198,7 @@ def _resumed_configs(args):
     from cad_mllm.training.run_folder import find_to_resume
     wanted, out = args.resume_from_ckpt, args.output_dir or TrainConfig.output_dir
     if not wanted: return None, None, False
-    path = find_to_resume(wanted, out, TrainConfig.local_dir if args.local_dir is None else args.local_dir)
+    path = find_to_resume(wanted, out, TrainConfig.staging_dir if args.staging_dir is None else args.staging_dir)
     if path: return (*_known(path, args, out), True)
     try: run = read_object(Path(out)/"run_config.json")
     except FileNotFoundError: return None, None, False
@@ -204,8 +215,8 @@ def _without_settings(reason):
 # %% ../../nbs/11_commands/01c_training.ipynb #feb76303
 _MAY_CHANGE = (
     "max_seq_length", "dtype", "load_in_4bit", "lora_dropout", "projector_dropout", "llm_model_name", "num_points",
-    "points_frame", "measure_version", "image_size", "image_encoder_name", "point_encoder_name", "freeze_image_encoder",
-    "freeze_point_encoder"
+    "point_normalization", "measure_version", "image_size", "image_encoder_name", "point_encoder_name",
+    "freeze_image_encoder", "freeze_point_encoder"
 )
 
 # %% ../../nbs/11_commands/01c_training.ipynb #60aecdec
@@ -259,7 +270,7 @@ def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
     # of several processes, each tells the others what it lacks
     if int(os.environ.get("WORLD_SIZE", 1)) < 2: check_before(model, train_config)
     from cad_mllm.training.trainer import train
-    if train_config.draw_parts: from cad_mllm.evaluation import draw_held_out as draw
+    if train_config.num_logged_completions: from cad_mllm.evaluation import draw_held_out as draw
     else: draw = None
     result = train(model, train_config, draw=draw)
     if os.environ.get("RANK", "0") == "0": print(_outcome(result))

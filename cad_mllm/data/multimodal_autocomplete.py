@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from ..utils.old_names import with_old_names
 from ..config import ConfigError, parse_modalities
 from ..cad.program import CADProgram
 from ..cad.vocab import VERSION
@@ -29,6 +30,9 @@ from .skipped import DataError, DataWarning, Skip, SkipReport
 from .sources import open_files, token_counts
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #84ab0a1b
+@with_old_names(
+    from_scratch_prob="no_prefix_prob", caption_drop="caption_dropout_prob", cache_dir="shard_cache_dir"
+)
 class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
     """Pairs of a beginning and its whole history, joined with captions, pictures and points by id; `ds[i]` is a
     `Sample` or None."""
@@ -47,14 +51,14 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         split: str = "all",              # "all", "train" or "val"
         num_val_samples: int = 0,        # samples held out by document, at most a tenth
         max_samples: int = 0,            # use only so many; 0 means all
-        from_scratch_prob: float = 0.0,  # share of draws in which nothing is given and the whole is the target; with 1
-                                         # each design is one sample
+        no_prefix_prob: float = 0.0,     # probability that nothing is given and the whole is the target; with 1 each
+                                         # design is one sample
         num_points: int = 2048,          # points of a cloud, P
         image_size: int = 224,           # pixels per side, S
         points_on_grid: bool = False,    # clouds in the units that the part is written in, else in their own unit box
         measure_version: int = 2,        # of what is told of clouds on the grid in numbers
         max_views: int = 1,              # a sample draws from 1 to so many of its pictures
-        caption_drop: float = 0.0,       # share of draws with a picture or points that lose their caption
+        caption_dropout_prob: float = 0.0, # probability that a sample with a picture or points has no caption
         scan: Scan = Scan(),             # how bad its cloud may be
         seed: int = 0,                   # of every draw
         report_path=None,                # where the list of what was left out goes; DATA_ROOT/dataset_report.json if
@@ -62,24 +66,24 @@ class MultimodalAutocompleteDataset(torch.utils.data.Dataset):
         index_path=None,                 # a file (.npz) that remembers what was found, so that the next start reads it
                                          # instead of the data
         jobs: int = 0,                   # processes that check files; 0 for as many as pay
-        cache_dir: str = "",             # shards are copied to this folder first; the environment's CAD_MLLM_CACHE_DIR
+        shard_cache_dir: str = "",       # shards are copied to this folder first; the environment's CAD_MLLM_CACHE_DIR
                                          # if left out
         verify: bool = False,            # hash all shards when opening them
     ):
         self.data_root, self.sequence_format, self.split, self.seed = Path(data_root), sequence_format, split, seed
-        self.from_scratch_prob, self.caption_drop, self.epoch = from_scratch_prob, caption_drop, 0
+        self.no_prefix_prob, self.caption_dropout_prob, self.epoch = no_prefix_prob, caption_dropout_prob, 0
         self.codec = get_codec(sequence_format, token_version)
         self.skip_report = SkipReport()
         folders = dict(
             truncated=truncated_json_root, txt=omnicad_txt_path, json=omnicad_json_root, img=omnicad_img_root,
             points=omnicad_pc_root
         )
-        self.files = open_files(data_root, folders, cache_dir, verify)
+        self.files = open_files(data_root, folders, shard_cache_dir, verify)
         self.report_path = Path(report_path or self.data_root/f"dataset_report{'_val' if split == 'val' else ''}.json")
         self.index_path = Path(index_path) if index_path else None
         self.set_modalities(modality_probs or {"text": 1.0})
         request = DataRequest(
-            str(data_root), split, num_val_samples, max_samples, sequence_format, wholes_only=from_scratch_prob >= 1
+            str(data_root), split, num_val_samples, max_samples, sequence_format, wholes_only=no_prefix_prob >= 1
         )
         self._adopt(DesignIndex(self.files, self.skip_report, request, self.index_path), jobs)
         reads_tokens = sequence_format == "tokens" and self.codec.version == VERSION
@@ -196,7 +200,7 @@ def sample(
     for a file."""
     row, id, suffix = self.table.named(index)
     try:
-        scratch = seeded_rng("from scratch", self.seed, epoch, index).random() < self.from_scratch_prob
+        scratch = seeded_rng("from scratch", self.seed, epoch, index).random() < self.no_prefix_prob
         kept = 0 if scratch else int(row["kept"])
         if self.files.is_packed: self.media.fetch(self.modality_probs, epoch, index)
         prefix, target = self.histories.split(index, kept)
@@ -209,7 +213,8 @@ def sample(
         reason = f"became unreadable during training: {suffix}: {reason}"
         self.skip_report.add(self.files.where(id), reason, log=True)
         return None
-    untold = len(modalities) > 1 and seeded_rng("caption", self.seed, epoch, index).random() < self.caption_drop
+    share = self.caption_dropout_prob
+    untold = len(modalities) > 1 and seeded_rng("caption", self.seed, epoch, index).random() < share
     caption = "" if untold else self.table.captions[row["design"]]
     return Sample(id, caption, target=target, kept=kept, modalities=modalities, **{**media, "prefix": prefix})
 

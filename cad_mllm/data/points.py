@@ -279,7 +279,9 @@ def check_belongs(
     if not part/5 <= side <= part*1.5:
         raise ValueError(
             f"the cloud is {side:.3g} long and the part {part:.3g} m: give clouds in metres, as `cad-mllm prepare` "
-            "makes them, or train with points_frame='box'"
+            "makes them, or train with point_normalization='unit_cube'"
         )
     if (np.abs(near + far - low - high)/2 > (part + side)/2).any():
-        raise ValueError("the cloud lies beside the part: give both the same origin, or train with points_frame='box'")
+        raise ValueError(
+            "the cloud lies beside the part: give both the same origin, or train with point_normalization='unit_cube'"
+        )

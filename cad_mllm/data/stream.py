@@ -18,6 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .. import cad as cad_chapter
+from ..utils.old_names import with_old_names
 from ..config import ConfigError
 from ..cad.program import CADProgram, truncation_counts
 from ..cad.vocab import VERSION
@@ -91,6 +92,7 @@ def _chance(decision, seed, epoch, index):
     return np.random.default_rng((_DECISIONS.index(decision), seed % 2**63, epoch, index, 7))
 
 # %% ../../nbs/5_data/23_stream.ipynb #73eaaf73
+@with_old_names(**MultimodalAutocompleteDataset.old_names)
 class StreamDataset(MultimodalAutocompleteDataset):
     "Pairs of a beginning and its whole history, made when asked for; `ds[i]` is a `Sample`."
     def __init__(
@@ -103,11 +105,11 @@ class StreamDataset(MultimodalAutocompleteDataset):
         split: str = "all",              # "val" for held-out parts
         num_val_samples: int = 0,        # how many of those
         max_samples: int = 0,            # use only so many; 0 means all
-        from_scratch_prob: float = 0.0,  # share of draws in which nothing is given
+        no_prefix_prob: float = 0.0,     # probability that nothing is given
         num_points: int = 2048,          # points of a cloud, P
         points_on_grid: bool = False,    # clouds in the units that the part is written in
         measure_version: int = 2,        # of what is told of clouds on the grid in numbers
-        caption_drop: float = 0.0,       # share of draws with points that lose their caption
+        caption_dropout_prob: float = 0.0, # probability that a sample with points has no caption
         scan: Scan = Scan(),             # how bad a cloud may be
         seed: int = 0,                   # of every draw but the parts themselves
         report_path=None,                # where the list of what failed goes
@@ -120,8 +122,8 @@ class StreamDataset(MultimodalAutocompleteDataset):
         self.split = split
         self.seed = seed
         self.epoch = 0
-        self.from_scratch_prob, self.num_points, self.points_on_grid = from_scratch_prob, num_points, points_on_grid
-        self.measure_version, self.caption_drop, self.scan = measure_version, caption_drop, scan
+        self.no_prefix_prob, self.num_points, self.points_on_grid = no_prefix_prob, num_points, points_on_grid
+        self.measure_version, self.caption_dropout_prob, self.scan = measure_version, caption_dropout_prob, scan
         self.sequence_format = sequence_format
         self.codec = get_codec(sequence_format, token_version)
         self.skip_report = SkipReport()
@@ -150,11 +152,11 @@ def sample(
     def chance(decision): return _chance(decision, self.seed, epoch, index)
     counts = truncation_counts(len(part.program))
     kept = (
-        0 if not counts or chance("from scratch").random() < self.from_scratch_prob
+        0 if not counts or chance("from scratch").random() < self.no_prefix_prob
         else int(chance("beginning").choice(counts))
     )
     drawn = draw_modalities(self.modality_probs, {"text", "points"}, chance("modality").random())
-    untold = "points" in drawn and chance("caption").random() < self.caption_drop
+    untold = "points" in drawn and chance("caption").random() < self.caption_dropout_prob
     made = Sample(f"{self.part_seed}/{index:08d}", "" if untold else part.caption, kept=kept, modalities=drawn)
     program = part.program if kept or not self.name.canonical else canonical_history(part.program)
     if "points" in drawn: return replace(made, **self._seen(part.solid, program, kept, chance))

@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import CADMLLMConfig, recipe, TrainConfig
+from ..config import CADMLLMConfig, old_flags, recipe, TrainConfig
 from ..checkpoints.format import CheckpointError
 from ..checkpoints.legacy import read_config
 from ..checkpoints.records import CheckpointRecord
@@ -46,21 +46,25 @@ class TrainForm:
     root: str = ""                     # where the data of the run that goes on lies, as an absolute path
 
 # %% ../../nbs/10_panel/05_commands.ipynb #e37bbd3d
+_OLD_FLAGS = old_flags()
+
 def parse_flags(
     arguments: list, # of a command line
 ) -> dict: # flag without its dashes -> list of values
-    "The --flags of a command line with their values; what stands before the first is left out."
+    """The --flags of a command line with their values, those of earlier versions under their current names; what
+    stands before the first is left out."""
     flags, name = {}, None
     for word in map(str, arguments):
         if re.match(r"--[A-Za-z]", word):
             name, *value = word[2:].split("=", 1)
+            name = _OLD_FLAGS.get(name, name)
             flags[name] = value
         elif name: flags[name].append(word)
     return flags
 
 # %% ../../nbs/10_panel/05_commands.ipynb #131fd685
 PATH_FLAGS = (
-    "data_root", "cache_dir", "truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root",
+    "data_root", "shard_cache_dir", "truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root",
     "omnicad_pc_root", "feature_cache"
 )
 
@@ -161,7 +165,7 @@ def other_run(
     "Return what makes another run of a resume."
     was, flags = _settings_of(form.checkpoint), parse_flags(train_command(form))
     if not was: return []
-    now = {k: _asked(v, flags.get(k)) for k, v in was.items()}
+    now = CADMLLMConfig.with_current_names({k: _asked(v, flags.get(k)) for k, v in was.items()})
     changes = [c for c in changed_settings(was, now) if c.kind == OTHER_RUN]
     then, step = (s["batch_size"]*s["gradient_accumulation_steps"] for s in (was, now))
     if then != step:

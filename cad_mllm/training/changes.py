@@ -40,19 +40,20 @@ MEANINGS = {                     # setting -> (name for `accept_changes`, kind, 
     **{
         name: ("inputs", OTHER_RUN, _INPUTS)
         for name in (
-            "num_points", "points_frame", "measure_version", "image_size", "max_views", "caption_drop", "point_noise",
-            "point_drop", "point_crop", "point_holes", "point_noisy", "point_bare", "point_estimated"
+            "num_points", "point_normalization", "measure_version", "image_size", "max_views", "caption_dropout_prob",
+            "point_jitter_std", "point_jitter_prob", "point_dropout_ratio", "point_crop_ratio", "point_hole_ratio",
+            "no_normals_prob", "estimated_normals_prob"
         )
     },
     "seed": ("seed", OTHER_RUN, "samples come in another order: some come twice in this epoch, others not at all"),
     "schedule_to": ("schedule_to", CHOICE, "the learning rate falls along another curve"),
-    "from_scratch_prob": (
-        "from_scratch_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"
+    "no_prefix_prob": (
+        "no_prefix_prob", OTHER_RUN, "which samples lose their beginning is drawn with another probability"
     ),
     **{
         name: (name, SAME_DATA, ROUNDING_ONLY)
         for name in (
-            "pack", "max_tokens_per_batch", "use_gradient_checkpointing", "compile", "load_in_4bit", "fsdp", "dtype"
+            "packing", "max_tokens_per_batch", "use_gradient_checkpointing", "compile", "load_in_4bit", "fsdp", "dtype"
         )
     },
     **{
@@ -135,7 +136,7 @@ def changed_stages(
                     "the learning rate falls along the curve of that length" if stage.num_epochs else "left out"
                 )
             )
-        for gate in ("until_val_loss", "patience", "min_delta"):
+        for gate in ("target_val_loss", "patience", "min_delta"):
             if before.get(gate, 0) != getattr(stage, gate):
                 changes.append(
                     Change(f"{stage.name}.{gate}", before.get(gate, 0), getattr(stage, gate), CHOICE, _FROM_HERE)

@@ -31,12 +31,12 @@ def go_back(
     if was.went_back or state.is_sharded: raise error
     path = last_good(saver)
     if path is None: raise error
-    halve = state.train_config.halve_lr
+    halve = state.train_config.halve_lr_on_rollback
     if state.world.is_main:
         print(f"⚠️  {error}: going back to {path}" + (" with half the learning rate" if halve else ""), flush=True)
     resumption.resume(path)
     saver.count_from_here()
-    stepper.bad_steps, p = 0, state.progress
+    stepper.nonfinite_steps, p = 0, state.progress
     p.went_back, p.lr_scale = was.went_back + 1, was.lr_scale*(.5 if halve else 1.0)
     saver.log.add(event="went_back", step=p.step, path=str(path), text=str(error), lr_scale=p.lr_scale)
 

@@ -64,7 +64,7 @@ def report(self: Loop, row: dict, bar):
 @patch
 def save_if_due(self: Loop, plan: Plan):
     "Save where a save is due after this step."
-    if self.state.progress.is_over(plan) or self.stepper.bad_steps: return
+    if self.state.progress.is_over(plan) or self.stepper.nonfinite_steps: return
     if self.saver.is_due(): self.saver.save()
 
 # %% ../../nbs/8_training/10_loop.ipynb #b272e6da

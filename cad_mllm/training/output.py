@@ -86,11 +86,11 @@ def refuse_occupied(self: RunOutput):
     # done once, or a secret: what is saved must not hold it
     state.train_config = replace(t, start_over=False, take_over=False, notify="")
     if not state.world.is_main: return
-    if t.start_over and (aside := move_aside(output_dir, t.local_dir)):
+    if t.start_over and (aside := move_aside(output_dir, t.staging_dir)):
         print(f"The run that was in {output_dir} lies in {aside} now", flush=True)
     if t.resume_from_ckpt in ("auto", "latest"): return
-    checkpoint = find_to_resume(t.resume_from_ckpt, output_dir, t.local_dir) if t.resume_from_ckpt else None
-    refuse_occupied(output_dir, t.local_dir, checkpoint)
+    checkpoint = find_to_resume(t.resume_from_ckpt, output_dir, t.staging_dir) if t.resume_from_ckpt else None
+    refuse_occupied(output_dir, t.staging_dir, checkpoint)
 
 # %% ../../nbs/8_training/06d_output.ipynb #74386457
 @patch
@@ -99,7 +99,7 @@ def open(self: RunOutput):
     t, output_dir = self.state.train_config, self.state.output_dir
     if self.state.world.is_main:
         self.delivery = Delivery(
-            output_dir, t.local_dir, keep_last_n=t.keep_last_n_checkpoints, max_pending=t.max_pending_checkpoints,
+            output_dir, t.staging_dir, keep_last_n=t.keep_last_n_checkpoints, max_pending=t.max_staged_checkpoints,
             on_event=self.heard.append
         )
         try: self.delivery.root.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..config import ConfigError, TrainConfig
+from ..config import CADMLLMConfig, ConfigError, TrainConfig
 from ..checkpoints.format import CheckpointError, is_old_format
 from ..checkpoints.legacy import read_config
 from ..checkpoints.records import update_best
@@ -94,7 +94,7 @@ def load(self: Resumption, path: Path): # what `load_checkpoint` gives
     verify = t.resume_from_ckpt not in ("latest", "auto")
     loaded = load_checkpoint(path, state.model, quiet=not state.world.is_main, verify=verify)
     state.checkpoint = loaded.path
-    if goes_on_here(loaded.path, state.output_dir, t.local_dir):
+    if goes_on_here(loaded.path, state.output_dir, t.staging_dir):
         state.run_id = str(loaded.metadata.get("run") or state.run_id)
     if state.world.is_main: self.output.delivery.protect = (loaded.path,)
     return loaded
@@ -210,7 +210,8 @@ def settle_batch(self: Resumption, saved: dict) -> list: # of `Change`
 def find_changes(self: Resumption, saved: dict) -> list: # of `Change`
     "What differs from the run that a checkpoint comes from; takes the batch size that keeps its steps."
     state, now, t = self.state, self.state.circumstances(), self.state.train_config
-    was_model, was = saved.get("config") or {}, saved.get("train_config") or {}
+    was_model = CADMLLMConfig.with_current_names(saved.get("config") or {})
+    was = TrainConfig.with_current_names(saved.get("train_config") or {})
     return [
         *changed_data(saved, now), *self.settle_batch(saved),
         *changed_settings({**was_model, **was}, {**now["config"], **now["train_config"]}),

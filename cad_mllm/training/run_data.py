@@ -26,14 +26,16 @@ def data_settings(
     roots = ("truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root", "omnicad_pc_root")
     return dict(
         sequence_format=c.sequence_format, token_version=c.token_version, measure_version=c.measure_version,
-        num_points=c.num_points, image_size=c.image_size, points_on_grid=c.points_on_grid, caption_drop=t.caption_drop,
-        num_val_samples=t.num_val_samples, cache_dir=t.cache_dir, **{k: getattr(t, k) for k in roots}
+        num_points=c.num_points, image_size=c.image_size, points_on_grid=c.points_on_grid,
+        caption_dropout_prob=t.caption_dropout_prob, num_val_samples=t.num_val_samples,
+        shard_cache_dir=t.shard_cache_dir, **{k: getattr(t, k) for k in roots}
     )
 
 def scan_of(t: TrainConfig) -> Scan:
     "How the points of a sample are made to look measured."
     return Scan(
-        t.point_noise, t.point_drop, t.point_crop, t.point_holes, t.point_noisy, t.point_bare, t.point_estimated
+        t.point_jitter_std, t.point_dropout_ratio, t.point_crop_ratio, t.point_hole_ratio, t.point_jitter_prob,
+        t.no_normals_prob, t.estimated_normals_prob
     )
 
 # %% ../../nbs/8_training/06f_run_data.ipynb #aec143c2
@@ -59,7 +61,7 @@ def open_data(
     t, common, reports = state.train_config, data_settings(state.config, state.train_config), [None, None]
     if state.world.is_main: reports = [output.root/name for name in DATA_REPORTS]
     state.data = open_dataset(
-        t.data_root, split="train", max_samples=t.max_train_samples, from_scratch_prob=t.from_scratch_prob,
+        t.data_root, split="train", max_samples=t.max_train_samples, no_prefix_prob=t.no_prefix_prob,
         max_views=t.max_views, scan=scan_of(t), seed=t.seed, report_path=reports[0],
         index_path=output.root/"data_index.npz", **common
     )
@@ -67,7 +69,7 @@ def open_data(
         raise ConfigError(f"data_root={t.data_root!r}: none of its samples can be used; {reports[0]} says why")
     if t.num_val_samples:
         state.val_data = open_dataset(
-            t.data_root, split="val", from_scratch_prob=t.from_scratch_prob, seed=t.seed + 1, report_path=reports[1],
+            t.data_root, split="val", no_prefix_prob=t.no_prefix_prob, seed=t.seed + 1, report_path=reports[1],
             index_path=output.root/"data_index_val.npz", **common
         )
     output.mirror_reports()

@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..utils.files import append_bytes, FileError, finite, keep_kinds, read_lines, read_object, replace_bytes
-from ..config import CADMLLMConfig, TrainConfig
+from ..config import CADMLLMConfig, ConfigError, TrainConfig
 from ..checkpoints.run_files import json_line
 
 # %% ../../nbs/8_training/03_run_files.ipynb #2e20d024
@@ -86,6 +86,12 @@ def _field_kinds(config):
     "Name -> kind of the fields of a configuration, as JSON has them."
     return {f.name: list if f.type is tuple else f.type for f in fields(config) if isinstance(f.type, type)}
 
+def _known_settings(values, config):
+    "The settings that can be read, under their current names."
+    if not isinstance(values, dict): return {}
+    try: return keep_kinds(config.with_current_names(values), _field_kinds(config))
+    except ConfigError: return {}
+
 def read_run_config(
     output_dir: Path, # of a run
 ) -> dict: # model, train (dictionaries), command (a list), cwd (text); each as far as it can be read
@@ -94,10 +100,7 @@ def read_run_config(
     except (OSError, FileError): told = {}
     told = {"model": {}, "train": {}, "command": [], "cwd": ""} | told
     made = {"model": CADMLLMConfig, "train": TrainConfig}
-    known = {
-        name: keep_kinds(told[name], _field_kinds(config)) if isinstance(told[name], dict) else {}
-        for name, config in made.items()
-    }
+    known = {name: _known_settings(told[name], config) for name, config in made.items()}
     return known | dict(
         command=told["command"] if isinstance(told["command"], list) else [],
         cwd=told["cwd"] if isinstance(told["cwd"], str) else ""

@@ -22,19 +22,19 @@ class OccupiedError(ConfigError):
 
 def local_place(
     output_dir: Path, # of a run
-    local_dir: str = "auto", # as its settings say
+    staging_dir: str = "auto", # as its settings say
 ) -> Path:
     "The local folder of a run, whether it is there or not."
     own = local_dir_for(output_dir)
-    return own if local_dir in ("", "auto") else Path(os.path.abspath(local_dir))/own.name
+    return own if staging_dir in ("", "auto") else Path(os.path.abspath(staging_dir))/own.name
 
 def saved_run(
     output_dir: Path, # of a run
-    local_dir: str = "auto", # as its settings say
+    staging_dir: str = "auto", # as its settings say
 ) -> list: # of `CheckpointRecord`; empty where no run has saved anything, or where the folder cannot be looked at
     "Every checkpoint of both places of a run."
     found = []
-    for place in (Path(output_dir), local_place(output_dir, local_dir)):
+    for place in (Path(output_dir), local_place(output_dir, staging_dir)):
         try: found += list_checkpoints(place)
         except CheckpointError: continue       # whoever writes into it says what is wrong with it
     return found
@@ -43,12 +43,12 @@ def saved_run(
 def goes_on_here(
     checkpoint: Path, # to be resumed
     output_dir: Path, # of the run
-    local_dir: str = "auto", # as its settings say
+    staging_dir: str = "auto", # as its settings say
     records: list = (), # what `saved_run` found
 ) -> bool:
     "Whether a checkpoint belongs to the run in a folder: it lies there, or says that it is of that run."
     path = Path(os.path.abspath(checkpoint))
-    places = [Path(os.path.abspath(p)) for p in (output_dir, local_place(output_dir, local_dir))]
+    places = [Path(os.path.abspath(p)) for p in (output_dir, local_place(output_dir, staging_dir))]
     if any(path.is_relative_to(place) for place in places): return True
     run = read_record(path).run
     return bool(run) and run in {r.run for r in records}
@@ -56,15 +56,15 @@ def goes_on_here(
 # %% ../../nbs/8_training/04_run_folder.ipynb #6e74de97
 def refuse_occupied(
     output_dir: Path, # of the new run
-    local_dir: str = "auto", # as its settings say
+    staging_dir: str = "auto", # as its settings say
     checkpoint: Path | None = None, # to be resumed
 ):
     "Raise `OccupiedError` where a folder holds a run, and this is not that run going on."
-    records = saved_run(output_dir, local_dir)
-    if not records or checkpoint and goes_on_here(checkpoint, output_dir, local_dir, records): return
+    records = saved_run(output_dir, staging_dir)
+    if not records or checkpoint and goes_on_here(checkpoint, output_dir, staging_dir, records): return
     away = (
         "" if any(r.path.is_relative_to(output_dir) for r in records)
-        else f" (its checkpoints lie in {local_place(output_dir, local_dir)})"
+        else f" (its checkpoints lie in {local_place(output_dir, staging_dir)})"
     )
     raise OccupiedError(
         f"output_dir={str(output_dir)!r}: {output_dir} holds a run at step {max(r.step for r in records)}{away}: "
@@ -81,10 +81,10 @@ RUN_FILES = (
 # %% ../../nbs/8_training/04_run_folder.ipynb #64677f0d
 def move_aside(
     output_dir: Path, # of the run
-    local_dir: str = "auto", # as its settings say
+    staging_dir: str = "auto", # as its settings say
 ) -> Path | None: # the folder it has now; None where there was none
     "Give the run that lies in a folder a folder of its own beside it; `ConfigError` where that cannot be done."
-    output_dir, records = Path(os.path.abspath(output_dir)), saved_run(os.path.abspath(output_dir), local_dir)
+    output_dir, records = Path(os.path.abspath(output_dir)), saved_run(os.path.abspath(output_dir), staging_dir)
     there = {
         r.path.relative_to(output_dir).parts[0] for r in records if r.path.is_relative_to(output_dir)
         and r.path != output_dir
@@ -99,7 +99,7 @@ def move_aside(
     try:
         aside.mkdir(parents=True)
         for name in names: os.rename(output_dir/name, aside/name)
-        if (local := local_place(output_dir, local_dir)).is_dir(): os.rename(local, local_place(aside, local_dir))
+        if (local := local_place(output_dir, staging_dir)).is_dir(): os.rename(local, local_place(aside, staging_dir))
     except OSError as e:
         raise ConfigError(
             f"start_over=True: the old run in {output_dir} cannot be moved to {aside} ({e.strerror}); choose another "
@@ -117,11 +117,11 @@ def _free_name(path):
 def find_to_resume(
     wanted: str, # a checkpoint folder, or "auto" or "latest"
     output_dir: Path, # of the run
-    local_dir: str = "auto", # as the run has it
+    staging_dir: str = "auto", # as the run has it
 ) -> Path | None: # None where "auto" finds no good one
     "The checkpoint that a training would resume from, from reading alone: for those who want its settings first."
     local = local_dir_for(output_dir)
-    places = [Path(output_dir), local if local_dir in ("", "auto") else Path(local_dir)/local.name]
+    places = [Path(output_dir), local if staging_dir in ("", "auto") else Path(staging_dir)/local.name]
     found = []
     away = None
     for place in places:

@@ -25,7 +25,7 @@ class Stepper:
     def __init__(self, state: TrainingState, optimization: Optimization):
         self.state, self.optimization = state, optimization
         self.stream = None                        # of micro-batches
-        self.idle_steps, self.bad_steps = 0, 0    # steps in a row without a usable sample; without finite numbers
+        self.idle_steps, self.nonfinite_steps = 0, 0    # steps in a row without a usable sample; without finite numbers
 
 # %% ../../nbs/8_training/07a_step.ipynb #f2f2502c
 @patch
@@ -36,7 +36,7 @@ def micro_batches(self: Stepper, plan: Plan):
         epoch, start = divmod(position, plan.num_samples)
         yield from batches(
             state.data, state.model.builder, epoch, start, t.batch_size, t.num_workers, state.world.rank,
-            state.world.size, pack=t.pack, max_tokens=t.max_tokens_per_batch
+            state.world.size, pack=t.packing, max_tokens=t.max_tokens_per_batch
         )
         position = (epoch + 1)*plan.num_samples
 
@@ -147,17 +147,17 @@ def watch_numbers(self: Stepper, num_tokens: int, loss: float, norm: float):
     "Say loudly that steps in a row had no finite numbers; `NotFiniteError` where they go on, before anything is saved."
     state, scaler = self.state, self.optimization.scaler
     if not num_tokens or scaler.is_enabled() and scaler.get_scale() > 1: return
-    self.bad_steps = 0 if math.isfinite(loss) and math.isfinite(norm) else self.bad_steps + 1
+    self.nonfinite_steps = 0 if math.isfinite(loss) and math.isfinite(norm) else self.nonfinite_steps + 1
     said = (
-        f"{self.bad_steps} steps in a row without a finite loss or gradient (step {state.progress.step}, "
+        f"{self.nonfinite_steps} steps in a row without a finite loss or gradient (step {state.progress.step}, "
         f"{state.stage.name})"
     )
-    if self.bad_steps == WARN_AFTER and state.world.is_main:
+    if self.nonfinite_steps == WARN_AFTER and state.world.is_main:
         print(
             f"⚠️  {said}: the weights are not changed by such steps; a lower learning rate or --dtype float32 may help",
             flush=True
         )
-    if self.bad_steps >= state.train_config.bad_steps:
+    if self.nonfinite_steps >= state.train_config.max_nonfinite_steps:
         raise NotFiniteError(
             f"lr={state.stage.lr!r}: {said}: stopped; the last checkpoint is {state.checkpoint}; resume from it with a "
             "lower learning rate"

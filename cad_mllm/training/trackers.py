@@ -34,8 +34,8 @@ class TensorBoard:
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError as e:
             raise ConfigError(
-                "track='tensorboard': the package tensorboard is not installed; pip install tensorboard, or leave it "
-                "out"
+                "report_to='tensorboard': the package tensorboard is not installed; pip install tensorboard, or leave "
+                "it out"
             ) from e
         self.writer = SummaryWriter(str(Path(root)/"tensorboard"), purge_step=step + 1 if step else None)
 
@@ -55,7 +55,7 @@ class WeightsAndBiases:
         try: import wandb
         except ImportError as e:
             raise ConfigError(
-                "track='wandb': the package wandb is not installed; pip install wandb, or leave it out"
+                "report_to='wandb': the package wandb is not installed; pip install wandb, or leave it out"
             ) from e
         self.wandb = wandb
         self.run = wandb.init(

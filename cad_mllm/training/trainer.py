@@ -45,10 +45,11 @@ def check_settings(
     "Raise `ConfigError` for a name of checkpoints that cannot be one, or where nothing draws."
     for stage in train_config.stages:
         checkpoint_name(10**7, math.nan, 999, stage.name, form=train_config.checkpoint_name)
-    if train_config.draw_parts and not draw:
+    if train_config.num_logged_completions and not draw:
         raise ConfigError(
-            f"draw_parts={train_config.draw_parts}: it needs a function that draws; call train(..., "
-            "draw=cad_mllm.evaluation.draw_held_out), as `cad-mllm train` does, or leave draw_parts out"
+            f"num_logged_completions={train_config.num_logged_completions}: it needs a function that draws; call "
+            "train(..., draw=cad_mllm.evaluation.draw_held_out), as `cad-mllm train` does, or leave "
+            "num_logged_completions out"
         )
 
 # %% ../../nbs/8_training/10b_trainer.ipynb #67c535f3
@@ -211,8 +212,8 @@ def train(
     config: CADMLLMConfig, # the model
     train_config: TrainConfig, # how to train it
     model: CADMLLMModel | None = None, # one that exists already, else it is built
-    draw=None, # with `draw_parts`: (model, held-out data, modality combination, how many parts) -> (H, W, 3) uint8 or
-               # None, such as `evaluate.draw_held_out`
+    draw=None, # with `num_logged_completions`: (model, held-out data, modality combination, how many parts) ->
+               # (H, W, 3) uint8 or None, such as `evaluation.draw_held_out`
 ) -> TrainResult:
     "Train, or go on training. A failure is written into status.json before it is raised."
     trainer = Trainer(config, train_config, model, draw)

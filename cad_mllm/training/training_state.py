@@ -59,7 +59,7 @@ class TrainingState:
         self.device = pick_device(train_config.device)
         if train_config.deterministic and self.device.type == "cuda": use_deterministic_algorithms()
         sharding = sharding_asked(config, train_config.fsdp)
-        self.world = join_world(self.device, train_config.peer_minutes)
+        self.world = join_world(self.device, train_config.dist_timeout_minutes)
         self.sharding = without_peers(sharding, self.world)
         self.train_config = replace(train_config, fsdp=bool(self.sharding))
         self.asked = [train_config.batch_size, train_config.gradient_accumulation_steps]   # by the user

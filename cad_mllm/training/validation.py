@@ -88,7 +88,7 @@ def validate(self: Validation) -> float | None: # mean loss a predicted token, N
     state.val_data.set_modalities(state.stage.modality_probs)
     p.val_due = True                       # until it is whole
     val_loss = held_out_loss(state)
-    if val_loss is not None and state.train_config.draw_parts:
+    if val_loss is not None and state.train_config.num_logged_completions:
         with state.compute.gathered() if state.is_sharded else nullcontext(): whole = self.draw_held_out()
         if not whole or state.world.size > 1: leave_if_asked(state, not whole)
     p.val_loss, p.val_step, p.val_due = val_loss, p.step, False
@@ -103,7 +103,8 @@ def watch_gate(self: Validation, val_loss: float):
     if not stage.has_gate or p.gate: return
     if val_loss < p.gate_best - stage.min_delta: p.gate_best, p.gate_waits = val_loss, 0
     else: p.gate_waits += 1
-    if val_loss <= stage.until_val_loss: p.gate = f"validation loss {val_loss:.4f} is at most {stage.until_val_loss:g}"
+    if val_loss <= stage.target_val_loss:
+        p.gate = f"validation loss {val_loss:.4f} is at most {stage.target_val_loss:g}"
     elif stage.patience and p.gate_waits >= stage.patience:
         p.gate = f"{p.gate_waits} validations without a loss below {p.gate_best:.4f}"
     if not p.gate: return
@@ -117,10 +118,11 @@ DRAWN = "drawn" # folder of a run with the held-out parts at each validation
 def draw_held_out(self: Validation) -> bool: # False where a signal broke it off
     "Draw a few held-out parts, always the same, as the model completes them now."
     state, step, shares = self.state, self.state.progress.step, self.state.stage.modality_probs
-    if not (state.train_config.draw_parts and state.world.is_main and self.output.delivery): return True
+    if not (state.train_config.num_logged_completions and state.world.is_main and self.output.delivery): return True
     try:
         with state.stopper.breakable() if state.stopper else nullcontext():
-            picture = self.draw(state.model, state.val_data, max(shares, key=shares.get), state.train_config.draw_parts)
+            likeliest, num = max(shares, key=shares.get), state.train_config.num_logged_completions
+            picture = self.draw(state.model, state.val_data, likeliest, num)
     except Interrupted: return False
     except Exception as e:
         print(

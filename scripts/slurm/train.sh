@@ -10,7 +10,7 @@ trap 'touch "$OUT/stop"' USR1                            # ten minutes are left:
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$GPUS" --rdzv_backend c10d --rdzv_endpoint "$FIRST:$PORT" \
-    -m cad_mllm train --recipe "$RECIPE" --data_root "$SHARDS" --cache_dir "$LOCAL_DISK" --output_dir "$OUT" \
+    -m cad_mllm train --recipe "$RECIPE" --data_root "$SHARDS" --shard_cache_dir "$LOCAL_DISK" --output_dir "$OUT" \
     --resume_from_ckpt auto $FLAGS &
 
 while kill -0 $! 2>/dev/null; do wait $!; done           # a signal ends the waiting, not the training
