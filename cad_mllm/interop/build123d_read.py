@@ -8,6 +8,8 @@ __all__ = ['GALLERY_SIGN', 'PartReader', 'part_blocks', 'unit_of_script', 'read_
 # %% ../../nbs/3_interop/03_build123d_read.ipynb #d05e67f0
 import ast
 
+from fastcore.basics import patch
+
 from ..cad.curves import CADFormatError
 from ..cad.program import CADProgram
 from .drawing import CURVE_TOLERANCE, named_plane, profiles_of_faces
@@ -40,75 +42,84 @@ class PartReader:
                 if not self.skip: raise
                 self.skipped.append(f"{e.field}: {e.reason}" if e.field else e.reason)
 
-    def _statement(self, statement):
-        call = getattr(statement, "value", None)
-        if isinstance(statement, ast.With): self._with(statement)
-        elif (
-            isinstance(statement, (ast.Expr, ast.Assign)) and isinstance(call, ast.Call)
-            and shown(call.func) == "extrude"
-        ):
-            self._extrude(call)
-        elif isinstance(statement, ast.Assign) and shown(call).startswith("Plane"):
-            self.values.names[shown(statement.targets[0])] = read_plane(call, self.values, self.unit)
-        elif isinstance(statement, ast.Assign): self.values.assign(statement)
-        elif isinstance(statement, (ast.Pass, ast.Return, ast.ImportFrom)) or isinstance(call, ast.Constant): return
-        elif isinstance(call, ast.Call):
-            raise ScriptError.at(
-                statement, f"{shown(call.func)} is no sketch and no extrude, and cannot be said in a history"
-            )
-        else: raise ScriptError.at(statement, f"is not supported in a part: {shown(statement)!r}")
+# %% ../../nbs/3_interop/03_build123d_read.ipynb #a748c513
+@patch
+def _statement(self: PartReader, statement):
+    call = getattr(statement, "value", None)
+    if isinstance(statement, ast.With): self._with(statement)
+    elif (
+        isinstance(statement, (ast.Expr, ast.Assign)) and isinstance(call, ast.Call)
+        and shown(call.func) == "extrude"
+    ):
+        self._extrude(call)
+    elif isinstance(statement, ast.Assign) and shown(call).startswith("Plane"):
+        self.values.names[shown(statement.targets[0])] = read_plane(call, self.values, self.unit)
+    elif isinstance(statement, ast.Assign): self.values.assign(statement)
+    elif isinstance(statement, (ast.Pass, ast.Return, ast.ImportFrom)) or isinstance(call, ast.Constant): return
+    elif isinstance(call, ast.Call):
+        raise ScriptError.at(
+            statement, f"{shown(call.func)} is no sketch and no extrude, and cannot be said in a history"
+        )
+    else: raise ScriptError.at(statement, f"is not supported in a part: {shown(statement)!r}")
 
-    def _with(self, statement):
-        call = only_context(statement)
-        if shown(call.func) != "BuildSketch":
-            raise ScriptError.at(call, f"{shown(call.func)} is not supported in a part; known are BuildSketch, extrude")
-        given = Arguments(call, self.values)
-        node = given.node("workplanes")
-        given.finish()
-        frame = named_plane("XY") if node is None else read_plane(node, self.values, self.unit)
-        sketch = SketchReader(self.values, self.unit)
-        faces = sketch.read(statement.body)
-        self.num_followed += sketch.lines.num_followed
-        try: profiles = profiles_of_faces(faces)
-        except CADFormatError as e: raise ScriptError.at(statement, e.reason) from None
-        if not profiles: raise ScriptError.at(statement, "the sketch draws no face")
-        self.latest = self.program.sketch(*profiles, frame=frame)
-        if statement.items[0].optional_vars is not None:
-            self.sketches[shown(statement.items[0].optional_vars)] = self.latest
+# %% ../../nbs/3_interop/03_build123d_read.ipynb #086fb5e3
+@patch
+def _with(self: PartReader, statement):
+    call = only_context(statement)
+    if shown(call.func) != "BuildSketch":
+        raise ScriptError.at(call, f"{shown(call.func)} is not supported in a part; known are BuildSketch, extrude")
+    given = Arguments(call, self.values)
+    node = given.node("workplanes")
+    given.finish()
+    frame = named_plane("XY") if node is None else read_plane(node, self.values, self.unit)
+    sketch = SketchReader(self.values, self.unit)
+    faces = sketch.read(statement.body)
+    self.num_followed += sketch.lines.num_followed
+    try: profiles = profiles_of_faces(faces)
+    except CADFormatError as e: raise ScriptError.at(statement, e.reason) from None
+    if not profiles: raise ScriptError.at(statement, "the sketch draws no face")
+    self.latest = self.program.sketch(*profiles, frame=frame)
+    if statement.items[0].optional_vars is not None:
+        self.sketches[shown(statement.items[0].optional_vars)] = self.latest
 
-    def _extrude(self, call):
-        given = Arguments(call, self.values)
-        amount, operation, both, sketch = self._extrude_arguments(given)
-        previous = self.program.operations()[-1]
-        if not both and self._is_other_side(previous, sketch, amount, operation):
-            previous.extent, previous.extent_two = "two", -amount
-            return
-        if operation == "join" and not any(hasattr(e, "operation") for e in self.program.operations()):
-            operation = "new"
-        self.program.extrude(amount, operation, sketch, extent="symmetric" if both else "one")
+# %% ../../nbs/3_interop/03_build123d_read.ipynb #451e0ded
+@patch
+def _extrude(self: PartReader, call):
+    given = Arguments(call, self.values)
+    amount, operation, both, sketch = self._extrude_arguments(given)
+    previous = self.program.operations()[-1]
+    if not both and self._is_other_side(previous, sketch, amount, operation):
+        previous.extent, previous.extent_two = "two", -amount
+        return
+    if operation == "join" and not any(hasattr(e, "operation") for e in self.program.operations()):
+        operation = "new"
+    self.program.extrude(amount, operation, sketch, extent="symmetric" if both else "one")
 
-    def _extrude_arguments(self, given):
-        "(metres, operation, both sides?, sketch id) of an extrude."
-        target = given.named.pop("to_extrude", None)
-        if target is None and given.given and shown(given.given[0]).split(".")[0] in self.sketches:
-            target = given.given.pop(0)
-        name = shown(target).split(".")[0] if target is not None else None
-        if name is not None and name not in self.sketches:
-            raise ScriptError.at(given.call, f"extrudes {shown(target)!r}, which is no sketch")
-        sketch = self.latest if name is None else self.sketches[name]
-        if not sketch: raise ScriptError.at(given.call, "extrudes before anything is drawn")
-        amount, both, mode = given.number("amount")*self.unit, given.flag("both"), given.mode()
-        if given.number("taper", 0.0) != 0: raise ScriptError.at(given.call, "tapered extrudes are not supported")
-        given.finish()
-        if mode not in OPERATION_OF: raise ScriptError.at(given.call, f"extrudes that {mode} are not supported")
-        return amount, OPERATION_OF[mode], both, sketch
+@patch
+def _is_other_side(self: PartReader, previous, sketch, amount, operation):
+    "Whether an extrude is the second side of the one before."
+    if not hasattr(previous, "operation") or previous.extent != "one" or previous.references() != [sketch]:
+        return False
+    same = previous.operation == operation or (previous.operation == "new" and operation == "join")
+    return same and previous.extent_one*amount < 0
 
-    def _is_other_side(self, previous, sketch, amount, operation):
-        "Whether an extrude is the second side of the one before."
-        if not hasattr(previous, "operation") or previous.extent != "one" or previous.references() != [sketch]:
-            return False
-        same = previous.operation == operation or (previous.operation == "new" and operation == "join")
-        return same and previous.extent_one*amount < 0
+# %% ../../nbs/3_interop/03_build123d_read.ipynb #46d34d2f
+@patch
+def _extrude_arguments(self: PartReader, given):
+    "(metres, operation, both sides?, sketch id) of an extrude."
+    target = given.named.pop("to_extrude", None)
+    if target is None and given.given and shown(given.given[0]).split(".")[0] in self.sketches:
+        target = given.given.pop(0)
+    name = shown(target).split(".")[0] if target is not None else None
+    if name is not None and name not in self.sketches:
+        raise ScriptError.at(given.call, f"extrudes {shown(target)!r}, which is no sketch")
+    sketch = self.latest if name is None else self.sketches[name]
+    if not sketch: raise ScriptError.at(given.call, "extrudes before anything is drawn")
+    amount, both, mode = given.number("amount")*self.unit, given.flag("both"), given.mode()
+    if given.number("taper", 0.0) != 0: raise ScriptError.at(given.call, "tapered extrudes are not supported")
+    given.finish()
+    if mode not in OPERATION_OF: raise ScriptError.at(given.call, f"extrudes that {mode} are not supported")
+    return amount, OPERATION_OF[mode], both, sketch
 
 # %% ../../nbs/3_interop/03_build123d_read.ipynb #03a97769
 GALLERY_SIGN = "# Profile area: "

@@ -11,6 +11,7 @@ import ast, math
 from dataclasses import replace
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..cad.curves import CADFormatError, Contour, Frame, Loop
 from ..cad.program import circle, contour_loop, polygon
@@ -130,64 +131,76 @@ class LineReader:
         given.finish()
         return curves
 
-    def _points(self, given):
-        points = [self._scaled(self.values.point(node)) for node in given.given]
-        given.given.clear()
-        return points
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #1beca3d8
+@patch
+def _points(self: LineReader, given):
+    points = [self._scaled(self.values.point(node)) for node in given.given]
+    given.given.clear()
+    return points
 
-    def _scaled(self, point): return tuple(v*self.unit for v in point)
+@patch
+def _scaled(self: LineReader, point): return tuple(v*self.unit for v in point)
 
-    def _line(self, given):
-        start, end = given.point("start"), given.point("end")
-        return [line_curve(self._scaled(start), self._scaled(end))]
+@patch
+def _line(self: LineReader, given):
+    start, end = given.point("start"), given.point("end")
+    return [line_curve(self._scaled(start), self._scaled(end))]
 
-    def _polyline(self, given):
-        close = given.flag("close")
-        points = self._points(given)
-        return [line_curve(a, b) for a, b in zip(points, points[1:] + points[:1] if close else points[1:])]
+@patch
+def _polyline(self: LineReader, given):
+    close = given.flag("close")
+    points = self._points(given)
+    return [line_curve(a, b) for a, b in zip(points, points[1:] + points[:1] if close else points[1:])]
 
-    def _centerarc(self, given):
-        center, radius = self._scaled(given.point("center")), given.length("radius", self.unit)
-        start, size = given.number("start_angle", 0.0), given.number("arc_size", 360.0)
-        return [center_arc(center, radius, math.radians(start), math.radians(size))]
+@patch
+def _centerarc(self: LineReader, given):
+    center, radius = self._scaled(given.point("center")), given.length("radius", self.unit)
+    start, size = given.number("start_angle", 0.0), given.number("arc_size", 360.0)
+    return [center_arc(center, radius, math.radians(start), math.radians(size))]
 
-    def _threepointarc(self, given): return [three_point_arc(*self._points(given))]
+@patch
+def _threepointarc(self: LineReader, given): return [three_point_arc(*self._points(given))]
 
-    def _followed(self, given, make, *args):
-        "A spline or an ellipse, followed by arcs."
-        self.num_followed += 1
-        try: return make(*args)
-        except CADFormatError as e: raise ScriptError.at(given.call, e.reason) from None
+@patch
+def _radiusarc(self: LineReader, given):
+    start, end = (np.array(self._scaled(given.point(k))) for k in ("start_point", "end_point"))
+    radius = given.number("radius")*self.unit
+    half = np.hypot(*(end - start))/2
+    if abs(radius) < half*(1 - 1e-9) or half == 0:
+        raise ScriptError.at(given.call, "the radius is less than half the chord")
+    sagitta = abs(radius) - math.sqrt(max(radius**2 - half**2, 0.0))
+    normal = np.array([-(end - start)[1], (end - start)[0]])/(2*half)
+    return [three_point_arc(start, (start + end)/2 + math.copysign(sagitta, radius)*normal, end)]
 
-    def _nurbs_edge(self, given):
-        "The helper that scripts made from the Fusion 360 Gallery bring along."
-        values = [self.values.value(given.node(k)) for k in ("ctrl_pts", "weights", "knots", "degree")]
-        if not isinstance(values[3], int) or not all(isinstance(v, tuple) for v in values[:3]):
-            raise ScriptError.at(given.call, "is no spline")
-        try: points = np.array(values[0], float)*self.unit
-        except (TypeError, ValueError): raise ScriptError.at(given.call, "has no usable control points") from None
-        if points.ndim != 2 or points.shape[1] != 2 or len(points) > 10000:
-            raise ScriptError.at(given.call, "has no usable control points")
-        return self._followed(given, spline_arcs, points, *values[1:])
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #586f4da7
+@patch
+def _followed(self: LineReader, given, make, *args):
+    "A spline or an ellipse, followed by arcs."
+    self.num_followed += 1
+    try: return make(*args)
+    except CADFormatError as e: raise ScriptError.at(given.call, e.reason) from None
 
-    def _ellipticalcenterarc(self, given):
-        center = self._scaled(given.point("center"))
-        radii = [given.length(k, self.unit) for k in ("x_radius", "y_radius")]
-        start, end, turned = (
-            math.radians(given.number(k, v)) for k, v in (("start_angle", 0.0), ("end_angle", 90.0), ("rotation", 0.0))
-        )
-        if not 0 < abs(end - start) <= math.tau + 1e-9: raise ScriptError.at(given.call, "has no usable angles")
-        return self._followed(given, ellipse_arcs, center, radii, turned, start, end)
+@patch
+def _nurbs_edge(self: LineReader, given):
+    "The helper that scripts made from the Fusion 360 Gallery bring along."
+    values = [self.values.value(given.node(k)) for k in ("ctrl_pts", "weights", "knots", "degree")]
+    if not isinstance(values[3], int) or not all(isinstance(v, tuple) for v in values[:3]):
+        raise ScriptError.at(given.call, "is no spline")
+    try: points = np.array(values[0], float)*self.unit
+    except (TypeError, ValueError): raise ScriptError.at(given.call, "has no usable control points") from None
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) > 10000:
+        raise ScriptError.at(given.call, "has no usable control points")
+    return self._followed(given, spline_arcs, points, *values[1:])
 
-    def _radiusarc(self, given):
-        start, end = (np.array(self._scaled(given.point(k))) for k in ("start_point", "end_point"))
-        radius = given.number("radius")*self.unit
-        half = np.hypot(*(end - start))/2
-        if abs(radius) < half*(1 - 1e-9) or half == 0:
-            raise ScriptError.at(given.call, "the radius is less than half the chord")
-        sagitta = abs(radius) - math.sqrt(max(radius**2 - half**2, 0.0))
-        normal = np.array([-(end - start)[1], (end - start)[0]])/(2*half)
-        return [three_point_arc(start, (start + end)/2 + math.copysign(sagitta, radius)*normal, end)]
+@patch
+def _ellipticalcenterarc(self: LineReader, given):
+    center = self._scaled(given.point("center"))
+    radii = [given.length(k, self.unit) for k in ("x_radius", "y_radius")]
+    start, end, turned = (
+        math.radians(given.number(k, v)) for k, v in (("start_angle", 0.0), ("end_angle", 90.0), ("rotation", 0.0))
+    )
+    if not 0 < abs(end - start) <= math.tau + 1e-9: raise ScriptError.at(given.call, "has no usable angles")
+    return self._followed(given, ellipse_arcs, center, radii, turned, start, end)
 
 # %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #bc7c4182
 def aligned(
@@ -243,103 +256,121 @@ class SketchReader:
             else: raise ScriptError.at(statement, f"is not supported in a sketch: {shown(statement)!r}")
         return self.faces
 
-    def _with(self, statement, places):
-        call = only_context(statement)
-        if shown(call.func) == "BuildLine":
-            for s in statement.body:
-                if not isinstance(s, (ast.Expr, ast.Assign)) or not isinstance(s.value, ast.Call):
-                    raise ScriptError.at(s, f"is not supported in a line: {shown(s)!r}")
-                self.pending += self.lines.curves(s.value)
-        else:
-            self.read(
-                statement.body, [(a + x, b + y, c + t) for a, b, c in places for x, y, t in self._locations(call)]
-            )
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #6f15c177
+@patch
+def _with(self: SketchReader, statement, places):
+    call = only_context(statement)
+    if shown(call.func) == "BuildLine":
+        for s in statement.body:
+            if not isinstance(s, (ast.Expr, ast.Assign)) or not isinstance(s.value, ast.Call):
+                raise ScriptError.at(s, f"is not supported in a line: {shown(s)!r}")
+            self.pending += self.lines.curves(s.value)
+    else:
+        self.read(
+            statement.body, [(a + x, b + y, c + t) for a, b, c in places for x, y, t in self._locations(call)]
+        )
 
-    def _locations(self, call):
-        "(x, y, radians) of each place that `Locations`, `GridLocations` or `PolarLocations` name."
-        given, kind = Arguments(call, self.values), shown(call.func)
-        if kind == "Locations":
-            places = [(*(v*self.unit for v in self.values.point(node)), 0.0) for node in given.given]
-            given.given.clear()
-        elif kind == "GridLocations":
-            step = [given.number(k)*self.unit for k in ("x_spacing", "y_spacing")]
-            counts = [self._count(given, k) for k in ("x_count", "y_count")]
-            places = [
-                ((i - (counts[0] - 1)/2)*step[0], (j - (counts[1] - 1)/2)*step[1], 0.0) for i in range(counts[0])
-                for j in range(counts[1])
-            ]
-        elif kind == "PolarLocations":
-            radius, count = given.length("radius", self.unit), self._count(given, "count")
-            start, full = given.number("start_angle", 0.0), given.number("angular_range", 360.0)
-            angles = [
-                math.radians(start + full*i/(count if abs(full) == 360 else max(count - 1, 1))) for i in range(count)
-            ]
-            places = [(radius*math.cos(a), radius*math.sin(a), a) for a in angles]
-        else: raise ScriptError.at(call, f"{kind} is not supported in a sketch")
-        given.finish()
-        return places
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #7e547216
+@patch
+def _locations(self: SketchReader, call):
+    "(x, y, radians) of each place that `Locations`, `GridLocations` or `PolarLocations` name."
+    given, kind = Arguments(call, self.values), shown(call.func)
+    if kind == "Locations":
+        places = [(*(v*self.unit for v in self.values.point(node)), 0.0) for node in given.given]
+        given.given.clear()
+    elif kind == "GridLocations":
+        step = [given.number(k)*self.unit for k in ("x_spacing", "y_spacing")]
+        counts = [self._count(given, k) for k in ("x_count", "y_count")]
+        places = [
+            ((i - (counts[0] - 1)/2)*step[0], (j - (counts[1] - 1)/2)*step[1], 0.0) for i in range(counts[0])
+            for j in range(counts[1])
+        ]
+    elif kind == "PolarLocations":
+        radius, count = given.length("radius", self.unit), self._count(given, "count")
+        start, full = given.number("start_angle", 0.0), given.number("angular_range", 360.0)
+        angles = [
+            math.radians(start + full*i/(count if abs(full) == 360 else max(count - 1, 1))) for i in range(count)
+        ]
+        places = [(radius*math.cos(a), radius*math.sin(a), a) for a in angles]
+    else: raise ScriptError.at(call, f"{kind} is not supported in a sketch")
+    given.finish()
+    return places
 
-    def _count(self, given, name):
-        count = given.number(name)
-        if count != int(count) or not 1 <= count <= 1000:
-            raise ScriptError.at(given.call, f"{name} is not a usable count: {count}")
-        return int(count)
+@patch
+def _count(self: SketchReader, given, name):
+    count = given.number(name)
+    if count != int(count) or not 1 <= count <= 1000:
+        raise ScriptError.at(given.call, f"{name} is not a usable count: {count}")
+    return int(count)
 
-    def _shape(self, call, places):
-        given, name = Arguments(call, self.values), shown(call.func)
-        method = getattr(self, f"_draw_{name.lower()}", None)
-        if method is None: raise ScriptError.at(call, f"{name} is not supported in a sketch")
-        mode = given.mode()
-        loops = method(given)
-        given.finish()
-        if name != "make_face": loops = [placed(loop, place) for place in places for loop in loops]
-        self.faces += [(loop, mode) for loop in loops]
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #29911141
+@patch
+def _shape(self: SketchReader, call, places):
+    given, name = Arguments(call, self.values), shown(call.func)
+    method = getattr(self, f"_draw_{name.lower()}", None)
+    if method is None: raise ScriptError.at(call, f"{name} is not supported in a sketch")
+    mode = given.mode()
+    loops = method(given)
+    given.finish()
+    if name != "make_face": loops = [placed(loop, place) for place in places for loop in loops]
+    self.faces += [(loop, mode) for loop in loops]
 
-    def _draw_make_face(self, given):
-        curves, self.pending = self.pending, []
-        if not curves: raise ScriptError.at(given.call, "make_face follows no line")
-        loops = closed_loops(curves)
-        if len(loops) > 1: raise ScriptError.at(given.call, "make_face follows several closed lines")
-        return loops
+@patch
+def _draw_make_face(self: SketchReader, given):
+    curves, self.pending = self.pending, []
+    if not curves: raise ScriptError.at(given.call, "make_face follows no line")
+    loops = closed_loops(curves)
+    if len(loops) > 1: raise ScriptError.at(given.call, "make_face follows several closed lines")
+    return loops
 
-    def _turned(self, given, loop, center):
-        "A loop turned by `rotation=` and put where `align=` says."
-        return [placed(placed(loop, (*center, 0.0)), (0.0, 0.0, math.radians(given.number("rotation", 0.0))))]
+@patch
+def _turned(self: SketchReader, given, loop, center):
+    "A loop turned by `rotation=` and put where `align=` says."
+    return [placed(placed(loop, (*center, 0.0)), (0.0, 0.0, math.radians(given.number("rotation", 0.0))))]
 
-    def _draw_circle(self, given):
-        radius = given.length("radius", self.unit)
-        x, y = aligned(given, 2*radius, 2*radius)
-        return [circle(x, y, radius)]
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #007d24de
+@patch
+def _draw_circle(self: SketchReader, given):
+    radius = given.length("radius", self.unit)
+    x, y = aligned(given, 2*radius, 2*radius)
+    return [circle(x, y, radius)]
 
-    def _draw_ellipse(self, given):
-        radii = [given.length(k, self.unit) for k in ("x_radius", "y_radius")]
-        turned = math.radians(given.number("rotation", 0.0))
-        self.lines.num_followed += 1
-        return closed_loops(ellipse_arcs((0.0, 0.0), radii, turned))
+@patch
+def _draw_ellipse(self: SketchReader, given):
+    radii = [given.length(k, self.unit) for k in ("x_radius", "y_radius")]
+    turned = math.radians(given.number("rotation", 0.0))
+    self.lines.num_followed += 1
+    return closed_loops(ellipse_arcs((0.0, 0.0), radii, turned))
 
-    def _draw_rectangle(self, given):
-        width, height = given.length("width", self.unit), given.length("height", self.unit)
-        corners = [(-width/2, -height/2), (width/2, -height/2), (width/2, height/2), (-width/2, height/2)]
-        return self._turned(given, polygon(corners), aligned(given, width, height))
+@patch
+def _draw_rectangle(self: SketchReader, given):
+    width, height = given.length("width", self.unit), given.length("height", self.unit)
+    corners = [(-width/2, -height/2), (width/2, -height/2), (width/2, height/2), (-width/2, height/2)]
+    return self._turned(given, polygon(corners), aligned(given, width, height))
 
-    def _draw_regularpolygon(self, given):
-        radius, count = given.length("radius", self.unit), self._count(given, "side_count")
-        angles = 2*math.pi*np.arange(count)/count
-        return self._turned(given, polygon(radius*np.stack([np.cos(angles), np.sin(angles)], 1)), np.zeros(2))
+@patch
+def _draw_regularpolygon(self: SketchReader, given):
+    radius, count = given.length("radius", self.unit), self._count(given, "side_count")
+    angles = 2*math.pi*np.arange(count)/count
+    return self._turned(given, polygon(radius*np.stack([np.cos(angles), np.sin(angles)], 1)), np.zeros(2))
 
-    def _slot(self, given, half, radius):
-        "A slot along x whose half circles are centered at -half and +half."
-        vertices = [(-half, -radius), (half, -radius), (half, radius), (-half, radius)]
-        mids = [None, np.array([half + radius, 0.0]), None, np.array([-half - radius, 0.0])]
-        return self._turned(given, contour_loop(Contour(np.array(vertices), mids)), np.zeros(2))
+# %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #16fd9df0
+@patch
+def _slot(self: SketchReader, given, half, radius):
+    "A slot along x whose half circles are centered at -half and +half."
+    vertices = [(-half, -radius), (half, -radius), (half, radius), (-half, radius)]
+    mids = [None, np.array([half + radius, 0.0]), None, np.array([-half - radius, 0.0])]
+    return self._turned(given, contour_loop(Contour(np.array(vertices), mids)), np.zeros(2))
 
-    def _draw_slotoverall(self, given):
-        width, height = given.length("width", self.unit), given.length("height", self.unit)
-        return self._slot(given, (width - height)/2, height/2)
+@patch
+def _draw_slotoverall(self: SketchReader, given):
+    width, height = given.length("width", self.unit), given.length("height", self.unit)
+    return self._slot(given, (width - height)/2, height/2)
 
-    def _draw_slotcentertocenter(self, given):
-        between, height = given.length("center_separation", self.unit), given.length("height", self.unit)
-        return self._slot(given, between/2, height/2)
+@patch
+def _draw_slotcentertocenter(self: SketchReader, given):
+    between, height = given.length("center_separation", self.unit), given.length("height", self.unit)
+    return self._slot(given, between/2, height/2)
 
 # %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #c056cf14
 def only_context(

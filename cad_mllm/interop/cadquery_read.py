@@ -11,6 +11,7 @@ import ast, math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..cad.curves import CADFormatError, Contour, Frame
 from ..cad.program import CADProgram, circle, contour_loop, polygon
@@ -64,57 +65,6 @@ class ChainReader:
         given.finish()
         return chain
 
-    def _pair(self, given, names=("x", "y"), default=None):
-        return np.array([given.number(n, default)*self.unit for n in names])
-
-    def _to(self, chain, end, curve=None):
-        "Draw to a point."
-        curve = curve or line_curve(chain.at, end)
-        return replace(
-            chain, curves=[*chain.curves, curve], at=np.array(end, float),
-            start=chain.start if chain.curves else chain.at
-        )
-
-    def _moved(self, chain, at): return replace(chain, at=at, start=at, points=[at])
-
-    def _call_moveto(self, chain, given): return self._moved(chain, self._pair(given, default=0.0))
-
-    def _call_move(self, chain, given): return self._moved(chain, chain.at + self._pair(given, ("xDist", "yDist"), 0.0))
-
-    def _call_center(self, chain, given):
-        origin = chain.frame.to_world([self._pair(given)])[0]
-        return replace(chain.fresh(), frame=replace(chain.frame, origin=tuple(origin.tolist())), loops=chain.loops)
-
-    def _call_lineto(self, chain, given): return self._to(chain, self._pair(given))
-
-    def _call_line(self, chain, given): return self._to(chain, chain.at + self._pair(given, ("xDist", "yDist")))
-
-    def _call_hline(self, chain, given): return self._to(chain, chain.at + (given.number("distance")*self.unit, 0))
-
-    def _call_vline(self, chain, given): return self._to(chain, chain.at + (0, given.number("distance")*self.unit))
-
-    def _call_hlineto(self, chain, given): return self._to(chain, (given.number("xCoord")*self.unit, chain.at[1]))
-
-    def _call_vlineto(self, chain, given): return self._to(chain, (chain.at[0], given.number("yCoord")*self.unit))
-
-    def _call_threepointarc(self, chain, given):
-        mid, end = (np.array(given.point(n))*self.unit for n in ("point1", "point2"))
-        return self._to(chain, end, three_point_arc(chain.at, mid, end))
-
-    def _call_polyline(self, chain, given):
-        points = self._listed(given.node("listOfXYTuple"), given)
-        if given.flag("includeCurrent"): points = [chain.at, *points]
-        chain = self._moved(chain, points[0])
-        for p in points[1:]: chain = self._to(chain, p)
-        return chain
-
-    def _listed(self, node, given):
-        "A list of points in metres."
-        points = () if node is None else self.values.value(node)
-        good = isinstance(points, tuple) and points and all(isinstance(p, tuple) and len(p) in (2, 3) for p in points)
-        if not good: raise ScriptError.at(given.call, "needs a list of points")
-        return [np.array(p[:2], float)*self.unit for p in points]
-
     def _call_close(self, chain, given):
         if not chain.curves: raise ScriptError.at(given.call, "closes no line")
         gap = np.hypot(*(chain.at - chain.start))
@@ -124,6 +74,81 @@ class ChainReader:
         return replace(chain, curves=[], loops=chain.loops + loops, at=chain.start)
 
     _call_wire = _call_close
+
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #04e2bf33
+@patch
+def _pair(self: ChainReader, given, names=("x", "y"), default=None):
+    return np.array([given.number(n, default)*self.unit for n in names])
+
+@patch
+def _moved(self: ChainReader, chain, at): return replace(chain, at=at, start=at, points=[at])
+
+@patch
+def _call_moveto(self: ChainReader, chain, given): return self._moved(chain, self._pair(given, default=0.0))
+
+@patch
+def _call_move(self: ChainReader, chain, given):
+    return self._moved(chain, chain.at + self._pair(given, ("xDist", "yDist"), 0.0))
+
+@patch
+def _call_center(self: ChainReader, chain, given):
+    origin = chain.frame.to_world([self._pair(given)])[0]
+    return replace(chain.fresh(), frame=replace(chain.frame, origin=tuple(origin.tolist())), loops=chain.loops)
+
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #a7b52f71
+@patch
+def _to(self: ChainReader, chain, end, curve=None):
+    "Draw to a point."
+    curve = curve or line_curve(chain.at, end)
+    return replace(
+        chain, curves=[*chain.curves, curve], at=np.array(end, float),
+        start=chain.start if chain.curves else chain.at
+    )
+
+@patch
+def _call_lineto(self: ChainReader, chain, given): return self._to(chain, self._pair(given))
+
+@patch
+def _call_line(self: ChainReader, chain, given):
+    return self._to(chain, chain.at + self._pair(given, ("xDist", "yDist")))
+
+@patch
+def _call_hline(self: ChainReader, chain, given):
+    return self._to(chain, chain.at + (given.number("distance")*self.unit, 0))
+
+@patch
+def _call_vline(self: ChainReader, chain, given):
+    return self._to(chain, chain.at + (0, given.number("distance")*self.unit))
+
+@patch
+def _call_hlineto(self: ChainReader, chain, given):
+    return self._to(chain, (given.number("xCoord")*self.unit, chain.at[1]))
+
+@patch
+def _call_vlineto(self: ChainReader, chain, given):
+    return self._to(chain, (chain.at[0], given.number("yCoord")*self.unit))
+
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #f9cd64f7
+@patch
+def _call_threepointarc(self: ChainReader, chain, given):
+    mid, end = (np.array(given.point(n))*self.unit for n in ("point1", "point2"))
+    return self._to(chain, end, three_point_arc(chain.at, mid, end))
+
+@patch
+def _call_polyline(self: ChainReader, chain, given):
+    points = self._listed(given.node("listOfXYTuple"), given)
+    if given.flag("includeCurrent"): points = [chain.at, *points]
+    chain = self._moved(chain, points[0])
+    for p in points[1:]: chain = self._to(chain, p)
+    return chain
+
+@patch
+def _listed(self: ChainReader, node, given):
+    "A list of points in metres."
+    points = () if node is None else self.values.value(node)
+    good = isinstance(points, tuple) and points and all(isinstance(p, tuple) and len(p) in (2, 3) for p in points)
+    if not good: raise ScriptError.at(given.call, "needs a list of points")
+    return [np.array(p[:2], float)*self.unit for p in points]
 
 # %% ../../nbs/3_interop/13_cadquery_read.ipynb #ceda7c32
 class ShapeReader(ChainReader):
@@ -178,116 +203,133 @@ class SolidReader(ShapeReader):
         origin = tuple(chain.frame.to_world([[0.0, 0.0, offset]])[0].tolist())
         return replace(chain.fresh(), frame=replace(chain.frame, origin=origin))
 
-    def _call_extrude(self, chain, given):
-        node = given.node("until")
-        if node is None: node = given.named.pop("distance", None)
-        if node is None: raise ScriptError.at(given.call, "extrude needs a distance")
-        distance, both = self.values.number(node)*self.unit, given.flag("both")
-        combine = given.named.pop("combine", None)
-        word = True if combine is None else self.values.value(combine)
-        if given.number("taper", 0.0): raise ScriptError.at(given.call, "tapered extrudes are not supported")
-        operation = {True: "join", False: "new", "a": "join", "cut": "cut", "s": "cut"}.get(word)
-        if operation is None: raise ScriptError.at(given.call, f"combine={word!r} is not supported")
-        return self._pushed(chain, given, distance, both, operation)
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #1a36d381
+@patch
+def _call_extrude(self: SolidReader, chain, given):
+    node = given.node("until")
+    if node is None: node = given.named.pop("distance", None)
+    if node is None: raise ScriptError.at(given.call, "extrude needs a distance")
+    distance, both = self.values.number(node)*self.unit, given.flag("both")
+    combine = given.named.pop("combine", None)
+    word = True if combine is None else self.values.value(combine)
+    if given.number("taper", 0.0): raise ScriptError.at(given.call, "tapered extrudes are not supported")
+    operation = {True: "join", False: "new", "a": "join", "cut": "cut", "s": "cut"}.get(word)
+    if operation is None: raise ScriptError.at(given.call, f"combine={word!r} is not supported")
+    return self._pushed(chain, given, distance, both, operation)
 
-    def _call_cutblind(self, chain, given):
-        return self._pushed(chain, given, given.number("until")*self.unit, given.flag("both"), "cut")
+@patch
+def _call_cutblind(self: SolidReader, chain, given):
+    return self._pushed(chain, given, given.number("until")*self.unit, given.flag("both"), "cut")
 
-    def _pushed(self, chain, given, distance, both, operation):
-        "Extrude what was drawn."
-        if chain.curves: raise ScriptError.at(given.call, "extrudes a line that is not closed")
-        if not chain.loops: raise ScriptError.at(given.call, "extrudes before anything is drawn")
-        low, high = (-abs(distance), abs(distance)) if both else (min(distance, 0.0), max(distance, 0.0))
-        solid = Solid(
-            nested_profiles(chain.loops), chain.frame, low, high, both, "join" if operation == "new" else operation
-        )
-        kept = [] if operation == "new" else chain.solids
-        return replace(chain.fresh(), solids=[*kept, solid])
+@patch
+def _pushed(self: SolidReader, chain, given, distance, both, operation):
+    "Extrude what was drawn."
+    if chain.curves: raise ScriptError.at(given.call, "extrudes a line that is not closed")
+    if not chain.loops: raise ScriptError.at(given.call, "extrudes before anything is drawn")
+    low, high = (-abs(distance), abs(distance)) if both else (min(distance, 0.0), max(distance, 0.0))
+    solid = Solid(
+        nested_profiles(chain.loops), chain.frame, low, high, both, "join" if operation == "new" else operation
+    )
+    kept = [] if operation == "new" else chain.solids
+    return replace(chain.fresh(), solids=[*kept, solid])
 
-    def _combined(self, chain, given, operation):
-        node = given.node("toUnion" if operation == "join" else "toCut" if operation == "cut" else "toIntersect")
-        other = (
-            self.values.names.get(node.id) if isinstance(node, ast.Name) else self.chain(node)
-            if isinstance(node, ast.Call) else None
-        )
-        if not isinstance(other, Chain) or not other.solids:
-            raise ScriptError.at(given.call, "combines with something that is no extruded part")
-        given.flag("clean")
-        if operation != "join" and any(s.operation != "join" for s in other.solids):
-            raise ScriptError.at(given.call, "its tool is itself cut or intersected")
-        added = [
-            replace(s, operation=operation if i == 0 or s.operation == "join" else s.operation)
-            for i, s in enumerate(other.solids)
-        ]
-        if operation == "intersect" and len({(s.low, s.high) for s in added}) > 1:
-            raise ScriptError.at(given.call, "intersects with several solids at once")
-        if (
-            len(added) > 1 and len({(s.low, s.high, s.frame) for s in added}) == 1
-            and {s.operation for s in added} == {operation}
-        ):
-            added = [replace(added[0], profiles=[p for s in added for p in s.profiles])]
-        return replace(chain, solids=[*chain.solids, *added])
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #06afa7ad
+@patch
+def _combined(self: SolidReader, chain, given, operation):
+    node = given.node("toUnion" if operation == "join" else "toCut" if operation == "cut" else "toIntersect")
+    other = (
+        self.values.names.get(node.id) if isinstance(node, ast.Name) else self.chain(node)
+        if isinstance(node, ast.Call) else None
+    )
+    if not isinstance(other, Chain) or not other.solids:
+        raise ScriptError.at(given.call, "combines with something that is no extruded part")
+    given.flag("clean")
+    if operation != "join" and any(s.operation != "join" for s in other.solids):
+        raise ScriptError.at(given.call, "its tool is itself cut or intersected")
+    added = [
+        replace(s, operation=operation if i == 0 or s.operation == "join" else s.operation)
+        for i, s in enumerate(other.solids)
+    ]
+    if operation == "intersect" and len({(s.low, s.high) for s in added}) > 1:
+        raise ScriptError.at(given.call, "intersects with several solids at once")
+    if (
+        len(added) > 1 and len({(s.low, s.high, s.frame) for s in added}) == 1
+        and {s.operation for s in added} == {operation}
+    ):
+        added = [replace(added[0], profiles=[p for s in added for p in s.profiles])]
+    return replace(chain, solids=[*chain.solids, *added])
 
-    def _call_union(self, chain, given): return self._combined(chain, given, "join")
+@patch
+def _call_union(self: SolidReader, chain, given): return self._combined(chain, given, "join")
 
-    def _call_cut(self, chain, given): return self._combined(chain, given, "cut")
+@patch
+def _call_cut(self: SolidReader, chain, given): return self._combined(chain, given, "cut")
 
-    def _call_intersect(self, chain, given): return self._combined(chain, given, "intersect")
+@patch
+def _call_intersect(self: SolidReader, chain, given): return self._combined(chain, given, "intersect")
 
-    def _call_clean(self, chain, given): return chain
+@patch
+def _call_clean(self: SolidReader, chain, given): return chain
 
-    def _call_box(self, chain, given):
-        size = [given.length(n, self.unit) for n in ("length", "width", "height")]
-        node = given.node("centered")
-        centered = True if node is None else self.values.value(node)
-        x, y, z = (-s/2 if c else 0.0 for s, c in zip(size, centered if isinstance(centered, tuple) else (centered,)*3))
-        loop = polygon([(x, y), (x + size[0], y), (x + size[0], y + size[1]), (x, y + size[1])])
-        frame = replace(chain.frame, origin=tuple(chain.frame.to_world([[0.0, 0.0, z]])[0].tolist()))
-        solid = Solid([[placed(loop, (*p, 0.0))] for p in chain.points], frame, 0.0, size[2])
-        return replace(chain.fresh(), solids=[*chain.solids, solid])
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #643a79e8
+@patch
+def _call_box(self: SolidReader, chain, given):
+    size = [given.length(n, self.unit) for n in ("length", "width", "height")]
+    node = given.node("centered")
+    centered = True if node is None else self.values.value(node)
+    x, y, z = (-s/2 if c else 0.0 for s, c in zip(size, centered if isinstance(centered, tuple) else (centered,)*3))
+    loop = polygon([(x, y), (x + size[0], y), (x + size[0], y + size[1]), (x, y + size[1])])
+    frame = replace(chain.frame, origin=tuple(chain.frame.to_world([[0.0, 0.0, z]])[0].tolist()))
+    solid = Solid([[placed(loop, (*p, 0.0))] for p in chain.points], frame, 0.0, size[2])
+    return replace(chain.fresh(), solids=[*chain.solids, solid])
 
-    def chain(self, node: ast.Call) -> Chain:
-        "What a chain of calls stands for."
-        calls = []
-        while (
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-            and dotted_name(node.func) not in ("cq.Workplane", "cadquery.Workplane")
-        ):
-            calls.append(node)
-            node = node.func.value
-            if len(calls) > 5000: raise ScriptError.at(node, "the chain is too long")
-        chain = self._begin(node)
-        for call in reversed(calls): chain = self.apply(chain, call)
-        return chain
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #cd252aaa
+@patch
+def chain(self: SolidReader, node: ast.Call) -> Chain:
+    "What a chain of calls stands for."
+    calls = []
+    while (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and dotted_name(node.func) not in ("cq.Workplane", "cadquery.Workplane")
+    ):
+        calls.append(node)
+        node = node.func.value
+        if len(calls) > 5000: raise ScriptError.at(node, "the chain is too long")
+    chain = self._begin(node)
+    for call in reversed(calls): chain = self.apply(chain, call)
+    return chain
 
-    def _begin(self, node):
-        "What a chain starts from: a workplane, or a name."
-        if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Chain):
-            return self.values.names[node.id]
-        if (
-            not isinstance(node, ast.Call)
-            or dotted_name(node.func) not in ("cq.Workplane", "cadquery.Workplane", "Workplane")
-        ):
-            raise ScriptError.at(node, f"is no chain that begins with a Workplane: {shown(node)!r}")
-        given = Arguments(node, self.values)
-        plane = given.node("inPlane")
-        origin = tuple(v*self.unit for v in given.point("origin", 3, (0.0, 0.0, 0.0)))
-        given.finish()
-        return Chain(self.plane(plane, origin))
+@patch
+def _begin(self: SolidReader, node):
+    "What a chain starts from: a workplane, or a name."
+    if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Chain):
+        return self.values.names[node.id]
+    if (
+        not isinstance(node, ast.Call)
+        or dotted_name(node.func) not in ("cq.Workplane", "cadquery.Workplane", "Workplane")
+    ):
+        raise ScriptError.at(node, f"is no chain that begins with a Workplane: {shown(node)!r}")
+    given = Arguments(node, self.values)
+    plane = given.node("inPlane")
+    origin = tuple(v*self.unit for v in given.point("origin", 3, (0.0, 0.0, 0.0)))
+    given.finish()
+    return Chain(self.plane(plane, origin))
 
-    def plane(self, node, origin=(0.0, 0.0, 0.0)) -> Frame:
-        "A plane by its name, or `cq.Plane(origin=..., xDir=..., normal=...)`."
-        if node is None: return named_plane("XY", origin)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str): return named_plane(node.value, origin)
-        if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Frame):
-            return self.values.names[node.id]
-        if not isinstance(node, ast.Call) or shown(node.func) not in ("cq.Plane", "cadquery.Plane", "Plane"):
-            raise ScriptError.at(node, f"is no plane: {shown(node)!r}")
-        given = Arguments(node, self.values)
-        place = [v*self.unit for v in given.point("origin", 3, (0.0, 0.0, 0.0))]
-        x, normal = given.point("xDir", 3, (1.0, 0.0, 0.0)), given.point("normal", 3, (0.0, 0.0, 1.0))
-        given.finish()
-        return frame_of(place, x, normal)
+# %% ../../nbs/3_interop/13_cadquery_read.ipynb #06a3e2bc
+@patch
+def plane(self: SolidReader, node, origin=(0.0, 0.0, 0.0)) -> Frame:
+    "A plane by its name, or `cq.Plane(origin=..., xDir=..., normal=...)`."
+    if node is None: return named_plane("XY", origin)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str): return named_plane(node.value, origin)
+    if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Frame):
+        return self.values.names[node.id]
+    if not isinstance(node, ast.Call) or shown(node.func) not in ("cq.Plane", "cadquery.Plane", "Plane"):
+        raise ScriptError.at(node, f"is no plane: {shown(node)!r}")
+    given = Arguments(node, self.values)
+    place = [v*self.unit for v in given.point("origin", 3, (0.0, 0.0, 0.0))]
+    x, normal = given.point("xDir", 3, (1.0, 0.0, 0.0)), given.point("normal", 3, (0.0, 0.0, 1.0))
+    given.finish()
+    return frame_of(place, x, normal)
 
 # %% ../../nbs/3_interop/13_cadquery_read.ipynb #2fcfa44b
 def define_name(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..cad.curves import CADFormatError, Frame
 from ..cad.program import CADProgram
@@ -204,112 +205,124 @@ class DocumentReader:
             self.skipped.append(str(e))
             return []
 
-    def body(self, body: Item):
-        "Read a body's features, first to tip."
-        tips, chain = body.links("Tip"), []
-        while tips and tips[0] and len(chain) < 10000:
-            feature = self.item(tips[0], body.name)
-            if feature in chain: raise CADFormatError("its features follow each other in a circle", body.name)
-            chain.append(feature)
-            tips = feature.links("BaseFeature")
-        left = [
-            n for n in body.links("Group") if n in self.items and self.items[n].kind in (*THROUGH_ALL, *PATTERNS)
-            and self.items[n] not in chain
-        ]
-        self.skipped += [f"{n}: comes after the tip of {body.name}" for n in left]
-        for feature in chain[::-1]: self.attempt(self._feature, feature, body)
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #1fdf88ad
+@patch
+def body(self: DocumentReader, body: Item):
+    "Read a body's features, first to tip."
+    tips, chain = body.links("Tip"), []
+    while tips and tips[0] and len(chain) < 10000:
+        feature = self.item(tips[0], body.name)
+        if feature in chain: raise CADFormatError("its features follow each other in a circle", body.name)
+        chain.append(feature)
+        tips = feature.links("BaseFeature")
+    left = [
+        n for n in body.links("Group") if n in self.items and self.items[n].kind in (*THROUGH_ALL, *PATTERNS)
+        and self.items[n] not in chain
+    ]
+    self.skipped += [f"{n}: comes after the tip of {body.name}" for n in left]
+    for feature in chain[::-1]: self.attempt(self._feature, feature, body)
 
-    def _feature(self, feature, body):
-        if self.dresses(feature): return
-        if feature.kind in PATTERNS:
-            self.pushes += self._repeated(feature, body)
-            return
-        if feature.kind not in THROUGH_ALL:
-            raise CADFormatError(
-                f"{feature.kind} cannot be said in a history of sketches and extrudes; {KNOWN}", feature.name
-            )
-        low, high, symmetric = feature_span(feature, self.far())
-        operation = "cut" if feature.kind == "PartDesign::Pocket" else "join"
-        self.pushes.append(self._push(feature, "Profile", body.placement(), low, high, operation, symmetric))
-        self.made[feature.name] = self.pushes[-1]
-
-    def _repeated(self, feature, body):
-        "What a pattern makes besides what it repeats."
-        originals, pushes = feature.links("Originals"), []
-        if feature.choice("TransformMode"):
-            raise CADFormatError(
-                "repeats the whole body, not features; choose the features that it shall repeat", feature.name
-            )
-        if not originals: raise CADFormatError("names no feature that it repeats", feature.name)
-        motions = pattern_motions(feature, self.items, body.placement())
-        for push in (self.made.get(n) for n in originals):
-            if push is None:
-                raise CADFormatError(f"repeats {', '.join(originals)}, of which something was not read", feature.name)
-            for i, motion in enumerate(motions[1:], 1):
-                profiles, frame = moved_sketch(push.profiles, push.frame, motion)
-                names = dict(
-                    name=f"{feature.text('Label') or feature.name} {i}", sketch=f"{push.sketch}/{feature.name}/{i}",
-                    number=None
-                )
-                pushes.append(replace(push, profiles=profiles, frame=frame, **names))
-        return pushes
-
-    def _push(self, item, link, outer, low, high, operation, symmetric=False):
-        sketches = item.links(link)
-        if len(sketches) != 1: raise CADFormatError("pushes no sketch", item.name)
-        sketch = self.item(sketches[0], item.name)
-        if sketch.kind != "Sketcher::SketchObject":
-            raise CADFormatError(f"pushes a {sketch.kind}; only sketches are known", item.name)
-        profiles = read_sketch(sketch)
-        if not profiles: raise CADFormatError("draws no closed profile", sketch.name)
-        label = item.text("Label") or item.name
-        return Push(
-            profiles, placed_frame(sketch.placement(), outer), low*PER_MILLIMETRE, high*PER_MILLIMETRE, operation,
-            label, sketch.name, operation_number(item), symmetric
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #87a38b28
+@patch
+def _feature(self: DocumentReader, feature, body):
+    if self.dresses(feature): return
+    if feature.kind in PATTERNS:
+        self.pushes += self._repeated(feature, body)
+        return
+    if feature.kind not in THROUGH_ALL:
+        raise CADFormatError(
+            f"{feature.kind} cannot be said in a history of sketches and extrudes; {KNOWN}", feature.name
         )
+    low, high, symmetric = feature_span(feature, self.far())
+    operation = "cut" if feature.kind == "PartDesign::Pocket" else "join"
+    self.pushes.append(self._push(feature, "Profile", body.placement(), low, high, operation, symmetric))
+    self.made[feature.name] = self.pushes[-1]
 
-    def solid(self, item: Item, depth: int = 0) -> list: # of `Push`
-        "A tree of solids and booleans as pushes in order."
-        if depth > 500: raise CADFormatError("its booleans are nested too deeply", item.name)
-        if item.kind == "Part::Extrusion": return [self._extrusion(item)]
-        if self.dresses(item) and item.links("Base"):
-            return self.solid(self.item(item.links("Base")[0], item.name), depth + 1)
-        if item.kind == "PartDesign::Body":
-            before, self.pushes = self.pushes, []
-            self.body(item)
-            made, self.pushes = self.pushes, before
-            return made
-        if item.kind == "Part::Cut": operands, operation = item.links("Base") + item.links("Tool"), "cut"
-        elif item.kind in FUSIONS:
-            operands, operation = item.links("Shapes") + item.links("Base") + item.links("Tool"), "join"
-        elif item.kind in COMMONS:
-            operands, operation = item.links("Shapes") + item.links("Base") + item.links("Tool"), "intersect"
-        else:
-            raise CADFormatError(
-                f"{item.kind} cannot be said in a history of sketches and extrudes; {KNOWN}", item.name
+@patch
+def _repeated(self: DocumentReader, feature, body):
+    "What a pattern makes besides what it repeats."
+    originals, pushes = feature.links("Originals"), []
+    if feature.choice("TransformMode"):
+        raise CADFormatError(
+            "repeats the whole body, not features; choose the features that it shall repeat", feature.name
+        )
+    if not originals: raise CADFormatError("names no feature that it repeats", feature.name)
+    motions = pattern_motions(feature, self.items, body.placement())
+    for push in (self.made.get(n) for n in originals):
+        if push is None:
+            raise CADFormatError(f"repeats {', '.join(originals)}, of which something was not read", feature.name)
+        for i, motion in enumerate(motions[1:], 1):
+            profiles, frame = moved_sketch(push.profiles, push.frame, motion)
+            names = dict(
+                name=f"{feature.text('Label') or feature.name} {i}", sketch=f"{push.sketch}/{feature.name}/{i}",
+                number=None
             )
-        made = [self.solid(self.item(n, item.name), depth + 1) for n in operands]
-        if not made: raise CADFormatError("joins nothing", item.name)
-        return made[0] + [p for tool in made[1:] for p in self._as_tool(tool, operation, item)]
+            pushes.append(replace(push, profiles=profiles, frame=frame, **names))
+    return pushes
 
-    def _as_tool(self, pushes, operation, item):
-        "A tree as the tool of a boolean: only material, and of one depth where it intersects."
-        if any(p.operation != "join" for p in pushes) and not (operation == "join" and pushes[0].operation == "join"):
-            raise CADFormatError("its tool is itself cut or intersected, which a history cannot say", item.name)
-        if operation == "intersect" and len({p.key() for p in pushes}) > 1:
-            raise CADFormatError("intersects with several solids at once", item.name)
-        for p in pushes:
-            if operation != "join": p.operation = operation
-        return pushes
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #8cbe25fa
+@patch
+def _push(self: DocumentReader, item, link, outer, low, high, operation, symmetric=False):
+    sketches = item.links(link)
+    if len(sketches) != 1: raise CADFormatError("pushes no sketch", item.name)
+    sketch = self.item(sketches[0], item.name)
+    if sketch.kind != "Sketcher::SketchObject":
+        raise CADFormatError(f"pushes a {sketch.kind}; only sketches are known", item.name)
+    profiles = read_sketch(sketch)
+    if not profiles: raise CADFormatError("draws no closed profile", sketch.name)
+    label = item.text("Label") or item.name
+    return Push(
+        profiles, placed_frame(sketch.placement(), outer), low*PER_MILLIMETRE, high*PER_MILLIMETRE, operation,
+        label, sketch.name, operation_number(item), symmetric
+    )
 
-    def _extrusion(self, item):
-        low, high = -item.number("LengthRev"), item.number("LengthFwd")
-        if item.flag("Symmetric"): low, high = -high/2, high/2
-        if item.flag("Reversed"): low, high = -high, -low
-        if item.number("TaperAngle") or item.number("TaperAngleRev"):
-            raise CADFormatError("is tapered, which a history cannot say", item.name)
-        if item.choice("DirMode", 2) != 2: raise CADFormatError("goes along a direction of its own", item.name)
-        return self._push(item, "Base", item.placement(), low, high, "join")
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #e53f88e9
+@patch
+def solid(self: DocumentReader, item: Item, depth: int = 0) -> list: # of `Push`
+    "A tree of solids and booleans as pushes in order."
+    if depth > 500: raise CADFormatError("its booleans are nested too deeply", item.name)
+    if item.kind == "Part::Extrusion": return [self._extrusion(item)]
+    if self.dresses(item) and item.links("Base"):
+        return self.solid(self.item(item.links("Base")[0], item.name), depth + 1)
+    if item.kind == "PartDesign::Body":
+        before, self.pushes = self.pushes, []
+        self.body(item)
+        made, self.pushes = self.pushes, before
+        return made
+    if item.kind == "Part::Cut": operands, operation = item.links("Base") + item.links("Tool"), "cut"
+    elif item.kind in FUSIONS:
+        operands, operation = item.links("Shapes") + item.links("Base") + item.links("Tool"), "join"
+    elif item.kind in COMMONS:
+        operands, operation = item.links("Shapes") + item.links("Base") + item.links("Tool"), "intersect"
+    else:
+        raise CADFormatError(
+            f"{item.kind} cannot be said in a history of sketches and extrudes; {KNOWN}", item.name
+        )
+    made = [self.solid(self.item(n, item.name), depth + 1) for n in operands]
+    if not made: raise CADFormatError("joins nothing", item.name)
+    return made[0] + [p for tool in made[1:] for p in self._as_tool(tool, operation, item)]
+
+@patch
+def _as_tool(self: DocumentReader, pushes, operation, item):
+    "A tree as the tool of a boolean: only material, and of one depth where it intersects."
+    if any(p.operation != "join" for p in pushes) and not (operation == "join" and pushes[0].operation == "join"):
+        raise CADFormatError("its tool is itself cut or intersected, which a history cannot say", item.name)
+    if operation == "intersect" and len({p.key() for p in pushes}) > 1:
+        raise CADFormatError("intersects with several solids at once", item.name)
+    for p in pushes:
+        if operation != "join": p.operation = operation
+    return pushes
+
+# %% ../../nbs/3_interop/08_freecad_read.ipynb #2a7b0e4d
+@patch
+def _extrusion(self: DocumentReader, item):
+    low, high = -item.number("LengthRev"), item.number("LengthFwd")
+    if item.flag("Symmetric"): low, high = -high/2, high/2
+    if item.flag("Reversed"): low, high = -high, -low
+    if item.number("TaperAngle") or item.number("TaperAngleRev"):
+        raise CADFormatError("is tapered, which a history cannot say", item.name)
+    if item.choice("DirMode", 2) != 2: raise CADFormatError("goes along a direction of its own", item.name)
+    return self._push(item, "Base", item.placement(), low, high, "join")
 
 # %% ../../nbs/3_interop/08_freecad_read.ipynb #c9f39553
 def _same_contours(one, other):

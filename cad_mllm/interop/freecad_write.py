@@ -16,6 +16,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..cad.program import CADProgram
 from ..cad.curves import Frame
@@ -207,52 +208,60 @@ class Document:
         "Give an object further properties."
         next(o for o in self.objects if o[1] == name)[2].extend(properties)
 
-    def listed(self, first: int = 1) -> str:
-        "The list of the objects, whose numbers begin with `first`; all are to be computed."
-        return "".join(
-            f'<Object{attributes(type=kind, name=name, id=first + i, Touched=1)}/>'
-            for i, (kind, name, _) in enumerate(self.objects)
-        )
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #78750200
+@patch
+def listed(self: Document, first: int = 1) -> str:
+    "The list of the objects, whose numbers begin with `first`; all are to be computed."
+    return "".join(
+        f'<Object{attributes(type=kind, name=name, id=first + i, Touched=1)}/>'
+        for i, (kind, name, _) in enumerate(self.objects)
+    )
 
-    def data(self) -> str:
-        "The objects with their properties."
-        return "".join(self._data(*o) for o in self.objects)
+@patch
+def data(self: Document) -> str:
+    "The objects with their properties."
+    return "".join(self._data(*o) for o in self.objects)
 
-    def xml(self) -> str:
-        "The text of Document.xml."
-        listed, data = self.listed(), self.data()
-        return (
-            '<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="4" ProgramVersion="0.20R" '
-            'FileVersion="1">'
-            f'<Properties Count="1" TransientCount="0">{string("Label", self.label)}</Properties>\n'
-            f'<Objects Count="{len(self.objects)}" Dependencies="0">{listed}</Objects>\n'
-            f'<ObjectData Count="{len(self.objects)}">{data}</ObjectData></Document>\n'
-        )
+@patch
+def xml(self: Document) -> str:
+    "The text of Document.xml."
+    listed, data = self.listed(), self.data()
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="4" ProgramVersion="0.20R" '
+        'FileVersion="1">'
+        f'<Properties Count="1" TransientCount="0">{string("Label", self.label)}</Properties>\n'
+        f'<Objects Count="{len(self.objects)}" Dependencies="0">{listed}</Objects>\n'
+        f'<ObjectData Count="{len(self.objects)}">{data}</ObjectData></Document>\n'
+    )
 
-    def _data(self, kind, name, properties):
-        extension = EXTENSIONS.get(kind, "")
-        short = extension.split("::")[-1]
-        properties = [*properties, boolean("Visibility", self.visible[name])]
-        extra = (
-            f'<Extensions Count="1"><Extension{attributes(type=extension, name=short)}></Extension></Extensions>'
-            if extension else ""
-        )
-        return (
-            f'<Object{attributes(name=name)}{" Extensions=" + chr(34) + "True" + chr(34) if extension else ""}>{extra}'
-            f'<Properties Count="{len(properties)}" TransientCount="0">{"".join(properties)}</Properties></Object>\n'
-        )
+@patch
+def _data(self: Document, kind, name, properties):
+    extension = EXTENSIONS.get(kind, "")
+    short = extension.split("::")[-1]
+    properties = [*properties, boolean("Visibility", self.visible[name])]
+    extra = (
+        f'<Extensions Count="1"><Extension{attributes(type=extension, name=short)}></Extension></Extensions>'
+        if extension else ""
+    )
+    return (
+        f'<Object{attributes(name=name)}{" Extensions=" + chr(34) + "True" + chr(34) if extension else ""}>{extra}'
+        f'<Properties Count="{len(properties)}" TransientCount="0">{"".join(properties)}</Properties></Object>\n'
+    )
 
-    def box(self):
-        "The corners (2, 3) in mm of everything that has a shape, or None."
-        return np.stack([np.min(self.boxes, axis=0)[0], np.max(self.boxes, axis=0)[1]]) if self.boxes else None
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #88a75a2e
+@patch
+def box(self: Document):
+    "The corners (2, 3) in mm of everything that has a shape, or None."
+    return np.stack([np.min(self.boxes, axis=0)[0], np.max(self.boxes, axis=0)[1]]) if self.boxes else None
 
-    def save(self, path):
-        "Write the archive; FreeCAD wants the shapes in the order of the objects, and the view after them."
-        holders = {name for kind, name, _ in self.objects if kind in ("PartDesign::Body", "App::Part")}
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("Document.xml", self.xml())
-            for name, text in self.shapes.items(): archive.writestr(name, text)
-            archive.writestr("GuiDocument.xml", gui_xml(self.visible, holders, self.box()))
+@patch
+def save(self: Document, path):
+    "Write the archive; FreeCAD wants the shapes in the order of the objects, and the view after them."
+    holders = {name for kind, name, _ in self.objects if kind in ("PartDesign::Body", "App::Part")}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Document.xml", self.xml())
+        for name, text in self.shapes.items(): archive.writestr(name, text)
+        archive.writestr("GuiDocument.xml", gui_xml(self.visible, holders, self.box()))
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #aba930aa
 TWO_LENGTHS = 4 # of a pad's or pocket's Type
@@ -270,6 +279,7 @@ def span_properties(
         return [choice("Type", TWO_LENGTHS), number("Length", forward), number("Length2", backward)]
     return [choice("Type", 0), number("Length", forward + backward), boolean("Reversed", backward > 0)]
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #10070fbf
 def feature_loops(
     feature: Feature,
 ) -> list: # of lists of `Curve`
@@ -277,6 +287,7 @@ def feature_loops(
     contours = [c for p in feature.profiles for c in feature.sketch.profiles[p].contours()]
     return [curves for c in contours if (curves := curves_of(c))]
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #6212889c
 def add_origin(
     document: Document,
 ) -> tuple: # (its name, {plane: name})
@@ -297,6 +308,7 @@ def add_origin(
         "App::Origin", "Origin", links("OriginFeatures", [*axes, *planes.values()]), label="Origin", visible=False
     ), planes
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #bd60230b
 def add_sketch(
     document: Document,
     feature: Feature,
@@ -322,6 +334,7 @@ def _mark(feature, num_given):
     name = feature.extrude.name or f"{feature.operation} {feature.number}"
     return {"label": name + added}, string("Label2", f"operation {feature.number}{added}")
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #85595735
 def add_features(
     document: Document,
     body: str, # its name
@@ -347,6 +360,7 @@ def add_features(
     document.visible[previous] = True
     return members
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #4b0b3829
 def add_shape(
     document: Document,
     names: list, # of the objects that have it
@@ -361,6 +375,7 @@ def add_shape(
             name, element("Shape", "Part::PropertyPartShape", f'<Part{attributes(file=f"{name}.Shape.brp")}/>')
         )
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #966cbf75
 def add_body(
     document: Document,
     features: list, # of `Feature`
@@ -391,36 +406,42 @@ class PartWriter:
         self.members.append(self.document.add(*args, **kwargs))
         return self.members[-1]
 
-    def solid(self, feature: Feature) -> str:
-        "A sketch pushed to a solid; its name."
-        low, high = (v*MILLIMETRES for v in feature.extrude.span())
-        label, description = _mark(feature, self.num_given)
-        self.members.append(add_sketch(self.document, feature, self.planes))
-        return self.add(
-            "Part::Extrusion", "Extrude", link("Base", self.members[-1]), choice("DirMode", 2), boolean("Solid", True),
-            number("LengthFwd", high, "Distance"), number("LengthRev", -low, "Distance"),
-            string("FaceMakerClass", "Part::FaceMakerBullseye"), description, visible=False, **label
-        )
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #16f2d6a5
+@patch
+def solid(self: PartWriter, feature: Feature) -> str:
+    "A sketch pushed to a solid; its name."
+    low, high = (v*MILLIMETRES for v in feature.extrude.span())
+    label, description = _mark(feature, self.num_given)
+    self.members.append(add_sketch(self.document, feature, self.planes))
+    return self.add(
+        "Part::Extrusion", "Extrude", link("Base", self.members[-1]), choice("DirMode", 2), boolean("Solid", True),
+        number("LengthFwd", high, "Distance"), number("LengthRev", -low, "Distance"),
+        string("FaceMakerClass", "Part::FaceMakerBullseye"), description, visible=False, **label
+    )
 
-    def boolean(self, kind: str, operands: list, feature: Feature) -> str:
-        "Objects joined, cut or intersected; the name of the result."
-        label, description = _mark(feature, self.num_given)
-        parts = [link("Base", operands[0]), link("Tool", operands[1])] if kind == "Cut" else [links("Shapes", operands)]
-        return self.add(f"Part::{kind}", BOOLEAN_NAMES[kind], *parts, description, visible=False, **label)
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #bdef97e0
+@patch
+def combine(self: PartWriter, kind: str, operands: list, feature: Feature) -> str:
+    "Objects joined, cut or intersected; the name of the result."
+    label, description = _mark(feature, self.num_given)
+    parts = [link("Base", operands[0]), link("Tool", operands[1])] if kind == "Cut" else [links("Shapes", operands)]
+    return self.add(f"Part::{kind}", BOOLEAN_NAMES[kind], *parts, description, visible=False, **label)
 
-    def write(self, features: list, result: str = "") -> str:
-        "All features in order, on top of the object `result` if one is named; the name of the result."
-        for number in dict.fromkeys(f.number for f in features):
-            group = [f for f in features if f.number == number]
-            kind = BOOLEANS[group[0].operation]
-            if not result and kind != "MultiFuse": continue
-            tools = [self.solid(f) for f in group]
-            if len(tools) > 1: tools = [self.boolean("MultiFuse", tools, group[0])]
-            result = self.boolean(kind, [result, *tools], group[0]) if result else tools[0]
-        self.document.set(self.part, links("Group", self.members), link("Origin", self.origin))
-        if result in self.members: self.document.visible[result] = True
-        return result
+@patch
+def write(self: PartWriter, features: list, result: str = "") -> str:
+    "All features in order, on top of the object `result` if one is named; the name of the result."
+    for number in dict.fromkeys(f.number for f in features):
+        group = [f for f in features if f.number == number]
+        kind = BOOLEANS[group[0].operation]
+        if not result and kind != "MultiFuse": continue
+        tools = [self.solid(f) for f in group]
+        if len(tools) > 1: tools = [self.combine("MultiFuse", tools, group[0])]
+        result = self.combine(kind, [result, *tools], group[0]) if result else tools[0]
+    self.document.set(self.part, links("Group", self.members), link("Origin", self.origin))
+    if result in self.members: self.document.visible[result] = True
+    return result
 
+# %% ../../nbs/3_interop/06_freecad_write.ipynb #5d8c4b1c
 def add_part(
     document: Document,
     features: list, # of `Feature`

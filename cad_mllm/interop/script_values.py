@@ -9,6 +9,8 @@ __all__ = ['FUNCTIONS', 'UNITS', 'CONSTANTS', 'BINARY', 'MAX_SCRIPT', 'ScriptErr
 # %% ../../nbs/3_interop/01_script_values.ipynb #c58e4f40
 import ast, math, operator
 
+from fastcore.basics import patch
+
 from ..cad.curves import CADFormatError
 
 # %% ../../nbs/3_interop/01_script_values.ipynb #dd0ad69c
@@ -86,76 +88,86 @@ class Values:
             raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
         return node.value
 
-    def _name(self, node):
-        if node.id not in self.names:
-            raise ScriptError.at(node, f"the name {node.id!r} is not a number that this script defines")
-        return self.names[node.id]
-
     def _tuple(self, node): return tuple(self.value(item) for item in node.elts)
 
     _list = _tuple
 
-    def _unaryop(self, node):
-        if isinstance(node.op, ast.USub): return -self.number(node.operand)
-        if isinstance(node.op, ast.UAdd): return self.number(node.operand)
-        raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
+# %% ../../nbs/3_interop/01_script_values.ipynb #d8b35369
+@patch
+def _name(self: Values, node):
+    if node.id not in self.names:
+        raise ScriptError.at(node, f"the name {node.id!r} is not a number that this script defines")
+    return self.names[node.id]
 
-    def _binop(self, node):
-        if type(node.op) not in BINARY: raise ScriptError.at(node, f"is not plain arithmetic: {shown(node)!r}")
-        return BINARY[type(node.op)](self.number(node.left), self.number(node.right))
+@patch
+def _unaryop(self: Values, node):
+    if isinstance(node.op, ast.USub): return -self.number(node.operand)
+    if isinstance(node.op, ast.UAdd): return self.number(node.operand)
+    raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
 
-    def _attribute(self, node):
-        if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in ("pi", "tau"):
-            return CONSTANTS[node.attr]
-        raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
+@patch
+def _binop(self: Values, node):
+    if type(node.op) not in BINARY: raise ScriptError.at(node, f"is not plain arithmetic: {shown(node)!r}")
+    return BINARY[type(node.op)](self.number(node.left), self.number(node.right))
 
-    def _call(self, node):
-        name = (
-            node.func.attr if isinstance(node.func, ast.Attribute) and shown(node.func.value) == "math"
-            else shown(node.func)
-        )
-        if name in ("Vector", "cq.Vector", "cadquery.Vector"): return tuple(self.number(a) for a in node.args)
-        if name not in FUNCTIONS or node.keywords: raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
-        return FUNCTIONS[name](*(self.number(a) for a in node.args))
+@patch
+def _attribute(self: Values, node):
+    if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in ("pi", "tau"):
+        return CONSTANTS[node.attr]
+    raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
 
-    def number(
-        self,
-        node: ast.AST, # an expression
-    ) -> float:
-        "The value of an expression that has to be a number of usable size."
-        value = self.value(node)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ScriptError.at(node, f"is not a number: {shown(node)!r}")
-        if not -1e9 < value < 1e9: raise ScriptError.at(node, f"is not a usable number: {shown(node)!r}")
-        return value
+@patch
+def _call(self: Values, node):
+    name = (
+        node.func.attr if isinstance(node.func, ast.Attribute) and shown(node.func.value) == "math"
+        else shown(node.func)
+    )
+    if name in ("Vector", "cq.Vector", "cadquery.Vector"): return tuple(self.number(a) for a in node.args)
+    if name not in FUNCTIONS or node.keywords: raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
+    return FUNCTIONS[name](*(self.number(a) for a in node.args))
 
-    def point(
-        self,
-        node: ast.AST, # an expression such as (1, 2)
-        size: int = 2, # 2 or 3 coordinates; missing ones are 0
-    ) -> tuple: # of `size` floats
-        "The value of an expression that has to be a point."
-        value = self.value(node)
-        numeric = (
-            isinstance(value, tuple) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-        )
-        if not numeric or not 2 <= len(value) <= 3: raise ScriptError.at(node, f"is not a point: {shown(node)!r}")
-        if not all(-1e9 < v < 1e9 for v in value): raise ScriptError.at(node, f"is not a usable point: {shown(node)!r}")
-        return (*map(float, value), 0.0)[:size]
+# %% ../../nbs/3_interop/01_script_values.ipynb #ad75a6e5
+@patch
+def number(
+    self: Values,
+    node: ast.AST, # an expression
+) -> float:
+    "The value of an expression that has to be a number of usable size."
+    value = self.value(node)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ScriptError.at(node, f"is not a number: {shown(node)!r}")
+    if not -1e9 < value < 1e9: raise ScriptError.at(node, f"is not a usable number: {shown(node)!r}")
+    return value
 
-    def assign(
-        self,
-        statement: ast.Assign, # such as `width = 20` or `x, y = 1, 2`
-    ):
-        "Remember what an assignment of plain values defines."
-        value = self.value(statement.value)
-        for target in statement.targets:
-            if isinstance(target, ast.Name): self.names[target.id] = value
-            elif isinstance(target, ast.Tuple) and isinstance(value, tuple) and len(target.elts) == len(value):
-                if not all(isinstance(t, ast.Name) for t in target.elts):
-                    raise ScriptError.at(statement, "assigns to something else than names")
-                self.names.update({t.id: v for t, v in zip(target.elts, value)})
-            else: raise ScriptError.at(statement, f"assigns to something else than names: {shown(statement)!r}")
+@patch
+def point(
+    self: Values,
+    node: ast.AST, # an expression such as (1, 2)
+    size: int = 2, # 2 or 3 coordinates; missing ones are 0
+) -> tuple: # of `size` floats
+    "The value of an expression that has to be a point."
+    value = self.value(node)
+    numeric = (
+        isinstance(value, tuple) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    )
+    if not numeric or not 2 <= len(value) <= 3: raise ScriptError.at(node, f"is not a point: {shown(node)!r}")
+    if not all(-1e9 < v < 1e9 for v in value): raise ScriptError.at(node, f"is not a usable point: {shown(node)!r}")
+    return (*map(float, value), 0.0)[:size]
+
+@patch
+def assign(
+    self: Values,
+    statement: ast.Assign, # such as `width = 20` or `x, y = 1, 2`
+):
+    "Remember what an assignment of plain values defines."
+    value = self.value(statement.value)
+    for target in statement.targets:
+        if isinstance(target, ast.Name): self.names[target.id] = value
+        elif isinstance(target, ast.Tuple) and isinstance(value, tuple) and len(target.elts) == len(value):
+            if not all(isinstance(t, ast.Name) for t in target.elts):
+                raise ScriptError.at(statement, "assigns to something else than names")
+            self.names.update({t.id: v for t, v in zip(target.elts, value)})
+        else: raise ScriptError.at(statement, f"assigns to something else than names: {shown(statement)!r}")
 
 # %% ../../nbs/3_interop/01_script_values.ipynb #c48a4ecc
 MAX_SCRIPT = 4*2**20
