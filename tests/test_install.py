@@ -159,7 +159,7 @@ def test_the_address_is_written_everywhere_and_taken_out_again(monkeypatch, tmp_
     assert {file: (tmp_path/file).read_bytes() for file in files} == before
 
 
-def test_what_not_everybody_needs_is_an_extra_and_told_in_the_readme(tmp_path):
+def test_what_not_everybody_needs_is_an_extra_and_is_documented(tmp_path):
     subprocess.run(
         [sys.executable, str(ROOT/"setup.py"), "-q", "egg_info", "--egg-base", str(tmp_path)], cwd=ROOT, check=True,
         capture_output=True
@@ -167,8 +167,8 @@ def test_what_not_everybody_needs_is_an_extra_and_told_in_the_readme(tmp_path):
     text = next(tmp_path.glob("*.egg-info/requires.txt")).read_text()
     extras = set(re.findall(r"^\[(\w+)\]$", text, re.M))
     assert extras == {"dev", "all", "tensorboard", "wandb", "4bit", "vectors", "3mf", "ray"}
-    readme = (ROOT/"README.md").read_text()
-    assert all(f"`[{name}]`" in readme for name in extras - {"dev"})
+    running, readme = (ROOT/"nbs/running.ipynb").read_text(), (ROOT/"README.md").read_text()
+    assert all(f"`[{name}]`" in running for name in extras - {"dev"}) and "[Installation](nbs/running.ipynb)" in readme
     for words in ("2.6 GB", "download.pytorch.org/whl/cpu", "Linux", "macOS", "Windows"): assert words in readme
 
 
