@@ -68,7 +68,7 @@ def _formats(format, out):
     return check_formats(named)
 
 def _check_one(partial, caption, pictures, points, skip_unsupported=False):
-    "Raise what is wrong with a request's files."
+    "Raise an error for a file of a request that cannot be used."
     from cad_mllm.completion_requests import InputError, POINT_FILES, read_partial
     if partial: read_partial(partial, skip_unsupported)
     if points and Path(points).suffix.lower() not in POINT_FILES:
@@ -80,8 +80,29 @@ def _check_one(partial, caption, pictures, points, skip_unsupported=False):
         raise InputError("no input: pass a partial part, a caption, an image or a point cloud")
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #62820793
+def _read_inputs(requests, partial, caption, pictures, points, skip_unsupported):
+    "Read the file of requests; or check the files of a single request, and return None."
+    if not requests: return _check_one(partial, caption, pictures, points, skip_unsupported)
+    asked = read_requests(requests)
+    if partial or caption or pictures or points:
+        raise ConfigError(
+            f"requests={requests!r}: what each part is given stands in that file; leave the other inputs out"
+        )
+    return asked
+
+def _check_processes(requests):
+    "Raise `ConfigError` where several processes would complete a single part."
+    if not requests and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("several processes share a list of parts: give them one with --requests FILE")
+
+def _load_model(checkpoint, device, progress):
+    "Load the model of a checkpoint, with a line on standard error."
+    if progress: print(f"loading {checkpoint}", file=sys.stderr, flush=True)
+    from cad_mllm.inference import CADAutocomplete
+    return CADAutocomplete(checkpoint, device=device)
+
 def _check_settings(checkpoint, temperature, top_p, num, check, best):
-    "Raise what is wrong with how it shall be written, or with the checkpoint."
+    "Raise an error for invalid sampling settings, or for a checkpoint that cannot be used."
     from cad_mllm.completion_requests import BEST, check_choice, check_sampling, CHECKS
     check_sampling(temperature, top_p, num)
     check_choice("check", check, CHECKS)
@@ -130,24 +151,15 @@ def complete(
 ):
     "Finish a part, or many: the given operations stay as they are, new ones are appended."
     temperature = temperature or (.7 if num_candidates > 1 else 0.0)
+    formats, pictures = _formats(format, "" if requests else out), _pictures(image)
+    asked = _read_inputs(requests, partial, caption, pictures, points, skip_unsupported)
+    _check_settings(checkpoint, temperature, top_p, num_candidates, check, best)
+    _check_processes(requests)
     settings = dict(
         max_new_tokens=max_new_tokens or None, num=num_candidates, temperature=temperature, top_p=top_p, seed=seed,
-        check=check, best=best
+        check=check, best=best, proposers=_proposers(methods or ("model,slabs" if checkpoint == "small" else "model"))
     )
-    formats, pictures = _formats(format, "" if requests else out), _pictures(image)
-    if requests: asked = read_requests(requests)
-    else: _check_one(partial, caption, pictures, points, skip_unsupported)
-    if requests and (partial or caption or image or points):
-        raise ConfigError(
-            f"requests={requests!r}: what each part is given stands in that file; leave the other inputs out"
-        )
-    _check_settings(checkpoint, temperature, top_p, num_candidates, check, best)
-    if not requests and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("several processes share a list of parts: give them one with --requests FILE")
-    settings["proposers"] = _proposers(methods or ("model,slabs" if checkpoint == "small" else "model"))
-    if progress: print(f"loading {checkpoint}", file=sys.stderr, flush=True)
-    from cad_mllm.inference import CADAutocomplete
-    model = CADAutocomplete(checkpoint, device=device)
+    model = _load_model(checkpoint, device, progress)
     if requests:
         rows = num_candidates*max(1, parts_at_once)
         return _complete_all(model, asked, Path(out or "completed"), formats, rows, settings)

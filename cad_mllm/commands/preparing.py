@@ -79,23 +79,12 @@ def prepare_data(
 ):
     """Make truncations, points, pictures (and STEP files) for histories, or for a data set as it was downloaded;
     what is done already is skipped."""
-    if shards and (not out or steps or shard or dry_run):
-        raise ConfigError("--shards needs OUT, an empty folder, and is not for --steps, --shard or --dry_run")
-    if unit and shards: raise ConfigError("--unit is not for --shards: prepare a folder with it, and shard that")
+    _check_combination(out, steps, shard, dry_run, unit, shards)
     options = dict(points=points, images=images, captions=captions, num_points=num_points, image_size=size, retry=retry,
                    jobs=num_processes(jobs), engine=engine)
     if from_shapes: root, out = _histories_of(root, out), ""
-    from cad_mllm.interop.data_sets import find_data_set
-    found = find_data_set(root)
-    if unit and found is not None:
-        raise ConfigError(f"--unit is of clouds in pointcloud/ of a data set in our layout; {found.kind} has none")
-    if found is not None: print(found)
-    folders = (
-        [(root, out)] if found is None or not _is_foreign(found, out)
-        else [(folder, "") for folder in _convert(found, out, skip_unsupported)]
-    )
     from cad_mllm.data import describe_estimate, prepare, prepare_shards
-    for folder, target in folders:
+    for folder, target in _folders_of(root, out, unit, skip_unsupported):
         if shards: report = prepare_shards(str(folder), target or f"{folder}_shards", **options)
         else: report = prepare(str(folder), target, steps=steps, shard=shard, dry_run=dry_run, unit=unit, **options)
         print(describe_estimate(report) if dry_run else _summary(report))
@@ -118,6 +107,24 @@ def _histories_of(root, out, num_named=3):
     return out
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #177d00f3
+def _check_combination(out, steps, shard, dry_run, unit, shards):
+    "Raise `ConfigError` for flags that exclude each other."
+    if shards and (not out or steps or shard or dry_run):
+        raise ConfigError("--shards needs OUT, an empty folder, and is not for --steps, --shard or --dry_run")
+    if unit and shards: raise ConfigError("--unit is not for --shards: prepare a folder with it, and shard that")
+
+def _folders_of(root, out, unit, skip_unsupported):
+    """Return the folders to prepare as (folder, target); a downloaded data set is first converted to the Omni-CAD
+    layout."""
+    from cad_mllm.interop.data_sets import find_data_set
+    found = find_data_set(root)
+    if found is None: return [(root, out)]
+    if unit:
+        raise ConfigError(f"--unit is of clouds in pointcloud/ of a data set in our layout; {found.kind} has none")
+    print(found)
+    if not _is_foreign(found, out): return [(root, out)]
+    return [(folder, "") for folder in _convert(found, out, skip_unsupported)]
+
 def _is_foreign(found, out):
     """Return whether the histories of a data set have to be written again in our layout; those of DeepCAD can also be
     prepared where they are, all together."""

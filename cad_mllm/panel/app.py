@@ -47,6 +47,41 @@ def make_tabs(pages: dict) -> widgets.Tab: # title -> widget
     return made
 
 # %% ../../nbs/10_panel/13_app.ipynb #ae3e5e9b
+def _make_views(panel):
+    "Make the views of a panel, and the tabs that show one of them at a time."
+    panel.live, panel.strip, panel.first, panel.table = (
+        kind(panel) for kind in (LiveView, RunningStrip, FirstView, RunLines)
+    )
+    panel.plot, panel.details, panel.train, panel.complete, panel.quality, panel.storage = (
+        kind(panel) for kind in (PlotView, DetailsView, TrainView, CompleteView, QualityView, StorageView)
+    )
+    panel.train.data.value = panel.data_root
+    panel.tabs = make_tabs(
+        {
+            "Plot": panel.plot, "Details": DetailsTab(panel, panel.details), "Train": panel.train,
+            "Complete": panel.complete, "Quality": panel.quality, "Clean up": panel.storage
+        }
+    )
+    panel.tabs.observe(guarded(panel, lambda: (panel.say(""), panel.fill(panel.tab))), "selected_index")
+
+def _arrange(panel) -> list: # of widgets, from top to bottom
+    "Make the title line with its buttons, and arrange it with messages and views."
+    panel.again = make_button(panel, "Refresh", panel.refresh, tooltip="Read the folder again")
+    panel.back = make_button(panel, "Back", panel.first.leave, tooltip="Back to your own folder")
+    panel.add_class("cadm")
+    for name in ("message", "busy", "back", "tabs"): getattr(panel, name).add_class(f"cadm-{name}")
+    panel.again.add_class("cadm-refresh")
+    head = make_row(panel.title, make_row(panel.live, panel.back, panel.again))
+    head.layout.justify_content = "space-between"
+    return [
+        widgets.HTML(STYLE), head, panel.strip, panel.first, panel.table, panel.message, panel.busy, panel.tabs
+    ]
+
+def _older_runs(runs, num_shown=8):
+    "Return the names of all runs but the newest ones, which the plot shows at first."
+    newest_first = sorted(runs, key=lambda r: r.newest.timestamp if r.newest else "", reverse=True)
+    return {run.name for run in newest_first[num_shown:]}
+
 class CheckpointPanel(widgets.VBox):
     "Runs and checkpoints below a folder: follow, compare, resume, evaluate, complete, clean up."
     def __init__(self,
@@ -60,57 +95,18 @@ class CheckpointPanel(widgets.VBox):
     ):
         super().__init__()
         self.name = f"cadm-{uuid.uuid4().hex[:8]}"     # a class of its own: a notebook may show several panels
-        self.folder = Path(folder).expanduser().absolute()
-        self.command = command
-        self.completer = completer
-        self.evaluator = evaluator
-        self.num_rows = num_rows
-        self.runs = []
-        self.rows = []
-        self.picked = None
-        self.last_error = None
-        self.filling = False
-        self.seen = ""
-        self.about = None
-        self.patience = patience
-        self.job = None
-        self.active = []
-        self.lock = threading.RLock()
-        self.data_root = str(data_root)
-        self.workers = Workers()
+        self.folder, self.data_root = Path(folder).expanduser().absolute(), str(data_root)
+        self.command, self.completer, self.evaluator = command, completer, evaluator
+        self.num_rows, self.patience = num_rows, patience
+        self.runs, self.rows, self.active, self.picked = [], [], [], None    # what the folder has, and the selection
+        self.last_error, self.filling, self.seen, self.about = None, False, "", None
+        self.job, self.lock, self.workers = None, threading.RLock(), Workers()
         self.message, self.busy, self.title = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.live, self.strip, self.first, self.table = (
-            kind(self) for kind in (LiveView, RunningStrip, FirstView, RunLines)
-        )
-        self.plot, self.details, self.train, self.complete, self.quality, self.storage = (
-            kind(self) for kind in (PlotView, DetailsView, TrainView, CompleteView, QualityView, StorageView)
-        )
-        self.train.data.value = self.data_root
-        self.tabs = make_tabs(
-            {
-                "Plot": self.plot, "Details": DetailsTab(self, self.details), "Train": self.train,
-                "Complete": self.complete, "Quality": self.quality, "Clean up": self.storage
-            }
-        )
-        self.tabs.observe(guarded(self, lambda: (self.say(""), self.fill(self.tab))), "selected_index")
-        self.again, self.back = make_button(
-            self, "Refresh", self.refresh, tooltip="Read the folder again"
-        ), make_button(self, "Back", self.first.leave, tooltip="Back to your own folder")
-        for w, name in (
-            (self, ""), (self.message, "-message"), (self.busy, "-busy"), (self.again, "-refresh"),
-            (self.back, "-back"), (self.tabs, "-tabs")
-        ):
-            w.add_class(f"cadm{name}")
+        _make_views(self)
+        self.children = _arrange(self)
         self.add_class(self.name)
-        head = make_row(self.title, make_row(self.live, self.back, self.again))
-        head.layout.justify_content = "space-between"
-        self.children = [
-            widgets.HTML(STYLE), head, self.strip, self.first, self.table, self.message, self.busy, self.tabs
-        ]
         self.refresh()
-        self.table.hidden = {
-            r.name for r in sorted(self.runs, key=lambda r: r.newest.timestamp if r.newest else "", reverse=True)[8:]
-        }
+        self.table.hidden = _older_runs(self.runs)
         if self.active: self.tabs.selected_index = 2
         self.fill(self.table, self.tab)
 

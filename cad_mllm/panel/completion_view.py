@@ -191,6 +191,23 @@ def inputs(self: UploadView) -> dict: # partial_json, caption, image, point_clou
     )
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #ed39eca2
+def _make_sampling():
+    "Make the controls of the sampling: temperature, number of candidates, seed."
+    temperature = style_control(
+        widgets.BoundedFloatText, "Temperature", width="180px", label_width="85px", value=0, min=0, max=2, step=.1
+    )
+    num = style_control(
+        widgets.BoundedIntText, "Candidates", width="150px", label_width="75px", value=1, min=1, max=64
+    )
+    return temperature, num, style_control(widgets.IntText, "Seed", width="130px", label_width="45px", value=0)
+
+def _model_words(row):
+    "Name the model of the selected row of the list; None is the one of the package."
+    if row is None or row.record is None:
+        return "Model: small, which comes with the package; select a checkpoint in the list to use that one"
+    if not row.record.complete: return "Select a complete checkpoint in the list, or none."
+    return f"Model: {row.run} / {row.stage} / {row.name}"
+
 class CompleteView(View):
     "Caption and beginning in, part out."
     def build(self):
@@ -199,13 +216,7 @@ class CompleteView(View):
         self.own, self.sample, self.result = UploadView(self.panel), DatasetView(self.panel), OutcomeView(self.panel)
         self.own.changed = self.sample.changed = self.draw_given
         self.source.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
-        self.temperature = style_control(
-            widgets.BoundedFloatText, "Temperature", width="180px", label_width="85px", value=0, min=0, max=2, step=.1
-        )
-        self.num = style_control(
-            widgets.BoundedIntText, "Candidates", width="150px", label_width="75px", value=1, min=1, max=64
-        )
-        self.seed = style_control(widgets.IntText, "Seed", width="130px", label_width="45px", value=0)
+        self.temperature, self.num, self.seed = _make_sampling()
         self.generate = make_button(self.panel, "Generate", self.make, "primary", width="130px")
         self.which, self.pictures = widgets.HTML(), widgets.HTML()
         self.panel.workers.add(self.generate)
@@ -221,16 +232,10 @@ class CompleteView(View):
         return [columns]
 
     def update(self):
-        row, sample = self.panel.picked_row(), self.source.value == "sample"
-        picked = row is not None and row.record is not None
-        good = not picked or row.record.complete
-        name = (
-            f"Model: {row.run} / {row.stage} / {row.name}" if picked
-            else "Model: small, which comes with the package; select a checkpoint in the list to use that one"
-        )
-        told = name if good else "Select a complete checkpoint in the list, or none."
-        self.which.value = f'<span class="cadm-dim">{html.escape(told)}</span>'
-        self.panel.workers.allow(self.generate, good)
+        record, sample = self.record, self.source.value == "sample"
+        words = _model_words(self.panel.picked_row())
+        self.which.value = f'<span class="cadm-dim">{html.escape(words)}</span>'
+        self.panel.workers.allow(self.generate, record is None or record.complete)
         self.own.layout.display, self.sample.layout.display = ("none", "") if sample else ("", "none")
         if sample and not self.sample.choices: self.propose()
         self.draw_given()

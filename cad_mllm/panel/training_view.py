@@ -33,33 +33,11 @@ _MODES = (("Resume latest", "newest"), ("Resume selected", "picked"), ("New run"
 class TrainView(View):
     "Start, resume, watch, stop."
     def build(self):
-        self.about, self.mode = None, make_dropdown("What to do", _MODES)
-        self.run, self.proposed = style_control(
-            widgets.Dropdown, "Run", width="430px", options=[("none", "")]
-        ), Path(self.panel.folder)
-        self.output = style_control(widgets.Text, "Output folder", width="560px")
-        self.recipe = style_control(widgets.Dropdown, "Recipe", width="330px", options=list(RECIPES))
-        self.recipe_words = widgets.HTML()
-        self.data = style_control(widgets.Text, "Data folder", width="560px")
-        self.changes = {
-            name: style_control(
-                widgets.Text, label, width="548px" if name == "notify" else "270px", label_width="135px"
-            )
-            for name, label in CHANGES
-        }
-        self.more = style_control(widgets.Text, "More flags", width="560px", placeholder="such as --seed 1 --lora_r 16")
-        for w in (self.mode, self.run): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
-        for w in (self.output, self.recipe, self.data, self.more, *self.changes.values()):
-            w.observe(guarded(self.panel, self.preview), "value")
-        for w in (self.output, self.recipe): w.observe(guarded(self.panel, self.show), "value")
-        self.command, self.progress = widgets.HTML(), widgets.HTML()
-        self.start = make_button(self.panel, "Start", self.begin, "primary", width="110px")
-        self.stop = make_button(
-            self.panel, "Save and stop", lambda: self.panel.stop(self.folder), "warning", width="130px"
-        )
-        self.seize = make_button(
-            self.panel, "Take over", self.take_over, "danger", "The other machine is gone: train here", width="110px"
-        )
+        self.about, self.proposed = None, Path(self.panel.folder)
+        self._make_fields()
+        self._observe()
+        self._make_buttons()
+        self.recipe_words, self.command, self.progress = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.check, self.log_view = CheckView(self.panel, self), LogView(self.panel, self)
         for name in (
             "mode", "run", "output", "recipe", "data", "more", "command", "start", "stop", "seize", "progress"
@@ -80,6 +58,39 @@ class TrainView(View):
         "Where the form would train: the run's folder, or for a new run what is typed, else what is proposed."
         typed = self.output.value.strip() if self.mode.value == "new" else ""
         return Path(absolute(typed or str(self.proposed)))
+
+@patch
+def _make_fields(self: TrainView):
+    "Make the fields of the form."
+    self.mode = make_dropdown("What to do", _MODES)
+    self.run = style_control(widgets.Dropdown, "Run", width="430px", options=[("none", "")])
+    self.output = style_control(widgets.Text, "Output folder", width="560px")
+    self.recipe = style_control(widgets.Dropdown, "Recipe", width="330px", options=list(RECIPES))
+    self.data = style_control(widgets.Text, "Data folder", width="560px")
+    self.changes = {
+        name: style_control(widgets.Text, label, width="548px" if name == "notify" else "270px", label_width="135px")
+        for name, label in CHANGES
+    }
+    self.more = style_control(widgets.Text, "More flags", width="560px", placeholder="such as --seed 1 --lora_r 16")
+
+@patch
+def _observe(self: TrainView):
+    "Refill the form, its command or its hints when a field changes."
+    for w in (self.mode, self.run): w.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
+    for w in (self.output, self.recipe, self.data, self.more, *self.changes.values()):
+        w.observe(guarded(self.panel, self.preview), "value")
+    for w in (self.output, self.recipe): w.observe(guarded(self.panel, self.show), "value")
+
+@patch
+def _make_buttons(self: TrainView):
+    "Make the buttons that start, stop and take over a training."
+    self.start = make_button(self.panel, "Start", self.begin, "primary", width="110px")
+    self.stop = make_button(
+        self.panel, "Save and stop", lambda: self.panel.stop(self.folder), "warning", width="130px"
+    )
+    self.seize = make_button(
+        self.panel, "Take over", self.take_over, "danger", "The other machine is gone: train here", width="110px"
+    )
 
 # %% ../../nbs/10_panel/10_training_view.ipynb #62a43ed6
 @patch
