@@ -58,7 +58,7 @@ _TRUST_HELP = (
 
 # %% ../nbs/11_commands/02_cli.ipynb #59d90b75
 def _take_trust(argv):
-    "The arguments without `--trust NAME`, which counts for the whole process."
+    "Return the arguments without `--trust NAME`, which counts for the whole process."
     from cad_mllm.checkpoints.trust import TRUST
     argv, names = list(argv), [os.environ.get(TRUST, "")]
     while "--trust" in argv:
@@ -71,7 +71,7 @@ def _take_trust(argv):
     return argv
 
 def _function(command):
-    "The function of a command."
+    "Return the function of a command."
     f = COMMANDS[command]
     return getattr(import_module(_HOMES[f]), f) if isinstance(f, str) else f
 
@@ -79,7 +79,7 @@ def _function(command):
 def command_parser(
     command: str, # one of `COMMANDS`
 ) -> argparse.ArgumentParser:
-    "The command line of a command."
+    "Return the command line of a command."
     if command == "train": return train_parser()
     elsewhere = isinstance(COMMANDS[command], str)
     options = dict(jobs=num_processes(0)) if elsewhere else {}
@@ -131,7 +131,7 @@ def _words_of(error):
 
 # %% ../nbs/11_commands/02_cli.ipynb #356461aa
 def main(argv: list | None = None):
-    "The entry point of `cad-mllm`, which takes the process's own arguments; exits with the command's code."
+    "Run `cad-mllm` with the process's own arguments; exit with the command's code."
     own, argv = argv is None, sys.argv[1:] if argv is None else argv
     command = current_name(argv[0]) if argv else ""
     if command not in COMMANDS: sys.exit(_without_command(argv))

@@ -36,7 +36,7 @@ from .completion_requests import InputError, read_point_cloud, Request  # noqa: 
 
 # %% ../nbs/9_completion/01_completion.ipynb #2f5c1681
 def _checkpoint_folder(checkpoint):
-    "The folder meant by a path, a name or a record."
+    "Return the folder meant by a path, a name or a record."
     if isinstance(checkpoint, CheckpointRecord): return checkpoint.path
     return find_weights(checkpoint).folder
 
@@ -105,7 +105,8 @@ def decode(
 STEP_SECONDS = 5 # that the kernel may take for a part while it is written; one that takes longer is taken back
 
 def _rows(checker, requests, processor, check):
-    "A `DecodingRow` for each row of the batch, with the solid of its beginning where operations are to be judged."
+    """Return a `DecodingRow` for each row of the batch, with the solid of its beginning where operations are to be
+    judged."""
     beginnings, rows = {}, []
     for request, state in zip(requests, processor.states):
         given = request.partial if check == "kernel" and has_solid(request.partial) else None
@@ -151,7 +152,7 @@ def stream(
 
 # %% ../nbs/9_completion/01_completion.ipynb #074fa892
 def _generator(seed, k):
-    "The random numbers of candidate k of any request."
+    "Return the random numbers of candidate k of any request."
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0] >> 1))
 
 def _drain(generator, on_operation=None):

@@ -85,7 +85,7 @@ def is_one_body(request, check):
     return solid is not None and solid.num_bodies == 1
 
 def one_body_first(request, built, check):
-    "The first of candidates that build, or the first of one body where what is given is one body."
+    "Return the first of candidates that build, or the first of one body where what is given is one body."
     first, *others = built
     if first.solid.num_bodies == 1 or not is_one_body(request, check): return first
     return next((c for c in others if c.solid.num_bodies == 1), first)
@@ -211,7 +211,7 @@ def assemble(
     request: Request,
     candidate: Candidate,
 ) -> dict: # entities, sequence, perhaps properties and what else the file had
-    "The whole part as JSON: the given operations as they came, and the new ones."
+    "Return the whole part as JSON: the given operations as they came, and the new ones."
     given = request.source or {"entities": {}, "sequence": []}
     whole = given if candidate.program is None else candidate.program.to_json()
     start = len(given["sequence"])
@@ -227,12 +227,12 @@ def assemble(
 
 # %% ../nbs/9_completion/00b_candidates.ipynb #1fc0a419
 def first_line(reason, limit=160):
-    "The first line of a reason, shortened."
+    "Return the first line of a reason, shortened."
     line = reason.splitlines()[0] if reason else "no reason given"
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 def describe_candidate(c: Candidate) -> dict: # plain values
-    "One candidate for the metadata."
+    "Describe a candidate for the metadata."
     figures = dict(log_likelihood=c.score, input_error=c.fit, agreement=c.agreement)
     figures = {k: None if v is None else round(v, 6) for k, v in figures.items()}
     old_names = dict(fit=figures["input_error"], taken_back=len(c.rejected))     # as results of version 0.2 have them

@@ -28,13 +28,13 @@ def open_strokes(program):
     return np.concatenate(out)
 
 def program_mesh(program, timeout=60):
-    "The mesh of a part, empty where nothing can be built."
+    "Return the mesh of a part, empty where nothing can be built."
     try: return isolated(build_solid, program, "manifold", timeout=timeout).mesh()
     except Exception: return Mesh(np.zeros((0, 3)), np.zeros((0, 3), int))
 
 # %% ../nbs/9_completion/02_completion_drawing.ipynb #b69a299e
 def convex_hull(*clouds):
-    "The box of all points (N, 3)."
+    "Return the box of all points (N, 3)."
     points = np.concatenate([np.zeros((0, 3)), *[np.asarray(c, float).reshape(-1, 3) for c in clouds]])
     return (points.min(0), points.max(0)) if len(points) else (np.full(3, -.5), np.full(3, .5))
 
@@ -44,12 +44,12 @@ def draw_program(
     box=None, # ((x, y, z), (x, y, z)) that fills the picture, to show two parts at one scale
     mesh: Mesh | None = None, # where it is known; else it is built
 ) -> np.ndarray: # (size, size, 3) uint8
-    "A part as far as it can be built, its open sketches in orange."
+    "Draw a part as far as it can be built, its open sketches in orange."
     mesh, strokes = program_mesh(program) if mesh is None else mesh, open_strokes(program)
     return mesh.image(size, box=convex_hull(mesh.vertices, strokes) if box is None else box, strokes=strokes)
 
 def draw_points(points, size: int = 320) -> np.ndarray: # (size, size, 3) uint8
-    "A cloud as orange dots."
+    "Draw a cloud as orange dots."
     p = np.asarray(points, float)[:3000, :3]
     return Mesh(np.zeros((0, 3)), np.zeros((0, 3), int)).image(size, box=convex_hull(p), strokes=np.stack([p, p], 1))
 
@@ -88,7 +88,7 @@ def draw_completion(
     candidate: Candidate,
     size: int = 320, # pixels of each picture
 ) -> np.ndarray: # (size + 24, 2*size, 3) uint8
-    "Return what was given beside what became of it, at one scale."
+    "Draw the input and the result side by side, at one scale."
     program = candidate.program or request.partial or CADProgram()
     mesh = candidate.solid.mesh() if candidate.solid is not None else program_mesh(program)
     given = program_mesh(request.partial).vertices if request.partial is not None else []

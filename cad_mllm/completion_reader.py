@@ -24,7 +24,7 @@ from .completion_turns import turn_points, TURNS
 
 # %% ../nbs/9_completion/00c_reader.ipynb #356ad945
 def _read_image(model, image):
-    "The picture, or several views of the part, as a `Sample` field."
+    "Return the picture, or several views of the part, as a `Sample` field."
     if image is None: return {}
     if isinstance(image, (list, tuple)):
         return dict(image=np.stack([_read_image(model, view)["image"] for view in image])) if image else {}
@@ -45,7 +45,7 @@ FROM_SURFACE = 8192 # points that are taken from a mesh
 
 # %% ../nbs/9_completion/00c_reader.ipynb #fc701e71
 def _read_cloud(model, point_cloud, seed, unit, notes):
-    "The given points, None where there are none; what was decided in reading them goes to `notes`."
+    "Return the given points, None where there are none; what was decided in reading them goes to `notes`."
     if point_cloud is None: return None
     if model.point_encoder is None:
         raise InputError(
@@ -156,8 +156,8 @@ def sides(
     num: int, # of them
     seed: int = 0, # of the draws of points
 ) -> list: # of `Request`, the given one first
-    """The same points seen from other sides, drawn again each time, where nothing else is given that says how the part
-    stands; otherwise the request alone."""
+    """Return the same points seen from other sides, drawn again each time, where nothing else is given that says how
+    the part stands; otherwise the request alone."""
     if request.sample.origin is None or request.partial is not None or request.sample.image is not None:
         return [request]
     made = [request]

@@ -44,8 +44,8 @@ def read_partial(
     partial, # a file that `read_history` reads, a dict in the Omni-CAD layout, or a `CADProgram`
     skip_unsupported: bool = False, # leave out everything of a file that a history cannot say
 ) -> tuple: # (CADProgram, its JSON as it came, a name)
-    """The user's beginning; fillets and chamfers of a FreeCAD document are left out, and `extra["skipped"]` lists
-    them. Raises `CADFormatError` where it is none."""
+    """Return the user's beginning; fillets and chamfers of a FreeCAD document are left out, and `extra["skipped"]`
+    lists them. Raises `CADFormatError` where it is none."""
     if isinstance(partial, CADProgram): return partial, partial.to_json(), "completion"
     if isinstance(partial, dict): return CADProgram.from_json(partial), copy.deepcopy(partial), "completion"
     program, path = read_history(partial, skip_unsupported=skip_unsupported, skip_dressings=True), Path(partial)
@@ -63,7 +63,7 @@ def is_cloud(
     return not any(e.name == "face" and e.count for e in ply_header(read_plain(path, MOST_CLOUD_BYTES))[1])
 
 def _point_file(path, num_points, seed, unit):
-    "The cloud of a file, in metres."
+    "Return the cloud of a file, in metres."
     if is_cloud(path): return in_metres(read_cloud(path), unit)
     shape = read_shape(path, "" if path.suffix.lower() in (".step", ".stp") else unit)
     return Cloud(shape.points(num_points, seed), shape.notes)
@@ -75,7 +75,7 @@ def read_given_points(
     seed: int = 0,
     unit: str = "", # of a file: mm, cm, m or in; guessed where it says none
 ) -> Cloud: # in metres, with notes on what was decided
-    "The user's points. Raises `InputError` for what is no cloud."
+    "Return the user's points. Raises `InputError` for what is no cloud."
     if unit not in ("", "mm", "cm", "m", "in"): raise InputError(f"unit={unit!r}: choose one of mm, cm, m, in")
     if not isinstance(points, (str, Path)): return Cloud(np.asarray(points, float))
     path = Path(points)
@@ -97,7 +97,7 @@ def read_point_cloud(
     seed: int = 0,
     unit: str = "",
 ) -> np.ndarray: # (N, 3), or (N, 6) with normals, in metres
-    "The user's points without the notes."
+    "Return the user's points without the notes."
     return read_given_points(points, num_points, seed, unit).points
 
 # %% ../nbs/9_completion/00_requests.ipynb #143861e4
@@ -116,7 +116,7 @@ def format_ending(
 def format_of(
     path: str | Path, # a file
 ) -> str: # empty for any other file
-    "The format that a file's name asks for."
+    "Return the format that a file's name asks for."
     name = Path(path).name.lower()
     return next((f for f in FORMATS if name.endswith(format_ending(f).lower())), "")
 
@@ -124,7 +124,7 @@ def format_of(
 def check_formats(
     formats, # names, or one name
 ) -> tuple:
-    "The formats; raises `InputError` for an unknown one."
+    "Return the formats; raises `InputError` for an unknown one."
     formats = (formats,) if isinstance(formats, str) else tuple(formats)
     unknown = [f for f in formats if f not in FORMATS]
     if unknown: raise InputError(f"formats={unknown[0]!r}: choose from {', '.join(FORMATS)}")
@@ -134,7 +134,7 @@ def result_stem(
     out, # a file (its siblings differ by their ends), or a folder
     name: str, # of the request
 ) -> Path:
-    "The path without its end that the files of a result share; a folder gets files named after the request."
+    "Return the path without its end that the files of a result share; a folder gets files named after the request."
     if str(out).endswith(("/", os.sep)) or Path(out).is_dir(): return Path(out)/name
     out, format = Path(out), format_of(out)
     return out.with_name(out.name[:-len(format_ending(format))]) if format else out
@@ -169,7 +169,7 @@ def check_choice(
     value, # True and False stand for the kernel's last word and for none
     options: tuple,
 ) -> str:
-    "One of the options; raises `InputError` for another."
+    "Return a valid option; raise `InputError` for another one."
     value = {True: "end", False: "none"}.get(value, value) if name == "check" else value
     if value not in options: raise InputError(f"{name}={value!r}: choose from {', '.join(options)}")
     return value

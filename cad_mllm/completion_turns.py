@@ -16,7 +16,7 @@ from .cad.program import CADProgram, Sketch
 
 # %% ../nbs/9_completion/00bb_turns.ipynb #de4b9d73
 def _right_turns():
-    "The 24 rotations by right angles, (3, 3) each, the identity first, then in an order drawn once."
+    "Return the 24 rotations by right angles, (3, 3) each, the identity first, then in an order drawn once."
     signed = [
         np.eye(3)[list(order)]*np.array(signs)[:, None]
         for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
@@ -31,14 +31,14 @@ def turn_points(
     points: np.ndarray, # (N, 3), or (N, 6) with normals
     turn: np.ndarray, # (3, 3)
 ) -> np.ndarray: # of the same shape
-    "A cloud after a rotation about the origin."
+    "Return a cloud after a rotation about the origin."
     return np.concatenate([points[:, i:i + 3] @ turn.T for i in range(0, points.shape[1], 3)], 1)
 
 def turn_program(
     program: CADProgram,
     turn: np.ndarray, # (3, 3)
 ) -> CADProgram:
-    "The part after a rotation about the origin: its sketch planes are turned, what is drawn on them stays."
+    "Return the part after a rotation about the origin: its sketch planes are turned, what is drawn on them stays."
     def turned(frame):
         axes = (frame.origin, frame.x_axis, frame.y_axis, frame.z_axis)
         return Frame(*(tuple((turn @ np.array(v, float) + 0.0).tolist()) for v in axes))

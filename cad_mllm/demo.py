@@ -42,7 +42,7 @@ def train_command(
     resume: bool = False, # resume from the newest complete checkpoint
     extra: tuple = (), # further flags
 ) -> list: # argv
-    "The command that trains the demo's model."
+    "Return the command that trains the demo's model."
     command = [
         sys.executable, "-m", "cad_mllm", "train", "--recipe", "tiny", "--data_root", str(data), "--output_dir",
         str(out), "--seed", str(seed), "--device", "cpu", "--logging_steps", "1", "--save_steps",
@@ -98,7 +98,7 @@ def train_twice(
     seed: int = 0,
     extra: tuple = (), # further flags of the training command
 ) -> dict: # killed_at, resumed_from (steps), compared (number of steps after the resume), equal (bool)
-    "An unbroken run, and one that is killed and resumed, side by side."
+    "Train twice in parallel: without interruption, and killed and resumed."
     runs = {name: out/name for name in ("unbroken", "killed")}
     logs = {name: folder/"train.log" for name, folder in runs.items()}
     processes = {
@@ -175,7 +175,7 @@ def draw_losses(
 
 # %% ../nbs/11_commands/01_demo.ipynb #09c8110a
 def make_data(out: Path, data_root: str = "", num: int = 96, seed: int = 0) -> Path:
-    "A data set with all modalities below `out`; finished products of an earlier demo are used again."
+    "Return a data set with all modalities below `out`; finished products of an earlier demo are used again."
     from cad_mllm.data.preparation import prepare
     from cad_mllm.data.synthetic import synthesize
     data, jobs = out/"data", allotted_cpus()
@@ -315,14 +315,14 @@ def scan_words(told: dict) -> str:
 def first_half(
     whole: CADProgram,
 ) -> CADProgram | None: # None for a history of fewer than two extrudes
-    "The beginning of a history that holds half of its extrudes."
+    "Return the beginning of a history that holds half of its extrudes."
     ends = [i for i, e in enumerate(whole.operations(), 1) if isinstance(e, Extrude)]
     return whole.truncate(ends[(len(ends) - 1)//2]) if len(ends) > 1 else None
 
 def begun_parts(
     num: int, # how many
 ) -> list: # of (beginning, whole), each a `CADProgram`
-    "A cam, a window frame, a hinge leaf, ..., each with its first half."
+    "Return a cam, a window frame, a hinge leaf, ..., each with its first half."
     from cad_mllm.data.synthetic import make_part
     wholes = (make_part(11, i)[1] for i in itertools.count(1))
     begun = ((first_half(whole), whole) for whole in wholes)
@@ -367,7 +367,7 @@ def run_demo(
     seed: int = 0, # of everything random
     extra: tuple = (), # further flags of the training command
 ) -> dict: # what the summary says
-    "A scan, begun parts, data, two trainings with a kill and a resume, a completed part, a summary."
+    "Run the demo: a scan, begun parts, data, two trainings with a kill and a resume, a completed part, a summary."
     began, out, num_val = time.time(), Path(out), 24
     out.mkdir(parents=True, exist_ok=True)
     for name in ("unbroken", "killed"): shutil.rmtree(out/name, ignore_errors=True)
@@ -400,7 +400,7 @@ TRAINED_BRIEFLY = (
 )
 
 def summary(result: dict, out: Path) -> str:
-    "The demo's result in a few lines."
+    "Return the demo's result in a few lines."
     from cad_mllm.completion import solid_words
     c = result["completion"]
     return "\n".join(

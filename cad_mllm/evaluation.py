@@ -40,7 +40,7 @@ def draw_held_out(
     combination: str, # such as "text+points"
     num: int, # parts at most
 ) -> np.ndarray | None: # (rows, W, 3) uint8; None where no sample has these inputs
-    "The first held-out parts, always the same, each as given, as designed and as greedily completed."
+    "Draw the first held-out parts, always the same, each as given, as designed and as greedily completed."
     cases, _ = draw_cases(data, combination, num)
     complete_cases(CADAutocomplete(model, kernel="manifold"), cases, check="end", max_new_tokens=_DRAWN_TOKENS)
     return np.concatenate([draw_case(c, c.id) for c in cases]) if cases else None
@@ -80,7 +80,7 @@ _EXPLAINED = (
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #4806bd63
 def _report(evaluation):
-    "The text of evaluation.md."
+    "Return the text of evaluation.md."
     s = evaluation.settings
     pictures = [f"## {name}\n\n![best, median and worst](sheet-{_file_name(name)}.png)"
                 for name in evaluation.sequences if name != BASELINE]
@@ -130,7 +130,7 @@ def write_figure(
     with replacing(path) as temporary: figure.savefig(temporary, format="png", dpi=110)
 
 def _finite_rows(rows):
-    "Rows for JSON, which has neither infinity nor nan."
+    "Return rows for JSON, which has neither infinity nor nan."
     return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in rows]
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #40caeb11
@@ -142,7 +142,7 @@ def corrupt_points(
     drop: float = 0.0, # share of the points to leave out
     seed: int = 0,
 ) -> Request:
-    "The request as a worse scanner would have given it."
+    "Return the request as a worse scanner would have given it."
     sample, rng = request.sample, np.random.default_rng(seed)
     kept = rng.permutation(len(sample.points))[:max(2, round(len(sample.points)*(1 - drop)))]
     cloud = sample.points[np.sort(kept)].astype(float)
@@ -161,7 +161,7 @@ def rerender_view(
     truth, # the `Solid` that is drawn
     *views: int, # of `VIEWS`
 ) -> Request:
-    "The request with a picture from another side, or with several."
+    "Return the request with a picture from another side, or with several."
     size = request.sample.image.shape[-2]
     return replace(request, sample=replace(request.sample, image=np.stack([truth.image(size, view) for view in views])))
 
@@ -188,7 +188,7 @@ def measure_robustness(
     score, # (name, cases) -> shape `Summary`
     max_views: int = 1, # pictures per sample that the model was trained with
 ) -> list: # of rows as `table_row` makes them, with "input"
-    "How a combination fares with worse inputs, on the same cases."
+    "Evaluate a combination with augmented inputs on the same cases."
     rows = [dict(table_row(name, shape), input="as given")]
     for how, requests in _robustness_variants(cases, truths, name, max_views):
         rows.append(dict(table_row(name,
@@ -202,7 +202,7 @@ _ROBUSTNESS_NOTE = ("## With worse inputs\n\nNoise in longest sides of the cloud
            "pictures from each canonical view. The cases are the same in every row.")
 
 def format_robustness(rows: list) -> str: # Markdown
-    "A table with a row for each kind of input."
+    "Return a table with a row for each kind of input."
     keys = dict(name="given", input="input", num="parts", builds="builds", chamfer="CD median", fscore="F@0.05",
                 iou="IoU")
     lines = [" | ".join(["", *keys.values(), ""]).strip(), "|" + "---|"*len(keys)]
@@ -210,7 +210,7 @@ def format_robustness(rows: list) -> str: # Markdown
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #437c698f
 def draw_robustness(rows: list):
-    "A matplotlib figure: median Chamfer distance and F-score over the kinds of input."
+    "Draw the median Chamfer distance and F-score over the kinds of input; return a matplotlib figure."
     from cad_mllm.utils.figures import Figure
     names = list(dict.fromkeys(r["name"] for r in rows))
     fig = Figure(figsize=(1.6 + .5*max(sum(r["name"] == n for r in rows) for n in names), 2.6*len(names)),
@@ -228,7 +228,7 @@ def draw_robustness(rows: list):
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #8ca2abd9
 def served_combinations(autocomplete: CADAutocomplete) -> list:
-    "The modality combinations that a model has encoders for."
+    "Return the modality combinations that a model has encoders for."
     image, points = autocomplete.model.image_encoder is not None, autocomplete.model.point_encoder is not None
     return ["text", *["text+points"]*points, *["text+image"]*image, *["text+points+image"]*(image and points)]
 
@@ -243,7 +243,7 @@ def _evaluate_combination(autocomplete, name, cases, truths, kernel, jobs, timeo
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #879abb93
 def _write_along(model, cases, truths, robustness, world, sampling):
-    "What the other processes do: their share of the writing, in the order in which the main one asks for it."
+    "Write the completions of another process than the main one, in the order in which the main one asks for them."
     for some in cases.values(): complete_cases(model, some, world=world, **sampling)
     for name, some in cases.items() if robustness else ():
         for _, requests in _robustness_variants(some, truths, name, trained_with(model).max_views):

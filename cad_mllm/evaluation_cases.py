@@ -40,7 +40,7 @@ class Case:
     candidate: Candidate | None = None    # what the model made of it
 
 def trained_with(autocomplete):
-    "The training settings of a checkpoint; the usual ones where it does not tell."
+    "Return the training settings of a checkpoint; the usual ones where it does not tell."
     return (autocomplete.path and read_config(autocomplete.path)[1]) or TrainConfig()
 
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #af620705
@@ -51,7 +51,7 @@ def held_out(
     num_val_samples: int = 0, # 0 takes the number from the checkpoint's training settings
     from_scratch: bool = False, # give no operations at all
 ) -> MultimodalAutocompleteDataset:
-    "The held-out samples; raises `DataError` where there are none."
+    "Return the held-out samples; raises `DataError` where there are none."
     config, num = autocomplete.model.config, num_val_samples or trained_with(autocomplete).num_val_samples
     data = open_dataset(data_root, split=split, num_val_samples=num, sequence_format=config.sequence_format,
                         token_version=config.token_version, measure_version=config.measure_version,
@@ -70,7 +70,7 @@ def draw_cases(
     num: int, # at most so many
     seed: int = 0,
 ) -> tuple: # (list of `Case`, how many samples lacked a modality)
-    "The first `num` samples of a fixed permutation that can serve the combination."
+    "Return the first `num` samples of a fixed permutation that can serve the combination."
     data.set_modalities({combination: 1.0})
     wanted, cases, lacking = next(iter(data.modality_probs)), [], 0
     for index in np.random.default_rng(seed).permutation(len(data)):
@@ -156,7 +156,7 @@ def score_shapes(
     timeout: float = 60,
     desc: str = "",
 ) -> Summary:
-    "The shape metrics of many pairs; a part that does not build is a failure."
+    "Compute the shape metrics of many pairs; a part that does not build is a failure."
     summary = Summary(WORST)
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         scores = pool.map(lambda pair: _score_shape(*pair, num_points, timeout), zip(solids, truths))
@@ -167,7 +167,7 @@ def score_shapes(
 
 # %% ../nbs/9_completion/05_evaluation_cases.ipynb #64cf54d3
 def _accuracy(metric, program, whole):
-    "A sequence metric, None where it is undefined for this pair."
+    "Return a sequence metric, None where it is undefined for this pair."
     try: return metric(program, whole)
     except ValueError: return None
 
@@ -203,7 +203,7 @@ def table_row(
     shape: Summary,
     sequence: Summary | None = None, # None for the ground-truth row
 ) -> dict:
-    "The figures of one row."
+    "Return the figures of one row."
     row = dict(name=name, num=len(shape), builds=1 - shape.invalidity_ratio, chamfer=_median(shape, "chamfer"),
                **{m: _mean_all(shape, m) for m in ("fscore", "iou", "normal_consistency")})
     if sequence is None: return row

@@ -34,7 +34,7 @@ _ROW_KINDS = dict(name=str, num=int) | dict.fromkeys(("reads", "builds", "adds",
 def find_evaluation(
     checkpoint, # the folder of a checkpoint
 ) -> dict: # what evaluation.json holds; None where there is none
-    "The latest evaluation of a checkpoint."
+    "Return the latest evaluation of a checkpoint."
     try: told = read_object(evaluation_folder(checkpoint)/"evaluation.json")
     except (OSError, FileError): return None
     rows, settings = told.get("table"), told.get("settings")
@@ -48,13 +48,13 @@ COLUMNS = dict(name="given", num="parts", reads="reads", builds="builds", adds="
                command_accuracy="ACC_cmd", parameter_accuracy="ACC_param")
 
 def escape_cell(value) -> str:
-    """A value from a file as the text of a Markdown table's cell: on one line, no HTML, no link or picture, no end
-    of the cell."""
+    """Return a value from a file as the text of a Markdown table's cell: on one line, no HTML, no link or picture, no
+    end of the cell."""
     text = html.escape(" ".join(str(value).split()), quote=False)
     return text.replace("|", "&#124;").replace("[", "&#91;")
 
 def format_cell(key, value):
-    "A figure as people read it."
+    "Return a figure as people read it."
     if isinstance(value, str) or value is None: return escape_cell(value or "-")
     if key == "num": return str(value)
     if math.isnan(value): return "-"
@@ -65,7 +65,7 @@ def format_cell(key, value):
 def format_table(
     rows: list, # of dicts as `table_row` makes them
 ) -> str: # Markdown
-    "The rows as a Markdown table."
+    "Return the rows as a Markdown table."
     lines = [list(COLUMNS.values())] + [[format_cell(k, r.get(k)) for k in COLUMNS] for r in rows]
     return "\n".join(["| " + " | ".join(lines[0]) + " |", "|" + "---|"*len(COLUMNS),
                       *("| " + " | ".join(cells) + " |" for cells in lines[1:])])
@@ -75,7 +75,7 @@ def draw_distributions(
     summaries: dict, # name -> `Summary` of shapes
     metrics: tuple = ("chamfer", "iou", "fscore"),
 ):
-    "A matplotlib figure of cumulative distributions, failures included."
+    "Draw the cumulative distributions, failures included; return a matplotlib figure."
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(3.4*len(metrics), 2.9), layout="constrained")
     for ax, metric in zip(np.atleast_1d(fig.subplots(1, len(metrics))), metrics):
@@ -108,7 +108,7 @@ def pick_cases(
     shape: Summary,
     ids: list, # of all cases
 ) -> dict: # "best", "median", "worst" -> id
-    "The best, the median and the worst case by chamfer distance; failures are the worst."
+    "Return the best, the median and the worst case by chamfer distance; failures are the worst."
     order = sorted(ids, key=lambda id: shape.results.get(id, {}).get("chamfer", math.inf))
     return dict(best=order[0], median=order[len(order)//2], worst=order[-1]) if order else {}
 

@@ -25,7 +25,7 @@ MOST_PIECES = 6        # of what is missing, and of what is too much
 def _solid_of(mesh): return as_manifold(manifold_of(mesh))
 
 def _grown(solid, reach):
-    "A manifold3d solid and its copies, moved by `reach` both ways along each axis, in one."
+    "Return a manifold3d solid and its copies, moved by `reach` both ways along each axis, in one."
     from manifold3d import Manifold, OpType
     moves = reach*np.concatenate([np.eye(3), -np.eye(3)])
     return Manifold.batch_boolean([solid, *(solid.translate(move) for move in moves)], OpType.Add)
@@ -46,7 +46,7 @@ def _mesh_of(solid):
 NUM_POINTS = 8192      # taken from a piece's surface
 
 def _history_of(piece):
-    "The history of a piece; None where slices find none."
+    "Return the history of a piece; None where slices find none."
     try: return reconstruct(_mesh_of(piece).points(NUM_POINTS, 0), seconds=0).program
     except GeometryError: return None
 
@@ -62,12 +62,12 @@ def _push(program, low, high, operation):
     else: program.extrude(high or low, operation)
 
 def _copy(program):
-    "A program that can grow without this one."
+    "Return a program that can grow without this one."
     return replace(program, entities=dict(program.entities), sequence=list(program.sequence),
                    indices=list(program.indices))
 
 def _with_piece(program, history, missing):
-    "A copy of the program with the operations of a piece."
+    "Return a copy of the program with the operations of a piece."
     longer = _copy(program)
     for extrude in history.operations():
         if not isinstance(extrude, Extrude): continue
@@ -77,7 +77,7 @@ def _with_piece(program, history, missing):
 
 # %% ../nbs/9_completion/04b_finishing.ipynb #5add2953
 def _mesh(program):
-    "The mesh of what a program builds; None where it builds nothing."
+    "Return the mesh of what a program builds; None where it builds nothing."
     if not has_solid(program): return None
     try: return build_solid(program, kernel="manifold").mesh()
     except GeometryError: return None
@@ -103,7 +103,7 @@ def _shifted(contour, shift):
     return replace(contour, vertices=contour.vertices + shift, mids=mids)
 
 def _profiles_on(program, extrude, frame):
-    "The profiles of an extrude as lists of loops in the coordinates of a parallel frame."
+    "Yield the profiles of an extrude as lists of loops in the coordinates of a parallel frame."
     for sketch, profile in program.profiles_of(extrude):
         moved = np.subtract(sketch.frame.origin, frame.origin)
         shift = np.array([np.dot(moved, frame.x_axis), np.dot(moved, frame.y_axis)])
@@ -111,7 +111,7 @@ def _profiles_on(program, extrude, frame):
 
 # %% ../nbs/9_completion/04b_finishing.ipynb #34750fb9
 def _in_one(program, partial, tolerance):
-    "The program with those operations drawn as one that are new, of one kind, and begin and end alike."
+    "Return the program with those operations drawn as one that are new, of one kind, and begin and end alike."
     short, groups = _copy(partial), {}
     for extrude in program.operations()[len(partial):]:
         if isinstance(extrude, Extrude): groups.setdefault(_place(program, extrude, tolerance), []).append(extrude)
@@ -149,7 +149,7 @@ def finish(
 SAME = 1e-4            # of the longest side: distances to the points that differ by less are alike
 
 def _with_few_sketches(result, partial, tolerance, measure, off):
-    "The result with operations drawn as one, where the part lies as near to the points then."
+    "Return the result with operations drawn as one, where the part lies as near to the points then."
     short = _in_one(result.program, partial, tolerance)
     mesh = _mesh(short)
     return replace(result, program=short) if mesh is not None and measure(mesh) <= off + SAME else result

@@ -36,7 +36,7 @@ from .completion_drawing import draw_completion
 
 # %% ../nbs/9_completion/03_inference.ipynb #3d468554
 def write_picture(picture, path):
-    "A PNG, written whole."
+    "Write a PNG atomically."
     from PIL import Image
     write_bytes_atomic(path, lambda p: Image.fromarray(picture).save(p, format="png"))
 
@@ -165,7 +165,7 @@ def complete(
     skip_unsupported: bool = False, # leave out of the beginning what a history cannot say; the notes name it
     proposers: tuple = (), # who else proposes candidates where points choose, such as `cad_mllm.finishing.propose_rest`
 ) -> dict: # entities, sequence, properties, metadata
-    """A whole part from whatever is given. Raises `InputError` or `CADFormatError` for a request that cannot be
+    """Complete a part from the given inputs. Raises `InputError` or `CADFormatError` for a request that cannot be
     served, never for what the model writes."""
     check_sampling(temperature, top_p, num)
     formats = check_formats(formats)
@@ -186,7 +186,7 @@ def stream(
     temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, # as in `complete`
     max_new_tokens: int | None = None, check: str = "kernel", # as in `complete`
 ): # yields CADProgram
-    "The part after each operation, as soon as it is written; for models of the token language."
+    "Yield the part after each operation, as soon as it is written; for models of the token language."
     check_sampling(temperature, top_p, 1)
     check = check_choice("check", check, CHECKS)
     request = self.reader.read(partial_json, caption, image, point_cloud, seed)
@@ -204,7 +204,7 @@ def stream(
 RESULTS = "results.jsonl"
 
 def _as_item(item):
-    "One item of `complete_many` as keyword arguments of `complete`."
+    "Return an item of `complete_many` as keyword arguments of `complete`."
     if isinstance(item, dict) and "entities" not in item: return dict(item)
     return dict(partial_json=item)
 
@@ -228,14 +228,14 @@ def _item_key(item, settings):
 
 # %% ../nbs/9_completion/03_inference.ipynb #fe4b348a
 def _unique(name, taken):
-    "A file name that no other result of this call has."
+    "Return a file name that no other result of this call has."
     options = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
     taken.add(found := next(n for n in options if n not in taken))
     return found
 
 def _names_of(items, rows):
-    """A file name for each item, after its beginning, that no other has; finished ones (their rows, or None) keep
-    theirs. The same in every process."""
+    """Return a file name for each item, after its beginning, that no other has; finished ones (their rows, or None)
+    keep theirs. The same in every process."""
     taken, names = {row["name"] for row in rows if row}, []
     for item, row in zip(items, rows):
         begun = _as_item(item).get("partial_json")

@@ -27,7 +27,7 @@ _METRICS = dict(builds="share that builds",
                 fscore="F-score at 0.05", iou="volume IoU")
 
 def _results(evaluation):
-    "The evaluation's rows as `EvalResult`s, one a metric and combination."
+    "Return the evaluation's rows as `EvalResult`s, one a metric and combination."
     from huggingface_hub import EvalResult
     data = Path(evaluation["settings"].get("data_root", "")).name or "unnamed"
     return [EvalResult(task_type="text-to-3d", task_name=f"CAD completion from {row['name']}", dataset_type=data,
@@ -37,7 +37,7 @@ def _results(evaluation):
             for key, name in _METRICS.items() if row.get(key) is not None]
 
 def _head(loaded, evaluation, license, name):
-    "The YAML head of a card."
+    "Return the YAML head of a card."
     from huggingface_hub import ModelCardData
     base = loaded.config.llm_model_name
     return ModelCardData(base_model=None if base == "tiny" else base, library_name="cad_mllm",
@@ -48,7 +48,7 @@ def _head(loaded, evaluation, license, name):
 
 # %% ../nbs/9_completion/08_model_card.ipynb #9f628991
 def _table(rows):
-    "A Markdown table of two columns, without the rows that say nothing."
+    "Return a Markdown table of two columns, without the rows that say nothing."
     told = {k: escape_cell(v) for k, v in rows.items() if v not in (None, "", ())}
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in told.items())])
 
@@ -62,7 +62,7 @@ def _model_rows(c):
 
 # %% ../nbs/9_completion/08_model_card.ipynb #95af5cde
 def _training_rows(loaded, metrics):
-    "Return what it went through."
+    "Return the rows on the training."
     m, t = loaded.metadata, loaded.train_config or TrainConfig()
     versions = m.get("versions") or {}
     return {"data": Path(t.data_root).name if loaded.train_config else "",
@@ -91,7 +91,7 @@ The operations that are given stay as they are; each generated one is built by a
 written."""
 
 def _measured(evaluation):
-    "The section on figures."
+    "Return the section on the evaluation."
     if not evaluation:
         return ("Nobody has measured this model: there is no evaluation beside the checkpoint (`cad-mllm evaluate "
                 "CHECKPOINT DATA`).")
@@ -111,7 +111,7 @@ def card_folder(checkpoint) -> Path:
 
 # %% ../nbs/9_completion/08_model_card.ipynb #f324800a
 def _draw_loss(metrics):
-    "The loss over steps, stages told apart by color."
+    "Draw the loss over steps, with a color for each stage."
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(6, 2.6), layout="constrained")
     ax = fig.subplots()
@@ -129,7 +129,7 @@ def _draw_loss(metrics):
 
 # %% ../nbs/9_completion/08_model_card.ipynb #d28a85fe
 def _run_metrics(path, step):
-    "The logged steps of the run that a checkpoint belongs to, up to its own."
+    "Return the logged steps of the run that a checkpoint belongs to, up to its own."
     for folder in (path.parent.parent, path.parent):
         if rows := read_metrics(folder):
             return [r for r in rows if r.get("loss") is not None and (not step or r["step"] <= step)]
@@ -142,7 +142,7 @@ def model_card(
     license: str = "", # an identifier the Hub knows, such as "apache-2.0"
     pictures: tuple = (), # files beside the card to show with the figures
 ) -> str: # Markdown with a YAML head
-    "The text of a card. Raises `CheckpointError` for a folder that is no complete checkpoint."
+    "Return the text of a card. Raises `CheckpointError` for a folder that is no complete checkpoint."
     loaded = load_checkpoint(checkpoint, quiet=True, with_state=False)
     evaluation, metrics = find_evaluation(loaded.path), _run_metrics(loaded.path, loaded.metadata.get("step"))
     name = name or loaded.path.name

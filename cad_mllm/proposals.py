@@ -15,7 +15,7 @@ from .inference import CADAutocomplete
 def points_in_metres(
     cloud: SurfaceCloud,
 ) -> np.ndarray: # (N, 3), or (N, 6) with the normals that were given
-    "The points as they came: estimated normals are left out, the model makes its own."
+    "Return the points as they came: estimated normals are left out, the model makes its own."
     points = cloud.points*cloud.scale + cloud.center
     return points if cloud.estimated else np.hstack([points, cloud.normals])
 
@@ -23,7 +23,7 @@ def propose_with(
     model, # a `CADAutocomplete`, or what it takes: "small", a checkpoint folder, user/model
     num_candidates: int = 8, # histories that are written
 ): # a proposer for `reconstruct`
-    "A function of a `SurfaceCloud` that yields (name, `CADProgram`) for what the model writes."
+    "Return a function of a `SurfaceCloud` that yields (name, `CADProgram`) for what the model writes."
     if not isinstance(model, CADAutocomplete): model = CADAutocomplete(model, device="cpu", kernel="manifold")
     def propose(cloud):
         found = []

@@ -46,7 +46,7 @@ def read_points_of(
     unit: str = "", # mm, cm, m or in; by default what the file says
     num_points: int = 8192, # taken from a mesh or a STEP file
 ) -> np.ndarray: # (N, 3), or (N, 6) with normals, metres
-    "The points of any shape. Raises `GeometryError` with the file and what is wrong."
+    "Return the points of any shape. Raises `GeometryError` with the file and what is wrong."
     path = Path(path)
     if path.suffix.lower() not in SHAPE_FILES:
         raise GeometryError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SHAPE_FILES)}")
@@ -78,7 +78,7 @@ def measure_of(
     points: np.ndarray, # (N, 3 or more), metres
     cloud: SurfaceCloud,
 ) -> Measure:
-    "A measure of these points, in no order."
+    "Return a measure of these points, in no order."
     from scipy.spatial import cKDTree
     points = cloud.points[np.random.default_rng(0).permutation(len(cloud.points))]*cloud.scale + cloud.center
     spacing = float(np.median(cKDTree(points).query(points[:1000], k=2)[0][:, 1]))/cloud.scale
@@ -114,7 +114,7 @@ def judge(
     source: str,
     measure: Measure,
 ) -> Candidate | None: # None where nothing can be built
-    "A history on the token grid, built and measured."
+    "Return a history on the token grid, built and measured."
     try:
         program = decode(encode(program))
         solid = build_solid(program, kernel="manifold")
@@ -125,7 +125,7 @@ def judge(
 _VALUES = {token: value for value, token in enumerate(NUMBERS)}
 
 def _tries(tokens, place, step):
-    "The tokens with one number raised and lowered."
+    "Yield the tokens with one number raised and lowered."
     value = _VALUES[tokens[place]]
     for other in (value + step, value - step):
         if 0 <= other < NUM_LEVELS: yield [*tokens[:place], NUMBERS[other], *tokens[place + 1:]]
@@ -137,7 +137,7 @@ def refine(
     seconds: float = 3., # no new try after that
     step: int = 8, # levels of the first change
 ) -> Candidate:
-    "The candidate with numbers that fit the points better."
+    "Return the candidate with numbers that fit the points better."
     end, tokens = time.monotonic() + seconds, encode(candidate.program)
     steps = {i: step for i, t in enumerate(tokens) if t in _VALUES and i > 2}
     best = candidate
@@ -172,7 +172,7 @@ def propose_slabs(
 def propose_box(
     cloud: SurfaceCloud,
 ): # yields (name, `CADProgram`)
-    "The box around the points."
+    "Yield the box around the points."
     low, high = cloud.points.min(0)*cloud.scale + cloud.center, cloud.points.max(0)*cloud.scale + cloud.center
     thin = np.maximum(high - low, 2e-3*cloud.scale)
     program = CADProgram()
@@ -213,7 +213,8 @@ class Reconstruction:
         return {n: round(v, 8) if isinstance(v := getattr(self, n), float) else v for n in names}
 
     def picture(self):
-        "A matplotlib figure: the part, and the points in the same view, coloured by how far they lie from its surface."
+        """Return a matplotlib figure: the part, and the points in the same view, coloured by how far they lie from its
+        surface."""
         from cad_mllm.utils.figures import Figure
         fig = Figure(figsize=(6, 3), layout="constrained")
         left, right = fig.subplots(1, 2)
@@ -235,7 +236,7 @@ def _confidence(unexplained, distance, agreement):
     return round(float(fit*(.8 + .2*max(.5, agreement))), 3)
 
 def _agreement(best, others):
-    "The overlap of the best candidate with another one that is most like it; 1/2 where none is."
+    "Return the overlap of the best candidate with another one that is most like it; 1/2 where none is."
     shapes = [c for c in others if c is not best and c.source != "box"]
     return max((overlap(best.mesh, c.mesh) for c in shapes), default=.5)
 
@@ -274,8 +275,8 @@ def first_of(
     candidates: list, # of `Candidate`
     measure: Measure,
 ) -> Candidate:
-    """The best by score; where the points are one connected body, one body comes before several, unless these lie
-    far nearer. The box around the points comes first by its score alone: it is always one body."""
+    """Return the best by score; where the points are one connected body, one body comes before several, unless these
+    lie far nearer. The box around the points comes first by its score alone: it is always one body."""
     def is_one_body(): return is_connected(measure.points)
     boxes, others = ([c for c in candidates if (c.source == "box") == is_box] for is_box in (True, False))
     if not others: return boxes[0]
@@ -288,7 +289,7 @@ def reconstruct(
     proposers: tuple = (propose_slabs,), # functions of a `SurfaceCloud` that yield (name, history)
     seconds: float = 3., # for fitting numbers; 0 leaves them as they were proposed
 ) -> Reconstruction:
-    "The best history for a cloud. Raises `GeometryError` for what is no cloud."
+    "Return the best history for a cloud. Raises `GeometryError` for what is no cloud."
     began, cloud = time.monotonic(), read_surface_cloud(points)
     measure = measure_of(points, cloud)
     candidates = [
@@ -317,7 +318,7 @@ def reconstruct_file(
     return dict(file=Path(path).name, history=Path(out).name, **result.summary())
 
 def _lines(log):
-    "The lines of a `results.jsonl`; one that a kill cut off is none."
+    "Return the lines of a `results.jsonl`; one that a kill cut off is none."
     return [row for row in read_lines(log) if isinstance(row.get("file"), str)] if log.exists() else []
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #a4536976

@@ -59,14 +59,14 @@ class TokenCodec:
         return f"{caption}\n" + f"points at {' '.join(map(str, cell))}\n"*any(cell)
 
     def measures(self, levels: list) -> list:
-        """What was measured on given points: for x, y and z the level where they begin, and how far from there their
-        flat faces lie."""
+        """Return what was measured on given points: for x, y and z the level where they begin, and how far from there
+        their flat faces lie."""
         return [t for axis, (low, *faces) in zip("xyz", levels)
                 for t in (f"<+{axis}>", *tokens_of_number([low, *(f - low for f in faces)]))]
 
     def measures_with_lengths(self, levels: list, lengths: list, walls: list) -> list:
-        """The same with all levels counted from the origin, then the lengths between faces, then round walls along the
-        axis: "circle" or "arc", radius, center, and for circles their lowest corner."""
+        """Return the same with all levels counted from the origin, then the lengths between faces, then round walls
+        along the axis: "circle" or "arc", radius, center, and for circles their lowest corner."""
         groups = zip("xyz", levels, lengths, walls)
         return [t for axis, faces, between, round in groups
                 for word, numbers in ((f"+{axis}", faces), ("one", between), *round) if numbers
@@ -77,19 +77,20 @@ class TokenCodec:
         return encode_split(whole, kept, grid, self.version)
 
     def prefix(self, partial: CADProgram) -> list:
-        "What is given of a user's beginning."
+        "Return what is given of a user's beginning."
         return encode_partial(partial, self.version)
 
     def head(self, grid: Grid) -> list:
-        "What is given of a part of which the size is known."
+        "Return what is given of a part of which the size is known."
         return header_tokens(grid)
 
     def grid(self, prefix) -> Grid | None:
-        "The grid of what is given; None where nothing is."
+        "Return the grid of what is given; None where nothing is."
         return read_grid(prefix)
 
     def decode(self, generated, partial: CADProgram | None = None, notes: list | None = None) -> CADProgram:
-        "The whole part; an unfinished last operation is left out. Raises `CADFormatError` where nothing was said."
+        """Return the whole part; an unfinished last operation is left out. Raises `CADFormatError` where nothing was
+        said."""
         if partial is None: return decode(trim(generated))
         return decode_rest(partial, trim(generated, encode_partial(partial, self.version)), self.version)
 
@@ -128,7 +129,7 @@ class TextCodec(TokenCodec):
 
 # %% ../../nbs/1_cad/11_codecs.ipynb #3baabf7d
 def _minified(program):
-    "The JSON text with entities in order of execution, those nothing refers to last."
+    "Return the JSON text with entities in order of execution, those nothing refers to last."
     d = program.to_json()
     order = list(dict.fromkeys([*(i for s in program.sequence for i in (*program.entities[s].references(), s)),
                                 *d["entities"]]))
@@ -167,7 +168,7 @@ def get_codec(
     sequence_format: str, # "tokens", "text" or "json"
     version: int = VERSION, # of the token language, as `token_version` of a configuration says
 ) -> TokenCodec:
-    "The codec of that name; raises `ConfigError` for an unknown one."
+    "Return the codec of that name; raises `ConfigError` for an unknown one."
     codecs = {c.name: c for c in (TokenCodec, TextCodec, JsonCodec)}
     if sequence_format not in codecs:
         raise ConfigError(f"sequence_format={sequence_format!r}: choose one of {', '.join(SEQUENCE_FORMATS)}")

@@ -28,21 +28,21 @@ class CADFormatError(ValueError):
 _KINDS = {dict: "an object", list: "a list", str: "a string"}
 
 def get_field(d, key, kind, where):
-    "The value of `d[key]`, checked to be of `kind`."
+    "Return the value of `d[key]`, checked to be of `kind`."
     if key not in d: raise CADFormatError("is missing", f"{where}.{key}")
     if not isinstance(d[key], kind):
         raise CADFormatError(f"is not {_KINDS[kind]}: {str(d[key])[:40]!r}", f"{where}.{key}")
     return d[key]
 
 def parse_number(v, where):
-    "A finite number, as it stands in the file."
+    "Return a finite number, as it stands in the file."
     if isinstance(v, bool) or not isinstance(v, (int, float)):
         raise CADFormatError(f"is not a number: {str(v)[:40]!r}", where)
     if not -1e9 < v < 1e9: raise CADFormatError(f"is not a usable number: {v}", where)
     return v
 
 def parse_vector(d, key, where):
-    "An object with x, y and z as a tuple."
+    "Return an object with x, y and z as a tuple."
     v = get_field(d, key, dict, where)
     x, y, z = v.get("x"), v.get("y"), v.get("z")
     if type(x) is type(y) is type(z) is float and -1e9 < x < 1e9 and -1e9 < y < 1e9 and -1e9 < z < 1e9: return x, y, z
@@ -82,7 +82,7 @@ class Frame:
 # %% ../../nbs/1_cad/01_curves.ipynb #b5881e4c
 @lru_cache(256)
 def _wrong_axes(x_axis, y_axis, z_axis):
-    "What is wrong with the axes of a frame, or nothing; most sketches of a part share theirs."
+    "Return what is wrong with the axes of a frame, or nothing; most sketches of a part share theirs."
     axes = np.array([x_axis, y_axis, z_axis], float)
     if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3: return "axes are not perpendicular unit vectors"
     return "axes are left-handed: they would mirror the part" if np.linalg.det(axes) < 0 else ""
@@ -191,11 +191,11 @@ def as_array(
 def points(
     self: Arc,
 ) -> np.ndarray: # (3, 2): where it begins, its middle, where it ends
-    "The arc by three points, as its angles say, or clockwise where only that agrees with its end points."
+    "Return the arc by three points, as its angles say, or clockwise where only that agrees with its end points."
     return as_array(_three_points(self))
 
 def _three_points(arc):
-    "Where an arc begins, its middle, and where it ends, as complex numbers."
+    "Return where an arc begins, its middle, and where it ends, as complex numbers."
     center, ref = complex(*arc.center[:2]), complex(*arc.reference[:2])
     ref = ref/(math.sqrt(dot(ref, ref)) or 1)
     angles = np.array([arc.start_angle, (arc.start_angle + arc.end_angle)/2, arc.end_angle])
@@ -230,18 +230,18 @@ class Contour:
 # %% ../../nbs/1_cad/01_curves.ipynb #15314d48
 @patch
 def edges(self: Contour) -> list: # of (start, mid or None, end)
-    "The edges one by one; not for circles."
+    "Return the edges one by one; not for circles."
     return list(zip(self.vertices, self.mids, [*self.vertices[1:], *self.vertices[:1]]))
 
 @patch
 def complex_edges(self: Contour) -> list: # of (start, mid or None, end), each a complex number
-    "The edges one by one, for arithmetic with single points; not for circles."
+    "Return the edges one by one, for arithmetic with single points; not for circles."
     points = as_complex(self.vertices)
     return list(zip(points, [None if m is None else complex(*m) for m in self.mids], points[1:] + points[:1]))
 
 @patch
 def reversed(self: Contour) -> Contour:
-    "The same loop the other way round, beginning at the same vertex."
+    "Return the same loop the other way round, beginning at the same vertex."
     if self.radius is not None: return self
     return Contour(np.roll(self.vertices[::-1], 1, axis=0), self.mids[::-1])
 
@@ -270,12 +270,12 @@ def area(self: Contour) -> float:
 def arc_circle(
     start, mid, end, # three points (2,)
 ) -> tuple: # (center (2,), radius), or None where the three lie on a line
-    "The circle through three points."
+    "Return the circle through three points."
     circle = complex_circle(complex(*start), complex(*mid), complex(*end))
     return circle and (np.array([circle[0].real, circle[0].imag]), circle[1])
 
 def complex_circle(start, mid, end):
-    "The same for complex numbers: (center, radius), or None."
+    "Return the same for complex numbers: (center, radius), or None."
     a, b = mid - start, end - start
     d, aa, bb = 2*cross(a, b), dot(a, a), dot(b, b)
     if abs(d) <= 1e-12*max(aa, bb): return None
@@ -294,7 +294,7 @@ def _arc_extremes(start, mid, end):
 
 @patch
 def box(self: Contour) -> np.ndarray: # (2, 2): lower and upper corner
-    "The bounding box in sketch coordinates."
+    "Return the bounding box in sketch coordinates."
     if self.radius is not None: return np.stack([self.vertices[0] - self.radius, self.vertices[0] + self.radius])
     points = [p for a, m, b in self.complex_edges() for p in ([a] if m is None else _arc_extremes(a, m, b))]
     x, y = [p.real for p in points], [p.imag for p in points]
@@ -322,7 +322,7 @@ class Loop:
 
 # %% ../../nbs/1_cad/01_curves.ipynb #f2507a1d
 def _edge(curve):
-    "A line or arc as (start, mid or None, end), complex numbers."
+    "Return a line or arc as (start, mid or None, end), complex numbers."
     if isinstance(curve, Arc): return tuple(_three_points(curve))
     return complex(*curve.start[:2]), None, complex(*curve.end[:2])
 
@@ -363,7 +363,7 @@ def _reach(values):
 # %% ../../nbs/1_cad/01_curves.ipynb #4a08a68f
 @patch
 def contour(self: Loop) -> Contour:
-    """The loop as a closed, oriented chain (as drawn, not turned).
+    """Return the loop as a closed, oriented chain (as drawn, not turned).
     Raises `CADFormatError` where the curves do not close."""
     if isinstance(self.curves[0], Circle):
         if len(self.curves) > 1: raise CADFormatError("a circle shares its loop with other curves")

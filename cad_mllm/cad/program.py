@@ -37,7 +37,7 @@ class Profile:
     def _write(self): return {"loops": [loop._write() for loop in self.loops], **self.extra}
 
     def contours(self) -> list: # of `Contour`: the outer one counter-clockwise, then the holes clockwise
-        "The loops as contours, outer first."
+        "Return the loops as contours, outer first."
         measured = [(p, p.area()) for p in (loop.contour() for loop in self.loops)]
         measured.sort(key=lambda both: -abs(both[1]))
         return [p if (area > 0) == (i == 0) else p.reversed() for i, (p, area) in enumerate(measured)]
@@ -74,7 +74,7 @@ class Sketch:
         return [v for v in _strings(self.extra.get("reference_plane", {}))]
 
 def _strings(o):
-    "All strings inside nested objects and lists."
+    "Yield all strings inside nested objects and lists."
     if isinstance(o, str): yield o
     elif isinstance(o, (dict, list)):
         for v in (o.values() if isinstance(o, dict) else o): yield from _strings(v)
@@ -86,7 +86,7 @@ EXTENTS = {"OneSideFeatureExtentType": "one", "SymmetricFeatureExtentType": "sym
            "TwoSidesFeatureExtentType": "two"}
 
 def _choice(d, key, table, where):
-    "A string of the file looked up in a table of what is known."
+    "Return a string of the file looked up in a table of what is known."
     v = get_field(d, key, str, where)
     if v not in table: raise CADFormatError(f"unknown value {v!r}; known are {', '.join(table)}", f"{where}.{key}")
     return table[v]
@@ -94,7 +94,7 @@ def _choice(d, key, table, where):
 def _long(table, short): return next(k for k, v in table.items() if v == short)
 
 def _extent_json(distance, one):
-    "An extent as Omni-CAD writes it; `one` tells the first from the second."
+    "Return an extent as Omni-CAD writes it; `one` tells the first from the second."
     def parameter(value, role): return {"type": "ModelParameter", "name": "none", "role": role, "value": value}
     return {"type": "DistanceExtentDefinition",
             "distance": parameter(distance, "AlongDistance" if one else "AgainstDistance"),
@@ -172,7 +172,7 @@ class CADProgram:
     def __len__(self): return len(self.sequence)
 
     def operations(self) -> list: # of `Sketch` and `Extrude`
-        "The entities of the sequence, in order."
+        "Return the entities of the sequence, in order."
         return [self.entities[i] for i in self.sequence]
 
     def append(self, entity):
@@ -183,7 +183,7 @@ class CADProgram:
         return self
 
     def profiles_of(self, extrude: Extrude) -> list: # of (Sketch, Profile)
-        "What an extrude pushes."
+        "Return what an extrude pushes."
         return [(self.entities[s], self.entities[s].profiles[p]) for s, p in extrude.profiles]
 
 # %% ../../nbs/1_cad/02_program.ipynb #42da5f34
@@ -243,11 +243,11 @@ MAX_BYTES = 32*2**20
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 def _decoded(data):
-    "The text of a file: UTF-8, or what its byte order mark says."
+    "Return the text of a file: UTF-8, or what its byte order mark says."
     return data.decode(next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8"))
 
 def _whole_number(digits):
-    "A JSON integer; one of absurd length stays text, and its field's reader refuses it by name."
+    "Return a JSON integer; one of absurd length stays text, and its field's reader refuses it by name."
     return int(digits) if len(digits) <= 400 else digits
 
 def _check_digits(value):
@@ -311,7 +311,7 @@ def from_json(
 # %% ../../nbs/1_cad/02_program.ipynb #1d5622b3
 @patch
 def to_json(self: CADProgram) -> dict:
-    "The program in the Omni-CAD layout; of a program that was read, the same model as its file."
+    "Return the program in the Omni-CAD layout; of a program that was read, the same model as its file."
     kind = {Sketch: "Sketch", Extrude: "ExtrudeFeature"}
     indices = self.indices or range(len(self))
     sequence = [{"index": n, "type": kind[type(self.entities[i])], "entity": i} for n, i in zip(indices, self.sequence)]
@@ -329,13 +329,13 @@ def _point(p): return (float(p[0]), float(p[1]), 0.0)
 def contour_loop(
     contour: Contour, # a closed chain
 ) -> Loop:
-    "A loop of lines and arcs (or one circle) from a contour; the inverse of `Loop.contour`."
+    "Return a loop of lines and arcs (or one circle) from a contour; the inverse of `Loop.contour`."
     if contour.radius is not None: return Loop([Circle(_point(contour.vertices[0]), float(contour.radius))])
     return Loop([_arc(a, m, b) if m is not None else Line(_point(a), _point(b)) for a, m, b in contour.edges()])
 
 def _arc(start, mid, end):
-    """The arc through three points as the format wants it: counter-clockwise from its reference vector; a line where it
-    is flatter than can be seen."""
+    """Return the arc through three points as the format wants it: counter-clockwise from its reference vector; a line
+    where it is flatter than can be seen."""
     circle = arc_circle(start, mid, end)
     if circle is None or circle[1] > 1e4*max(np.hypot(*(end - start)), np.hypot(*(mid - start))):
         return Line(_point(start), _point(end))
@@ -350,16 +350,16 @@ def _arc(start, mid, end):
 def polygon(
     points, # (N, 2) in metres
 ) -> Loop:
-    "A loop of straight lines through the points."
+    "Return a loop of straight lines through the points."
     points = np.asarray(points, float)
     return contour_loop(Contour(points, [None]*len(points)))
 
 def rectangle(x: float, y: float, width: float, height: float) -> Loop:
-    "An axis-aligned rectangle with its lower left corner at (x, y)."
+    "Return an axis-aligned rectangle with its lower left corner at (x, y)."
     return polygon([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
 
 def circle(x: float, y: float, radius: float) -> Loop:
-    "A full circle."
+    "Return a full circle."
     return contour_loop(Contour(np.array([[x, y]], float), [], radius))
 
 # %% ../../nbs/1_cad/02_program.ipynb #84f24e1c
@@ -399,7 +399,7 @@ def truncate(
     self: CADProgram,
     num_operations: int, # how many to keep: from 1 to len(program) - 1
 ) -> CADProgram: # with "truncation_metadata" in `extra`
-    "The first operations of the history and what they refer to."
+    "Return the first operations of the history and what they refer to."
     total = len(self)
     if not 1 <= num_operations < total:
         raise ValueError(f"num_operations={num_operations}: this history can be cut to 1 to {total - 1} operations")
@@ -426,7 +426,7 @@ def truncation_counts(
 # %% ../../nbs/1_cad/02_program.ipynb #7c54f364
 @patch
 def is_prefix_of(self: CADProgram, whole: CADProgram) -> bool:
-    "Whether the operations of this program are the first ones of `whole`, equal in every number, and fewer than all."
+    "Return whether the operations of this program are the first ones of `whole`, equal in every number, but not all."
     n = len(self)
     return (n < len(whole) and self.sequence == whole.sequence[:n]
             and all(a == b for a, b in zip(self.operations(), whole.operations())))
@@ -437,7 +437,7 @@ def moved(
     self: CADProgram,
     by, # (3,) metres
 ) -> CADProgram:
-    "The same part elsewhere: every sketch plane is moved, what is drawn on them stays."
+    "Return the same part elsewhere: every sketch plane is moved, what is drawn on them stays."
     def elsewhere(frame):
         return replace(frame, origin=tuple(float(f"{a + b:.12g}")
                                            for a, b in zip(frame.origin, np.asarray(by, float).tolist())))
@@ -447,7 +447,7 @@ def moved(
 # %% ../../nbs/1_cad/02_program.ipynb #975264a7
 @patch
 def problems(self: CADProgram) -> list: # of str
-    "What is odd about this history, one sentence each."
+    "Return what is odd about this history, one sentence each."
     out = []
     for e in self.operations():
         if isinstance(e, Sketch):
@@ -464,7 +464,7 @@ def problems(self: CADProgram) -> list: # of str
 
 # %% ../../nbs/1_cad/02_program.ipynb #ab6f5e8a
 def polyline(contour, num=24):
-    "A contour as points for drawing."
+    "Return a contour as points for drawing."
     if contour.radius is not None:
         t = np.linspace(0, 2*np.pi, 4*num)
         return contour.vertices[0] + contour.radius*np.stack([np.cos(t), np.sin(t)], 1)
@@ -481,7 +481,7 @@ def arc_points(start, mid, end, num: int = 24) -> np.ndarray: # (num, 2)
 
 @patch
 def draw(self: CADProgram, width: float = 2.4):
-    "A matplotlib figure: one picture a sketch of the sequence."
+    "Draw each sketch of the sequence; return a matplotlib figure."
     from cad_mllm.utils.figures import Figure
     sketches = [e for e in self.operations() if isinstance(e, Sketch)]
     fig = Figure(figsize=(width*len(sketches), width), layout="constrained")

@@ -30,7 +30,7 @@ class GridLoop:
     radius: int = 0
 
     def corners(self) -> np.ndarray: # (N, 2)
-        "All points that the tokens will name; for a circle its box."
+        "Return all points that the tokens will name; for a circle its box."
         if self.radius: return np.array([self.points[0]]) + self.radius*np.array([[-1, -1], [1, 1]])
         return np.array([p for p in (*self.points, *self.mids) if p is not None])
 
@@ -63,29 +63,29 @@ _TILT = 2**20
 def axes_rotation(
     axes, # a key of `AXES`, or three numbers of `_TILT` steps
 ) -> np.ndarray: # (3, 3), rows are the axes
-    "The frame a token (or three numbers) stands for."
+    "Return the frame a token (or three numbers) stands for."
     if isinstance(axes, str): return np.array(AXES[axes], float)
     return Rotation.from_rotvec((np.array(axes)/(_TILT - 1)*2 - 1)*math.pi).as_matrix()
 
 def _turn_of(rotation):
-    "The turn of a frame as three numbers."
+    "Return the turn of a frame as three numbers."
     vector = Rotation.from_matrix(rotation).as_rotvec()
     return tuple(int(n) for n in np.rint((vector/math.pi + 1)/2*(_TILT - 1)))
 
 def _read_again(turn):
-    "The turn of the frame that a turn stands for, as a sketch holds it."
+    "Return the turn of the frame that a turn stands for, as a sketch holds it."
     x, y, z = map(tuple, axes_rotation(turn).tolist())
     return _turn_of(Frame((0.0, 0.0, 0.0), x, y, z).rotation)
 
 # %% ../../nbs/1_cad/05_records.ipynb #49516d9a
 def name_axes(rotation):
-    """The named frame whose normal this frame has, or three numbers that stay when they are read again: a half turn
-    has two."""
+    """Return the named frame whose normal this frame has, or three numbers that stay when they are read again: a half
+    turn has two."""
     return _name_axes(np.asarray(rotation, float).tobytes())
 
 @lru_cache(256)
 def _name_axes(rotation):
-    "The same for the bytes of a frame, which can be looked up: most sketches of a part share theirs."
+    "Return the same for the bytes of a frame, which can be looked up: most sketches of a part share theirs."
     rotation = np.frombuffer(rotation).reshape(3, 3)
     if np.abs(np.abs(rotation) - np.rint(np.abs(rotation))).max() < 1e-6:
         for name, axes in AXES.items():
@@ -96,7 +96,7 @@ def _name_axes(rotation):
 
 # %% ../../nbs/1_cad/05_records.ipynb #444ce26d
 def _arc_or_line(a, m, b):
-    "The middle `m` of a rounded arc, or None where the three points are in line."
+    "Return the middle `m` of a rounded arc, or None where the three points are in line."
     for _ in range(4):
         if (b[0] - a[0])*(m[1] - a[1]) == (b[1] - a[1])*(m[0] - a[0]): return None
         settled = tuple(int(n) for n in np.rint(arc_points(*(np.array(p, float) for p in (a, m, b)), num=2)[1]))
@@ -105,7 +105,7 @@ def _arc_or_line(a, m, b):
     return m
 
 def _split_full(a, m, levels_mid):
-    "A rounded arc that ends where it begins, as two arcs through its far point."
+    "Return a rounded arc that ends where it begins, as two arcs through its far point."
     c = (np.array(a) + m)/2
     side = np.array([-(m[1] - a[1]), m[0] - a[0]])/2
     (px, py), (qx, qy) = np.array(levels_mid[1]) - levels_mid[0], np.array(levels_mid[2]) - levels_mid[0]
@@ -130,7 +130,7 @@ def _loop_area(loop):
     return _as_contour(loop).area() if len(loop.points) > 1 else 0.0
 
 def _as_contour(loop):
-    "A rounded loop as a `Contour` in levels."
+    "Return a rounded loop as a `Contour` in levels."
     if loop.radius: return Contour(np.array(loop.points, float), [], float(loop.radius))
     return Contour(np.array(loop.points, float), [None if m is None else np.array(m, float) for m in loop.mids])
 
@@ -143,7 +143,7 @@ def canonical_loop(points, mids):
     return GridLoop(tuple(points[first:] + points[:first]), tuple(mids[first:] + mids[:first]))
 
 def _grid_loop(contour, levels, length):
-    "A contour on the grid, counter-clockwise and canonical, or None where it vanishes."
+    "Return a contour on the grid, counter-clockwise and canonical, or None where it vanishes."
     if contour.radius is not None:
         return GridLoop((levels(contour.vertices)[0],), (), radius) if (radius := length(contour.radius)) else None
     edges = _grid_edges(contour if contour.area() > 0 else contour.reversed(), levels)
@@ -153,7 +153,7 @@ def _grid_loop(contour, levels, length):
 
 # %% ../../nbs/1_cad/05_records.ipynb #2ed53d18
 def _grid_profile(contours, turn, grid):
-    "A profile's loops on the grid, outer first, holes sorted; None where the outer one vanishes."
+    "Return a profile's loops on the grid, outer first, holes sorted; None where the outer one vanishes."
     def levels(points): return [tuple(p) for p in grid.levels(turn(points)).tolist()]
     def length(r): return int(grid.levels(r))
     loops = [_grid_loop(c, levels, length) for c in contours]
@@ -229,7 +229,7 @@ def contours_of_profile(sketch, profile_ids):
     return found, problems
 
 def fit_grid(contours, turn, num_levels):
-    "The grid that suits these contours, or None where they have no size."
+    "Return the grid that suits these contours, or None where they have no size."
     contours = [c for profile in contours.values() for c in profile]
     if not contours: return None
     lengths = np.concatenate([turn(c.vertices).ravel() for c in contours] + [[c.radius for c in contours if c.radius]])

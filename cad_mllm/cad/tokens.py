@@ -27,7 +27,7 @@ from .grammar import GrammarError, NUMBER_BANKS, read_state
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #adbdde29
 def _arc_tokens(arc, end, numbers):
-    "An arc that leaves a corner: by its middle, or by its kind and radius."
+    "Return an arc that leaves a corner: by its middle, or by its kind and radius."
     if isinstance(arc[0], str): return [f"<{arc[0]}>", *numbers([n for n in arc[1:] if n] + list(end))]
     return ["<arc>", *numbers((*arc, *end))]
 
@@ -56,7 +56,7 @@ def _extrude_tokens(op, numbers_of):
     return [f"<{op.operation}>", *refs, EXTENT_TOKENS[op.extent], *numbers_of(op.distances)]
 
 def _op_tokens(op, numbers=tokens_of_number):
-    "A record as tokens; `numbers` writes its numbers."
+    "Return a record as tokens; `numbers` writes its numbers."
     return _sketch_tokens(op, numbers) if isinstance(op, SketchOp) else _extrude_tokens(op, numbers)
 
 def _tokens_of(encoder, ops):
@@ -71,7 +71,7 @@ def encode(
     num_levels: int = NUM_LEVELS, # how many levels the first sketch spans at most
     version: int = VERSION, # of the language
 ) -> list: # of str, tokens of the CAD language, from "<cad>" to "<end>"
-    "A whole history as tokens. Raises `CADFormatError` where nothing of it can be said."
+    "Return a whole history as tokens. Raises `CADFormatError` where nothing of it can be said."
     encoder, _ = to_records(program, num_levels=num_levels, version=version)
     return [*header_tokens(encoder.grid), *_tokens_of(encoder, encoder.ops), "<end>"]
 
@@ -108,7 +108,7 @@ _ARCS = ("<arc>", *ARC_TOKENS)
 
 @patch
 def arc(self: _Reader):
-    "What an edge says before its end: None for a line, the middle of an arc, or its kind and radius."
+    "Return what an edge says before its end: None for a line, the middle of an arc, or its kind and radius."
     if self.peek() not in _ARCS: return None
     kind = self.take()[1:-1]
     if kind == "arc": return self.point()
@@ -117,7 +117,7 @@ def arc(self: _Reader):
 # %% ../../nbs/1_cad/09_tokens.ipynb #57844663
 @patch
 def loop(self: _Reader):
-    "A loop; corners that repeat the one before are left out, and a last one that repeats the first."
+    "Return a loop; corners that repeat the one before are left out, and a last one that repeats the first."
     if self.take() in ("<circle>", "<bore>"): return GridLoop((self.point(),), (), self.number())
     points, mids = [self.point()], []
     while self.at_number() or self.peek() in _ARCS:
@@ -133,7 +133,7 @@ def loop(self: _Reader):
 # %% ../../nbs/1_cad/09_tokens.ipynb #5ace3f00
 @patch
 def sketch(self: _Reader):
-    "A sketch: axes, place, profiles."
+    "Return a sketch: axes, place, profiles."
     axes = self.take()[1:-1]
     if axes == "tilted": axes = tuple(self.index()*NUM_LEVELS + self.index() for _ in range(3))
     place, profiles = (self.number(), self.number(), self.number()), []
@@ -146,7 +146,7 @@ def sketch(self: _Reader):
 # %% ../../nbs/1_cad/09_tokens.ipynb #c9c1fa31
 @patch
 def extrude(self: _Reader, operation):
-    "An extrude: references, extent, distances."
+    "Return an extrude: references, extent, distances."
     refs = []
     while self.peek() in ("<from>", "<pick>"):
         back = self.index() if self.peek() == "<from>" and self.take() else 0
@@ -174,20 +174,20 @@ def _read(tokens, fine=False):
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #071f5d4a
 def _project(point, circle, limit=math.inf):
-    "The nearest point of a circle, unless that is farther than `limit` in x or y; then the point itself."
+    "Return the nearest point of a circle, unless that is farther than `limit` in x or y; then the point itself."
     center, radius = circle
     away = np.array(point, float) - center
     moved = center + away*radius/max(np.hypot(*away), 1e-12)
     return moved if np.abs(moved - point).max() < limit else np.array(point, float)
 
 def _holds(circle, arc):
-    "Whether all three points of an arc of some length lie within a level of a circle."
+    "Return whether all three points of an arc of some length lie within a level of a circle."
     return np.ptp(arc, axis=0).max() >= 3 and all(abs(np.hypot(*(p - circle[0])) - circle[1]) <= 1 for p in arc)
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #e3713895
 def _shared_circles(loops):
-    """Where corners (point -> (2,)) and arc middles ((start, middle, end) -> (2,)) of these loops lie once arcs of one
-    circle share it."""
+    """Return where corners (point -> (2,)) and arc middles ((start, middle, end) -> (2,)) of these loops lie once arcs
+    of one circle share it."""
     circles = [(np.array(loop.points[0], float), loop.radius) for loop in loops if loop.radius]
     arcs = [
         (a, m, b) for loop in loops for a, m, b in zip(loop.points, loop.mids, loop.points[1:] + loop.points[:1])
@@ -205,7 +205,7 @@ def _shared_circles(loops):
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #57193434
 def _contours_of(profiles):
-    "The loops of a sketch as contours in levels, profile by profile."
+    "Return the loops of a sketch as contours in levels, profile by profile."
     corners, mids = _shared_circles([loop for p in profiles for loop in p])
     def contour(loop):
         if loop.radius: return Contour(np.array(loop.points, float), [], float(loop.radius))
@@ -225,7 +225,7 @@ class _Builder:
         self.fine = fine
 
     def new_id(self, letter):
-        "An entity id that the program does not have yet."
+        "Return an entity id that the program does not have yet."
         return next(id for n in itertools.count(len(self.program.entities))
                     if (id := f"{letter}{n}") not in self.program.entities)
 
@@ -264,7 +264,8 @@ def _extrude(self: _Builder, op):
 def decode(
     tokens: list, # of str, a whole sequence or one that ends with a finished operation
 ) -> CADProgram:
-    "The part that a sequence describes, in metres. Raises `GrammarError` where it is not a sequence of the language."
+    """Return the part that a sequence describes, in metres. Raises `GrammarError` where it is not a sequence of the
+    language."""
     tokens = list(tokens)
     state = read_state(tokens)
     if (state.slots or not (state.node in ("done", "op", "loop") or state.node == "edge" and state.loop_closed)
@@ -304,12 +305,12 @@ def to_text(
     program: CADProgram, # a history
     version: int = VERSION, # of the language
 ) -> str:
-    "A history in the readable form of the language."
+    "Return a history in the readable form of the language."
     return render_text(encode(program, version=version))
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #b966b834
 def text_to_tokens(text):
-    "The tokens of a text form; raises `GrammarError` for a word that is none."
+    "Return the tokens of a text form; raises `GrammarError` for a word that is none."
     out = []
     for word in text.replace(",", " ").split():
         if re.fullmatch(r"-?\d{1,12}", word): out += number_tokens(int(word))
@@ -321,7 +322,7 @@ def text_to_tokens(text):
     return out
 
 def from_text(text: str) -> CADProgram:
-    "The part that a text describes; commas are taken as spaces. Raises `GrammarError`."
+    "Return the part that a text describes; commas are taken as spaces. Raises `GrammarError`."
     return decode(text_to_tokens(text))
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #d911810e
@@ -331,7 +332,7 @@ def encode_split(
     grid: Grid | None = None, # of a part of which nothing is given; its size is then known, and told
     version: int = VERSION, # of the language
 ) -> tuple: # (given tokens, tokens to write)
-    "A history as a given beginning and the rest; with `kept=0` all of it is to be written."
+    "Return a history as a given beginning and the rest; with `kept=0` all of it is to be written."
     encoder, given = to_records(whole, kept, grid=grid, version=version)
     parts = [_tokens_of(encoder, ops) for ops in (encoder.ops[:given], encoder.ops[given:])]
     parts[0 if given or grid else 1][:0] = header_tokens(encoder.grid)
@@ -341,7 +342,7 @@ def encode_partial(
     partial: CADProgram, # a beginning
     version: int = VERSION, # of the language
 ) -> list: # of str, without "<end>"; empty where nothing of it can be said
-    "A beginning as the tokens that a model continues."
+    "Return a beginning as the tokens that a model continues."
     encoder = encoder_of(partial, version=version).stretch(partial.operations())
     return [*header_tokens(encoder.grid), *_tokens_of(encoder, encoder.ops)] if encoder.ops else []
 
@@ -349,7 +350,7 @@ def encode_partial(
 def read_grid(
     tokens: list, # of str, from "<cad>" on
 ) -> Grid | None: # None where there are no tokens
-    "The grid that a sequence is written on."
+    "Return the grid that a sequence is written on."
     return Grid(float(tokens[1][2:-1]), int(tokens[2][2:-1])) if tokens else None
 
 # %% ../../nbs/1_cad/09_tokens.ipynb #82f43863

@@ -36,7 +36,7 @@ VERSION = 1 + len(ADDED)
 def vocabulary(
     version: int = VERSION, # of the language: 1 or 2
 ) -> list: # of str
-    "The tokens that a version of the language has, in the order in which they are added to a tokenizer."
+    "Return the tokens that a version of the language has, in the order in which they are added to a tokenizer."
     return TOKENS[:len(TOKENS) - sum(map(len, ADDED[version - 1:]))]
 
 TOKEN_IDS = {t: i for i, t in enumerate(TOKENS)}
@@ -45,7 +45,7 @@ TOKEN_IDS = {t: i for i, t in enumerate(TOKENS)}
 def number_tokens(
     n: int, # any whole number
 ) -> list: # of str
-    "A number as tokens: an optional minus, the multiples of 1,024 where there are any, and the rest."
+    "Return a number as tokens: an optional minus, the multiples of 1,024 where there are any, and the rest."
     high, low = divmod(abs(int(n)), NUM_LEVELS)
     digits = []
     while high:
@@ -60,8 +60,8 @@ FINE = 1000 # steps of a level
 def fine_number_tokens(
     n: int, # any whole number of thousandths of a level
 ) -> list: # of str
-    """A number of thousandths as tokens: as `number_tokens` says it where it is a whole number of levels, otherwise
-    with `<.>` before the last one and the thousandths after it."""
+    """Return a number of thousandths as tokens: as `number_tokens` says it where it is a whole number of levels,
+    otherwise with `<.>` before the last one and the thousandths after it."""
     whole, rest = divmod(abs(int(n)), FINE)
     digits = (["<->"] if n < 0 else []) + number_tokens(whole)
     return [*digits[:-1], "<.>", digits[-1], f"<{rest}>"] if rest else digits

@@ -56,7 +56,7 @@ def checkpoint_name(
     time: datetime | None = None, # when; default: now
     form: str = TrainConfig.checkpoint_name, # with {step} {loss} {epoch} {stage} {time}
 ) -> str: # such as checkpoint-step100-loss0.0385-20251130_014518
-    "The folder name of a checkpoint; raises `ConfigError` for a format that cannot name a folder."
+    "Return the folder name of a checkpoint; raises `ConfigError` for a format that cannot name a folder."
     time = time or datetime.now()
     if not _FORM.fullmatch(form):
         raise ConfigError(
@@ -88,7 +88,7 @@ _NAME_PARTS = {
 def parse_name(
     name: str, # a checkpoint's folder name, of any age
 ) -> dict: # those of step, epoch, loss, timestamp (ISO) that it tells
-    "What a checkpoint's name says."
+    "Parse a checkpoint's name."
     found = {}
     for key, (pattern, read) in _NAME_PARTS.items():
         if m := re.search(pattern, name):
@@ -127,7 +127,7 @@ DISK = Disk()
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #492fcd65
 def _file_system(path) -> str:
-    "The type of the file system a path is on, such as ext4 or fuse; empty where the system does not tell."
+    "Return the type of the file system a path is on, such as ext4 or fuse; empty where the system does not tell."
     return mount_point_of(os.path.realpath(path))[1]
 
 def _keeps_trash(folder): return _file_system(folder).startswith("fuse")
@@ -145,7 +145,7 @@ def _is_file(stat): return (stat.st_mode & 0o170000) == 0o100000
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #3a200e3a
 def read_json_file(path) -> dict:
-    "The object in a small JSON file; `CheckpointError` when there is none."
+    "Return the object in a small JSON file; `CheckpointError` when there is none."
     try: return read_json(path)
     except UnsafeFile as e: raise CheckpointError(str(e)) from e
 
@@ -223,7 +223,7 @@ def seal(
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #9e6bb72b
 def read_manifest(folder) -> dict:
-    "The manifest of a folder; `CheckpointError` when it is missing, unreadable, damaged or lists nothing."
+    "Return the manifest of a folder; `CheckpointError` when it is missing, unreadable, damaged or lists nothing."
     manifest = read_json_file(Path(folder)/MANIFEST)
     files = manifest.get("files")
     if manifest.get("sha256") != _self_hash(manifest):
@@ -240,7 +240,7 @@ def read_manifest(folder) -> dict:
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #df155d2c
 def compare_with_manifest(listed, there):
-    "The files that are there as listed, and a sentence for each that is not."
+    "Return the files that are there as listed, and a sentence for each that is not."
     problems, good = [], []
     for name, want in listed.items():
         if name not in there: problems.append(f"{name}: is missing")
@@ -254,7 +254,7 @@ def compare_with_manifest(listed, there):
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #e09d93ea
 def _sealed_problems(folder, hashes):
-    "What is wrong with a folder that has, or should have, a manifest."
+    "Return what is wrong with a folder that has, or should have, a manifest."
     try: listed = read_manifest(folder)["files"]
     except CheckpointError as e: return [str(e)]
     there = list_files(folder)
@@ -271,7 +271,7 @@ def _sealed_problems(folder, hashes):
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #09786d5c
 def _hash_problem(folder, name, want):
-    "One sentence when a file's content is not what was written, or cannot be read; else None."
+    "Return a sentence where a file's content is not what was written, or cannot be read; else None."
     try:
         return (
             None if read_hash(Path(folder)/name, is_tree(want)) == hash_of(want)
@@ -281,7 +281,7 @@ def _hash_problem(folder, name, want):
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #e9360eeb
 def _shape_problem(path):
-    "What the structure of a weights file gives away about truncation; None when it looks whole."
+    "Return what the structure of a weights file gives away about truncation; None when it looks whole."
     size = os.path.getsize(path)
     if size == 0: return f"{path.name}: is empty"
     with open(path, "rb") as f:
@@ -298,7 +298,7 @@ WEIGHT_FILES = re.compile(r"(adapter_model|model|pytorch_model)[^/]*\.(safetenso
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #c49713aa
 def _led_out(folder, names):
-    "A sentence for each name that is a link out of the folder, or neither a file nor a link to one inside."
+    "Return a sentence for each name that is a link out of the folder, or neither a file nor a link to one inside."
     problems = []
     for name in names:
         try: inside(folder, name)
@@ -306,7 +306,7 @@ def _led_out(folder, names):
     return problems
 
 def old_format_problems(folder):
-    "What is visibly wrong with a checkpoint from before the manifest."
+    "Return what is visibly wrong with a checkpoint from before the manifest."
     there = {n: s for n, s in list_files(folder).items() if "/" not in n}
     if not any(WEIGHT_FILES.match(n) for n in there):
         return ["no weights: neither adapter_model.safetensors nor model.safetensors"]
@@ -323,7 +323,7 @@ def is_old_format(
     folder: Path, # a checkpoint folder
     there: dict | None = None, # the names in it, where they are known
 ) -> bool:
-    "Whether a checkpoint comes from before this format: no manifest and none of the files that go with one."
+    "Return whether a checkpoint comes from before this format: no manifest and none of the files that go with one."
     folder = Path(folder)
     if any(name in there if there is not None else os.path.lexists(folder/name) for name in (MANIFEST, CONFIG)):
         return False
@@ -333,8 +333,8 @@ def is_old_format(
 def is_saved_model(
     folder: Path, # any folder
 ) -> bool:
-    """Whether a folder is what `model.save_pretrained` writes: a configuration and weights, without the papers of a
-    checkpoint."""
+    """Return whether a folder is what `model.save_pretrained` writes: a configuration and weights, without the papers
+    of a checkpoint."""
     folder = Path(folder)
     return (folder/CONFIG).is_file() and not any(os.path.lexists(folder/name) for name in (MANIFEST, METADATA, STATE))
 
@@ -358,13 +358,13 @@ _proved = {}                           # folder -> (when, signature) of the last
 PROOF_SECONDS = 60
 
 def _signature(folder):
-    "What changes when anybody writes to a file of the folder; None while that cannot be told."
+    "Return what changes when anybody writes to a file of the folder; None while that cannot be told."
     stats = sorted((n, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for n, s in list_files(folder).items())
     settled = all(time.time_ns() - max(s[3:]) > 2*10**9 for s in stats)
     return stats if stats and settled else None
 
 def recently_verified(path):
-    "Whether a folder was proved whole within the last minute and is untouched."
+    "Return whether a folder was proved whole within the last minute and is untouched."
     when, signature = _proved.get(str(Path(path).absolute()), (-math.inf, None))
     return signature is not None and time.monotonic() - when < PROOF_SECONDS and signature == _signature(path)
 
@@ -376,8 +376,8 @@ active_temporaries = set()                        # temporary folders that this 
 def temporary_path(final, kind): return final.parent/f".{kind}-{final.name}.{_HOST}-{os.getpid()}-{next(_SERIAL)}"
 
 def _abandoned(path, host, pid):
-    """Whether nobody can still be working on a temporary folder: its process is gone, or it is another machine's and
-    an hour old."""
+    """Return whether nobody can still be working on a temporary folder: its process is gone, or it is another machine's
+    and an hour old."""
     if host != _HOST: return datetime.now().timestamp() - path.stat().st_mtime > 3600
     if pid == os.getpid(): return str(path) not in active_temporaries
     return not is_running(pid)
@@ -401,7 +401,7 @@ def clean_temporaries(
 
 # %% ../../nbs/6_checkpoints/02_format.ipynb #ae35ea30
 def free_name(path):
-    "The path, or with -2, -3, ... the first that is not taken."
+    "Return the path, or with -2, -3, ... the first that is not taken."
     return next(
         p for n in itertools.count(1) if not (p := path if n == 1 else path.with_name(f"{path.name}-{n}")).exists()
     )

@@ -25,7 +25,7 @@ class TreeHash:
     def __init__(self): self.pieces, self.size = [], 0
 
     def jobs(self, data) -> list: # of (function, bytes)
-        "The calls that hash data which come next, in any order and in any thread, all before the next ones."
+        "Return the calls that hash data which come next, in any order and in any thread, all before the next ones."
         view, at, jobs = memoryview(data).cast("B"), 0, []
         while at < view.nbytes:
             if self.size == PIECE*len(self.pieces): self.pieces.append(hashlib.sha256())
@@ -92,7 +92,7 @@ def file_sha256(
     with open(path, "rb", buffering=0) as f: return stream_sha256(f)
 
 def _pieces_between(path, start, stop):
-    "The hashes of a file's pieces from one byte to another, one after the other."
+    "Return the hashes of a file's pieces from one byte to another, one after the other."
     tree, piece = TreeHash(), memoryview(bytearray(PIECE))
     with open(path, "rb", buffering=0) as f:
         f.seek(start)
@@ -104,7 +104,7 @@ def file_tree(
     path: Path, # any file
     threads: int = 1, # that read and hash; 1 reads it from front to end
 ) -> str: # 64 hexadecimal digits
-    "What `TreeHash` says of a file's content."
+    "Return what `TreeHash` says of a file's content."
     size, span = os.path.getsize(path), 16*PIECE
     if threads == 1: return hashlib.sha256(_pieces_between(path, 0, size)).hexdigest()
     with ThreadPoolExecutor(threads) as pool:
@@ -116,12 +116,12 @@ def file_tree(
 def hash_of(
     entry: dict, # of a manifest
 ) -> str | None: # None where it has none
-    "The hash that an entry lists, whichever it is."
+    "Return the hash that an entry lists, whichever it is."
     return entry.get("tree", entry.get("sha256"))
 
 def is_tree(entry: dict) -> bool: return "tree" in entry
 
 # %% ../../nbs/6_checkpoints/01b_hashes.ipynb #925ea0ec
 def read_hash(path, tree):
-    "The hash of what a file holds."
+    "Return the hash of what a file holds."
     return file_tree(path, _num_threads()) if tree else file_sha256(path)

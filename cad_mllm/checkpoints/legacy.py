@@ -32,7 +32,7 @@ class OldObject:
 
 # %% ../../nbs/6_checkpoints/03_legacy.ipynb #70a90f7c
 def _leaf(value):
-    "A plain leaf for a leaf of any usual type; `NotImplemented` where there is none."
+    "Return a plain leaf for a leaf of any usual type; `NotImplemented` where there is none."
     if value is None or type(value) in (bool, int, float, str, bytes): return value
     if isinstance(value, torch.Tensor):
         value = value.detach()
@@ -82,7 +82,7 @@ def plain(
 
 # %% ../../nbs/6_checkpoints/03_legacy.ipynb #0dd8a20d
 def rng_state() -> dict: # of plain numbers and tensors
-    "The state of every global random generator of this process."
+    "Return the state of every global random generator of this process."
     version, words, gauss = random.getstate()
     _, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -145,7 +145,7 @@ _ADAPTER_FIELDS = {
 def config_from_old(
     values: dict, # the fields of an old configuration
 ) -> tuple: # (CADMLLMConfig, notes)
-    "An old configuration as a `CADMLLMConfig`, field by field."
+    "Return an old configuration as a `CADMLLMConfig`, field by field."
     known, notes, taken = {f.name for f in fields(CADMLLMConfig)}, [], dict(OLD_DEFAULTS)
     values = CADMLLMConfig.with_current_names(values)
     for key, value in values.items():
@@ -167,7 +167,7 @@ def config_from_old(
 def read_config(
     path: Path, # a checkpoint folder
 ) -> tuple: # (CADMLLMConfig, TrainConfig or None, notes)
-    "The configurations in a checkpoint of any age."
+    "Return the configurations in a checkpoint of any age."
     path, train, notes = Path(path), None, []
     if not is_old_format(path):
         both = read_json_file(path/CONFIG)

@@ -41,7 +41,7 @@ class Loaded:
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #7be549ab
 def _would_load(path, trust):
-    "Whether a checkpoint that is whole would also be accepted: its settings and what it asks for."
+    "Return whether a checkpoint that is whole would also be accepted: its settings and what it asks for."
     try:
         config = read_config(path)[0]
         check_sizes(config)
@@ -52,7 +52,7 @@ def _would_load(path, trust):
     return True
 
 def _newest_accepted(folder, depth, skip, trust):
-    "The newest checkpoint that is whole and would be accepted, or None."
+    "Return the newest checkpoint that is whole and would be accepted, or None."
     skip = [skip]
     while (found := newest_good(folder, depth, tuple(skip))[0]) and not _would_load(found, trust): skip.append(found)
     return found
@@ -75,15 +75,15 @@ def _refuse(path, problems, trust):
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #8bafef3f
 def _proved_state(path, hashes, with_state, trust):
-    """The trainer's state of a folder that is proved whole; it is read while the files are hashed, and thrown away
-    when they are not what was written."""
+    """Return the trainer's state of a folder that is proved whole; it is read while the files are hashed, and thrown
+    away when they are not what was written."""
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_read_state, path) if with_state else None
         if problems := verify_checkpoint(path, hashes): _refuse(path, problems, trust)
         return reading.result() if reading else None
 
 def _read_state(path):
-    "The trainer's state of a checkpoint, or None where it has none."
+    "Return the trainer's state of a checkpoint, or None where it has none."
     if not (path/STATE).exists(): return None
     state = safe_load(path/STATE)
     if not isinstance(state, dict):
@@ -131,7 +131,7 @@ def load_checkpoint(
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #57b02de5
 def _module_lines(path, model):
-    "A line for each part of the model that the checkpoint has."
+    "Return a line for each part of the model that the checkpoint has."
     there = {p.name for p in path.iterdir()}
     lora = any(n.startswith("adapter_model") for n in there)
     lines = ["LLM with LoRA adapters" if lora else "LLM"] if any(WEIGHT_FILES.match(n) for n in there) else []
@@ -140,7 +140,7 @@ def _module_lines(path, model):
     return [f"  ✓ Loaded {text}" for text in lines]
 
 def _resume_lines(path, metadata, state):
-    "Where the run stands, and what an older checkpoint lacks."
+    "Return where the run stands, and what an older checkpoint lacks."
     loss = metadata.get("loss")
     lines = [
         f"  ✓ Resuming from epoch {metadata['epoch']}, step {metadata['step']}"
@@ -156,7 +156,7 @@ def _resume_lines(path, metadata, state):
 _COPIED = (".json", ".txt", ".md", ".jinja", ".model", ".safetensors")
 
 def _upgraded_files(path) -> tuple: # (files to write, names to copy, names left out)
-    "What becomes of the files of an old checkpoint."
+    "Return the files of an old checkpoint in this format."
     weights, copied, left = {}, [], []
     for name in sorted(n for n in list_files(path) if n not in (METADATA, STATE, "config.pt")):
         suffix, stem = os.path.splitext(name)[1], os.path.splitext(name)[0]
@@ -171,7 +171,7 @@ def _upgraded_files(path) -> tuple: # (files to write, names to copy, names left
     return weights, copied, left
 
 def _tensors_of(path, name):
-    "The tensors of one weights file of an old checkpoint."
+    "Return the tensors of one weights file of an old checkpoint."
     try: return {k: v.clone() for k, v in read_tensors(inside(path, name)).items()}
     except UnsafeFile as e: raise CheckpointError(f"{path}: not upgraded: {e}") from e
 
@@ -230,7 +230,7 @@ def size_of_next_save(
     optimizer=None,        # its state, or twice its parameters where it has made no step (Adam's two moments)
     output_dir: Path | None = None, # without a model: as large as the newest checkpoint there
 ) -> int: # bytes, roughly
-    "How much the next checkpoint will take."
+    "Return how much the next checkpoint will take."
     if model is None:
         newest = max((r for r in list_checkpoints(output_dir) if r.complete), key=newness, default=None)
         return newest.size if newest else 0
@@ -247,7 +247,7 @@ def check_space(
     needed: int,   # bytes, as `size_of_next_save` says
     saves: int = 1, # how many of them: a new one is written before an old one goes
 ) -> str: # empty when there is room
-    "A sentence when the disk has no room for what will be saved."
+    "Return a sentence when the disk has no room for what will be saved."
     there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
     try: free = shutil.disk_usage(there).free
     except OSError as e: return f"{folder}: cannot be asked for its free space ({e.strerror}); is the drive connected?"

@@ -12,7 +12,7 @@ import torch
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #c9142f8b
 def _group_names(optimizer, named_parameters=None):
-    "The names of each group's parameters; None where a name is not known."
+    "Return the names of each group's parameters; None where a name is not known."
     by_id = {id(p): n for n, p in named_parameters or ()}
     return [list(g.get("param_names") or [by_id.get(id(p)) for p in g["params"]]) for g in optimizer.param_groups]
 
@@ -21,14 +21,14 @@ def optimizer_state(
     named_parameters=None, # (name, parameter) pairs such as `model.named_parameters()`, when it was made from unnamed
                            # ones
 ) -> dict: # its state_dict, with names and shapes of the parameters of each group beside it
-    "The state of an optimizer in the form that `restore_optimizer` can match."
+    "Return the state of an optimizer in the form that `restore_optimizer` can match."
     return {**optimizer.state_dict(), "names": _group_names(optimizer, named_parameters),
             "shapes": [[list(p.shape) for p in g["params"]] for g in optimizer.param_groups]}
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #e13297b4
 def _saved_parameters(saved):
-    """Name -> (state, shape or None) of everything in a saved optimizer state; a name is a position where the saved
-    one has none."""
+    """Return a dict, name -> (state, shape or None), of everything in a saved optimizer state; a name is a position
+    where the saved one has none."""
     groups = saved["param_groups"]
     names = saved.get("names") or [g.get("param_names") or [None]*len(g["params"]) for g in groups]
     shapes = saved.get("shapes") or [[None]*len(g["params"]) for g in groups]
@@ -45,13 +45,13 @@ def _saved_parameters(saved):
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #589fa4a0
 def _odd_moment(values, parameter):
-    "Whether a saved moment has not the shape of its parameter."
+    "Return whether a saved moment has not the shape of its parameter."
     moments = [(values or {}).get(k) for k in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")]
     return any(isinstance(m, torch.Tensor) and m.shape != parameter.shape for m in moments)
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #8b198525
 def _as_shared(values, parameter):
-    "A parameter's state, sharded over processes as the parameter is."
+    "Return a parameter's state, sharded over processes as the parameter is."
     if not hasattr(parameter, "placements"): return values
     from torch.distributed.tensor import distribute_tensor
     def share(v):
@@ -62,7 +62,7 @@ def _as_shared(values, parameter):
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #4f4edfcb
 def _match(optimizer, saved, named_parameters):
-    """A state_dict for `optimizer` made of what fits in `saved`, with notes on what did not; raises `ValueError`
+    """Return a state_dict for `optimizer` made of what fits in `saved`, with notes on what did not; raises `ValueError`
     where nothing does."""
     names, have, notes = _group_names(optimizer, named_parameters), _saved_parameters(saved), []
     sizes = [len(g["params"]) for g in saved["param_groups"]]
@@ -95,7 +95,8 @@ def _listed(what, items):
 
 # %% ../../nbs/6_checkpoints/07_optimizer.ipynb #a6e24760
 def _match_groups(optimizer, saved, names):
-    "The parameter groups for a state_dict: this optimizer's, with the settings of the saved group that corresponds."
+    """Return the parameter groups for a state_dict: this optimizer's, with the settings of the saved group that
+    corresponds."""
     groups = optimizer.state_dict()["param_groups"]
     saved_names = saved.get("names") or [g.get("param_names") or [] for g in saved["param_groups"]]
     for i, group in enumerate(groups):

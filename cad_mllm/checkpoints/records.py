@@ -47,12 +47,12 @@ class CheckpointRecord:
 def not_finite_problems(
     metadata: dict, # of a checkpoint
 ) -> list: # of sentences
-    "What the mark of weights that are not finite says."
+    "Return a sentence for a checkpoint that is marked as having weights that are not finite."
     marked = metadata.get("not_finite")
     return [f"its weights are not finite numbers ({marked})"] if marked else []
 
 def _told(path):
-    "What an old checkpoint, or one whose manifest is damaged, tells about itself."
+    "Return what an old checkpoint, or one whose manifest is damaged, tells about itself."
     try: return read_json_file(path/METADATA)
     except CheckpointError: pass
     try: small = safe_load(path/STATE) if (path/STATE).stat().st_size < 100_000 else {}
@@ -77,7 +77,7 @@ def _stage_of(path): return path.name.removesuffix("_model") if path.name.endswi
 def read_record(
     path: Path, # a checkpoint folder
 ) -> CheckpointRecord:
-    "What there is to know about one checkpoint; never raises, the record says what is wrong."
+    "Return what there is to know about one checkpoint; never raises, the record says what is wrong."
     path = Path(path)
     there = list_files(path)
     old = MANIFEST not in there and (is_old_format(path, there) or is_saved_model(path))
@@ -103,7 +103,7 @@ def newness(record):
     return record.serial, record.step, when, record.has_state, record.path.name != BEST
 
 def _scan(folder):
-    "Whether a folder is a checkpoint, and the folders in it; hidden ones are left out."
+    "Return whether a folder is a checkpoint, and the folders in it; hidden ones are left out."
     try: entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError): return False, []
     except OSError as e:
@@ -134,7 +134,7 @@ SLOW_LISTING = 0.002                           # seconds for one look at a file
 _remembered = {}                       # folder -> (key, record)
 
 def _is_slow(folders):
-    "Whether looks are slow: the quickest of three."
+    "Return whether looks are slow: the quickest of three."
     def look(path):
         began = time.perf_counter()
         try: os.stat(path)
@@ -143,7 +143,7 @@ def _is_slow(folders):
     return len(folders) > 2 and min(map(look, folders[:3])) > SLOW_LISTING
 
 def _recall(path):
-    "A record from memory while its folder and manifest are as they were."
+    "Return a record from memory while its folder and manifest are as they were."
     try: key = [(s.st_mtime_ns, s.st_ino, s.st_size) for s in (os.stat(path), os.stat(path/MANIFEST))]
     except OSError: return read_record(path)
     if str(path) in _remembered and _remembered[str(path)][0] == key: return replace(_remembered[str(path)][1])
@@ -157,7 +157,7 @@ def list_checkpoints(
     depth: int = 3,  # levels of folders to look into
     fresh: bool = False, # look at every file again, also on a slow file system
 ) -> list: # of `CheckpointRecord`, by step
-    """Every checkpoint under a folder, whole or not; reads small files only. `CheckpointError` when the folder
+    """Return every checkpoint under a folder, whole or not; reads small files only. `CheckpointError` when the folder
     cannot be read: that is not empty."""
     folders = _checkpoint_folders(Path(folder), depth)
     slow = _is_slow(folders)
@@ -174,7 +174,7 @@ def human_size(size):
 def format_checkpoints(
     records: list, # of `CheckpointRecord`
 ) -> str: # a table, a line each
-    "A list of checkpoints as text: the newest complete one marked with >, the best with *."
+    "Return a list of checkpoints as text: the newest complete one marked with >, the best with *."
     if not records: return "no checkpoints"
     newest = max((r for r in records if r.complete), key=newness, default=None)
     def number(v): return "-" if v is None else f"{v:.4f}"
@@ -199,21 +199,21 @@ def format_checkpoints(
 def current_run(
     records: list, # of `CheckpointRecord`
 ) -> str: # empty where nothing says
-    "The id of the run that saved the newest complete checkpoint."
+    "Return the id of the run that saved the newest complete checkpoint."
     return max((r for r in records if r.complete), key=newness).run if any(r.complete for r in records) else ""
 
 def own_records(
     records: list, # of `CheckpointRecord`
     run: str = "", # its id; default: the run that saved last
 ) -> list:
-    "The records of one run, and those that do not say which run they are of."
+    "Return the records of one run, and those that do not say which run they are of."
     run = run or current_run(records)
     return [r for r in records if not run or r.run in ("", run)]
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #6743f557
 def newest_good(folder, depth, skip=()) -> tuple: # (path or None, what was passed over)
-    """The newest checkpoint that is proved whole, and a phrase for each newer one that is not; `skip` are known to
-    be damaged."""
+    """Return the newest checkpoint that is proved whole, and a phrase for each newer one that is not; `skip` are known
+    to be damaged."""
     passed = []
     for record in sorted(own_records(list_checkpoints(folder, depth)), key=newness, reverse=True):
         if record.path in skip: continue
@@ -230,7 +230,7 @@ def latest_checkpoint(
     quiet: bool = False,  # do not say which ones were passed over, and why
     depth: int = 3,       # levels of folders to look into
 ) -> Path | None: # None when there is no complete one
-    "The newest checkpoint that is proved whole, hashes included."
+    "Return the newest checkpoint that is proved whole, hashes included."
     path, passed = newest_good(output_dir, depth)
     if passed and not quiet: print(f"⚠️  {'; '.join(passed)}" + (f". Using {path} instead" if path else ""))
     return path
@@ -241,7 +241,8 @@ def find_checkpoint(
     output_dir: Path | None = None, # relative names are looked for here too
     quiet: bool = False,           # for "latest": do not say what was passed over
 ) -> Path | None: # None only for "latest" when there is no complete one
-    "The folder of a checkpoint; raises `CheckpointError` that lists what exists when there is none of that name."
+    """Return the folder of a checkpoint; raises `CheckpointError` that lists what exists when there is none of that
+    name."""
     if str(name) in ("latest", "auto"): return latest_checkpoint(output_dir or ".", quiet)
     places = [Path(name).expanduser()] + ([Path(output_dir)/name] if output_dir else [])
     for place in places:
@@ -266,7 +267,7 @@ def is_better(
     loss: float | None,     # its mean training loss
     best: CheckpointRecord | None, # the best so far, if any
 ) -> bool:
-    "Whether a checkpoint is better than the best so far."
+    "Return whether a checkpoint is better than the best so far."
     val_loss, loss = is_finite(val_loss), is_finite(loss)
     if best is None: return val_loss is not None or loss is not None
     if val_loss is not None or best.val_loss is not None:
@@ -277,7 +278,7 @@ def stage_records(
     records: list, # of a whole output folder, as `list_checkpoints` gives them
     folder: Path,  # OUTPUT/STAGE
 ) -> list:
-    "Those of one stage: in its folder, and OUTPUT/STAGE_model, which may be the best of all."
+    "Return those of one stage: in its folder, and OUTPUT/STAGE_model, which may be the best of all."
     folder = Path(folder)
     return [r for r in records if r.path.parent == folder or r.path == folder.with_name(f"{folder.name}_model")]
 
@@ -285,7 +286,7 @@ def stage_records(
 def best_checkpoint(
     records: list, # of one stage
 ) -> CheckpointRecord | None:
-    "The best complete checkpoint of a stage: the one that was last found to be."
+    "Return the best complete checkpoint of a stage: the one that was last found to be."
     return max((r for r in own_records(records) if r.complete and r.is_best), key=newness, default=None)
 
 # %% ../../nbs/6_checkpoints/04_records.ipynb #bff59790
@@ -313,7 +314,7 @@ def prunable(
     keep_last_n: int,   # how many of each stage stay; 0 keeps all
     protect: tuple = (), # paths that stay in any case
 ) -> list: # of those records that pruning would remove
-    "Which checkpoints may go."
+    "Return the checkpoints that may be removed."
     stages, gone, keep = {}, [], {Path(p).resolve() for p in protect}
     for record in records:
         ours = record.complete and not record.old_format

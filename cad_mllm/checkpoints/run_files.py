@@ -28,15 +28,15 @@ from .transfer import OutputFolder, reason_of, size_of
 def json_line(
     value: dict, # plain values
 ) -> bytes:
-    "One line of JSON, numbers that are not finite as null."
+    "Return a value as one line of JSON, with numbers that are not finite as null."
     return json.dumps(finite(value)).encode() + b"\n"
 
 def merge_lines(
     older: bytes, # a file of lines
     newer: bytes, # another version of it, or what came after it
 ) -> bytes:
-    """The lines of both, each once, in the order of their times; lines without one stay behind the line before them,
-    and of equal times those of `older` come first."""
+    """Return the lines of both, each once, in the order of their times; lines without one stay behind the line before
+    them, and of equal times those of `older` come first."""
     if older and not older.endswith(b"\n"): older += b"\n"
     known = set(older.splitlines())
     added = [line for line in newer.splitlines(keepends=True) if line.rstrip(b"\n") not in known]
@@ -154,7 +154,7 @@ def _put(self: RunFiles, name, data, lines):
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #c9912e16
 @patch
 def step(self: RunFiles) -> bool: # whether everything is where it should be
-    "One round of mirroring, if it is time and no other thread is in one."
+    "Mirror the files once, if it is time and no other thread does."
     if not self.closing and self.clock() < self.next_round: return self.clean()
     if not self.round.acquire(blocking=False): return False
     try: return _mirror_once(self)
@@ -184,7 +184,7 @@ def _mirror_once(files):
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #50fcddfa
 @patch
 def clean(self: RunFiles) -> bool:
-    "Whether nothing waits."
+    "Return whether nothing waits."
     return not (
         self.late or self.unwanted or self.local_dir and self.changed or self.spare and any(self.waiting.values())
     )
@@ -224,12 +224,12 @@ def _try_to_bring(files, name):
 def _nobody(event, text): pass
 
 def _content(path):
-    "What a file of lines holds; nothing where it cannot be read."
+    "Return what a file of lines holds; nothing where it cannot be read."
     try: return read_plain(path, MOST_LINES)
     except OSError: return b""
 
 def _num_missing(lines, known):
-    "How many lines are not among those that are known."
+    "Return how many lines are not among those that are known."
     known = set(known.splitlines())
     return sum(line not in known for line in lines.splitlines())
 
@@ -290,7 +290,7 @@ def probe(self: RunFiles, *names):
 
 @patch
 def left_over(self: RunFiles) -> str: # such as "12 lines of metrics.jsonl"; empty where there are none
-    "What of the files of lines is not in the output folder, in words."
+    "Return what of the files of lines is not in the output folder, in words."
     found = {name: num for name, num in self.waiting.items() if num}
     return (
         f"{sum(found.values())} line{'s'*(sum(found.values()) > 1)} of {' and '.join(sorted(found, reverse=True))}"
@@ -300,7 +300,7 @@ def left_over(self: RunFiles) -> str: # such as "12 lines of metrics.jsonl"; emp
 # %% ../../nbs/6_checkpoints/09_run_files.ipynb #7cf0bf2d
 @patch
 def seen(self: RunFiles, name: str) -> bool:
-    "Whether a file is in the output folder, as far as is known; asks no slow disk and never fails."
+    "Return whether a file is in the output folder, as far as is known; asks no slow disk and never fails."
     self.watched.add(name)
     if not self.thread: self.step()
     return name in self.found or os.path.exists(self.root/name)

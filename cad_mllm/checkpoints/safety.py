@@ -29,7 +29,7 @@ def inside(
     folder: Path, # of the checkpoint
     name: str,    # as some file in it says
 ) -> Path: # of a plain file within the folder
-    """The path of a file that a checkpoint names; raises `UnsafeFile` for a name or a link that leads out of the
+    """Return the path of a file that a checkpoint names; raises `UnsafeFile` for a name or a link that leads out of the
     folder, and for what is no plain file."""
     folder = Path(folder)
     if (
@@ -50,7 +50,7 @@ def read_json(
     path: Path, # of a small file
     limit: int = JSON_LIMIT, # bytes
 ) -> dict:
-    "The object in a JSON file; raises `UnsafeFile` when it is missing, too large, damaged, or no object."
+    "Return the object in a JSON file; raises `UnsafeFile` when it is missing, too large, damaged, or no object."
     path = Path(path)
     try:
         if path.is_symlink(): raise FileError("is a link, not a plain file", path.name)
@@ -68,7 +68,8 @@ _ITEM = dict(
 def check_safetensors(
     path: Path, # a .safetensors file
 ) -> dict: # name -> (type, shape)
-    "What a safetensors file holds, after proving that its header is true; raises `UnsafeFile`. Reads the header only."
+    """Return what a safetensors file holds, after proving that its header is true; raises `UnsafeFile`. Reads the
+    header only."""
     path, size = Path(path), os.path.getsize(path)
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -110,7 +111,8 @@ PICKLE_LIMIT = 16_000_000 # bytes of data.pkl; a state of 10,000 tensors needs 2
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #cbd06733
 def _records(path) -> dict:
-    "Name -> size of each entry of a PyTorch archive; raises `UnsafeFile` unless it is built as PyTorch builds them."
+    """Return a dict, entry -> size, of a PyTorch archive; raises `UnsafeFile` unless it is built as PyTorch builds
+    them."""
     size = os.path.getsize(path)
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as f:
@@ -233,7 +235,7 @@ def _rebuild_tensor(inspector, storage, offset, shape, stride, *more):
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #310c1ce8
 def _rebuild_untyped(inspector, storage, offset, shape, stride, grad, hooks, dtype, *more):
-    "A tensor of a type that has no storage of its own, such as float8: its storage is counted in bytes."
+    "Return a tensor of a type that has no storage of its own, such as float8: its storage is counted in bytes."
     if not (isinstance(storage, _Storage) and isinstance(dtype, str)):
         _small("a tensor has no storage", inspector.where)
     item = getattr(torch, dtype.removeprefix("torch.")).itemsize
@@ -244,13 +246,13 @@ def _rebuild_parameter(inspector, data, *more):
     return data
 
 def _ordered(inspector, *args):
-    "An `OrderedDict`; its items are few when it is not made empty and then filled."
+    "Return an `OrderedDict`; its items are few when it is not made empty and then filled."
     if args: inspector.spend(64*len(args[0]) if isinstance(args[0], (list, tuple, dict)) else PICKLE_LIMIT + 1)
     return _Dict(*args)
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #41a85332
 def _sized(kind):
-    "What copies its argument, counted."
+    "Return what copies its argument, counted."
     def make(inspector, *args):
         if len(args) > 2 or args and not isinstance(args[0], (list, tuple, str, bytes)):
             _small("it asks for a large object", inspector.where)
@@ -333,7 +335,7 @@ def weight_files(
     folder: Path, # of a checkpoint
     names: tuple, # what they may be called, `ADAPTERS` or `LLM_WEIGHTS`; the first that is there counts
 ) -> list: # of paths, empty when there is none
-    "The files that hold the weights; raises `UnsafeFile` for names and links that lead out of the folder."
+    "Return the files that hold the weights; raises `UnsafeFile` for names and links that lead out of the folder."
     folder = Path(folder)
     first = next((n for n in names if os.path.lexists(folder/n)), None)
     if first is None: return []
@@ -350,7 +352,7 @@ def weight_files(
 def read_tensors(
     path: Path, # a .safetensors, .bin or .pt file
 ) -> dict: # name -> tensor on the CPU, mapped from the file rather than read at once
-    "The tensors of a weights file from anywhere; raises `UnsafeFile` when it is damaged or holds anything else."
+    "Return the tensors of a weights file from anywhere; raises `UnsafeFile` when it is damaged or holds anything else."
     path = Path(path)
     if path.suffix != ".safetensors": found = load_pt(path, mmap=True)
     else:
@@ -379,7 +381,7 @@ _ORDER = [
 ]
 
 def _kind(tensor):
-    "What the format calls a tensor's type."
+    "Return what the format calls a tensor's type."
     return _KINDS[str(tensor.dtype).removeprefix("torch.")]
 
 # %% ../../nbs/6_checkpoints/01_safety.ipynb #1f453806

@@ -40,7 +40,7 @@ def _versions():
     return found
 
 def _summary(config, train_config, stage):
-    "The three settings that old tools show."
+    "Return the three settings that old tools show."
     lrs = {s.name: s.lr for s in getattr(train_config, "stages", [])}
     return {
         "batch_size": getattr(train_config, "batch_size", None), "learning_rate": lrs.get(stage),
@@ -53,7 +53,7 @@ def as_dict(config): return config.to_dict() if hasattr(config, "to_dict") else 
 def not_finite_weights(
     files: dict, # name -> bytes, or a dict of tensors
 ) -> str: # empty where all numbers are finite
-    "The first of the tensors that holds a NaN or an infinite number, in words."
+    "Return the first of the tensors that holds a NaN or an infinite number, in words."
     for name, tensors in files.items():
         for key, t in tensors.items() if isinstance(tensors, dict) else ():
             if isinstance(t, torch.Tensor) and t.is_floating_point() and not torch.isfinite(t).all():
@@ -69,7 +69,7 @@ def make_metadata(
     config=None, train_config=None, # `CADMLLMConfig`, `TrainConfig`
     extra: dict | None = None, # more entries, such as samples, tokens, seconds
 ) -> dict:
-    "What checkpoint_metadata.json holds."
+    "Return what checkpoint_metadata.json holds."
     known = dict(
         epoch=int(epoch), step=int(step), loss=is_finite(loss), timestamp=when.isoformat(), is_best=bool(is_best),
         config_summary=_summary(config, train_config, stage), stage=stage, val_loss=is_finite(val_loss), samples=0,
@@ -81,7 +81,8 @@ def make_metadata(
 
 # %% ../../nbs/6_checkpoints/05_save.ipynb #0a8ac564
 def _full_state(trainer_state, model, train_config, **known):
-    "A trainer's state with what every trainer_state.pt has, made plain; what the trainer gave itself goes first."
+    """Return a trainer's state with what every trainer_state.pt has, made plain; what the trainer gave itself goes
+    first."""
     config = {"model": as_dict(getattr(model, "config", None)), "train": as_dict(train_config)}
     return plain(
         {**known, "config": config, **({} if "rng" in trainer_state else {"rng": rng_state()}), **trainer_state}, STATE
@@ -93,7 +94,7 @@ class SnapshotMemory:
     def __init__(self): self._free, self._lock = {}, threading.Lock()
 
     def take(self, like) -> "torch.Tensor":
-        "A tensor of that shape and type, pinned for one on a GPU."
+        "Return a tensor of that shape and type, pinned for one on a GPU."
         key = (like.shape, like.dtype, like.is_cuda)
         with self._lock:
             if found := self._free.get(key): return found.pop()
@@ -165,7 +166,7 @@ def tensor_bytes(value, seen=None) -> int:
     return value.nbytes
 
 def files_to_save(model) -> dict:
-    "The files a model consists of: as it tells itself, or as it writes them into a folder that is then read."
+    "Return the files a model consists of: as it tells itself, or as it writes them into a folder that is then read."
     if hasattr(model, "saved_files"): return model.saved_files()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder))
@@ -204,7 +205,7 @@ def _gather(
     model, output_dir, stage, step, epoch, loss, trainer_state, train_config, val_loss, is_best, name, extra_metadata,
     keep_last_n, protect, serial
 ):
-    "A snapshot that still refers to the model's own tensors."
+    "Return a snapshot that still refers to the model's own tensors."
     if not _PLAIN_NAME.fullmatch(stage) or name and not _PLAIN_NAME.fullmatch(name):
         raise CheckpointError(f"stage={stage!r}, name={name!r}: use plain folder names")
     config, when = getattr(model, "config", None), datetime.now().astimezone()
@@ -320,7 +321,7 @@ def _publish_snapshot(final, snapshot, metadata):
 
 # %% ../../nbs/6_checkpoints/05_save.ipynb #1bd98bfd
 def _tidy(folder, records, keep_last_n, protect):
-    "What follows a save; a failure here is said, but the checkpoint is safe, so training continues."
+    "Clean up after a save; a failure here is only reported, since the checkpoint is already written."
     try:
         update_best(folder, records)
         prune_checkpoints(folder, keep_last_n, protect, records)
@@ -331,7 +332,7 @@ def describe_checkpoint(
     path: Path,           # a checkpoint folder
     hashes: bool = True,  # read every file to see whether it is what was written
 ) -> str: # several lines
-    "A checkpoint's files with sizes and the beginnings of their hashes, and what is wrong with it."
+    "Return a checkpoint's files with sizes and the beginnings of their hashes, and what is wrong with it."
     record = read_record(path)
     try: hashes = {n: str(hash_of(f))[:12] for n, f in read_manifest(record.path)["files"].items()}
     except CheckpointError: hashes = {}

@@ -34,7 +34,7 @@ REMOTE_FILE_SYSTEMS = re.compile(r"fuse(\..*)?|nfs4?|cifs|smb\w*|9p|drvfs|davfs|
 def mount_of(
     path: Path, # need not exist
 ) -> tuple: # (mount point, type of file system)
-    "The file system that a path is on; for Drive in Colab its mount point even before it is mounted."
+    "Return the file system that a path is on; for Drive in Colab its mount point even before it is mounted."
     path = os.path.abspath(path)
     point, kind = mount_point_of(path)
     point = point or "/"
@@ -46,7 +46,7 @@ def mount_of(
 def local_dir_for(
     output_dir: Path, # of a run
 ) -> Path:
-    "The local folder that belongs to an output folder, whether it is needed or not."
+    "Return the local folder that belongs to an output folder, whether it is needed or not."
     output_dir = os.path.abspath(output_dir)
     base = (
         os.environ.get("CAD_MLLM_LOCAL")
@@ -58,7 +58,7 @@ def local_dir_for(
 def default_local_dir(
     output_dir: Path, # of a run
 ) -> Path | None: # None where saving straight into it is as good
-    "The local folder where checkpoints land first when the output folder is on Drive or a network."
+    "Return the local folder where checkpoints land first when the output folder is on Drive or a network."
     return local_dir_for(output_dir) if REMOTE_FILE_SYSTEMS.fullmatch(mount_of(output_dir)[1]) else None
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #d8586a9b
@@ -96,14 +96,14 @@ class OutputFolder:
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #1c1f6f4e
 @patch
 def put(self: OutputFolder, path, data: bytes):
-    "A small file, written where it lies."
+    "Write a small file in place."
     with open(path, "wb") as f:
         f.write(data)
         sync_file(f)
 
 @patch
 def write(self: OutputFolder, path, data: bytes):
-    "A small file, replaced in one go."
+    "Replace a small file atomically."
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         self.put(temporary, data)
@@ -123,7 +123,7 @@ def copy(
     target,
     tree: bool = False, # the hash is that of a tree
 ) -> str: # hash of what was read from the source
-    "A large file, durable as far as the folder can promise it."
+    "Write a large file, durable as far as the folder supports it."
     with open(source, "rb", buffering=0) as f, open(target, "wb", buffering=0) as g:
         found = copy_sha256(f, g, TreeHash() if tree else None)
         os.fsync(g.fileno())
@@ -144,7 +144,7 @@ def sha256(self: OutputFolder, path, tree: bool = False) -> str:
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #bac946a9
 @patch
 def links_work(self: OutputFolder) -> bool:
-    "Whether hard links can be made in the folder; tried once."
+    "Return whether hard links can be made in the folder; tried once."
     if self._links is None:
         a, b = self.root/".link-test", self.root/".link-test-2"
         if not a.exists(): a.write_bytes(b"")
@@ -210,7 +210,7 @@ class Transfer:
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #207d38e4
 def size_of(out, path):
-    "The size of what is at a path, None where nothing is."
+    "Return the size of what is at a path, None where nothing is."
     try: return out.size(path)
     except (FileNotFoundError, NotADirectoryError): return None
 
@@ -249,7 +249,7 @@ def _bring(t, name, out, clock, settle):
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #de7ee5ec
 def _arrived(t, out) -> bool:
-    "Whether the checkpoint lies under its final name: the same manifest, and every file of the right size."
+    "Return whether the checkpoint lies under its final name: the same manifest, and every file of the right size."
     try:
         return (
             out.read(t.final/MANIFEST) == t.manifest
@@ -259,7 +259,7 @@ def _arrived(t, out) -> bool:
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #cfef9d19
 def _seal(t, out, clock, settle):
-    "The manifest, once every other file is there and proved."
+    "Copy the manifest, after every other file is there and verified."
     for name in [n for n in t.proved if size_of(out, t.temporary/n) != t.files[n]["size"]]:
         _wait_for(name, t.written.get(name), clock, settle)
         t.proved.discard(name)
@@ -332,7 +332,7 @@ def advance(
 
 # %% ../../nbs/6_checkpoints/08_transfer.ipynb #169058b6
 def reason_of(e) -> str:
-    "What an error says, in a few words."
+    "Return the reason of an error in a few words."
     e = next((c for c in (e, e.__cause__) if isinstance(c, OSError)), e)
     return (
         f"{e.strerror}, errno {e.errno}" if getattr(e, "errno", None) and e.strerror else str(e).strip().split("\n")[0]
@@ -340,7 +340,7 @@ def reason_of(e) -> str:
     )
 
 def is_full(e) -> bool:
-    "Whether an error, or its cause, says that a disk or a quota is full."
+    "Return whether an error, or its cause, says that a disk or a quota is full."
     return any(
         getattr(c, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         or re.search(r"No space left|os error 28|quota exceeded", str(c), re.I) for c in (e, e.__cause__)

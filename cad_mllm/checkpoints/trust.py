@@ -23,7 +23,7 @@ def stated(
     _stated.update((config.llm_model_name, config.image_encoder_name))
 
 def _wants_code(value, depth=0):
-    "Whether a JSON value asks anywhere for code from a hub."
+    "Return whether a JSON value asks anywhere for code from a hub."
     if depth > 50: return True
     if isinstance(value, dict):
         return (
@@ -42,8 +42,8 @@ def kernel_demands(
     where: str = "", # the key above
     depth: int = 0,
 ) -> str: # a phrase; empty where there is nothing to object to
-    """The first kernel or quantization in a configuration that this kit does not know: transformers would fetch code
-    for it, or fail half-way."""
+    """Return the first kernel or quantization in a configuration that this kit does not know: transformers would fetch
+    code for it, or fail half-way."""
     if depth > 50: return "nests too deeply"
     if isinstance(value, list): return next(filter(None, (kernel_demands(v, where, depth + 1) for v in value)), "")
     if not isinstance(value, dict):
@@ -77,7 +77,7 @@ def demands(
     folder: Path,  # of a checkpoint
     config: CADMLLMConfig, # as it stands there
 ) -> list: # of (name, sentence)
-    "What a checkpoint wants beyond its own files."
+    "Return the base models and hub code that a checkpoint requests."
     folder, found = Path(folder), []
     bases = {config.llm_model_name: "its configuration", config.image_encoder_name: "its configuration"}
     for name in (

@@ -108,7 +108,7 @@ def _look_patiently(queue, timing, num):
             timing.sleep(timing.backoff[0]*2**i)
 
 def _local_records(places) -> dict:
-    "The whole checkpoints of the local folder, key -> record; what kills have left half-written is removed."
+    "Return the whole checkpoints of the local folder, key -> record; what kills have left half-written is removed."
     root = places.local_dir
     for folder in (root, *(p for p in root.glob("*") if p.is_dir())): clean_temporaries(folder)
     found = [r for r in list_checkpoints(root) if r.complete and not r.old_format and r.path.name != BEST]
@@ -188,7 +188,7 @@ def submit(self: Delivery,
 
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #4f1bb7a6
 def _name_below(snapshot) -> str:
-    "The path below an output folder that a snapshot will have."
+    "Return the path below an output folder that a snapshot will have."
     known, name = snapshot.known, snapshot.options["name"]
     form = getattr(snapshot.train_config, "checkpoint_name", TrainConfig.checkpoint_name)
     name = name or checkpoint_name(known["step"], known["loss"], known["epoch"], known["stage"], known["when"], form)
@@ -197,7 +197,8 @@ def _name_below(snapshot) -> str:
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #f0aec474
 @patch
 def poll(self: Delivery) -> list: # of dict with event, text, time and often path
-    "What happened since the last call, said as well; `DeliveryError` when three saves in a row reached no disk at all."
+    """Return what happened since the last call, said as well; `DeliveryError` when three saves in a row reached no disk
+    at all."""
     happened = self.events.take()
     for e in happened:
         if e["text"]: self.say(e["text"])
@@ -206,7 +207,7 @@ def poll(self: Delivery) -> list: # of dict with event, text, time and often pat
 
 @patch
 def status(self: Delivery) -> dict: # plain JSON values
-    "How saving and delivering stand; asks no disk."
+    "Return how saving and delivering stand; asks no disk."
     with self.queue.cond: pending, unsaved = dict(self.queue.pending), self.background_writer.num_unsaved
     oldest = min((r.timestamp for r in pending.values()), default=None)
     return dict(
@@ -251,8 +252,8 @@ _LAST_OPERATION = 10.0 # seconds that the end of a run waits for one that is und
 def close(self: Delivery,
     timeout: float | None = 60.0, # seconds for the output folder; the local disk gets what it needs
 ) -> bool: # whether everything lies in the output folder
-    """The end of a run: everything onto a disk, then into the output folder as far as time allows. `DeliveryError`
-    when the newest state is on no disk."""
+    """End a run: write everything to a disk, then to the output folder as far as time allows.
+    `DeliveryError` when the newest state is on no disk."""
     if self.queue.closing: return not self.queue.pending
     lost = self.background_writer.finish()
     delivered = self.flush(timeout) and lost is None
@@ -285,7 +286,7 @@ def _tell_what_is_left(self: Delivery):
 # %% ../../nbs/6_checkpoints/11_upload.ipynb #e4f2c3fa
 @patch
 def records(self: Delivery) -> list: # of `CheckpointRecord`, the newest first, of two copies the local one first
-    """Every checkpoint of both places; raises `CheckpointError` when the output folder cannot be looked at and
+    """Return every checkpoint of both places; raises `CheckpointError` when the output folder cannot be looked at and
     nothing lies locally."""
     local = list_checkpoints(self.local_dir)
     try: self.queue.look()
@@ -307,7 +308,7 @@ def records(self: Delivery) -> list: # of `CheckpointRecord`, the newest first, 
 def latest(self: Delivery,
     quiet: bool = False, # do not say which ones were passed over, and why
 ) -> Path | None: # None when there is no complete one
-    "The newest checkpoint of both places that is proved whole, hashes included."
+    "Return the newest checkpoint of both places that is proved whole, hashes included."
     passed, records = False, own_records(self.records())
     self.poll()
     for record in records:
@@ -323,7 +324,7 @@ def find(self: Delivery,
     name: str,           # a path, a name, or "latest"
     quiet: bool = False, # for "latest": do not say what was passed over
 ) -> Path | None: # None only for "latest" when there is no complete one
-    """The folder of a checkpoint in either place; `CheckpointError` that lists what exists when there is none of
+    """Return the folder of a checkpoint in either place; `CheckpointError` that lists what exists when there is none of
     that name."""
     if str(name) in ("latest", "auto"): return self.latest(quiet)
     if self.local_dir.is_dir():

@@ -45,7 +45,7 @@ class Places:
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #2434b884
 @patch
 def key(self: Places, path) -> str:
-    "A path below either place, as the key that both share."
+    "Return a path below either place, as the key that both share."
     path = Path(os.path.abspath(path))
     for root in (self.local_dir, self.output_dir):
         if path.is_relative_to(root): return path.relative_to(root).as_posix()
@@ -53,7 +53,7 @@ def key(self: Places, path) -> str:
 
 @patch
 def protected(self: Places, root) -> tuple:
-    "The protected paths, below one of the two places."
+    "Return the protected paths, below one of the two places."
     keys = [
         self.key(p) for p in self.protect
         if any(Path(os.path.abspath(p)).is_relative_to(r) for r in (self.local_dir, self.output_dir))
@@ -97,13 +97,13 @@ class UploadEvents:
         if self.on_event: self.on_event(happened)
 
     def take(self) -> list: # of dict with event, text, time, at and often path
-        "The events since the last call."
+        "Return the events since the last call."
         happened = []
         while self.waiting: happened.append(self.waiting.popleft())
         return happened
 
 def time_text() -> str:
-    "The time of day, ISO, with its zone."
+    "Return the time of day, ISO, with its zone."
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #05c7567e
@@ -135,7 +135,7 @@ class UploadQueue:
     def known(self) -> dict: return {**self.there, **self.here} # of two copies the local one
 
 def newest_key(records: dict):
-    "The key of the newest of some records, None where there are none."
+    "Return the key of the newest of some records, None where there are none."
     return max(records, key=lambda key: newness(records[key]), default=None)
 
 # %% ../../nbs/6_checkpoints/10_upload_queue.ipynb #8f1b453c
@@ -149,7 +149,7 @@ def look(self: UploadQueue):
 
 @patch
 def next_serial(self: UploadQueue) -> int:
-    "How many-th save of the run the next one is; the local folder alone may not know."
+    "Return how many-th save of the run the next one is; the local folder alone may not know."
     self.serial = max([self.serial, *(r.serial for r in [*self.pending.values(), *self.kept.values()])]) + 1
     return self.serial
 

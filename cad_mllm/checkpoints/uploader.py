@@ -28,7 +28,7 @@ class Outage:
         self.next_try = -math.inf    # by the clock
 
     def seconds_left(self) -> float:
-        "How long to wait for the next try."
+        "Return how long to wait for the next try."
         return max(0.0, self.next_try - self.timing.clock())
 
     def ask_now(self):
@@ -90,13 +90,13 @@ class Uploader:
         self.events, self.timing = outage.events, outage.timing
 
     def due(self) -> float | None: # seconds
-        "When the next round is due; None when nothing waits."
+        "Return when the next round is due; None when nothing waits."
         return self.outage.seconds_left() if self.queue.pending or self.queue.untidy else None
 
 # %% ../../nbs/6_checkpoints/10d_uploader.ipynb #12ea7f22
 @patch
 def step(self: Uploader) -> float | None: # seconds until the next round is due; None when nothing waits
-    "One round: the newest pending checkpoint, or tidying up."
+    "Run one round: upload the newest pending checkpoint, or clean up."
     queue = self.queue
     with queue.cond:
         if self.due() != 0: return self.due()

@@ -29,7 +29,7 @@ def _near(folder, value):
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #4f207e3b
 def _request_of(line, where, folder):
-    "The keyword arguments that a line means."
+    "Return the keyword arguments that a line means."
     try: given = parse_json(line)
     except FileError as e: raise ConfigError(f"{where}: {e}") from None
     if isinstance(given, str): given = dict(partial=given)
@@ -48,7 +48,7 @@ def _request_of(line, where, folder):
 def read_requests(
     path: str | Path, # one JSON object per line; empty lines are left out
 ) -> list: # of (number of the line, keyword arguments of `RequestReader.read`)
-    "The requests of a file; raises `ConfigError` that names the line."
+    "Return the requests of a file; raises `ConfigError` that names the line."
     path = Path(path)
     try: lines = read_plain_text(path, MOST_LINES).splitlines()
     except (OSError, FileError) as e: raise ConfigError(f"requests={str(path)!r}: cannot be read ({e})") from None
@@ -60,7 +60,7 @@ def read_requests(
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #9fcca0c3
 def _formats(format, out):
-    "The formats to write: those that were named, and the one that the name of the output asks for."
+    "Return the formats to write: those that were named, and the one that the name of the output asks for."
     from cad_mllm.completion_requests import check_formats, format_of
     named = [f for f in (part.strip() for part in format.split(",")) if f]
     own = format_of(out) if out else ""
@@ -175,7 +175,7 @@ complete.old_names = dict(num="num_candidates")
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #b8354d1b
 def _proposers(methods):
-    "Who proposes besides the model."
+    "Return the functions that propose candidates besides the model."
     asked = [m.strip() for m in methods.split(",")]
     if unknown := [m for m in asked if m not in ("model", "slabs")]:
         raise ConfigError(f"methods={methods!r}: {unknown[0]!r} is not among model, slabs")
@@ -186,7 +186,7 @@ def _proposers(methods):
     return (propose_rest,)
 
 def _pictures(given):
-    "A file, or several where there is no file of that whole name."
+    "Return the path, or several paths where there is no file of that whole name."
     return given or None if "," not in given or os.path.exists(given) else given.split(",")
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #65d7b8a7
@@ -230,7 +230,7 @@ def _index_row(line, result):
     return dict(line=line, valid=m["valid"], operations=m["total_operations"], files=[Path(f).name for f in m["files"]])
 
 def _complete_together(model, requests, settings, world):
-    "The results of all processes; the part in flight of one that died is done by the main one."
+    "Complete the requests with all processes; the main one completes the current batch of a failed process."
     from cad_mllm.training.distributed import PeerError
     try: results = model.complete_many(requests, world=world, **settings)
     except PeerError as e:
@@ -263,7 +263,7 @@ def _complete_all(model, asked, out, formats, batch_size, settings):
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #9826d525
 def _operation(extrude):
-    "An extrude in a few words."
+    "Return an extrude in a few words."
     low, high = extrude.span()
     return f"{extrude.operation} by {1000*(high - low):.4g} mm"
 
@@ -273,7 +273,7 @@ def _verdict(metadata):
 
 # %% ../../nbs/11_commands/01d_completing.ipynb #e7512584
 def _ranking(metadata):
-    "How the candidates fit what was given, in a line; empty where nothing was ranked."
+    "Return how the candidates fit what was given, in a line; empty where nothing was ranked."
     fits = sorted(c["input_error"] for c in metadata["candidates"] if c.get("input_error") is not None)
     what = "points, in lengths of their box" if "points" in metadata["modalities"] else "picture"
     return (

@@ -58,7 +58,7 @@ def upload(
 
 # %% ../../nbs/11_commands/01e_files.ipynb #d0bc3942
 def _caption_of(history):
-    "The caption that a completed part carries; empty where it carries none."
+    "Return the caption that a completed part carries; empty where it carries none."
     metadata = history.extra.get("metadata")
     caption = metadata.get("caption") if isinstance(metadata, dict) else ""
     return caption if isinstance(caption, str) else ""
@@ -203,7 +203,7 @@ def _check_reconstruction(source, methods, checkpoint, picture):
         raise ConfigError(f"{source}: the folder holds no shape itself; known are {', '.join(SHAPE_FILES)}")
 
 def _proposers(methods, checkpoint, num_candidates):
-    "Who proposes histories, by name."
+    "Return the functions that propose histories, by name."
     known, asked = ("slabs", "model"), [m.strip() for m in methods.split(",")]
     if unknown := [m for m in asked if m not in known]:
         raise ConfigError(f"methods={methods!r}: {unknown[0]!r} is not among {', '.join(known)}")

@@ -47,7 +47,7 @@ synth.old_names = dict(num="num_parts")
 def num_processes(
     jobs: int, # as a command was told
 ) -> int:
-    "A number of processes; 0 means one for each processor that was allotted."
+    "Return a number of processes; 0 means one for each processor that was allotted."
     return jobs or allotted_cpus()
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #56962421
@@ -148,8 +148,8 @@ def _convert(found, out, skip_unsupported):
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #7443f629
 def _summary(report, num_named=3):
-    """A report in lines: what was made of how many histories, and what failed, with names and the file that has all
-    of them."""
+    """Return a report in lines: what was made of how many histories, and what failed, with names and the file that has
+    all of them."""
     lines = [
         f"{report['histories']} histories{report['shard'] and ' of shard ' + report['shard']} in {report['seconds']:g} "
         f"s, written to {report['out']}"
@@ -195,7 +195,7 @@ shard.old_names = dict(readers="num_threads")
 
 # %% ../../nbs/11_commands/01b_preparing.ipynb #333ec193
 def _tell_pack(found):
-    "What a check of a pack found; 1 where something is damaged."
+    "Print the result of a check of a pack; return 1 where something is damaged."
     print(
         f"{found['shards']} shards, {found['groups']} groups of files, {found['bytes']/1e6:.0f} MB in {found['root']}: "
         f"{'every byte is as it was written' if not found['bad'] else 'DAMAGED'}"

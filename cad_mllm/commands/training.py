@@ -71,18 +71,18 @@ _KINDS = {int: "N", float: "X", str: "TEXT", tuple: "NAME", dict: "JSON"}
 
 # %% ../../nbs/11_commands/01c_training.ipynb #80837adc
 def _default_of(f):
-    "The default of a dataclass field."
+    "Return the default of a dataclass field."
     return f.default if f.default is not MISSING else f.default_factory()
 
 def _shown(value):
-    "A default as a person would write it."
+    "Return a default as a person would write it."
     if isinstance(value, bool): return "yes" if value else "no"
     if isinstance(value, tuple): return " ".join(value)
     return str(value) if value not in ("", {}) else "none"
 
 # %% ../../nbs/11_commands/01c_training.ipynb #9919a7ac
 def _add_field(parser, f, help):
-    "One flag for a dataclass field, with its default."
+    "Add one flag for a dataclass field, with its default."
     default = _default_of(f)
     flag, kind = f"--{f.name}", type(default)
     note = f"{help} (default: {_shown(default)})".replace("%", "%%")
@@ -116,7 +116,7 @@ def _differences(name):
 
 # %% ../../nbs/11_commands/01c_training.ipynb #bc9e2845
 def _recipes_help():
-    "The recipes with their stages and what they change, for the end of the help."
+    "Return the recipes with their stages and what they change, for the end of the help."
     lines = ["A recipe changes some of the defaults:"]
     for name, made in RECIPES.items():
         stages = ", ".join(f"{s.name}: {s.num_epochs} epochs at {s.lr:g}" for s in made()[1].stages)
@@ -131,7 +131,7 @@ class _OlderSwitch(argparse.BooleanOptionalAction):
         super().__call__(parser, namespace, values, option_string)
 
 def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
-    "The command line of training."
+    "Return the command line of training."
     p = Parser(
         prog=prog, formatter_class=_Help, epilog=_recipes_help(),
         usage=f"{prog} [--recipe NAME] [--data_root DATA] [--output_dir RUN] [further flags]",
@@ -165,7 +165,7 @@ def train_parser(prog: str = "cad-mllm train") -> argparse.ArgumentParser:
 def _given(args, cls): return {f.name: v for f in fields(cls) if (v := getattr(args, f.name, None)) is not None}
 
 def _set_stages(train_config, args):
-    "What is given by stage number: epochs, learning rates, gates."
+    "Set the values that are given by stage number: epochs, learning rates, early stopping."
     for n, stage in enumerate(train_config.stages, 1):
         for flag, name in (
             ("epochs", "num_epochs"), ("lr", "lr"), ("target_val_loss", "target_val_loss"), ("patience", "patience")
@@ -176,7 +176,7 @@ def _set_stages(train_config, args):
 
 # %% ../../nbs/11_commands/01c_training.ipynb #76f7f0b9
 def _known(path, args, out):
-    "The configurations of a checkpoint, unless it names a base model that nobody has given their word for."
+    "Return the configurations of a checkpoint, unless it names a base model that nobody has given their word for."
     from cad_mllm.checkpoints.format import CheckpointError
     from cad_mllm.checkpoints.legacy import read_config
     from cad_mllm.checkpoints.trust import check_trust
@@ -223,7 +223,7 @@ _MAY_CHANGE = (
 def configs(
     args: argparse.Namespace, # of `train_parser`
 ) -> tuple: # (CADMLLMConfig, TrainConfig)
-    "The configurations that a command line means."
+    "Return the configurations that a command line means."
     saved_model, saved_train, is_fixed = _resumed_configs(args)
     if args.init_from: from cad_mllm.models.given_weights import find_weights
     initial = _known(find_weights(args.init_from).folder, args, "")[0] if args.init_from and not is_fixed else None
@@ -278,7 +278,7 @@ def run_train(argv: list, prog: str = "cad-mllm train") -> int: # exit code
 
 # %% ../../nbs/11_commands/01c_training.ipynb #da6e3132
 def _outcome(result):
-    "How a training ended, in a sentence or two."
+    "Describe how a training ended, in a sentence or two."
     if result.status == "done":
         text = (
             f"Done after {result.step} steps: {result.output_dir}/final_model" if not result.reason

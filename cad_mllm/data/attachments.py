@@ -19,7 +19,7 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff",
 def decode_text(
     data: bytes, # of a text file
 ) -> str: # without its byte order mark
-    "The text of a file in UTF-8, or in UTF-16 with a byte order mark. Raises `UnicodeDecodeError`."
+    "Return the text of a file in UTF-8, or in UTF-16 with a byte order mark. Raises `UnicodeDecodeError`."
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     return data.decode(encoding)
 
@@ -38,18 +38,18 @@ _TAILS = (".json", ".step", ".stp", ".stl", ".obj", ".ply", ".png", ".jpg", ".np
 def part_key(
     id: str, # as somebody wrote it
 ) -> str: # such as "0000/00000071_00005"
-    "An id with forward slashes, without a suffix and without leading dots and slashes."
+    "Return an id with forward slashes, without a suffix and without leading dots and slashes."
     key = re.sub(r"^(\.?/)+", "", id.strip().replace("\\", "/"))
     return next((key[:-len(tail)] for tail in _TAILS if key.lower().endswith(tail)), key)
 
 # %% ../../nbs/5_data/10_attachments.ipynb #8f48c75c
 def _pick(entry, keys):
-    "The text under the first of the keys that an entry has, whatever their case."
+    "Return the text under the first of the keys that an entry has, whatever their case."
     names = {str(k).strip().lower(): v for k, v in entry.items()}
     return next((names[k] for k in keys if isinstance(names.get(k), str)), None)
 
 def _objects(text, suffix):
-    "The entries of a caption file, as (id, what it holds) or one dict each; a line that is no JSON is None."
+    "Return the entries of a caption file, as (id, what it holds) or one dict each; a line that is no JSON is None."
     if suffix in (".csv", ".tsv"):
         return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","))
     if suffix == ".jsonl": return [_line(line) for line in text.splitlines() if line.strip()]
@@ -59,7 +59,7 @@ def _objects(text, suffix):
     return content
 
 def _line(line):
-    "One line of JSON, or None."
+    "Parse one line of JSON; None where it is not JSON."
     try: return json.loads(line)
     except (ValueError, RecursionError): return None
 
@@ -75,7 +75,7 @@ def caption_entries(
     data: bytes, # of a file
     suffix: str = ".json", # one of `CAPTION_SUFFIXES`
 ) -> tuple: # [(id, caption)], entries without a text id or caption, captions that had half characters
-    "The captions of a file. Raises `ValueError` or `RecursionError` for what is none."
+    "Return the captions of a file. Raises `ValueError` or `RecursionError` for what is none."
     try: found = [_entry(item) for item in _objects(decode_text(data), suffix)]
     except csv.Error as e: raise ValueError(str(e)) from None
     good = [(part_key(clean_text(id)), clean_text(text).strip()) for id, text in filter(None, found)]
@@ -93,7 +93,7 @@ class PartNames:
     def find(self,
         key: str, # as `part_key` gives it
     ) -> str: # an id; empty where no part is meant, or more than one may be
-        "The part that is meant."
+        "Return the part that is meant."
         while True:
             if key in self.ids: return key
             _, slash, rest = key.partition("/")
@@ -115,7 +115,7 @@ def split_name(
     suffixes: tuple, # that such a file may have, in small letters
     parts: PartNames,
 ) -> tuple: # (id, ending), both empty where it belongs to no part
-    "The part that a picture or cloud belongs to, and how its name goes on after the id."
+    "Return the part that a picture or cloud belongs to, and how its name goes on after the id."
     suffix = next((s for s in suffixes if name.lower().endswith(s)), None)
     if suffix is None: return "", ""
     stem, ending = name[:-len(suffix)], name[-len(suffix):]
@@ -132,7 +132,7 @@ def media_path(
     id: str,
     ending: str,
 ) -> str: # relative to the folder of pictures or clouds
-    "The name of a file from its part and its ending."
+    "Return the name of a file from its part and its ending."
     return id.rpartition("/")[2] + ending[2:] if ending.startswith("//") else id + ending
 
 # %% ../../nbs/5_data/10_attachments.ipynb #3393557f
@@ -151,7 +151,7 @@ class Attachments:
     cleaned: int = 0                              # captions whose half characters were replaced
 
     def sentence(self) -> str:
-        "One line on all of it."
+        "Return a sentence on all counts."
         odd = {
             role: f" ({folder} has {num:,} {'captions' if role == 'txt' else 'files'} that belong to no part, such as "
             f"{example})"
@@ -168,7 +168,7 @@ class Attachments:
         wanted: dict, # modality -> where it is asked for, such as {"image": "stage 2"}
         least: float = .01, # share of the parts that should have it
     ) -> list: # of sentences
-        "What is asked for and almost no part has."
+        "Return what is asked for and almost no part has."
         has = dict(
             text=("captions", self.num_captions), image=("images", self.num_images), points=("points", self.num_points)
         )

@@ -58,13 +58,13 @@ def _end_later(*_):
     signal.alarm(GRACE)
 
 def _outlive_signals(worker):
-    "What a data worker does first."
+    "Prepare a data worker for signals; called first in it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"): signal.signal(signal.SIGTERM, _end_later)
 
 # %% ../../nbs/5_data/24_batching.ipynb #3e3be68b
 def _begin(loader):
-    "The iterator of a loader, whose workers are started without a signal handler that raises."
+    "Start the workers of a loader without a signal handler that raises, and return its iterator."
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     iterator = iter(loader)
     if before is not None and signal.getsignal(signal.SIGCHLD) is not before: signal.signal(signal.SIGCHLD, before)
@@ -74,8 +74,8 @@ def _begin(loader):
 DYING = 5                        # seconds that a data worker may take to end once its connections are closed
 
 def _ended(workers) -> list:
-    """Those that ended otherwise than well. A process that is ended closes its files first, and has an exit code a
-    little later."""
+    """Return those that ended otherwise than well. A process that is ended closes its files first, and has an exit code
+    a little later."""
     closed = wait([w.sentinel for w in workers], timeout=DYING)
     for worker in workers:
         if worker.sentinel in closed: worker.join()
@@ -83,7 +83,7 @@ def _ended(workers) -> list:
 
 # %% ../../nbs/5_data/24_batching.ipynb #f4b077c0
 def _each(iterator):
-    "What a loader's iterator gives; `DataWorkerError` where a worker is gone."
+    "Yield what a loader's iterator gives; `DataWorkerError` where a worker is gone."
     while True:
         try: batch = next(iterator)
         except StopIteration: return

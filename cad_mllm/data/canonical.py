@@ -29,20 +29,20 @@ class _Step:
     profiles: list # of lists of `Contour`, outer first
 
     def box(self) -> np.ndarray: # (2, 3) metres
-        "The world box of all it pushes."
+        "Return the world box of all it pushes."
         boxes = np.array([p[0].box() for p in self.profiles])
         ends = np.array([[*boxes[:, 0].min(0), self.low], [*boxes[:, 1].max(0), self.high]])
         return np.sort(ends @ _FRAMES[self.axis], axis=0)
 
 # %% ../../nbs/5_data/05b_canonical.ipynb #75cd2be7
 def _moved(contour, turn, shift):
-    "A contour in other coordinates of its plane."
+    "Return a contour in other coordinates of its plane."
     def move(points): return np.round(points @ turn + shift, 12) + 0.0
     mids = [None if m is None else move(m) for m in contour.mids]
     return Contour(move(contour.vertices), mids, contour.radius)
 
 def _step_of(sketch: Sketch, extrude: Extrude):
-    "The two in the frame of their axis; None for a sketch that lies on no axis."
+    "Return the two in the frame of their axis; None for a sketch that lies on no axis."
     rotation, origin = sketch.frame.rotation, np.array(sketch.frame.origin, float)
     axis = int(np.abs(rotation[2]).argmax())
     if np.abs(rotation[2][axis]) < 1 - 1e-9: return None
@@ -54,7 +54,8 @@ def _step_of(sketch: Sketch, extrude: Extrude):
 
 # %% ../../nbs/5_data/05b_canonical.ipynb #860d16a3
 def _steps_of(program):
-    "All pairs of a sketch and the extrude of all its profiles; None for a history that is not made of such pairs."
+    """Return all pairs of a sketch and the extrude of all its profiles; None for a history that is not made of such
+    pairs."""
     made, operations = [], program.operations()
     if len(operations) % 2: return None
     for sketch, extrude in zip(operations[::2], operations[1::2]):
@@ -66,7 +67,7 @@ def _steps_of(program):
 
 # %% ../../nbs/5_data/05b_canonical.ipynb #2695b58d
 def _is_box(profile):
-    "Whether a profile is one rectangle along its axes."
+    "Return whether a profile is one rectangle along its axes."
     contour = profile[0]
     if len(profile) > 1 or contour.radius is not None or len(contour.vertices) != 4: return False
     edges = np.abs(np.roll(contour.vertices, -1, axis=0) - contour.vertices)
@@ -77,12 +78,12 @@ def _rectangle(low, high):
 
 # %% ../../nbs/5_data/05b_canonical.ipynb #c66a29a4
 def _clip(low, high, room):
-    "An interval within another; as it is where they do not overlap."
+    "Return an interval within another; as it is where they do not overlap."
     inner = max(low, room[0]), min(high, room[1])
     return inner if inner[1] - inner[0] > _TINY else (low, high)
 
 def _clipped(step, box):
-    "A cut that ends where the part's box (2, 3) does."
+    "Return a cut that ends where the part's box (2, 3) does."
     room = np.sort(box @ _FRAMES[step.axis].T, axis=0).T
     low, high = _clip(step.low, step.high, room[2])
     def within(profile):
@@ -102,19 +103,19 @@ def _upright(step):
 
 # %% ../../nbs/5_data/05b_canonical.ipynb #08defcc6
 def _key(step):
-    "Where a step comes among those that do not depend on each other."
+    "Return where a step comes among those that do not depend on each other."
     box = np.round(step.box(), 9)
     return step.operation == "cut", step.axis, round(step.low, 9), *box[0][::-1], *box[1][::-1]
 
 def _may_swap(a, b):
-    "Whether two steps may change places: they lie apart, or both add or both cut and none contains the other."
+    "Return whether two steps may change places: they lie apart, or both add or both cut and none contains the other."
     (a0, a1), (b0, b1) = a.box(), b.box()
     if ((a1 <= b0 + _TINY) | (b1 <= a0 + _TINY)).any(): return True
     inside = ((a0 >= b0 - _TINY) & (a1 <= b1 + _TINY)).all() or ((b0 >= a0 - _TINY) & (b1 <= a1 + _TINY)).all()
     return (a.operation == "cut") == (b.operation == "cut") and not inside
 
 def _in_order(steps):
-    "The first step, then always the lowest of those that depend on none that is left."
+    "Return the first step, then always the lowest of those that depend on none that is left."
     done, left = [steps[0]], list(steps[1:])
     while left:
         free = [s for i, s in enumerate(left) if all(_may_swap(s, before) for before in left[:i])]
@@ -126,8 +127,8 @@ def _in_order(steps):
 def canonical_history(
     program: CADProgram, # a history
 ) -> CADProgram:
-    """The same solid, said in one way. A history that is not pairs of a sketch along an axis and an extrude of all of
-    it stays as it is."""
+    """Return the same solid, said in one way. A history that is not pairs of a sketch along an axis and an extrude of
+    all of it stays as it is."""
     steps = _steps_of(program)
     if not steps: return program
     box, made = None, CADProgram(extra=program.extra)

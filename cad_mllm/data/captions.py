@@ -18,7 +18,7 @@ from .pairs import file_stamp, walk_files
 MAX_CAPTION_BYTES = 2**30 # of one file
 
 def _caption_file(file, report):
-    "The captions of one file as (id, caption); what is wrong with it goes to the report."
+    "Return the captions of one file as (id, caption); what is wrong with it goes to the report."
     try:
         suffix = file.suffix.lower()
         entries, bad, cleaned = caption_entries(
@@ -37,7 +37,7 @@ def read_captions(
     report: SkipReport, # where bad files are noted
     seen: dict | None = None, # takes the time of each folder and file
 ) -> dict: # id -> caption
-    "All captions by id; the first one counts where an id comes twice."
+    "Return all captions by id; the first one counts where an id comes twice."
     names, captions = list(walk_files(path, CAPTION_SUFFIXES, report, seen)) if os.path.isdir(path) else [""], {}
     for file in (Path(path, name) for name in names):
         if seen is not None: seen[file.relative_to(path).as_posix()] = file_stamp(file)
@@ -50,7 +50,7 @@ def join_captions(
     ids: list, # of the parts that are looked at
     parts: PartNames, # all parts of the data set
 ) -> tuple: # captions of the ids, "" where there is none; keys that belong to no part
-    "Captions by the ids of parts; one whose id is exactly the part's goes first."
+    "Return captions by the ids of parts; one whose id is exactly the part's goes first."
     found, spare = {}, []
     for key, text in sorted(captions.items(), key=lambda item: item[0] not in parts.ids):
         if id := parts.find(key): found[id] = found.get(id) or text

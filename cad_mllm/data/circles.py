@@ -50,14 +50,14 @@ def _votes(circles, points, normals, tolerance):
     return (np.abs(length - circles[:, 2:]) < tolerance) & (along > ALONG*length)
 
 def _fit_circle(points):
-    "The circle (u, v, radius) with the least squared algebraic distance (Kasa, 1976)."
+    "Return the circle (u, v, radius) with the least squared algebraic distance (Kasa, 1976)."
     middle = points.mean(0)
     p = points - middle
     (a, b, c), *_ = np.linalg.lstsq(np.column_stack([2*p, np.ones(len(p))]), (p**2).sum(1), rcond=None)
     return np.array([a + middle[0], b + middle[1], np.sqrt(max(c + a*a + b*b, 0))])
 
 def _is_round(circle, points):
-    "Whether points lie on at least two thirds of the circle."
+    "Return whether points lie on at least two thirds of the circle."
     angle = np.arctan2(*(points - circle[:2]).T)
     return len(np.unique(np.floor(angle/(np.pi/6)))) >= 8
 

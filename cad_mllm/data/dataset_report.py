@@ -46,7 +46,7 @@ class DatasetReport:
         return {p: int(np.ceil(np.percentile(v, p))) for p in PERCENTILES} if v else {}
 
     def max_seq_length(self, share: float = 99) -> int: # a multiple of 64
-        "The smallest round `max_seq_length` that holds so many percent of the parts."
+        "Return the smallest round `max_seq_length` that holds so many percent of the parts."
         v = list(self.lengths.get("sequence", {}).values())
         return 64*math.ceil(np.percentile(v, share)/64) if v else 0
 
@@ -163,7 +163,7 @@ def draw(self: DatasetReport):
 # %% ../../nbs/5_data/25c_dataset_report.ipynb #3f5e8428
 @patch
 def to_dict(self: DatasetReport) -> dict:
-    "All of it as plain JSON types, without the rows."
+    "Return all of it as plain JSON types, without the rows."
     return dict(
         root=self.root, histories=len(self.rows), present=self.present, missing=self.missing,
         percentiles={k: self.percentiles(k) for k in self.lengths},

@@ -46,7 +46,7 @@ class DataRequest:
 def choose(self: DataRequest,
     groups: dict, # candidates: design id -> suffixes of its beginnings, or None
 ) -> dict:
-    "The candidates of this split."
+    "Return the candidates of this split."
     split = self.split
     held = hold_out({id: len(s or "1") for id, s in groups.items()}, self.num_val_samples) if split != "all" else set()
     return {id: s for id, s in groups.items() if split == "all" or (id in held) == (split == "val")}
@@ -137,7 +137,7 @@ def _reopen(self: DesignIndex, index) -> Found | None:
 # %% ../../nbs/5_data/21c_design_index.ipynb #0901a2c5
 @patch
 def usable(self: DesignIndex, found: Found) -> np.ndarray: # places in `found.table.samples`
-    "The samples that are used; what is wrong with the others goes into the report."
+    "Return the samples that are used; what is wrong with the others goes into the report."
     table, request = found.table, self.request
     for place, suffix, reason, formats in table.notes:
         if not formats or request.sequence_format in formats.split():

@@ -54,7 +54,7 @@ def prepare_group(
     task: tuple, # (file, id, Products, caption or "" where an automatic one is wanted)
 ) -> tuple: # (product -> what became of it, `DesignCheck`, [(ending, content)], caption); no contents for a part
             # without a beginning
-    "All products of one history as bytes. Runs in a worker process."
+    "Make all products of one history as bytes. Runs in a worker process."
     source, id, options, caption = task
     with tempfile.TemporaryDirectory(prefix="cad_mllm_") as d:
         made = prepare_one((source, d, id, options, options.captions and not caption, {}))
@@ -65,7 +65,7 @@ def prepare_group(
 
 # %% ../../nbs/5_data/25b_direct.ipynb #dd26f526
 def _stamp(path, caption):
-    "What a part is made from: size and time of its history, and its caption."
+    "Return what a part is made from: size and time of its history, and its caption."
     stat = os.stat(path)
     return [stat.st_size, stat.st_mtime_ns, caption]
 
@@ -104,7 +104,7 @@ _JOURNAL = "prepare_journal.jsonl"
 
 @patch
 def _lines(self: _Shards):
-    "The journal's lines on finished shards; none where it is of another request."
+    "Return the journal's lines on finished shards; none where it is of another request."
     lines = read_journal(self.out/_JOURNAL)
     return lines[1:] if lines[:1] == [json.loads(json.dumps(self.about))] else []
 
@@ -116,7 +116,7 @@ def _append(self: _Shards, *lines, mode="a"):
 
 @patch
 def _is_whole(self: _Shards, line, path):
-    "The members of a finished shard, or None where it, or what it was made from, has changed."
+    "Return the members of a finished shard, or None where it, or what it was made from, has changed."
     if self.retry and line["failures"]: return None
     try:
         if self.digest(line["num"]) != line["inputs"]: return None
@@ -183,7 +183,7 @@ def _has_files(result): return not isinstance(result, Exception) and bool(result
 # %% ../../nbs/5_data/25b_direct.ipynb #48119142
 @patch
 def write(self: _Shards, results):
-    "One shard from the front of `results`, which are (task, result); a full one takes what failed after it, too."
+    "Write one shard from the front of `results`, which are (task, result); it also takes the failures after its end."
     part, rows, num = PrepareReport(), [], 0
     with ShardWriter(self.path(len(self.shards))) as shard:
         for task, result in itertools.chain(self.held, results):

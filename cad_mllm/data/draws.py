@@ -12,7 +12,7 @@ import numpy as np
 _PURPOSES = ("order", "modality", "from scratch", "view", "points", "scan", "caption")
 
 def seeded_rng(purpose, seed, epoch, index=0):
-    "A generator for one decision about one sample of one epoch."
+    "Return a generator for one decision about one sample of one epoch."
     return np.random.default_rng((_PURPOSES.index(purpose), seed % 2**63, epoch, index))
 
 def draw_modalities(

@@ -14,7 +14,7 @@ from .parts import count, disc, family, grid_of, mm, outline, Part, pick, rect, 
 # %% ../../nbs/5_data/03_families_blocks.ipynb #27366636
 @family
 def _housing(rng):
-    "An open box with bosses in its corners, blind holes in them, and an opening in one wall."
+    "Return an open box with bosses in its corners, blind holes in them, and an opening in one wall."
     w, d, h, t = pick(rng, 60, 200, 5), pick(rng, 50, 140, 5), pick(rng, 20, 80), pick(rng, 2, 4, .5)
     boss, hole = pick(rng, 6, 10), pick(rng, 2, 4, .5)
     tall = pick(rng, 8, h - t - 1)
@@ -46,7 +46,7 @@ def _housing(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #4119feab
 @family
 def _i_beam(rng):
-    "An I profile, holes through its web, holes in its upper flange."
+    "Return an I profile, holes through its web, holes in its upper flange."
     length, w, h = pick(rng, 100, 500, 10), pick(rng, 30, 100, 2), pick(rng, 40, 160, 2)
     t, web, num = pick(rng, 4, 8), pick(rng, 3, 6), int(rng.integers(2, 6))
     hole = pick(rng, 6, min(h - 2*t - 10, length/num/2))
@@ -77,7 +77,7 @@ def _i_beam(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #bf614c1b
 @family
 def _t_beam(rng):
-    "A T profile with a row of holes in its flange and a notch at each end of its web."
+    "Return a T profile with a row of holes in its flange and a notch at each end of its web."
     length, w, h = pick(rng, 80, 400, 10), pick(rng, 30, 90, 2), pick(rng, 30, 90)
     t, hole, num = pick(rng, 3, 6), pick(rng, 3, 5, .5), int(rng.integers(2, 6))
     a, notch = w/2, pick(rng, 8, 20)
@@ -99,7 +99,7 @@ def _t_beam(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #1a7495ce
 @family
 def _bearing_block(rng):
-    "A base with an arched housing from one outline, a bore with a counterbore, bolt holes in the wings."
+    "Return a base with an arched housing from one outline, a bore with a counterbore, bolt holes in the wings."
     bore, depth, bolt = pick(rng, 10, 60, 2), pick(rng, 16, 60, 2), pick(rng, 4, 10)
     r, t = bore/2 + pick(rng, 5, 12), pick(rng, 6, 14)
     center, w = t + r + pick(rng, 0, 20), 2*r + 4*bolt + 2*pick(rng, 2, 8)
@@ -127,7 +127,7 @@ def _bearing_block(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #0689b6b6
 @family
 def _heat_sink(rng):
-    "A base, all fins in one extrude, and mounting holes beside them."
+    "Return a base, all fins in one extrude, and mounting holes beside them."
     num, fin, gap = int(rng.integers(4, 13)), pick(rng, 1, 3, .5), pick(rng, 2, 5, .5)
     depth, t, h = pick(rng, 30, 120, 5), pick(rng, 3, 8), pick(rng, 10, 40)
     hole, rim = pick(rng, 3, 5, .5), 12
@@ -146,7 +146,7 @@ def _heat_sink(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #3e304da5
 @family
 def _v_block(rng):
-    "A block with a V groove along it and clamping slots in its sides."
+    "Return a block with a V groove along it and clamping slots in its sides."
     w, h, length = pick(rng, 30, 100, 2), pick(rng, 30, 80), pick(rng, 40, 150, 5)
     v = pick(rng, w*.2, min(w*.4, h*.4))
     notch, deep = pick(rng, 4, 8), pick(rng, 4, w*.2)
@@ -169,7 +169,7 @@ def _v_block(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #e3e392eb
 @family
 def _valve_block(rng):
-    "A block with a long bore, ports that meet it, mounting holes across, and one tilted hole."
+    "Return a block with a long bore, ports that meet it, mounting holes across, and one tilted hole."
     num, port = int(rng.integers(1, 5)), pick(rng, 5, 12)
     w, h = pick(rng, 3*port, 60, 2), pick(rng, 3*port, 70, 2)
     bore, length = pick(rng, port - 2, port + 2), num*3*port + 50
@@ -205,7 +205,7 @@ def _valve_block(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #59597785
 @family
 def _dovetail(rng):
-    "A slide with a dovetail rail; counterbored holes from one sketch, extruded twice."
+    "Return a slide with a dovetail rail; counterbored holes from one sketch, extruded twice."
     length, w, t = pick(rng, 60, 240, 10), pick(rng, 40, 100, 2), pick(rng, 6, 16)
     h, a = pick(rng, 5, 12), pick(rng, w*.2, w*.25)
     b, num = a + math.ceil(h/2), int(rng.integers(2, 4 + (length > 100)))
@@ -234,7 +234,7 @@ def _dovetail(rng):
 # %% ../../nbs/5_data/03_families_blocks.ipynb #97e6630c
 @family
 def _wedge(rng):
-    "A block cut to its side view by an intersection, with a slot through the thick end."
+    "Return a block cut to its side view by an intersection, with a slot through the thick end."
     length, w, h = pick(rng, 50, 200, 5), pick(rng, 20, 80, 2), pick(rng, 24, 70, 2)
     low, flat = pick(rng, 4, h/2), pick(rng, length*.35, length*.5)
     hole = pick(rng, 4, min(w, flat)*.5)

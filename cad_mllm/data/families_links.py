@@ -14,7 +14,7 @@ from .parts import count, disc, family, mm, outline, Part, pick, rect, ring_of, 
 # %% ../../nbs/5_data/03b_families_links.ipynb #beb925db
 @family
 def _link(rng):
-    "A bar with round ends, thicker eyes, bores, and a slot between them."
+    "Return a bar with round ends, thicker eyes, bores, and a slot between them."
     pitch, w, t = pick(rng, 40, 200, 5), pick(rng, 12, 30, 2), pick(rng, 4, 12)
     eye, bore = w + pick(rng, 0, 6, 2), pick(rng, 4, w - 6)
     thick = t + 2*pick(rng, 1, 6)
@@ -36,7 +36,7 @@ def _link(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #51455a0c
 @family
 def _crank(rng):
-    "An arm with a shaft on one side and a pin on the other."
+    "Return an arm with a shaft on one side and a pin on the other."
     throw, w, t = pick(rng, 20, 120, 5), pick(rng, 14, 30, 2), pick(rng, 5, 14)
     shaft, pin = pick(rng, 6, w - 4), pick(rng, 4, w - 6)
     long, short = pick(rng, 15, 80), pick(rng, 10, 50)
@@ -54,7 +54,7 @@ def _crank(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #572625e6
 @family
 def _hinge(rng):
-    "One leaf of a hinge: screw holes, notches for the other leaf, knuckles, a pin hole."
+    "Return a leaf of a hinge: screw holes, notches for the other leaf, knuckles, a pin hole."
     knuckles, length, t = int(rng.integers(2, 4)), pick(rng, 10, 24, 2), pick(rng, 2, 4, .5)
     leaf, barrel = pick(rng, 20, 50), 2*t + pick(rng, 2, 4)
     pin, screw = pick(rng, 2, barrel - 3, .5), pick(rng, 3, 5, .5)
@@ -83,7 +83,7 @@ def _hinge(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #3cda0ef1
 @family
 def _knob(rng):
-    "A round grip with scallops around its rim, a stem below it, and a blind hole."
+    "Return a round grip with scallops around its rim, a stem below it, and a blind hole."
     d, h, num = pick(rng, 20, 80, 2), pick(rng, 8, 30), 4*int(rng.integers(1, 3))
     scallop = pick(rng, d*.08, d*.2)
     stem, long, hole = pick(rng, d*.3, d*.5), pick(rng, 4, 20), pick(rng, 2, d*.25)
@@ -109,7 +109,7 @@ def _knob(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #f1f91c33
 @family
 def _star(rng):
-    "A star of straight lines, a hub on top, a hole from below."
+    "Return a star of straight lines, a hub on top, a hole from below."
     num, tip, t = int(rng.integers(5, 10)), pick(rng, 30, 120, 2), pick(rng, 5, 20)
     root = pick(rng, tip*.5, tip*.7)
     hub, h, hole = pick(rng, root*.4, root*.7), pick(rng, 4, 20), pick(rng, 2, root*.3)
@@ -127,7 +127,7 @@ def _star(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #c6428dc7
 @family
 def _cross(rng):
-    "Two bars crossed, their ends rounded by an intersection; holes in the arms and a bore."
+    "Return two bars crossed, their ends rounded by an intersection; holes in the arms and a bore."
     reach, w, t = pick(rng, 40, 160, 2), pick(rng, 12, 30, 2), pick(rng, 4, 16)
     hole, bore = pick(rng, 3, w*.4), pick(rng, 5, w - 4)
     part = Part(rng)
@@ -145,7 +145,7 @@ def _cross(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #219dfabd
 @family
 def _clamp(rng):
-    "A ring with a lug, split by a narrow cut, and a bolt across the split."
+    "Return a ring with a lug, split by a narrow cut, and a bolt across the split."
     bore, wall, wide = pick(rng, 10, 80, 2), pick(rng, 5, 12), pick(rng, 12, 40, 2)
     slit, bolt = pick(rng, 1, 4), pick(rng, 3, 6)
     outer, lug = bore + 2*wall, bolt + pick(rng, 6, 14)
@@ -168,7 +168,7 @@ def _hexagon(across): return outline([(x, y) for x, y in ring_of(6, across/math.
 
 @family
 def _bolt(rng):
-    "A hexagon head, a shank below it, a relief groove, and a socket or a slot in the head."
+    "Return a hexagon head, a shank below it, a relief groove, and a socket or a slot in the head."
     shank = pick(rng, 4, 24, 2)
     across, head, long = shank + 2*math.ceil(shank*.35), max(3, round(shank*.65)), pick(rng, 3*shank, 8*shank)
     part = Part(rng)
@@ -190,7 +190,7 @@ def _bolt(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #f2b6690e
 @family
 def _nut(rng):
-    "A hexagon nut, or a flange nut, counterbored on both sides."
+    "Return a hexagon nut, or a flange nut, counterbored on both sides."
     bore = pick(rng, 4, 36, 2)
     across, t = bore + 2*math.ceil(bore*.35), max(4, round(bore*.8))
     collar, thin = across + 2*pick(rng, 2, 6), pick(rng, 1, 3)
@@ -210,7 +210,7 @@ def _nut(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #ebe9aee6
 @family
 def _piston(rng):
-    "A cylinder with ring grooves, a cavity from below and a pin hole across."
+    "Return a cylinder with ring grooves, a cavity from below and a pin hole across."
     d, h, num = pick(rng, 30, 120, 2), pick(rng, 30, 100, 2), int(rng.integers(1, 4))
     wall, deep, groove = pick(rng, 3, 6), pick(rng, 1, 2, .5), pick(rng, 1, 2.5, .5)
     crown, pin = 4*num + 4, pick(rng, 5, h/5)
@@ -233,7 +233,7 @@ def _piston(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #160ccad4
 @family
 def _pipe_tee(rng):
-    "A pipe with a thinner branch: both outsides first, then both bores."
+    "Return a pipe with a thinner branch: both outsides first, then both bores."
     bore, wall, length = pick(rng, 16, 80, 2), pick(rng, 2, 6), pick(rng, 100, 300, 10)
     branch = pick(rng, 6, bore - 6, 2)
     outer = bore + 2*wall
@@ -256,7 +256,7 @@ def _pipe_tee(rng):
 # %% ../../nbs/5_data/03b_families_links.ipynb #d572f021
 @family
 def _cam(rng):
-    "Two arcs joined by tangents, a hub on top, a bore."
+    "Return two arcs joined by tangents, a hub on top, a bore."
     big, small = 2*pick(rng, 10, 30), 2*pick(rng, 4, 9)
     lift, t = pick(rng, big/2 + 2, big), pick(rng, 4, 16)
     bore = pick(rng, 4, big*.4)

@@ -16,7 +16,7 @@ from .parts import (
 # %% ../../nbs/5_data/02_families_round.ipynb #7c4bfd13
 @family
 def _plate(rng):
-    "A rectangular plate: holes as inner loops, and a bore, a window or a boss in the middle."
+    "Return a rectangular plate: holes as inner loops, and a bore, a window or a boss in the middle."
     w, t = pick(rng, 40, 240, 5), pick(rng, 3, 16)
     d = pick(rng, 30, min(w, 160), 5)
     hole = pick(rng, 3, min(d/6, 14), .5)
@@ -56,7 +56,7 @@ def _plate(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #53fc2f2a
 @family
 def _l_bracket(rng):
-    "An L profile, symmetric about its middle plane; holes in both legs; sometimes a gusset."
+    "Return an L profile, symmetric about its middle plane; holes in both legs; sometimes a gusset."
     base, rise, w, t = pick(rng, 40, 160, 5), pick(rng, 40, 160, 5), pick(rng, 24, 80, 4), pick(rng, 3, 8)
     hole, num = pick(rng, 3, w/4 - 1, .5), int(rng.integers(1, 3))
     part = Part(rng)
@@ -87,7 +87,7 @@ def _l_bracket(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #5d6cd057
 @family
 def _u_channel(rng):
-    "A U profile pushed along its length; holes through both walls; a slot in the floor, cut from below."
+    "Return a U profile pushed along its length; holes through both walls; a slot in the floor, cut from below."
     length, w, h = pick(rng, 60, 400, 10), pick(rng, 24, 80, 2), pick(rng, 20, 80)
     t, hole, num = pick(rng, 2, 4, .5), pick(rng, 4, 10, .5), int(rng.integers(1, 5))
     part = Part(rng)
@@ -117,7 +117,7 @@ def _u_channel(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #0d743d8a
 @family
 def _frame(rng):
-    "A frame with a window, a rebate around the window, and holes in the corners."
+    "Return a frame with a window, a rebate around the window, and holes in the corners."
     w, d, t = pick(rng, 80, 300, 10), pick(rng, 60, 200, 10), pick(rng, 6, 15)
     bar, hole = pick(rng, 12, 20), pick(rng, 3, 5, .5)
     step, depth = pick(rng, 2, 3, .5), pick(rng, 2, t - 2)
@@ -139,7 +139,7 @@ def _frame(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #86f3fa71
 @family
 def _clip(rng):
-    "A C-shaped retaining ring: two arcs and two eyes."
+    "Return a C-shaped retaining ring: two arcs and two eyes."
     inner, wall, t = pick(rng, 10, 80, 2), pick(rng, 3, 8), pick(rng, 1, 4, .5)
     eye, gap = wall + 2, pick(rng, 30, 60, 10)
     a, mid, r = math.radians(gap), inner/2 + wall/2, inner/2
@@ -158,7 +158,7 @@ def _clip(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #c5b96de5
 @family
 def _flange(rng):
-    "A flange with a bolt circle; rim and hub from one sketch, extruded twice."
+    "Return a flange with a bolt circle; rim and hub from one sketch, extruded twice."
     bore = pick(rng, 8, 80, 2)
     hub, bolt = bore + 2*pick(rng, 3, 12), pick(rng, 3, 14, .5)
     bolt_circle = hub + 2*math.ceil(bolt + pick(rng, 1, 6))
@@ -212,7 +212,7 @@ def _stepped_shaft(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #c0bb0c47
 @family
 def _keyed_shaft(rng):
-    "A two-sided shaft with a collar and a keyway cut from a plane off its axis."
+    "Return a two-sided shaft with a collar and a keyway cut from a plane off its axis."
     d, front, back = pick(rng, 12, 60, 2), pick(rng, 30, 120, 5), pick(rng, 20, 60, 5)
     key, depth = max(2, 2*(d//8)), max(2, d//8)
     collar, wide = d + 2*pick(rng, 3, 8), pick(rng, 4, 12)
@@ -248,7 +248,7 @@ def _gear_outline(teeth, root, tip):
 # %% ../../nbs/5_data/02_families_round.ipynb #efea2ceb
 @family
 def _gear(rng):
-    "A spur gear with a hub on one side, a bore and a keyway."
+    "Return a spur gear with a hub on one side, a bore and a keyway."
     teeth, module, t = int(rng.integers(9, 25)), pick(rng, 1, 5, .5), pick(rng, 5, 30)
     tip, root = module*(teeth + 2), module*(teeth - 2.5)
     bore = pick(rng, root*.2, root*.4) if root > 10 else 2
@@ -272,7 +272,7 @@ def _gear(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #d4ad6b0f
 @family
 def _pulley(rng):
-    "Two rims and a groove between them, or a groove turned into one cylinder; lightening holes."
+    "Return two rims and a groove between them, or a groove turned into one cylinder; lightening holes."
     core, rim = pick(rng, 40, 160, 2), pick(rng, 2, 6)
     outer, groove = core + 2*pick(rng, 3, 12), pick(rng, 4, 24)
     bore, holes = pick(rng, 6, core*.3), int(rng.integers(3, 7))
@@ -299,7 +299,7 @@ def _pulley(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #707a3305
 @family
 def _spoked_wheel(rng):
-    "A rim, spokes in one extrude, a hub and its bore."
+    "Return a rim, spokes in one extrude, a hub and its bore."
     outer, rim, num = pick(rng, 100, 400, 10), pick(rng, 6, 16), int(rng.integers(3, 9))
     hub, wide, t = pick(rng, outer*.2, outer*.3, 2), pick(rng, 4, outer*.06), pick(rng, 8, 24, 2)
     bore = pick(rng, 6, hub - 6)
@@ -325,7 +325,7 @@ def _spoked_wheel(rng):
 # %% ../../nbs/5_data/02_families_round.ipynb #50a96791
 @family
 def _pipe(rng):
-    "A tube with a flange at each end."
+    "Return a tube with a flange at each end."
     bore, wall, length = pick(rng, 10, 100, 2), pick(rng, 2, 6), pick(rng, 60, 500, 10)
     bolt, t, num = pick(rng, 4, 10), pick(rng, 5, 14), int(rng.choice([4, 6, 8]))
     outer = bore + 2*wall

@@ -16,8 +16,8 @@ import numpy as np
 MAX_PIXELS = 64_000_000
 
 def _in_bytes(image):
-    """A picture of 16 or 32 bits per pixel, or of floats, with its values from 0 to 255: by its format's range, or by
-    its own where that is not known."""
+    """Return a picture of 16 or 32 bits per pixel, or of floats, with its values from 0 to 255: by its format's range,
+    or by its own where that is not known."""
     from PIL import Image
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"): return image
     values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
@@ -32,7 +32,7 @@ def prepare_image(
     image, # a file or its bytes, a PIL image, or an array (H, W, 3) uint8
     size: int = 224, # pixels per side, S
 ) -> np.ndarray: # (S, S, 3) uint8
-    "A picture as the image encoder's input size; raises ValueError or OSError for what is not a picture."
+    "Resize an image to the encoder's input size; raises ValueError or OSError for a file that is no image."
     from PIL import Image, ImageOps, UnidentifiedImageError
     if isinstance(image, (str, os.PathLike, bytes)):
         try:

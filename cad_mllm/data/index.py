@@ -42,7 +42,7 @@ class Sample:
         )
 
     def size_only(self, codec) -> bool:
-        "Whether all that is given of the history is its grid, which the points tell."
+        "Return whether all that is given of the history is its grid, which the points tell."
         return self.grid is not None and self.prefix == codec.head(self.grid)
 
 # %% ../../nbs/5_data/18_index.ipynb #045e3c4e

@@ -27,7 +27,7 @@ def index_version() -> str:
     return f"5 {__version__}"
 
 def _digest_of(arrays):
-    "A hash of arrays and their names."
+    "Return a hash of arrays and their names."
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
@@ -141,7 +141,7 @@ def sequence_hash(
     names: list, # JSON values
     tables: list, # of integer arrays
 ) -> str: # 16 hexadecimal digits
-    "A hash of what determines a sequence of samples."
+    "Return a hash of what determines a sequence of samples."
     digest = hashlib.sha256(json.dumps(names).encode())
     for table in tables: digest.update(np.ascontiguousarray(table, dtype="<i8").tobytes())
     return digest.hexdigest()[:16]

@@ -45,7 +45,7 @@ def find_media(
     report: SkipReport, # where folders that cannot be read are noted
     seen: dict | None = None, # takes the time of each folder
 ) -> Media:
-    "Which part has which pictures or clouds."
+    "Return which part has which pictures or clouds."
     media = Media(endings=list(endings))
     usual = re.compile("(.+?)(" + "|".join(map(re.escape, endings)) + ")")
     for name in walk_files(root, "", report, seen) if root else ():
@@ -62,7 +62,7 @@ def find_attachments(
     see = lambda role: None, # gives the dict that takes the times of folders
 ) -> tuple: # captions; bits of views and of clouds (int32 arrays); a dict of the endings, of what belongs to no part,
             # and of cleaned captions
-    "What belongs to the parts of a folder: the one way of counting, for a training as for a report on the data."
+    "Return what belongs to the parts of a folder: the one way of counting, for a training as for a report on the data."
     parts = PartNames(everything)
     captions, lost = join_captions(
         read_captions(folders["txt"], report, see("txt")) if folders["txt"] else {}, ids, parts

@@ -124,7 +124,7 @@ def set_modalities(
 
 @patch
 def set_epoch(self: MultimodalAutocompleteDataset, epoch: int):
-    "The epoch whose draws `ds[i]` gives."
+    "Set the epoch whose draws `ds[i]` gives."
     self.epoch = epoch
 
 @patch
@@ -133,7 +133,7 @@ def __len__(self: MultimodalAutocompleteDataset): return len(self.table)
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #a329d5e6
 @patch
 def _warn(self: MultimodalAutocompleteDataset, wanted):
-    "One warning for all that was left out, and the report file; an empty training set is an error."
+    "Warn once about all skipped files, and write the report file; an empty training set is an error."
     self.skip_report.take()
     found = bool(self.skip_report.entries)
     place = self.save_report() if found or wanted else ""
@@ -185,7 +185,7 @@ def whole(
     self: MultimodalAutocompleteDataset,
     index: int, # from 0 to len(ds) - 1
 ) -> CADProgram: # the whole history that the sample is a beginning of
-    "The history itself, from a folder or from shards. Raises `DataError` where its file has gone bad."
+    "Return the history itself, from a folder or from shards. Raises `DataError` where its file has gone bad."
     try: return self.histories.whole(index % len(self))
     except (Skip, OSError) as e: raise DataError(f"{self.files.where(self.table.named(index)[1])}: {e}") from None
 
@@ -196,8 +196,8 @@ def sample(
     epoch: int,
     index: int, # from 0 to len(ds) - 1
 ) -> Sample: # None where the files have gone bad since they were checked
-    """The sample at `index` as `epoch` draws it: a pure function of (seed, epoch, index) and the files. Never raises
-    for a file."""
+    """Return the sample at `index` as `epoch` draws it: a pure function of (seed, epoch, index) and the files. Never
+    raises for a file."""
     row, id, suffix = self.table.named(index)
     try:
         scratch = seeded_rng("from scratch", self.seed, epoch, index).random() < self.no_prefix_prob
@@ -231,7 +231,7 @@ def order(
     self: MultimodalAutocompleteDataset,
     epoch: int,
 ) -> np.ndarray: # (len(ds),) indices
-    "The order of samples of an epoch: a permutation that depends on the seed and the epoch only."
+    "Return the order of samples of an epoch: a permutation that depends on the seed and the epoch only."
     return seeded_rng("order", self.seed, epoch).permutation(len(self))
 
 # %% ../../nbs/5_data/22_multimodal_autocomplete.ipynb #9c630119

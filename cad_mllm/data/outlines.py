@@ -25,21 +25,21 @@ class Ruler:
     step: float
 
     def snap(self, value: float) -> float:
-        "The nearest multiple, at least one step."
+        "Return the nearest multiple, at least one step."
         return max(self.step, round(value/self.step)*self.step)
 
     def fine(self, value: float) -> float:
-        "The nearest multiple, of a half or a quarter of the step and so on where the value is small."
+        "Return the nearest multiple, of a half or a quarter of the step and so on where the value is small."
         step = self.step
         while step > value/2: step /= 2
         return round(value/step)*step
 
     def place(self, value: float) -> float:
-        "The nearest multiple, zero and below included."
+        "Return the nearest multiple, zero and below included."
         return round(value/self.step)*self.step
 
     def between(self, low: float, high: float) -> float:
-        "A length between two others."
+        "Return a length between two others."
         return self.snap(self.rng.uniform(low, high))
 
     def chance(self, share: float) -> bool:
@@ -47,18 +47,18 @@ class Ruler:
         return bool(self.rng.random() < share)
 
     def pick(self, options, shares=None):
-        "One of the options, by their shares."
+        "Draw one of the options by their shares."
         return options[int(self.rng.choice(len(options), p=None if shares is None else np.array(shares)/sum(shares)))]
 
 # %% ../../nbs/5_data/04_outlines.ipynb #9198c158
 def _box(w, h): return [(-w/2, -h/2), (w/2, -h/2), (w/2, h/2), (-w/2, h/2)]
 
 def round_outline(ruler: Ruler, w: float, h: float) -> Loop:
-    "A circle within the box."
+    "Return a circle within the box."
     return disc(ruler.snap(min(w, h)))
 
 def rectangular_outline(ruler: Ruler, w: float, h: float) -> Loop:
-    "The box itself."
+    "Return the box itself."
     return rect(w, h)
 
 # %% ../../nbs/5_data/04_outlines.ipynb #18f2e436
@@ -93,7 +93,7 @@ def turned(points, ruler: Ruler, w: float, h: float) -> list: # of (x, y) about 
     return centred if sx == sy else centred[::-1]
 
 def stepped_outline(ruler: Ruler, w: float, h: float) -> Loop:
-    "An outline of right angles, some of its corners rounded in a few cases."
+    "Return an outline of right angles, some of its corners rounded in a few cases."
     points = turned(
         ruler.pick((_angle, _channel, _zigzag, _plus, _tee), (30, 22, 14, 14, 20))(ruler, w, h), ruler, w, h
     )
@@ -119,7 +119,7 @@ def _bevelled(r, w, h):
     return turned([(c, 0), (w - c, 0), (w, c), (w, h - c), (w - c, h), (c, h), (0, h - c), (0, c)], r, w, h)
 
 def slanted_outline(ruler: Ruler, w: float, h: float) -> Loop:
-    "A polygon with edges that are not square to each other."
+    "Return a polygon with edges that are not square to each other."
     return outline(ruler.pick((_regular, _trapezoid, _triangle, _bevelled), (25, 30, 20, 25))(ruler, w, h))
 
 # %% ../../nbs/5_data/04_outlines.ipynb #b37599aa
@@ -156,7 +156,7 @@ def _ring_sector(r, w, h):
     return outline([on(outer, 0), via(*on(outer, .5)), on(outer, 1), on(inner, 1), via(*on(inner, .5)), on(inner, 0)])
 
 def arc_outline(ruler: Ruler, w: float, h: float) -> Loop:
-    "An outline with arcs."
+    "Return an outline with arcs."
     return ruler.pick((_rounded, _long_slot, _bulged, _half_disc, _ring_sector), (48, 16, 12, 14, 10))(ruler, w, h)
 
 # %% ../../nbs/5_data/04_outlines.ipynb #efd7587d
@@ -171,12 +171,12 @@ def shifted(
     loop: Loop,
     by, # (2,) mm
 ) -> Loop:
-    "The loop elsewhere on its sketch."
+    "Return the loop elsewhere on its sketch."
     c, d = loop.contour(), np.asarray(by, float)/1000
     return contour_loop(Contour(np.round(c.vertices + d, 12), [None if m is None else m + d for m in c.mids], c.radius))
 
 def ordered_loop(loop: Loop) -> Loop:
-    "The same loop counter-clockwise from its lowest vertex, the leftmost of several."
+    "Return the same loop counter-clockwise from its lowest vertex, the leftmost of several."
     c = loop.contour()
     if c.radius is not None: return loop
     c = c if c.area() > 0 else c.reversed()
@@ -194,7 +194,7 @@ def ordered(
 
 # %% ../../nbs/5_data/04_outlines.ipynb #cbb05925
 def middle_hole(ruler: Ruler, kind: str, w: float, h: float) -> list: # of loops about zero
-    "One hole that leaves an even wall or is round."
+    "Return a hole that leaves an even wall or is round."
     m = min(w, h)
     if kind == "disc" or ruler.chance(.3): return [disc(min(ruler.between(.2*m, .8*m), .9*m))]
     wall = min(ruler.between(.06*m, .3*m), .4*m)
@@ -235,7 +235,7 @@ def with_holes(
     kind: str, # of the outer loop, as in `OUTLINES`
     outer: Loop, # about zero
 ) -> list: # of loops: the outer one and its holes
-    "A profile: the loop alone for outlines whose inside is not known to be free."
+    "Return a profile: the loop alone for outlines whose inside is not known to be free."
     w, h = (np.ptp(outer.contour().box(), axis=0)*1000).tolist()
     rounded = kind == "outline with arcs" and len(outer.curves) == 8
     if not (kind in ("disc", "rectangle") or rounded): return [outer]
@@ -248,7 +248,7 @@ def copies(
     profile: list, # loops about zero
     room, # (2,) mm: the part's size in this plane
 ) -> list: # of profiles
-    "The profile several times: mirrored, in a row, in the corners, on a ring."
+    "Return the profile several times: mirrored, in a row, in the corners, on a ring."
     w, h = np.ptp(profile[0].contour().box(), axis=0)*1000
     n = ruler.pick((2, 3, 4, 6), (46, 12, 32, 10))
     dx, dy = (ruler.snap(max(1.15*side, ruler.rng.uniform(.35, .9)*free)) for side, free in zip((w, h), room))

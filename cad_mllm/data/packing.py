@@ -30,7 +30,7 @@ def _packed_endings(endings):
     return [(e, p if plain.index(p) == i else f"_{i}{p}") for i, (e, p) in enumerate(zip(endings, plain))]
 
 def _group(ds, place, kepts, encode):
-    "A design's files for a pack: (id, [(ending, file, bytes or `Made`)])."
+    "Return a design's files for a pack: (id, [(ending, file, bytes or `Made`)])."
     id, caption = ds.table.ids[place], ds.table.captions[place]
     whole = ds.files.where(id)
     files = [(".json", whole)]
@@ -45,7 +45,7 @@ def _group(ds, place, kepts, encode):
 
 # %% ../../nbs/5_data/25_packing.ipynb #9b07e5ab
 def _pack_extra(ds, language):
-    "What a pack's index keeps beside the members: nothing that depends on where or when."
+    "Return what a pack's index keeps beside the members: nothing that depends on where or when."
     checks, used = ds.checks, ds.table
     place = {id: i for i, id in enumerate(used.ids)}
     designs, samples = checks.designs.copy(), checks.samples.copy()
@@ -63,7 +63,7 @@ def _pack_extra(ds, language):
 
 # %% ../../nbs/5_data/25_packing.ipynb #ae43e9db
 def _groups(ds, encode):
-    "All designs for a pack."
+    "Return all designs for a pack."
     kepts = [set() for _ in ds.table.ids]
     for row in ds.table.samples: kepts[row["design"]].add(int(row["kept"]))
     return [_group(ds, i, sorted(k), encode) for i, k in enumerate(kepts)]

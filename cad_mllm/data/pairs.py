@@ -32,11 +32,11 @@ _DATED = {
 }
 
 def dates_folders(path):
-    "Whether the file system is known to date a folder when names in it change."
+    "Return whether the file system is known to date a folder when names in it change."
     return mount_point_of(os.path.realpath(path))[1] in _DATED
 
 def file_stamp(path, dated=True):
-    "When a folder or file changed, as far as it tells; None where that cannot be relied on."
+    "Return when a folder or file changed, as far as it tells; None where that cannot be relied on."
     try:
         stat = os.stat(path)
         if time.time_ns() - stat.st_mtime_ns < 2e9: return None
@@ -50,7 +50,7 @@ def file_stamp(path, dated=True):
 
 # %% ../../nbs/5_data/12_pairs.ipynb #24f7614e
 def _leads_on(path, root, entered):
-    "Whether a folder is one to look into: a link is followed once, and not into what is walked anyway."
+    "Return whether a folder is one to look into: a link is followed once, and not into what is walked anyway."
     if not os.path.islink(path): return True
     target, top = os.path.realpath(path), os.path.realpath(root)
     if target in entered or os.path.commonpath([target, top]) in (target, top): return False
@@ -119,7 +119,7 @@ class DesignCheck:
 
 # %% ../../nbs/5_data/12_pairs.ipynb #f841a536
 def _num_kept(content, whole_content, whole):
-    "How many operations a beginning keeps, where its JSON is part of the whole's; else None."
+    "Return how many operations a beginning keeps, where its JSON is part of the whole's; else None."
     try: entities, sequence, all_entities = content["entities"], content["sequence"], whole_content["entities"]
     except (TypeError, KeyError): return None
     if (
@@ -136,7 +136,7 @@ def _num_kept(content, whole_content, whole):
 
 # %% ../../nbs/5_data/12_pairs.ipynb #d11ce060
 def check_beginning(whole, whole_content, path):
-    "How many operations the beginning keeps, and its signature."
+    "Return how many operations the beginning keeps, and its signature."
     data, signature = read_history_file(path)
     content = parse_history_bytes(data)
     kept = _num_kept(content, whole_content, whole)
@@ -228,7 +228,7 @@ def hash_order(ids): return sorted(ids, key=lambda id: hashlib.sha1(id.encode("u
 def design_of(
     id: str, # such as "0000/00000071_00005"
 ) -> str: # such as "0000/00000071"
-    "The document that a part comes from."
+    "Return the document that a part comes from."
     folder, _, name = id.rpartition("/")
     return f"{folder}/{name.split('_')[0]}"
 

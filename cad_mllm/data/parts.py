@@ -23,14 +23,14 @@ def pick(
     high: float, # largest value
     step: float = 1.0, # the grid that designers use
 ) -> float:
-    "A multiple of `step` between `low` and `high`."
+    "Return a multiple of `step` between `low` and `high`."
     first, last = math.ceil(low/step - 1e-9), math.floor(high/step + 1e-9)
     return float(rng.integers(first, max(first, last) + 1)*step)
 
 def _metres(mm): return np.round(np.asarray(mm, float)/1000, 12)
 
 def disc(diameter: float, x: float = 0, y: float = 0) -> Loop:
-    "A circle by its diameter and center, in mm."
+    "Return a circle by its diameter and center, in mm."
     return circle(*_metres([x, y, diameter/2]))
 
 # %% ../../nbs/5_data/01_parts.ipynb #feb62944
@@ -52,7 +52,7 @@ def outline(
     points, # corners (x, y) in mm, with `via` points where an edge is an arc
     rounding: float | dict = 0, # a radius for all corners, or {corner number: radius}
 ) -> Loop:
-    "A closed loop of lines and arcs."
+    "Return a closed loop of lines and arcs."
     vertices, mids, xy = [], [], [np.array(p[:2], float) for p in points]
     for i, p in enumerate(points):
         if isinstance(p, via):
@@ -70,12 +70,12 @@ def outline(
 
 # %% ../../nbs/5_data/01_parts.ipynb #1abc28d2
 def rect(width: float, height: float, x: float = 0, y: float = 0, rounding: float = 0) -> Loop:
-    "A rectangle about its center, in mm, with rounded corners if wanted."
+    "Return a rectangle about its center, in mm, with rounded corners if wanted."
     a, b = width/2, height/2
     return outline([(x - a, y - b), (x + a, y - b), (x + a, y + b), (x - a, y + b)], rounding)
 
 def slot(length: float, width: float, x: float = 0, y: float = 0) -> Loop:
-    "A straight slot with round ends along x: overall `length`, in mm."
+    "Return a straight slot with round ends along x: overall `length`, in mm."
     a, r = (length - width)/2, width/2
     return outline(
         [(x - a, y - r), (x + a, y - r), via(x + a + r, y), (x + a, y + r), (x - a, y + r), via(x - a - r, y)]
@@ -103,7 +103,7 @@ PLANES = {"XY": ((1, 0, 0), (0, 1, 0), (0, 0, 1)), "-XY": ((1, 0, 0), (0, -1, 0)
           "YZ": ((0, 1, 0), (0, 0, 1), (1, 0, 0)), "-YZ": ((0, -1, 0), (0, 0, 1), (-1, 0, 0))}
 
 def _placement(rng):
-    "A rotation by right angles and a shift in mm; each is nothing at all half of the time."
+    "Return a rotation by right angles and a shift in mm; each is nothing at all half of the time."
     turn, shift = np.eye(3), np.zeros(3)
     if rng.random() < .5:
         turn = np.eye(3)[rng.permutation(3)]*rng.choice([-1, 1], 3)[:, None]
@@ -145,13 +145,13 @@ def extrude(
 
 @patch
 def add(self: Part, *profiles, height: float, plane: str | tuple = "XY", at: tuple = (0, 0, 0), **kwargs) -> Part:
-    "A sketch and its extrude."
+    "Append a sketch and its extrude."
     self.sketch(*profiles, plane=plane, at=at)
     return self.extrude(height, **kwargs)
 
 # %% ../../nbs/5_data/01_parts.ipynb #1cf2acc0
 def _extrude_box(program, extrude): # (2, 3)
-    "The box of one extrude in world coordinates; exact on planes along the axes."
+    "Return the box of one extrude in world coordinates; exact on planes along the axes."
     span = extrude.span()
     flat = [(s.frame, p.contours()[0].box()) for s, p in program.profiles_of(extrude)]
     corners = np.concatenate([f.to_world([(x, y, z) for x in b[:, 0] for y in b[:, 1] for z in span]) for f, b in flat])
@@ -160,7 +160,7 @@ def _extrude_box(program, extrude): # (2, 3)
 def history_box(
     program: CADProgram, # a history whose extrudes have profiles
 ) -> np.ndarray: # (2, 3): lower and upper corner in metres
-    "The bounding box as the history tells it: exact where no cut takes an extreme point, else an upper bound."
+    "Return the bounding box as the history tells it: exact where no cut takes an extreme point, else an upper bound."
     box = None
     for e in program.operations():
         if not isinstance(e, Extrude) or not e.profiles or e.operation == "cut": continue
@@ -175,7 +175,7 @@ OPENINGS = ("{}.", "{}.", "The CAD model shows {}.", "Design {}.", "This part is
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 def mm(value: float) -> str:
-    "A length as text."
+    "Return a length as text."
     return f"{round(value, 3):g} mm"
 
 def count_of(num: int, noun: str, words: bool = True) -> str:
@@ -184,12 +184,12 @@ def count_of(num: int, noun: str, words: bool = True) -> str:
     return f"{word} {noun}{'' if num == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 def count(rng: np.random.Generator, num: int, noun: str) -> str:
-    "The same, in words half of the time."
+    "Return the same, in words half of the time."
     return count_of(num, noun, words=rng.random() < .5)
 
 @patch
 def size(self: Part) -> str:
-    "The overall size as drawn, before the part was turned: `80 x 50 x 12 mm`."
+    "Return the overall size as drawn, before the part was turned: `80 x 50 x 12 mm`."
     x, y, z = np.abs(np.ptp(history_box(self.program), axis=0) @ self.turn)*1000
     return " x ".join(f"{round(float(v), 3):g}" for v in (x, y, z)) + " mm"
 
@@ -201,7 +201,7 @@ def tell(
     vague: list, # wordings without numbers, each beginning with an article
     precise: list, # wordings with true numbers
 ) -> tuple: # (CADProgram, caption)
-    "The finished program with one of the wordings: a vague one in a quarter of all cases."
+    "Return the finished program with one of the wordings: a vague one in a quarter of all cases."
     words = vague if rng.random() < .25 else precise
     caption = str(rng.choice(OPENINGS)).format(str(rng.choice(words)))
     return self.program, caption[0].upper() + caption[1:]
@@ -216,6 +216,6 @@ def family(make):
 
 # %% ../../nbs/5_data/01_parts.ipynb #236c8e04
 def box_json(box):
-    "A box in metres as Omni-CAD writes it, to the nanometre."
+    "Return a box in metres as Omni-CAD writes it, to the nanometre."
     low, high = ({c: round(float(v), 9) + 0.0 for c, v in zip("xyz", corner)} for corner in box)
     return {"bounding_box": {"type": "BoundingBox3D", "min_point": low, "max_point": high}}

@@ -23,7 +23,7 @@ from ..geometry.clouds import cloud_of, MOST_CLOUD_BYTES
 
 # %% ../../nbs/5_data/14_points.ipynb #817a1da4
 def finite_points(points):
-    "The finite rows of a cloud and its corners; raises ValueError for what is not a cloud."
+    "Return the finite rows of a cloud and its corners; raises ValueError for what is not a cloud."
     points = np.asarray(points, float)
     if points.ndim != 2 or points.shape[1] not in (3, 6):
         raise ValueError(f"points have the shape {points.shape}, not (N, 3) or (N, 6)")
@@ -35,7 +35,7 @@ def finite_points(points):
 def grid_around(
     points: np.ndarray, # (N, 3 or 6), metres
 ) -> Grid:
-    "The grid of a part of which nothing but its points is known; raises ValueError for what is not a cloud."
+    "Return the grid of a part of which nothing but its points is known; raises ValueError for what is not a cloud."
     _, low, high = finite_points(points)
     return Grid.around(float((high - low).max()))
 
@@ -146,7 +146,7 @@ def _distinct(levels):
     return [b for a, b in zip([levels[0] - 2, *levels], levels) if b - a > 1]
 
 def _measures(codec, cloud, grid, origin, version):
-    "What is told of a cloud in numbers, as the codec writes it."
+    "Return what is told of a cloud in numbers, as the codec writes it."
     levels = measure_points(cloud, grid, origin)
     if version == 1: return codec.measures(levels)
     levels = [_distinct(level) for level in levels]
@@ -159,7 +159,7 @@ def corner_of(
     points: np.ndarray, # (N, 3 or 6), metres
     grid: Grid,
 ) -> np.ndarray: # (3,) metres, whole units of the grid
-    "The lowest corner of a cloud: where the numbers of a part begin of which nothing but its points is known."
+    "Return the lowest corner of a cloud: where the numbers of a part begin of which nothing but its points is known."
     return np.rint(finite_points(points)[1]/grid.unit)*grid.unit
 
 # %% ../../nbs/5_data/14_points.ipynb #fb610403
@@ -172,8 +172,8 @@ def see_points(
     from_nothing: bool = True, # whether no operation is given
     measure_version: int = 2, # of what is told of the cloud in numbers
 ) -> dict: # of `Sample` fields
-    """A cloud as a model sees it: points and measures, on the grid of the given beginning, or on one that the cloud
-    itself determines."""
+    """Return a cloud as a model sees it: points and measures, on the grid of the given beginning, or on one that the
+    cloud itself determines."""
     grid = codec and (codec.grid(prefix) or grid_around(cloud))
     origin = corner_of(cloud, grid) if grid and from_nothing else None
     points, center, scale = prepare_points(cloud, num_points, rng, grid, origin)
@@ -187,7 +187,7 @@ def estimate_normals(
     points: np.ndarray, # (N, 3 or more), N >= 3
     neighbours: int = 12,
 ) -> np.ndarray: # (N, 6)
-    "The cloud with a unit normal at each point, from its neighbours."
+    "Return the cloud with a unit normal at each point, from its neighbours."
     from scipy.spatial import cKDTree
     xyz = np.asarray(points, float)[:, :3]
     near = xyz[cKDTree(xyz).query(xyz, min(neighbours, len(xyz)))[1]]
@@ -236,7 +236,7 @@ class Scan:
         return self._seen_normals(np.concatenate([shaken, points[:, 3:]], 1), rng)
 
     def _seen_normals(self, points, rng):
-        "The cloud with its normals, without them, or with estimated ones."
+        "Return the cloud with its normals, without them, or with estimated ones."
         draw = rng.random() if self.bare or self.estimated else 1.0
         if draw < self.bare: return points[:, :3]
         return estimate_normals(points) if draw < self.bare + self.estimated else points
@@ -245,8 +245,8 @@ class Scan:
 def read_points(
     source, # a file that `read_cloud` takes, or its bytes
 ) -> np.ndarray: # (N, 3), or (N, 6) where the file has normals
-    """The points of a file, in metres as they stand; raises OSError, ValueError or zipfile.BadZipFile for what is
-    not one."""
+    """Return the points of a file, in metres as they stand; raises OSError, ValueError or zipfile.BadZipFile for what
+    is not one."""
     if not isinstance(source, bytes):
         if (size := os.path.getsize(source)) > MOST_CLOUD_BYTES: raise ValueError(f"the file has {size/2**20:,.0f} MB")
         source = read_plain(source, MOST_CLOUD_BYTES)
@@ -256,7 +256,7 @@ def read_points(
 def outline_box(
     program: CADProgram,
 ) -> tuple: # (low (3,), high (3,)) in metres, or None where nothing is added
-    "The box of everything that a history adds: no smaller than the part."
+    "Return the box of everything that a history adds: no smaller than the part."
     corners = []
     for e in program.operations():
         if not isinstance(e, Extrude) or e.operation not in ("new", "join"): continue

@@ -38,7 +38,7 @@ class PrepareError(ValueError):
     "What keeps the whole job from running: the folder, why, and what to do."
 
 def _reason(error):
-    "A failure without its particulars."
+    "Return a failure without its particulars."
     text = error.reason if isinstance(error, (CADFormatError, WorkerError)) else str(error)
     if isinstance(error, WorkerError): text = f"worker: {text}"
     if not isinstance(error, (CADFormatError, GeometryError, WorkerError)): text = f"{type(error).__name__}: {text}"
@@ -77,7 +77,7 @@ class PrepareReport:
 
 # %% ../../nbs/5_data/08_preparation.ipynb #40570523
 def _is_failure(row):
-    "Whether a line tells of a failure, or that there is none any more."
+    "Return whether a line tells of a failure, or that there is none any more."
     return (
         all(isinstance(row.get(k), str) for k in ("id", "product", "message", "stamp"))
         and isinstance(row.get("reason", 0), (str, type(None)))
@@ -98,11 +98,11 @@ class _Failures:
                 if row["reason"] is None: del self.rows[row["id"]][row["product"]]
 
     def stamp(self, source):
-        "A mark of what a failure depends on."
+        "Return a mark of what a failure depends on."
         return hashlib.sha1(read_plain(source, MAX_BYTES) + f"{self.kernel} {__version__}".encode()).hexdigest()[:16]
 
     def known(self, id, source): # product -> row
-        "What need not be tried again."
+        "Return what need not be tried again."
         if self.retry or not self.rows.get(id): return {}
         try: stamp = self.stamp(source)
         except OSError: return {}
@@ -146,7 +146,7 @@ def in_shard(
     which: int, # from 1
     num: int, # how many shards there are
 ) -> bool:
-    "Whether a part belongs to a shard."
+    "Return whether a part belongs to a shard."
     return zlib.crc32(id.encode("utf-8", "surrogateescape")) % num == which - 1
 
 # %% ../../nbs/5_data/08_preparation.ipynb #f324037a
@@ -161,7 +161,7 @@ def _names(out):
     return found
 
 def _lacks(id, options, names):
-    "Whether a part misses some product, as far as names tell."
+    "Return whether a part misses some product, as far as names tell."
     item = PreparedItem("", id, options)
     def there(path): return path.relative_to(path.parts[0]).as_posix() in names[path.parts[0]]
     wanted = [p for name in ("points", "images", "steps") if getattr(options, name) for p in PRODUCTS[name][0](item)]
@@ -225,7 +225,7 @@ def estimate(
     timeout: float = 60,
     num_samples: int = 24, # parts to time
 ) -> dict: # histories, todo, sampled, seconds, seconds_range, files, bytes, by_folder, bytes_free, jobs
-    "What preparing would cost, from a timed sample; writes nothing to `out`."
+    "Return what preparing would cost, from a timed sample; writes nothing to `out`."
     names = _names(out)
     todo = [h for h in histories if _lacks(h[0], options, names)]
     sample = _draw_sample(todo, num_samples)
@@ -253,7 +253,7 @@ def estimate(
 
 # %% ../../nbs/5_data/08_preparation.ipynb #4024f72f
 def _existing(path):
-    "A folder, or the nearest one above it that exists."
+    "Return a folder, or the nearest one above it that exists."
     path = Path(path).resolve()
     return path if path.exists() else _existing(path.parent)
 
@@ -269,7 +269,7 @@ def _size(num):
 def describe_estimate(
     e: dict, # what `estimate` gives
 ) -> str: # a few lines
-    "An estimate in words."
+    "Return an estimate in words."
     if not e["todo"]: return f"{e['histories']} histories: nothing is missing"
     low, high = e["seconds_range"]
     parts = ", ".join(f"{k} {_size(v['bytes'])} in {v['files']:,}" for k, v in e["by_folder"].items())
@@ -349,7 +349,7 @@ def _record(report, captions, failures, task, result):
 
 # %% ../../nbs/5_data/08_preparation.ipynb #d0d50164
 def _captions_of(root, out, report, ending):
-    "The captions there are; files that cannot be read go into the report."
+    "Return the captions there are; files that cannot be read go into the report."
     book = CaptionWriter(root if not _same(root, out) else out, out, ending and f"_automatic{ending}")
     for error in book.problems: report.fail(error.file, "caption file", error)
     return book

@@ -27,7 +27,7 @@ from .parts import count_of
 
 # %% ../../nbs/5_data/07_products.ipynb #983b71cf
 def _significant(value, digits=4):
-    "A positive number with so many digits, never in exponent form."
+    "Return a positive number with so many digits, never in exponent form."
     return f"{round(value, digits - 1 - math.floor(math.log10(value))):.12g}" if value > 0 else "0"
 
 def _round_openings(program):
@@ -44,7 +44,7 @@ def describe(
     program: CADProgram, # a history
     box=None, # ((x, y, z), (x, y, z)) in metres, where its solid is known
 ) -> str: # one or two sentences
-    "An automatic caption: what the history says, and no more."
+    "Return an automatic caption: what the history says, and no more."
     extrudes = [e for e in program.operations() if isinstance(e, Extrude)]
     text = f"A part of {count_of(len(program) - len(extrudes), 'sketch')} and {count_of(len(extrudes), 'extrusion')}"
     kinds = Counter(e.operation for e in extrudes)
@@ -75,7 +75,7 @@ class Products:
                                   # parts
 
     def wanted(self) -> list:
-        "Names of the products that are files of their own."
+        "Return the names of the products that are separate files."
         return [name for name in PRODUCTS if getattr(self, name)]
 
 # %% ../../nbs/5_data/07_products.ipynb #8bfa5070
@@ -186,7 +186,7 @@ def prepare_one(
     task: tuple, # (file, root to write to, id, Products, whether a caption is wanted, what failed in earlier runs by
                  # product)
 ) -> dict: # product -> what became of it
-    "All products of one history. Runs in a worker process."
+    "Make all products of one history. Runs in a worker process."
     source, root, id, options, wants_caption, known = task
     item = PreparedItem(root, id, options, known, source)
     item.program = CADProgram.from_json(source)
@@ -201,7 +201,7 @@ def prepare_one(
 _MAX_CAPTIONS = 2**30 # of one file
 
 def _read_caption_file(path):
-    "The entries of a caption file; `CADFormatError` where it is not one."
+    "Return the entries of a caption file; `CADFormatError` where it is not one."
     try: entries = read_json(path, _MAX_CAPTIONS)
     except OSError as e: raise CADFormatError(f"the caption file cannot be read: {e.strerror}", file=path) from None
     except FileError as e: raise CADFormatError(f"the caption file {e.reason}", file=path) from None
@@ -209,7 +209,7 @@ def _read_caption_file(path):
     return entries
 
 def _says(entry, automatic=None):
-    "Whether an entry has an id and a caption, and, if asked, whether that is an automatic one."
+    "Return whether an entry has an id and a caption, and, if asked, whether that is an automatic one."
     if not (isinstance(entry, dict) and isinstance(entry.get("id"), str)): return False
     text = entry.get("text caption")
     return isinstance(text, str) and bool(text.strip()) and automatic in (None, entry.get("source") == "automatic")

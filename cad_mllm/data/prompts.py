@@ -125,7 +125,7 @@ def target_ids(self: PromptBuilder, sample: Sample) -> list:
 
 @patch
 def num_modality_tokens(self: PromptBuilder, sample: Sample) -> tuple: # (of the pictures, of the points)
-    "How many tokens the sample's pictures and points take at the front."
+    "Return how many tokens the sample's pictures and points take at the front."
     return self.num_image_tokens*len(sample.views), (self.num_point_tokens if sample.points is not None else 0)
 
 # %% ../../nbs/5_data/21_prompts.ipynb #a85cbab0
@@ -148,7 +148,7 @@ def _place(self: PromptBuilder, arrays, row, start, number, sample, context, tar
 # %% ../../nbs/5_data/21_prompts.ipynb #ac57157e
 @patch
 def _tensors(self: PromptBuilder, arrays, samples, image_slots, point_slots):
-    "The tensors of a batch; `samples` in the order of their slots."
+    "Return the tensors of a batch; `samples` in the order of their slots."
     images = [
         (view.astype(np.float32)/255 - self.mean)/self.std for s in samples if self.num_image_tokens for view in s.views
     ]
@@ -173,7 +173,7 @@ def _row_arrays(rows, width, pad_id):
 
 @patch
 def _fill(self: PromptBuilder, rows, left=False):
-    "A batch from rows of (sample, context, target); `left` aligns them at the right end."
+    "Return a batch from rows of (sample, context, target); `left` aligns them at the right end."
     lengths = [[sum(self.num_modality_tokens(s)) + len(c) + len(t) for s, c, t in row] for row in rows]
     width = max(map(sum, lengths), default=0)
     arrays, image_slots, point_slots = _row_arrays(len(rows), width, self.pad_id), [], []
@@ -197,7 +197,7 @@ def collate(
     pack: bool = True, # several samples per row
     max_tokens: int = 0, # longest packed row; 0 means `max_seq_length`
 ) -> Batch:
-    "A batch for training."
+    "Return a batch for training."
     items, skipped = [(s, self.context_ids(s), self.target_ids(s)) for s in samples if s is not None], []
     lengths = [sum(self.num_modality_tokens(s)) + len(c) + len(t) for s, c, t in items]
     for (s, *_), n in zip(items, lengths):
@@ -220,7 +220,7 @@ def draw(
     self: PromptBuilder,
     batch: Batch,
 ): # -> a matplotlib figure
-    "The rows of a batch as coloured blocks: image, points, given, to be written, padding."
+    "Draw the rows of a batch as colored blocks: image, points, given, to be written, padding."
     from matplotlib.colors import to_rgb
     from cad_mllm.utils.figures import Figure
     from matplotlib.patches import Patch
@@ -255,7 +255,7 @@ def prompts(
     self: PromptBuilder,
     samples: list, # of `Sample`; targets are ignored
 ) -> Batch: # one row per sample, padded on the left; no labels
-    "A batch for generation. Raises `DataError` for a prompt that leaves no room to write."
+    "Return a batch for generation. Raises `DataError` for a prompt that leaves no room to write."
     rows = [[(s, self.context_ids(s), [])] for s in samples]
     for (s, context, _), in rows:
         if (n := sum(self.num_modality_tokens(s)) + len(context)) >= self.max_seq_length:

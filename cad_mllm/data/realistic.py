@@ -61,7 +61,7 @@ def push(
     extent: str = "one",
     back: float = 0.0, # mm, for extent "two"
 ):
-    "A sketch and its extrude."
+    "Append a sketch and its extrude."
     x, y, z = AXES[plane]
     frame = Frame(*(tuple((np.round(v, 12) + 0.0).tolist()) for v in (level*z/1000, x, y, z)))
     self.program.sketch(*ordered(profiles), frame=frame)
@@ -75,7 +75,7 @@ def push(
 # %% ../../nbs/5_data/05_realistic.ipynb #b9691302
 @patch
 def begin(self: Draft):
-    "The first sketch and extrude."
+    "Append the first sketch and extrude."
     r, size = self.ruler, self.size
     aspect = math.exp(r.rng.normal(0, .55))
     w, h = r.snap(size*min(1, aspect)), r.snap(size*min(1, 1/aspect))
@@ -99,7 +99,7 @@ def begin(self: Draft):
 # %% ../../nbs/5_data/05_realistic.ipynb #d553bd40
 @patch
 def choose_plane(self: Draft, operation: str) -> tuple: # (name, level in mm along its normal, axis number, sign)
-    "Where the next sketch stands."
+    "Choose the plane of the next sketch."
     r = self.ruler
     plane = r.pick(list(PLANES), (52, 7, 12, 11, 10, 8))
     normal = AXES[plane][2]
@@ -114,7 +114,7 @@ def choose_plane(self: Draft, operation: str) -> tuple: # (name, level in mm alo
 # %% ../../nbs/5_data/05_realistic.ipynb #1e53797b
 @patch
 def choose_outline(self: Draft, room: np.ndarray, operation: str) -> tuple: # (w, h) mm
-    "How large the next outline is, given the part's size (2,) in its plane."
+    "Choose the size of the next outline, given the part's size (2,) in its plane."
     r = self.ruler
     share = r.rng.uniform(.12, 1.0) if operation != "cut" else r.rng.uniform(.08, .8)
     aspect = math.exp(r.rng.normal(0, .5))
@@ -133,7 +133,7 @@ def choose_place(self: Draft, room: np.ndarray, size) -> np.ndarray: # (2,) mm f
 # %% ../../nbs/5_data/05_realistic.ipynb #126b98b5
 @patch
 def choose_depth(self: Draft, operation: str, axis: int, sign: float, level: float) -> float: # mm along the normal
-    "How deep: half of all cuts go through."
+    "Choose the depth; half of all cuts go through."
     r = self.ruler
     if operation == "cut":
         below = level - self.box[0][axis] if sign > 0 else self.box[1][axis] + level
@@ -144,7 +144,7 @@ def choose_depth(self: Draft, operation: str, axis: int, sign: float, level: flo
 # %% ../../nbs/5_data/05_realistic.ipynb #8581ac7f
 @patch
 def go_on(self: Draft, operation: str):
-    "One more sketch and extrude."
+    "Append one more sketch and extrude."
     r = self.ruler
     plane, level, axis, sign = self.choose_plane(operation)
     x, y, _ = AXES[plane]
@@ -170,7 +170,7 @@ def draft(
     rng: np.random.Generator,
     num: int, # extrudes
 ) -> Draft:
-    "A random history: nothing is known yet of what it makes."
+    "Return a random history: nothing is known yet of what it makes."
     made = Draft(rng)
     made.begin()
     for _ in range(num - 1): made.go_on(made.ruler.pick(("join", "cut", "new"), (50, 38, 12)))
@@ -189,7 +189,7 @@ def has_effect(
     volumes: list, # after each extrude, m3
     least: float = 2e-3, # share of the volume that an operation must add or take
 ) -> bool:
-    "Whether each operation did something."
+    "Return whether each operation did something."
     return all(abs(b - a) >= least*max(a, b) for a, b in zip([0.0, *volumes], volumes))
 
 # %% ../../nbs/5_data/05_realistic.ipynb #cd3789b8
@@ -208,7 +208,7 @@ def describe_part(
     made: Draft,
     solid: Solid,
 ) -> str:
-    "A caption that is true."
+    "Return a caption that is true."
     base = {"disc": "a round", "rectangle": "a rectangular"}.get(made.kinds[0], "a")
     named = (
         f"{base} base" if base != "a" else f"a base drawn as an {made.kinds[0]}" if made.kinds[0][0] == "o"
@@ -228,7 +228,7 @@ def describe_part(
 MAX_TOKENS = 420 # longer histories are rare among real ones and slow to learn
 
 def _attempt(rng, num):
-    "A part of `num` extrudes, or None where chance made nothing of use."
+    "Return a part of `num` extrudes, or None where chance made nothing of use."
     made = draft(rng, num)
     try: solid, volumes, bodies = build_counted(made.program)
     except GeometryError: return None
@@ -251,7 +251,7 @@ def make_realistic(
     seed: int, # of the set
     index: int, # of the part in it
 ) -> tuple: # (id, CADProgram, caption)
-    "The same as a member of a data set, as `synthetic.make_part` gives them."
+    "Return the same as a member of a data set, as `synthetic.make_part` gives them."
     part = realistic_part(seed, index)
     part.program.extra["properties"] = box_json(history_box(part.program))
     return f"{index//10000:04d}/{index:08d}_{seed % 100000:05d}", part.program, part.caption
@@ -261,12 +261,12 @@ def twin_key(
     program: CADProgram,
     corner, # (3,) metres: the part's lowest corner
 ) -> bytes: # the same for twins
-    "A hash of the tokens that the part is written with from its corner."
+    "Return a hash of the tokens that the part is written with from its corner."
     return hashlib.sha256(" ".join(encode(program.moved(-np.asarray(corner)))).encode()).digest()[:12]
 
 # %% ../../nbs/5_data/05_realistic.ipynb #b3465ef1
 def outline_kind(contour: Contour) -> str: # circle, rectangle, polygon or arcs
-    "What an outline is."
+    "Return what an outline is."
     if contour.radius is not None: return "circle"
     if any(m is not None for m in contour.mids): return "arcs"
     v = contour.vertices
@@ -309,7 +309,7 @@ def _tally(program, seen, lists):
 def history_statistics(
     programs, # of `CADProgram`
 ) -> dict: # row of the table -> numbers
-    "What a collection of histories looks like: shares in percent, means, and quantiles (10, 50, 90%)."
+    "Return what a collection of histories looks like: shares in percent, means, and quantiles (10, 50, 90%)."
     seen = {k: Counter() for k in ("operation", "extent", "outer", "inner", "normal")}
     lists = {k: [] for k in ("extrudes", "profiles", "holes", "curves", "depth")}
     for p in programs: _tally(p, seen, lists)

@@ -44,7 +44,7 @@ def fingerprint(
 
 # %% ../../nbs/5_data/26_report.ipynb #b8d02c1e
 def _plain(error):
-    "A reason without its particulars."
+    "Return a reason without its particulars."
     text = (
         error.reason if isinstance(error, CADFormatError) else str(error) if isinstance(error, GeometryError)
         else f"{type(error).__name__}: {error}"
@@ -58,7 +58,7 @@ def _plain(error):
 
 # %% ../../nbs/5_data/26_report.ipynb #9888ed6a
 def _examine_beginnings(whole, paths):
-    "How many files of beginnings are good, and why the others are not."
+    "Return how many files of beginnings are good, and why the others are not."
     bad = Counter()
     for path in paths:
         try: bad["is no beginning of its history"] += not CADProgram.from_json(path).is_prefix_of(whole)
@@ -68,7 +68,7 @@ def _examine_beginnings(whole, paths):
 
 # %% ../../nbs/5_data/26_report.ipynb #5af0890e
 def _examine(task): # (id, file of the history, files of its beginnings, whether to build)
-    "What one history says of itself. Runs in a worker process."
+    "Return what one history says of itself. Runs in a worker process."
     id, file, beginnings, build = task
     row = dict(
         id=id, reason="", operations=0, extrudes=0, tokens=0, code="", beginnings=0, bad_beginnings={}, builds=None
@@ -98,7 +98,7 @@ def _one_by_one(batch, engine, timeout):
         )
 
 def _examine_all(tasks, engine, timeout, size=32):
-    "Rows of all histories, in order."
+    "Return rows of all histories, in order."
     from tqdm.auto import tqdm
     batches, rows = [tasks[i:i + size] for i in range(0, len(tasks), size)], []
     with tqdm(total=len(tasks), desc="examining", unit="part", disable=len(tasks) < 200) as bar:
@@ -169,7 +169,7 @@ MOST_SPLIT = 500_000_000   # bytes of a split file
 
 # %% ../../nbs/5_data/26_report.ipynb #c74c8cca
 def _read_split(file, known):
-    "Name -> ids of a split file; ids may lack their folder or their suffix."
+    "Return a dict, name -> ids, of a split file; ids may lack their folder or their suffix."
     try: split = read_json(file, MOST_SPLIT)
     except (OSError, FileError) as e:
         raise ReportError(
@@ -224,7 +224,7 @@ def _size(path):
 
 # %% ../../nbs/5_data/26_report.ipynb #c9e19b33
 def _attached(report, folders, ids, everything):
-    "Captions by id and files of pictures and clouds by id, found and counted as a training does; enters both."
+    "Return captions by id and files of pictures and clouds by id, found and counted as a training does; enters both."
     skipped, roles = SkipReport(), dict(txt="captions", img="pictures", points="points")
     captions, views, clouds, names = find_attachments(
         {role: folders[kind] for role, kind in roles.items()}, list(ids), everything, skipped
@@ -296,7 +296,7 @@ def _enter_lengths(report, captions, settings):
 
 # %% ../../nbs/5_data/26_report.ipynb #bab0c94a
 def _counter(tokenizer):
-    "A function that counts the tokens of a caption and its newline."
+    "Return a function that counts the tokens of a caption and its newline."
     if not tokenizer: return lambda text: math.ceil(len(text)/4) + 1
     from cad_mllm.config import CADMLLMConfig
     from cad_mllm.data.tokenizer import load_tokenizer

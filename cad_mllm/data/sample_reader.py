@@ -46,7 +46,7 @@ def unchanged(self: HistoryReader,
     index: int,
     signature: int | None = None, # of the whole, where it is known
 ) -> bool:
-    "Whether both files of a sample are the ones that were checked."
+    "Return whether both files of a sample are the ones that were checked."
     row, id, suffix = self.table.named(index)
     if signature is None: signature = self.files.whole_signature(id)
     return (
@@ -57,7 +57,7 @@ def unchanged(self: HistoryReader,
 # %% ../../nbs/5_data/21e_sample_reader.ipynb #7b633f6f
 @patch
 def whole(self: HistoryReader, index: int) -> CADProgram:
-    "The whole history of a sample; `Skip` where it, or its beginning, is no longer what was checked."
+    "Return the whole history of a sample; `Skip` where it, or its beginning, is no longer what was checked."
     row, id, suffix = self.table.named(index)
     data, signature = self.files.history(id)
     content = parse_history_bytes(data)
@@ -79,7 +79,7 @@ def split(self: HistoryReader,
     grid=None,                        # `Grid` of a cloud; then only this is given
     origin: np.ndarray | None = None, # (3,) metres, where the numbers begin
 ) -> tuple: # (prefix, target)
-    "What is given of a sample's history, and what is to be written."
+    "Return what is given of a sample's history, and what is to be written."
     key = (int(self.table.samples[index]["design"]), kept, grid, None if origin is None else tuple(origin))
     if key in self.cache and self.unchanged(index): return self.cache[key]
     id = self.table.named(index)[1]
@@ -122,7 +122,7 @@ def chosen(self: MediaReader,
     epoch: int,
     index: int,
 ) -> list: # of (role, id, ending)
-    "The pictures of a sample that are drawn (one to `max_views`), or its cloud."
+    "Return the pictures of a sample that are drawn (one to `max_views`), or its cloud."
     role = "img" if name == "image" else "points"
     endings, settings = self.table.endings(role, index), self.settings
     rng = seeded_rng("view", settings.seed, epoch, index)
@@ -133,7 +133,7 @@ def chosen(self: MediaReader,
 # %% ../../nbs/5_data/21e_sample_reader.ipynb #5c622f65
 @patch
 def _see(self: MediaReader, cloud, epoch, index, kept, prefix, own):
-    "A cloud as `Sample` fields; `own` is the grid that the part would choose by itself."
+    "Return a cloud as `Sample` fields; `own` is the grid that the part would choose by itself."
     settings = self.settings
     if own and not .3 < float(np.ptp(cloud[:, :3], axis=0).max())/(NUM_LEVELS*own.unit) < 2:
         check_belongs(cloud, self.histories.whole(index))
@@ -146,7 +146,7 @@ def _see(self: MediaReader, cloud, epoch, index, kept, prefix, own):
 # %% ../../nbs/5_data/21e_sample_reader.ipynb #ea7a1b39
 @patch
 def _load(self: MediaReader, name, epoch, index, *known):
-    "What can be read of a sample's pictures or cloud, as `Sample` fields; None where nothing can."
+    "Return what can be read of a sample's pictures or cloud, as `Sample` fields; None where nothing can."
     loaded = []
     for file in self.chosen(name, epoch, index):
         try:
@@ -163,7 +163,7 @@ def _load(self: MediaReader, name, epoch, index, *known):
 # %% ../../nbs/5_data/21e_sample_reader.ipynb #c3507f64
 @patch
 def draw(self: MediaReader, modality_probs, epoch, index, available) -> tuple:
-    "The modalities drawn among those that are available."
+    "Return the modalities drawn among those that are available."
     number = seeded_rng("modality", self.settings.seed, epoch, index).random()
     return draw_modalities(modality_probs, available, number)
 
@@ -174,7 +174,7 @@ def read(self: MediaReader,
     index: int,
     *known,               # operations given, prefix, and the part's own grid where clouds are on the grid
 ) -> tuple: # (modalities, `Sample` fields)
-    "The modalities drawn for a sample, and what is read of them."
+    "Return the modalities drawn for a sample, and what is read of them."
     available = self.table.modalities(index)
     while True:
         drawn = self.draw(modality_probs, epoch, index, available)

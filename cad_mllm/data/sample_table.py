@@ -33,7 +33,7 @@ class SampleTable:
         found: Found,
         chosen: np.ndarray, # places in `found.table.samples`
     ):
-        "The chosen samples of what was found, with their designs only."
+        "Return the chosen samples of what was found, with their designs only."
         table, rows = found.table, found.table.samples[chosen]
         used, design = np.unique(rows["design"], return_inverse=True)
         names, suffix = np.unique(rows["suffix"], return_inverse=True)
@@ -49,13 +49,13 @@ class SampleTable:
 # %% ../../nbs/5_data/21d_sample_table.ipynb #f1d825f1
 @patch
 def named(self: SampleTable, index: int) -> tuple: # (row, id of the design, suffix of the beginning)
-    "One sample."
+    "Return the row, design and suffix of a sample."
     row = self.samples[index]
     return row, self.ids[row["design"]], self.suffixes[row["suffix"]]
 
 @patch
 def modalities(self: SampleTable, index: int) -> set:
-    "The modalities that a sample can be given in."
+    "Return the modalities that a sample can be given in."
     design = self.samples[index]["design"]
     return {"text"} | ({"image"} if self.views[design] else set()) | ({"points"} if self.clouds[design] else set())
 
@@ -64,7 +64,7 @@ def endings(self: SampleTable,
     role: str, # "img" or "points"
     index: int,
 ) -> list: # such as _003.png
-    "How the names of a sample's pictures or clouds go on after its id."
+    "Return how the names of a sample's pictures or clouds go on after its id."
     bits = (self.views if role == "img" else self.clouds)[self.samples[index]["design"]]
     return [ending for i, ending in enumerate(self.media[role]) if bits >> i & 1]
 

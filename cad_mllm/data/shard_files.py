@@ -25,7 +25,7 @@ class ShardError(OSError):
 _BLOCK = 512
 
 def _header(name, size):
-    "A tar header that says nothing but the name and the size."
+    "Return a tar header that says nothing but the name and the size."
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, 0, 0o644
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -71,7 +71,7 @@ def member_name(
     id: str, # such as "0000/00000071_00005"
     ending: str, # as a file of the folder goes on after the id: ".json", "_tr_03.json", "_000.png"
 ) -> str:
-    "The name of a file in a shard."
+    "Return the name of a file in a shard."
     folder, slash, name = id.rpartition("/")
     return f"{folder}{slash}{name.replace('.', '%2E')}.{ending.lstrip('._')}"
 
@@ -79,7 +79,7 @@ def member_name(
 def scan_shard(
     path, # a tar file
 ) -> tuple: # (SHA-256 of the file, [(name, offset, length, CRC-32)])
-    "What is in a shard, read from beginning to end. Raises `ShardError` for what is not a whole tar file."
+    "Return what is in a shard, read from beginning to end. Raises `ShardError` for what is not a whole tar file."
     members = []
     try:
         with open_plain(path) as f:
@@ -96,11 +96,11 @@ def scan_shard(
 
 # %% ../../nbs/5_data/08c_shard_files.ipynb #0c42d86b
 def to_bytes(value) -> np.ndarray: # (N,) uint8
-    "A JSON value as an array of bytes."
+    "Return a JSON value as an array of bytes."
     return np.frombuffer(json.dumps(value, separators=(",", ":")).encode(), np.uint8)
 
 def from_bytes(array: np.ndarray):
-    "The JSON value of `to_bytes`."
+    "Return the JSON value of `to_bytes`."
     return parse_json(array.tobytes())
 
 def save_arrays(path, arrays: dict):

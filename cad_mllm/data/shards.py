@@ -42,7 +42,7 @@ class PackError(ValueError):
 _MEMBER = np.dtype([("offset", "<i8"), ("size", "<u4"), ("crc", "<u4"), ("ending", "<u2")])
 
 def is_pack(path) -> bool:
-    "Whether a folder holds shards with their index."
+    "Return whether a folder holds shards with their index."
     return os.path.isfile(Path(path, INDEX_NAME))
 
 def _shards_of(path):
@@ -61,11 +61,11 @@ def _stamp(source, stat=os.stat):
     return [(s := stat(source)).st_size, s.st_mtime_ns]
 
 def _digest(stamped):
-    "A hash of (id, [(ending, stamp)])."
+    "Return a hash of (id, [(ending, stamp)])."
     return hashlib.sha256("".join(json.dumps(s) for s in stamped).encode()).hexdigest()
 
 def _read_group(group):
-    "The contents of a group's files, each with the stamp that it had when it was opened."
+    "Return the contents of a group's files, each with the stamp that it had when it was opened."
     id, files = group
     def read(source):
         if isinstance(source, Made): return source.make(), source.stamp
@@ -134,7 +134,7 @@ def _options(self: _Packing): return dict(journal=1, shard_bytes=self.shard_byte
 
 @patch
 def _read_journal(self: _Packing):
-    "The lines of finished shards, as far as they can be read; none where they are of a pack with other options."
+    "Return the lines of finished shards, as far as they can be read; none where they are of a pack with other options."
     lines = read_journal(self.journal)
     return lines[1:] if lines[:1] == [self._options()] else []
 
@@ -147,7 +147,7 @@ def _write_journal(self: _Packing, lines, mode="w"):
 
 @patch
 def write_shard(self: _Packing, contents, bar):
-    "One shard from the front of `contents`; returns how many groups it took."
+    "Write one shard from the front of `contents`; return the number of its groups."
     stamped = []
     with ShardWriter(self.path(len(self.shards))) as shard:
         for id, files in contents:
@@ -176,7 +176,7 @@ def run(self: _Packing):
 
 # %% ../../nbs/5_data/09_shards.ipynb #9e293867
 def _content_digest(ids, shards, endings, table, extra):
-    "The hash that names a pack."
+    "Return the hash that names a pack."
     digest = hashlib.sha256(json.dumps([ids, shards, endings]).encode() + table.tobytes())
     for name in sorted(extra): digest.update(name.encode() + np.ascontiguousarray(extra[name]).tobytes())
     return digest.hexdigest()
@@ -191,7 +191,7 @@ def index_arrays(
     shard: list, # of each group: which shard it lies in
     extra: dict, # arrays of the caller
 ) -> dict: # for `save_arrays`
-    "The arrays of an index file."
+    "Return the arrays of an index file."
     table = np.array(members, _MEMBER)
     digest = _content_digest(ids, shards, endings, table, extra)
     header = dict(
@@ -339,7 +339,7 @@ def close(self: Pack):
 # %% ../../nbs/5_data/09_shards.ipynb #9c0e1002
 @patch
 def where(self: Pack, place: int, ending: str) -> str:
-    "A member's shard and name, for a sentence."
+    "Return a member's shard and name, for a sentence."
     return f"{self.root/self.shards[self.shard[place]]['name']}: {member_name(self.ids[place], ending)}"
 
 @patch
@@ -358,7 +358,7 @@ def read(
     place: int, # of the group in `ids`
     ending: str, # such as ".json"
 ) -> bytes:
-    "The content of a file. Raises `ShardError` where it is not there or not what was packed."
+    "Return the content of a file. Raises `ShardError` where it is not there or not what was packed."
     row = self._rows(place, [ending]).get(ending)
     if row is None: raise ShardError(f"{self.where(place, ending)}: there is no such member")
     shard, size, offset = int(self.shard[place]), int(row["size"]), int(row["offset"])
@@ -379,7 +379,7 @@ def fetch(
     endings: list, # which files
     limit: int = 2**20, # read no longer stretch than this
 ) -> dict: # ending -> content; what is not here must be asked for by `read`, which says what is wrong with it
-    "Several files of a group by one read, as far as they are near each other, there, and whole."
+    "Return several files of a group by one read, as far as they are near each other, there, and whole."
     rows = self._rows(place, endings)
     start = min((int(r["offset"]) for r in rows.values()), default=0)
     end = max((int(r["offset"]) + int(r["size"]) for r in rows.values()), default=0)
@@ -442,7 +442,7 @@ def check_pack(
 
 @patch
 def _whole(self: Pack, place):
-    "Whether all files of a group can be read."
+    "Return whether all files of a group can be read."
     try:
         return all(
             self.read(place, self.endings[e]) is not None

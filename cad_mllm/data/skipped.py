@@ -41,22 +41,22 @@ _KINDS = {
 }
 
 def _explain(error):
-    "A reader's error as 'kind: field: detail'."
+    "Return a reader's error as 'kind: field: detail'."
     kind = next((short for words, short in _KINDS.items() if words in error.reason), "malformed history")
     return f"{kind}: {error.field + ': ' if error.field else ''}{error.reason}"
 
 # %% ../../nbs/5_data/11_skipped.ipynb #dcebd577
 def _signature(stat):
-    "A number that changes when a file does."
+    "Return a number that changes when a file does."
     return hash((stat.st_size, stat.st_mtime_ns))
 
 def signature_at(path):
-    "The signature of a file; 0 where there is none."
+    "Return the signature of a file; 0 where there is none."
     try: return _signature(os.stat(path))
     except OSError: return 0
 
 def read_history_file(path, missing="unreadable file: it is not there"):
-    "A history's bytes and signature; `Skip` where it cannot be read or is far too large."
+    "Return a history's bytes and signature; `Skip` where it cannot be read or is far too large."
     try:
         with open_plain(path) as f:
             stat = os.fstat(f.fileno())
@@ -71,7 +71,7 @@ def read_history_file(path, missing="unreadable file: it is not there"):
 
 # %% ../../nbs/5_data/11_skipped.ipynb #8715d87a
 def parse_history_bytes(data):
-    "The JSON of a history; what is wrong with it comes as `Skip`."
+    "Return the JSON of a history; what is wrong with it comes as `Skip`."
     try:
         text = data.decode("utf-8")
         if not text.strip(): raise Skip("empty file: there is nothing in it")
@@ -85,7 +85,7 @@ def parse_history_bytes(data):
     except ValueError as e: raise Skip(f"malformed JSON: {e}") from None
 
 def parse_program(content):
-    "A history from its JSON; what is wrong with it comes as `Skip`."
+    "Return a history from its JSON; what is wrong with it comes as `Skip`."
     if not isinstance(content, dict): raise Skip("malformed history: the top level is not an object")
     try: return CADProgram.from_json(content)
     except CADFormatError as e: raise Skip(_explain(e)) from None
@@ -93,7 +93,7 @@ def parse_program(content):
 
 # %% ../../nbs/5_data/11_skipped.ipynb #59490013
 def _in_data_worker():
-    "Whether this process reads data for another one; without torch there is none that does."
+    "Return whether this process reads data for another one; without torch there is none that does."
     torch = sys.modules.get("torch")
     return torch is not None and torch.utils.data.get_worker_info() is not None
 
@@ -127,7 +127,7 @@ class SkipReport:
             )
 
     def take(self) -> list: # of (file, reason)
-        "What was added since the last call."
+        "Return the entries since the last call."
         taken, self.pending = self.pending, []
         return taken
 
@@ -156,7 +156,7 @@ def sentence(
     place: str, # what `save` returned
     num_named: int = 3, # how many files are named
 ) -> str:
-    "All that was left out, in one sentence."
+    "Return all that was left out, in one sentence."
     kinds = ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
     samples = re.compile(r"its \d+ samples")
     named = ", ".join(f"{f} ({', '.join([r.split(':')[0], *samples.findall(r)])})" for f, r in self.entries[:num_named])

@@ -34,7 +34,7 @@ from .index import read_checks
 JSON_FOLDERS = ("json", "cad_json") # what a folder of histories is called, here and in DeepCAD's data
 
 def _find_folders(data_root, given):
-    "The folders of a data set by role; raises `DataError` where one that is needed or named is absent."
+    "Return the folders of a data set by role; raises `DataError` where one that is needed or named is absent."
     defaults = {
         "truncated": ("json_truncated",), "txt": ("txt",), "json": JSON_FOLDERS, "img": ("img",),
         "points": ("pointcloud", "pcd")
@@ -114,12 +114,13 @@ def checks(self: FolderSource, groups, known, jobs):
 # %% ../../nbs/5_data/19_sources.ipynb #677c5940
 @patch
 def join(self: FolderSource, ids, report):
-    "Captions, bits of views and of clouds of the ids, and how they are named."
+    "Return the captions, bits of views and bits of clouds of the ids, and their naming."
     return find_attachments(self.folders, ids, self.everything, report, self._see)
 
 @patch
 def state(self: FolderSource):
-    "What tells whether the listing still holds: which folders there are, and the time of each folder and caption file."
+    """Return what tells whether the listing still holds: which folders there are, and the time of each folder and
+    caption file."""
     return dict(form="folder", found=self.found, seen=self.seen, cut=self.folders["truncated"] is None)
 
 # %% ../../nbs/5_data/19_sources.ipynb #95665018
@@ -152,12 +153,12 @@ def _bad_is_same(self: FolderSource, checks, place, suffix, *_):
 
 @patch
 def history(self: FolderSource, id): # -> (bytes, signature)
-    "The file of a whole history."
+    "Return the file of a whole history."
     return read_history_file(self.where(id))
 
 @patch
 def beginning_signature(self: FolderSource, id, suffix):
-    "The signature of a beginning's file; 0 where beginnings are cut when read."
+    "Return the signature of a beginning's file; 0 where beginnings are cut when read."
     return signature_at(self.where(id, suffix)) if self.folders["truncated"] else 0
 
 @patch
@@ -174,7 +175,7 @@ def check_reachable(self: FolderSource): next(os.scandir(self.folders["json"]), 
 
 # %% ../../nbs/5_data/19_sources.ipynb #01917c7b
 def language_version():
-    "Names the code that turns histories into tokens: a hash of its source."
+    "Return a hash of the source of the code that turns histories into tokens."
     try:
         return hashlib.sha256(
             b"".join(Path(p).read_bytes() for p in sorted(Path(cad_chapter.__file__).parent.glob("*.py")))
@@ -182,8 +183,8 @@ def language_version():
     except OSError: return "unknown"
 
 def encode_json_line(path, kepts):
-    """The token sequences of a history's samples as JSON: [0, all tokens] and, for each beginning, [kept, how many
-    of them are given] or [kept, given, rest]."""
+    """Return the token sequences of a history's samples as JSON: [0, all tokens] and, for each beginning, [kept, how
+    many of them are given] or [kept, given, rest]."""
     try:
         whole = parse_program(parse_history_bytes(read_history_file(path)[0]))
         everything = encode_split(whole, 0)[1]
@@ -216,7 +217,7 @@ def _decoded(data, kept):
 
 # %% ../../nbs/5_data/19_sources.ipynb #d31ebd89
 def _are_pairs(listed):
-    "Whether a value is a list of (file, reason)."
+    "Return whether a value is a list of (file, reason)."
     return isinstance(listed, list) and all(isinstance(e, list) and len(e) == 2 for e in listed)
 
 # %% ../../nbs/5_data/19_sources.ipynb #02efe58b
@@ -289,7 +290,7 @@ def _no_media(): return dict(img=list(VIEW_SUFFIXES), points=list(POINT_SUFFIXES
 
 @patch
 def join(self: ShardSource, ids, report):
-    "Captions, bits of views and of clouds of the ids, and how they are named."
+    "Return the captions, bits of views and bits of clouds of the ids, and their naming."
     extra, place = self.pack.extra, {id: i for i, id in enumerate(self.table.ids)}
     chosen = [place[id] for id in ids]
     captions, media = from_bytes(extra["captions"]), from_bytes(extra["media"]) if "media" in extra else {}
@@ -323,7 +324,7 @@ def _read(self: ShardSource, id, ending):
 
 @patch
 def split(self: ShardSource, id, kept):
-    "The tokens of a sample as they were written, or None."
+    "Return the tokens of a sample as they were written, or None."
     return _decoded(self._read(id, ".tokens.json"), kept) if self.has_tokens else None
 
 @patch
@@ -369,7 +370,7 @@ def forget(self: ShardSource): self.table, self.pack.extra = None, {}
 
 @patch
 def unusable(self: ShardSource, ids):
-    "Which of the ids lie in shards that cannot be used, and for each such shard (file, reason, mask)."
+    "Return which of the ids lie in shards that cannot be used, and for each such shard (file, reason, mask)."
     shard = np.array([self.pack.shard[self.place[id]] if id in self.place else -1 for id in ids], int)
     problems = self.pack.problems
     told = [(self.root/self.pack.shards[i]["name"], why, shard == i) for i, why in problems.items()]
@@ -377,7 +378,7 @@ def unusable(self: ShardSource, ids):
 
 # %% ../../nbs/5_data/19_sources.ipynb #7f2d337f
 def _is_folder(root, given):
-    "Whether a data set is read as a folder of files."
+    "Return whether a data set is read as a folder of files."
     return (
         given.get("json") or any((root/name).exists() for name in JSON_FOLDERS)
         or not (is_pack(root) or next(root.glob("shard-*.tar"), None))
@@ -393,7 +394,7 @@ def require_data(
 
 # %% ../../nbs/5_data/19_sources.ipynb #795bba96
 def open_files(data_root, given, cache_dir, verify):
-    "The files of a data set: a pack where the folder is one, else a folder in the Omni-CAD layout."
+    "Return the files of a data set: a pack where the folder is one, else a folder in the Omni-CAD layout."
     root = Path(data_root)
     if _is_folder(root, given): return FolderSource(_find_folders(data_root, given))
     if named := [k for k, v in given.items() if v]:

@@ -38,7 +38,7 @@ def open_dataset(
     data_root, # a folder, or such as stream:realistic?num=400000&seed=0
     **settings, # as `MultimodalAutocompleteDataset` takes them
 ) -> MultimodalAutocompleteDataset:
-    "The data set of that name."
+    "Open the data set of that name."
     if not str(data_root).startswith("stream:"): return MultimodalAutocompleteDataset(data_root, **settings)
     return StreamDataset(str(data_root), **settings)
 
@@ -71,7 +71,7 @@ class StreamName:
 
 # %% ../../nbs/5_data/23_stream.ipynb #403f56cf
 def maker_files() -> list: # paths
-    "The modules that decide how a part looks."
+    "Return the modules that decide how a part looks."
     package = Path(cad_chapter.__file__).parent.parent
     chapters = [path for name in ("cad", "geometry") for path in sorted((package/name).glob("*.py"))]
     return chapters + [
@@ -80,7 +80,7 @@ def maker_files() -> list: # paths
 
 @lru_cache(1)
 def makers() -> dict: # name -> version
-    "What decides how sample `i` looks."
+    "Return what decides how sample `i` looks."
     code = b"".join(path.read_bytes() for path in maker_files())
     versions = {name: importlib.metadata.version(name) for name in ("manifold3d", "numpy")}
     return {"generator": hashlib.sha256(code).hexdigest()[:12], **versions}
@@ -147,7 +147,7 @@ def sample(
     epoch: int,
     index: int, # from 0 to len(ds) - 1
 ) -> Sample:
-    "A pure function of (seed, epoch, index) and of what `makers` names."
+    "Return a pure function of (seed, epoch, index) and of what `makers` names."
     part = realistic_part(self.part_seed, index)
     def chance(decision): return _chance(decision, self.seed, epoch, index)
     counts = truncation_counts(len(part.program))
@@ -179,7 +179,7 @@ def _seen(self: StreamDataset, solid, program, kept, chance):
 # %% ../../nbs/5_data/23_stream.ipynb #d564e5c3
 @patch
 def whole(self: StreamDataset, index: int) -> CADProgram:
-    "The whole history of a sample."
+    "Return the whole history of a sample."
     return realistic_part(self.part_seed, index % len(self)).program
 
 @patch(as_prop=True)

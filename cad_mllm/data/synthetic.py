@@ -59,7 +59,7 @@ STYLES = ("families", "realistic")
 def part_maker(
     style: str, # one of `STYLES`
 ): # -> (seed, index) -> (id, CADProgram, caption)
-    "The function that makes part `index` of a seed."
+    "Return the function that makes part `index` of a seed."
     if style not in STYLES: raise DataFolderError(f"style={style!r}: choose one of {', '.join(STYLES)}")
     if style == "families": return make_part
     from cad_mllm.data.realistic import make_realistic

@@ -35,7 +35,8 @@ operation
 
 # %% ../../nbs/5_data/20_tokenizer.ipynb #c49efcd3
 def tiny_tokenizer():
-    "A byte-level BPE of a few hundred entries for captions of parts: deterministic, offline, lossless for any text."
+    """Return a byte-level BPE of a few hundred entries for captions of parts: deterministic, offline, lossless for any
+    text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     tokenizer = Tokenizer(models.BPE())
@@ -58,7 +59,7 @@ def load_tokenizer(
     config: CADMLLMConfig, # `llm_model_name` says which: "tiny", a Hugging Face name or a local folder
     codec, # as `get_codec` gives it; its `added_tokens` are added
 ): # -> a fast tokenizer with end and padding tokens
-    "The language model's tokenizer with the CAD tokens; raises `ConfigError` where there is none of that name."
+    "Return the language model's tokenizer with the CAD tokens; raises `ConfigError` where there is none of that name."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     reason = "" if config.llm_model_name == "tiny" else why_missing(config.llm_model_name)
     if reason: raise ConfigError(f"llm_model_name={config.llm_model_name!r}: {reason}")

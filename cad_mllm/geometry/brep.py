@@ -20,7 +20,7 @@ MOST_BREP = 1 << 26 # bytes of a text that is read
 def brep_text(
     shape, # of OpenCascade
 ) -> bytes:
-    "The text of a shape, without triangles."
+    "Return the text of a shape, without triangles."
     stream = io.BytesIO()
     occ = load_occ()
     occ.BRepTools.Clean_s(shape)
@@ -30,7 +30,7 @@ def brep_text(
 def read_brep(
     text: bytes,
 ): # OpenCascade's shape
-    "The shape of a text; raises `GeometryError` where it is none."
+    "Return the shape of a text; raises `GeometryError` where it is none."
     if len(text) > MOST_BREP: raise GeometryError(f"the shape is larger than {MOST_BREP >> 20} MB")
     occ = load_occ()
     shape = occ.TopoDS_Shape()
@@ -40,7 +40,7 @@ def read_brep(
 
 # %% ../../nbs/2_geometry/11b_brep.ipynb #e8eb9443
 def _joined(shape, operation, tool):
-    "A shape with a tool added, taken away, or what they have in common."
+    "Return a shape with a tool added, taken away, or what they have in common."
     occ = load_occ()
     kinds = {"cut": occ.BRepAlgoAPI_Cut, "intersect": occ.BRepAlgoAPI_Common}
     made = kinds.get(operation, occ.BRepAlgoAPI_Fuse)(shape, tool).Shape()
@@ -52,7 +52,7 @@ def grown_brep(
     base: bytes | None, # text of a shape in mm, or None to begin with the first step
     steps: list, # of (operation, profiles), each profile (frame, contours, span) as for `occ_pushed`
 ) -> tuple: # (text, box (2, 3) in mm, volume in mm3, pieces after each step)
-    "The text of a shape with further profiles pushed and joined to it, cut from it or intersected with it."
+    "Return the text of a shape with further profiles pushed and joined to it, cut from it or intersected with it."
     shape, pieces = None if base is None else read_brep(base), []
     for operation, profiles in steps:
         try:
@@ -67,6 +67,6 @@ def grown_brep(
 def built_brep(
     program: CADProgram, # a history, metres
 ) -> tuple: # (text, box (2, 3) in mm, volume in mm3)
-    "The text of the solid that a history makes."
+    "Return the text of the solid that a history makes."
     shape = build_solid(program).exact_shape()
     return brep_text(shape), occ_box(shape), occ_volume(shape)

@@ -31,7 +31,7 @@ def are_normals(
     columns: np.ndarray, # (N, 3)
     tolerance: float = .05, # how far from 1 a length may be
 ) -> bool:
-    "Whether nine of ten rows have a length of about 1, and rows of zeros aside, none is far from it."
+    "Return whether nine of ten rows have a length of about 1, and rows of zeros aside, none is far from it."
     length = np.linalg.norm(columns, axis=1)
     length = length[np.isfinite(length) & (length > 0)]
     return len(length) > 0 and bool((np.abs(length - 1) < tolerance).mean() > .9)
@@ -82,7 +82,7 @@ NORMAL_NAMES = ("normals", "normal", "point_normals", "vertex_normals", "n")
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #9851af21
 def _npy(file, room):
-    "The array of an .npy stream whose size is looked at first; `room` is the bytes that it can have."
+    "Return the array of an .npy stream whose size is looked at first; `room` is the bytes that it can have."
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)): raise ValueError(f"the array's format {version} is not known")
     shape, fortran, kind = (
@@ -98,7 +98,7 @@ def _npy(file, room):
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #3b1f9956
 def _npz(data):
-    "The points and normals of an .npz archive, by the names that people use."
+    "Return the points and normals of an .npz archive, by the names that people use."
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         sizes = {
             i.filename.removesuffix(".npy"): i.file_size for i in archive.infolist() if i.filename.endswith(".npy")
@@ -128,8 +128,8 @@ def _with_normals(points, normals, notes):
 
 # %% ../../nbs/2_geometry/03_clouds.ipynb #3a6c15e3
 def _text(data):
-    """A table of numbers in text: blanks, commas or semicolons between them; comments, a header of names and a count
-    of points before them."""
+    """Return a table of numbers in text: blanks, commas or semicolons between them; comments, a header of names and a
+    count of points before them."""
     lines = [
         words for line in data.decode("utf-8-sig", "replace").splitlines()
         if (words := re.split(r"[\s,;]+", line.split("#")[0].strip()))[0]
@@ -162,8 +162,8 @@ def _ply(data):
 def cloud_of(
     data: bytes, # of a file
 ) -> Cloud:
-    """The cloud in a file's bytes: NumPy, PLY, or text. Raises `ValueError`, `zipfile.BadZipFile` and the like for
-    what is none."""
+    """Return the cloud in a file's bytes: NumPy, PLY, or text. Raises `ValueError`, `zipfile.BadZipFile` and the like
+    for what is none."""
     if len(data) > MOST_CLOUD_BYTES:
         raise ValueError(f"it has {len(data)/2**20:,.0f} MB; a cloud may have {MOST_CLOUD_BYTES/2**20:,.0f}")
     if data[:4] == b"PK\x03\x04": return _npz(data)
@@ -177,7 +177,7 @@ def without_strays(
     points: np.ndarray, # (N, 3 or more)
     share: float = .001, # that may be stray, at most so many below and above along an axis
 ) -> tuple: # the points, and how many were left out
-    "A cloud without the few points that lie far from all others."
+    "Return a cloud without the few points that lie far from all others."
     if len(points) < 50: return points, 0
     low, high = np.quantile(points[:, :3], [share, 1 - share], axis=0, method="closest_observation")
     if share*len(points) < 1:
@@ -193,7 +193,7 @@ def in_metres(
     cloud: Cloud,
     unit: str = "", # mm, cm, m or in; guessed where empty
 ) -> Cloud:
-    "The same cloud in metres, finite and without strays."
+    "Return the same cloud in metres, finite and without strays."
     finite = cloud.points[np.isfinite(cloud.points).all(1)]
     if len(finite) < 2: raise ValueError(f"{len(finite)} finite points are no cloud")
     notes = (
@@ -212,7 +212,7 @@ def is_connected(
     reach: float = 4., # steps of the usual distance that a link may be long
     most: int = 2048, # points that are looked at
 ) -> bool: # False also where the points are too few to tell
-    "Whether a cloud is one connected body."
+    "Return whether a cloud is one connected body."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
@@ -270,7 +270,7 @@ def best_in_one_body(
     is_one_body, # called without arguments where it matters: whether what was given is one connected body
     apart: float, # how much smaller the error of separate bodies must be to come before one body
 ):
-    "The candidate of least error; one body comes before several where what was given is one body."
+    "Return the candidate of least error; one body comes before several where what was given is one body."
     differ = len({num_bodies(c) > 1 for c in candidates}) > 1
     penalty = apart if differ and is_one_body() else 0
     return min(candidates, key=lambda c: error(c) + penalty*(num_bodies(c) > 1))

@@ -29,7 +29,7 @@ class Drawing:
         size: int = 420, # pixels of the longer side
         hidden: bool = True, # hidden lines too, dashed
     ) -> str:
-        "An SVG picture whose user units are millimetres; it takes the colour of the text around it."
+        "Return an SVG picture whose user units are millimetres; it takes the colour of the text around it."
         points = 1000*np.concatenate([*self.visible, *self.hidden]) if self.visible or self.hidden else np.zeros((1, 2))
         low, high = points.min(0), points.max(0)
         margin = max(.04*(high - low).max(), 1e-9)
@@ -133,7 +133,7 @@ def drawing(
     view=0, # as in `image`
     resolution: int = 1000, # pixels of the z-buffer that decides what is hidden
 ) -> Drawing:
-    "A line drawing with hidden lines apart."
+    "Return a line drawing with hidden lines apart."
     axes = camera_frame(view)
     center, extent = fit_to_frame(self.bounding_box, axes, .01)
     def screen(p):

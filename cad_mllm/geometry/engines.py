@@ -43,7 +43,7 @@ class LocalEngine:
             yield item, result
 
     def call(self, func, *args, timeout: float = 3600):
-        "One call in a worker process; may be made from several threads."
+        "Call a function in a worker process; may be called from several threads."
         return isolated(func, *args, timeout=timeout)
 
 # %% ../../nbs/2_geometry/12b_engines.ipynb #fd68d82f
@@ -91,7 +91,7 @@ class RayEngine:
         return value
 
     def call(self, func, *args, timeout: float = 3600, max_memory: float = 4*2**30):
-        "One call on some node; may be made from several threads."
+        "Call a function on any node; may be called from several threads."
         result = self._outcome(self._task.remote(func, args, timeout, max_memory))
         if isinstance(result, Exception): raise result
         return result
@@ -151,7 +151,7 @@ def get_engine(
     engine, # "local" or "ray"; an engine is handed back
     jobs: int = 1, # worker processes of the local one; 0 works in this process
 ): # with `map` and `call`
-    "The engine of a name; raises `EngineError` for one that is not known or not installed."
+    "Return the engine of a name; raises `EngineError` for one that is not known or not installed."
     if not isinstance(engine, str): return engine
     if engine not in ENGINES: raise EngineError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
     return LocalEngine(jobs) if engine == "local" else RayEngine()

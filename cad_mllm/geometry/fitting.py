@@ -47,7 +47,7 @@ def _running_sums(points, normals):
     return np.concatenate([np.zeros((1, len(products))), np.cumsum(np.stack(products, 1), 0)])
 
 def _stretches(sums, first, last):
-    "The sums of the points from `first` up to, not including, `last`, by name."
+    "Return the sums of the points from `first` up to, not including, `last`, by name."
     return dict(zip(_SUMS, np.moveaxis(sums[last] - sums[first], -1, 0)))
 
 # %% ../../nbs/2_geometry/14_fitting.ipynb #7d6c86eb
@@ -137,7 +137,7 @@ def _stretch_costs(points, normals, noise):
 def cheapest_cuts(
     cost: np.ndarray, # (N + 1, N + 1): what the stretch from i up to j costs
 ) -> tuple: # (cuts from 0 to N, total)
-    "Where to cut an open chain so that all pieces together cost least."
+    "Return where to cut an open chain so that all pieces together cost least."
     num = len(cost) - 1
     total, back = np.full(num + 1, np.inf), np.zeros(num + 1, int)
     total[0] = 0
@@ -186,8 +186,8 @@ def _misfit(piece, points, normals, noise):
 
 # %% ../../nbs/2_geometry/14_fitting.ipynb #4ffab977
 def _settle(points, normals, pieces, cuts, stride, noise):
-    """Where each piece begins: of the points between two that were looked at, those that fit the piece before better
-    belong to it."""
+    """Return where each piece begins: of the points between two that were looked at, those that fit the piece before
+    better belong to it."""
     num, settled = len(points), []
     for n, cut in enumerate(cuts):
         before = np.arange(cut - stride + 1, cut) % num
@@ -251,14 +251,14 @@ def flatten(
     contour: Contour,
     num: int = 24, # points along an arc; four times as many around a circle
 ) -> np.ndarray: # (N, 2)
-    "A contour as a polygon."
+    "Return a contour as a polygon."
     from cad_mllm.cad.program import arc_points
     if contour.radius is not None: return walk(contour, 4*num)[0]
     return np.concatenate([a[None] if m is None else arc_points(a, m, b, num) for a, m, b in contour.edges()])
 
 # %% ../../nbs/2_geometry/14_fitting.ipynb #885d11c2
 def _foot(piece, p):
-    "The point of a piece nearest to p."
+    "Return the point of a piece nearest to p."
     if not piece.radius: return p + (piece.offset - piece.normal @ p)*piece.normal
     way = p - piece.center
     return piece.center + piece.radius*way/(np.linalg.norm(way) + 1e-12)
@@ -295,7 +295,7 @@ def join_pieces(
     slack: float, # how far circles and lines may miss each other and still touch
     reach: float, # how far the corner may lie from there
 ) -> np.ndarray: # (2,)
-    "The corner between two pieces."
+    "Return the corner between two pieces."
     if a.radius and b.radius: found = _cross_circles(a, b, slack)
     elif a.radius or b.radius: found = _cross_line_circle(*((b, a) if a.radius else (a, b)), slack)
     else: found = _cross_lines(a, b)
@@ -305,7 +305,7 @@ def join_pieces(
 
 # %% ../../nbs/2_geometry/14_fitting.ipynb #2237772b
 def _arc_middle(piece, start, end, on):
-    "The middle of the arc from start to end that passes near the point `on`."
+    "Return the middle of the arc from start to end that passes near the point `on`."
     def angle(p): return math.atan2(p[1] - piece.center[1], p[0] - piece.center[0])
     turn, a = 2*math.pi, angle(start)
     b, m = (angle(end) - a) % turn, (angle(on) - a) % turn
@@ -313,7 +313,7 @@ def _arc_middle(piece, start, end, on):
     return piece.center + piece.radius*np.array([math.cos(half), math.sin(half)])
 
 def _halfway(piece, start, mid, end, second):
-    "The middle of the first or second half of an arc."
+    "Return the middle of the first or second half of an arc."
     a, m, b = (math.atan2(*(p - piece.center)[::-1]) for p in (start, mid, end))
     turn = 2*math.pi
     ahead = (m - a) % turn <= (b - a) % turn
@@ -335,7 +335,7 @@ class Outline:
     def num_curves(self): return len(self.pieces)
 
     def corners(self) -> np.ndarray: # (P, 2): where each piece begins
-        "The corners between the pieces."
+        "Return the corners between the pieces."
         out = []
         for a, b in zip(self.pieces[-1:] + self.pieces[:-1], self.pieces):
             p, q = self.points[a.last], self.points[b.first]
@@ -344,7 +344,7 @@ class Outline:
         return np.array(out)
 
     def contour(self) -> Contour:
-        """The pieces as a closed contour; an arc of more than about two thirds of a turn becomes two, as three
+        """Return the pieces as a closed contour; an arc of more than about two thirds of a turn becomes two, as three
         points would say its circle badly."""
         if len(self.pieces) == 1 and self.pieces[0].radius:
             return Contour(self.pieces[0].center[None], [], self.pieces[0].radius)
@@ -367,12 +367,12 @@ def fit_outline(
     normals: np.ndarray, # (N, 2) unit normals
     noise: Noise = Noise(),
 ) -> Outline:
-    "The outline of lines and arcs that explains the points."
+    "Return the outline of lines and arcs that explains the points."
     return Outline(*fit_pieces(points, normals, noise), noise)
 
 # %% ../../nbs/2_geometry/14_fitting.ipynb #6597ac8f
 def _square(piece, outline, tolerance):
-    "The line parallel to an axis, where it is nearly so."
+    "Return the line parallel to an axis, where it is nearly so."
     axis = int(np.argmax(np.abs(piece.normal)))
     mine = outline.points[piece.first:piece.last + 1]
     length = np.ptp(mine @ np.array([-piece.normal[1], piece.normal[0]]))

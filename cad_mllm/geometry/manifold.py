@@ -29,7 +29,7 @@ class _Neighbours:
     def step(self, radius): return 2*math.pi/_turn_steps(radius)/self.fine
 
     def circle(self, *points):
-        "The first circle that goes through the points, or through the last three exactly."
+        "Return the first circle that goes through the points, or through the last three exactly."
         away = (
             np.abs([np.hypot(*(p - self.circles[:, :2]).T) - self.circles[:, 2] for p in points]).max(0)
             if len(self.circles) else np.zeros(0)
@@ -39,7 +39,7 @@ class _Neighbours:
         return arc_circle(*points)
 
     def angles(self, center, radius):
-        "Where corners lie on a circle."
+        "Return where corners lie on a circle."
         away = self.corners - center
         return np.arctan2(*away[np.abs(np.hypot(*away.T) - radius) < 2*self.near].T[::-1])
 
@@ -48,13 +48,13 @@ _ALONE = _Neighbours()
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #191f2ff6
 def _turn_steps(radius):
-    "How many steps a full turn takes at this radius (part of size 1)."
+    "Return how many steps a full turn takes at this radius (part of size 1)."
     num = 128
     while radius*(1 - math.cos(math.pi/num)) > 2e-4 and num < 2**14: num *= 2
     return num
 
 def _spread(grid, fixed, gap):
-    "The values of a grid that keep a distance from all fixed ones."
+    "Return the values of a grid that keep a distance from all fixed ones."
     return grid[np.abs(grid[:, None] - fixed).min(1) > gap] if len(grid) and len(fixed) else grid
 
 def _distinct(sorted_values, gap): return sorted_values[np.diff(sorted_values, prepend=-np.inf) > gap]
@@ -67,7 +67,7 @@ def _arc_angles(low, high, step, at, gap):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #5af89d07
 def _sample_line(start, end, others):
-    "The start and the corners inside a straight edge (K, 2), in order."
+    "Return the start and the corners inside a straight edge (K, 2), in order."
     way = end - start
     length = np.hypot(*way)
     along = (others.corners - start)@way/length
@@ -107,7 +107,7 @@ def _crowded(starts, ends, others):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #c7f38a06
 def sample_loop(contour: Contour, others=_ALONE) -> np.ndarray: # (N, 2)
-    "A contour as a polygon."
+    "Return a contour as a polygon."
     if contour.radius is not None: return _sample_circle(contour.vertices[0], contour.radius, others)
     starts, ends = contour.vertices, np.concatenate([contour.vertices[1:], contour.vertices[:1]])
     crowded = np.concatenate([_crowded(starts[i:i + 256], ends[i:i + 256], others) for i in range(0, len(starts), 256)])
@@ -120,7 +120,7 @@ def sample_loop(contour: Contour, others=_ALONE) -> np.ndarray: # (N, 2)
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #38e788c4
 def _arc_sweep(a, m, b):
-    "How much of its circle an arc covers: from 0 to 1."
+    "Return how much of its circle an arc covers: from 0 to 1."
     half, h = np.hypot(*(b - a))/2, np.hypot(*(m - (a + b)/2))
     return 2*math.atan2(h, half)/math.pi
 
@@ -143,7 +143,7 @@ def region_drawing(region):
     ).reshape(-1, 5)
 
 def region_neighbors(region, drawings, plan):
-    "The corners and circles of all drawings on parallel planes."
+    "Return the corners and circles of all drawings on parallel planes."
     def flat(p): return (p - region.origin)@region.axes[:2].T
     corners, circles = zip(*((c, o) for normal, c, o in drawings if abs(normal@region.axes[2]) > 1 - 1e-9))
     corners, circles = flat(np.concatenate(corners)), np.concatenate(circles)
@@ -152,14 +152,14 @@ def region_neighbors(region, drawings, plan):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #2f0254e0
 def cross_section(region, others=_ALONE):
-    "A region's area as polygons without crossings."
+    "Return a region's area as polygons without crossings."
     from manifold3d import CrossSection, FillRule
     outer, *holes = [sample_loop(c, others) for c in region.contours]
     area = CrossSection([outer], FillRule.NonZero)
     return area - CrossSection(holes, FillRule.NonZero) if holes else area
 
 def _manifold_prism(region, others, cuts=False):
-    "A region pushed along its normal, as a manifold3d solid."
+    "Return a region pushed along its normal, as a manifold3d solid."
     from manifold3d import JoinType
     area, low, high, hair = cross_section(region, others), region.low, region.high, others.near*(3 if cuts else 1)
     if (region.axes[2] != np.round(region.axes[2])).any(): # nothing aligns slanted faces, so these overlap by a hair
@@ -169,7 +169,7 @@ def _manifold_prism(region, others, cuts=False):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #dac68620
 def _aligner(points, gap):
-    "A function that replaces coordinates (N, 3) by the common value of their run."
+    "Return a function that replaces coordinates (N, 3) by the common value of their run."
     tables = []
     for values in np.asarray(points, float).T:
         values = np.unique(values)
@@ -198,7 +198,7 @@ def _triangles(body):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #b52119c8
 def manifold_step(body, step, tools):
-    "The body after one more step. Raises `GeometryError` where nothing is left."
+    "Return the body after one more step. Raises `GeometryError` where nothing is left."
     from manifold3d import Manifold, OpType
     operation = step.extrude.operation
     if body is None and operation in ("cut", "intersect"):
@@ -222,9 +222,8 @@ def manifold_steps(plan):
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #c8449202
 def without_slivers(body):
-    """A manifold3d solid at kernel size with fewer triangles, and without slivers. The closed surface around a cavity
-    is
-    a piece of negative volume, and stays."""
+    """Return a manifold3d solid at kernel size with fewer triangles, and without slivers. The closed surface around a
+    cavity is a piece of negative volume, and stays."""
     from manifold3d import Manifold, OpType
     simple = body.simplify(1e-5) if hasattr(body, "simplify") else body
     if abs(simple.volume() - body.volume()) < 1e-4*body.volume(): body = simple
@@ -236,7 +235,7 @@ def without_slivers(body):
     return body ^ filled if has_cavities else filled
 
 def manifold_mesh(body):
-    "The triangles of a manifold3d solid at kernel size, without slivers."
+    "Return the triangles of a manifold3d solid at kernel size, without slivers."
     return Mesh(*_triangles(without_slivers(body)))
 
 # %% ../../nbs/2_geometry/08_manifold.ipynb #6b2bfa93
@@ -246,6 +245,6 @@ def face_origins(body) -> np.ndarray: # (F,) int
     return np.repeat(np.asarray(mesh.run_original_id, np.int64), np.diff(mesh.run_index)//3)
 
 def traced_mesh(body):
-    "The same triangles as `manifold_mesh`, and for each its origin (F,)."
+    "Return the same triangles as `manifold_mesh`, and for each its origin (F,)."
     tidy = without_slivers(body)
     return Mesh(*_triangles(tidy)), face_origins(tidy)

@@ -54,8 +54,8 @@ def _corner_normals(
     mesh,
     angle: float = 30., # degrees
 ) -> np.ndarray: # (F, 3, 3): a unit normal for each corner of each face
-    """The mean normal of those faces around a corner that lean little, weighted by area: smooth over curves, sharp
-    at edges."""
+    """Return the mean normal of those faces around a corner that lean little, weighted by area: smooth over curves,
+    sharp at edges."""
     flat, unit, corner = mesh._normals(), mesh._unit_normals(), mesh.faces.reshape(-1)
     order = np.argsort(corner, kind="stable")
     first, count = np.searchsorted(corner[order], corner), np.bincount(corner, minlength=len(mesh.vertices))[corner]

@@ -33,7 +33,7 @@ def _flat(corners):
     return np.stack([a @ right, a @ np.cross(normal, right)], 1)
 
 def _turns_one_way(flat):
-    "Whether a polygon (K, 2) is convex and goes round once."
+    "Return whether a polygon (K, 2) is convex and goes round once."
     ahead = np.roll(flat, -1, 0) - flat
     nxt = np.roll(ahead, -1, 0)
     cross, dot = ahead[:, 0]*nxt[:, 1] - ahead[:, 1]*nxt[:, 0], (ahead*nxt).sum(1)
@@ -43,7 +43,7 @@ def _turns_one_way(flat):
 def cut_polygon(
     corners: np.ndarray, # (K, 3)
 ) -> list: # of triples of places in it
-    "A polygon as triangles that cover it and nothing else: a fan where it is convex."
+    "Return a polygon as triangles that cover it and nothing else: a fan where it is convex."
     fan = [(0, i, i + 1) for i in range(1, len(corners) - 1)]
     if len(corners) < 4 or (flat := _flat(corners)) is None or _turns_one_way(flat): return fan
     import manifold3d
@@ -54,7 +54,7 @@ def triangles_of(
     vertices: np.ndarray, # (V, 3)
     polygons: list, # of lists of vertex numbers
 ) -> np.ndarray: # (F, 3)
-    "All polygons as triangles, in order."
+    "Return all polygons as triangles, in order."
     if isinstance(polygons, np.ndarray) and polygons.shape[1:] == (3,): return polygons
     _check_numbers(
         np.concatenate([np.asarray(p, np.int64) for p in polygons]) if len(polygons) else np.zeros(0, int), vertices
@@ -97,7 +97,7 @@ class Element:
 def ply_header(
     data: bytes,
 ) -> tuple: # (format, elements, where the data begins)
-    "What a PLY file says of itself. Raises `ValueError`, also where it claims more than it can hold."
+    "Return what a PLY file says of itself. Raises `ValueError`, also where it claims more than it can hold."
     found = re.search(rb"end_header[ \t]*\r?\n?", data[:MOST_HEADER])
     if not data.startswith(b"ply") or not found: raise ValueError("there is no PLY header")
     kind, elements = "", []
@@ -134,7 +134,7 @@ class _Rows:
         return " ".join(line for line in lines if not line.lstrip().startswith(("comment", "obj_info"))).split()
 
     def take(self, code, num=1):
-        "The next numbers of one type."
+        "Return the next numbers of one type."
         if num < 0: raise ValueError("a list has a negative length")
         if self.words is None: values = np.frombuffer(self.data, self.order + code, num, self.at)
         else: values = np.array(self.words[self.at:self.at + num], float)
@@ -167,7 +167,7 @@ class _Rows:
 def ply_elements(
     data: bytes,
 ) -> dict: # element -> {property: array, or list of lists}
-    "All of a PLY file. Raises `ValueError` and the like for what is none."
+    "Return all of a PLY file. Raises `ValueError` and the like for what is none."
     kind, elements, start = ply_header(data)
     rows = _Rows(kind, data[start:])
     return {e.name: rows.lists(e) if e.has_lists else rows.table(e) for e in elements}
@@ -217,7 +217,7 @@ def _read_off(data):
 MOST_UNPACKED = 2**29 # bytes of an archive
 
 def _gltf_head(data, binary):
-    "The JSON of a glTF file."
+    "Return the JSON of a glTF file."
     if not binary: return json.loads(data)
     if data[:4] != b"glTF" or int.from_bytes(data[4:8], "little") != 2 or data[16:20] != b"JSON":
         raise ValueError("no binary glTF 2.0")
@@ -302,7 +302,7 @@ def _weld_corners(corners):
     return vertices, number.reshape(-1, 3)
 
 def _read_gltf(data, path, binary):
-    "A glTF's scene, its `y` turned up to our `z`."
+    "Return a glTF's scene, its `y` turned up to our `z`."
     head = _gltf_head(data, binary)
     files = _beside(path, head)
     _check_gltf(head, len(data) + sum(map(len, files.values())))
@@ -362,7 +362,7 @@ _FAULTS = (
 )
 
 def _bytes_of(path):
-    "A file's bytes. Raises `GeometryError` where it cannot be read or is far too large."
+    "Return a file's bytes. Raises `GeometryError` where it cannot be read or is far too large."
     try:
         if not Path(path).is_file():
             raise GeometryError(
@@ -416,7 +416,7 @@ def guess_unit(
     extent: float, # the longest side, in the file's unit
     unit: str = "", # that was named, if any
 ) -> tuple: # (unit, a note or "")
-    "The unit of numbers that say none."
+    "Return the unit of numbers that say none."
     if unit and unit not in UNITS: raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}")
     if unit or not extent > LONGEST_METRES: return unit or "m", ""
     return "mm", f"the longest side is {extent:.4g} and no unit is given: taken as millimetres (unit m keeps metres)"

@@ -23,7 +23,7 @@ from .occ_import import load_occ
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #d2c49d47
 def _occ_wire(region, contour, height, reverse=False):
-    "A closed wire at `height` above the region's plane."
+    "Return a closed wire at `height` above the region's plane."
     occ, wire = load_occ(), load_occ().BRepBuilderAPI_MakeWire()
     def point(p): return occ.gp_Pnt(*map(float, region.lift(p, height)))
     if contour.radius is not None:
@@ -40,7 +40,7 @@ def _occ_wire(region, contour, height, reverse=False):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #8b04595a
 def _occ_face(region, contours):
-    "A plane face at the low end of a region."
+    "Return a plane face at the low end of a region."
     occ = load_occ()
     origin = occ.gp_Pnt(*map(float, region.lift([0, 0], region.low)))
     plane = occ.gp_Pln(
@@ -61,19 +61,19 @@ def occ_pushed(
     contours: list, # of `Contour`: an outer one and its holes
     span: tuple, # lowest and highest place along the normal
 ): # OpenCascade's shape, mm
-    "A profile's solid in millimetres, as CAD programs draw it: with no tolerance but OpenCascade's own."
+    "Return a profile's solid in millimetres, as CAD programs draw it: with no tolerance but OpenCascade's own."
     region = plan_region(SimpleNamespace(center=np.zeros(3), scale=1e-3), frame, contours, "profile", span)
     return _occ_push(region, region.contours)
 
 def _clean_polygons(region):
-    "The region's contours as polygons without crossings: lists of contours, outer first."
+    "Yield the region's contours as polygons without crossings: lists of contours, outer first."
     for part in cross_section(region).simplify(TINY).decompose():
         rings = [Contour(np.asarray(p, float), [None]*len(p)) for p in part.to_polygons()]
         yield sorted(rings, key=lambda c: -c.area())
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #4f630ebf
 def _prism_tries(region):
-    "Ways to make a region's solid, best first."
+    "Yield ways to make a region's solid, best first."
     outer, *holes = region.contours
     yield lambda: _occ_push(region, region.contours)
     if holes:
@@ -85,7 +85,7 @@ def _prism_tries(region):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #9123f475
 def _occ_prism(region, volume):
-    "A region's solid, of the given volume."
+    "Return a region's solid, of the given volume."
     for attempt in _prism_tries(region):
         try: shape = attempt()
         except Exception: continue # OpenCascade raises its own types, which differ between versions
@@ -93,7 +93,7 @@ def _occ_prism(region, volume):
     raise GeometryError(f"OpenCascade cannot draw profile {region.name}")
 
 def _agree(one, other, tolerance=8e-4):
-    "Whether two measures are equal as far as polygons can tell."
+    "Return whether two measures are equal as far as polygons can tell."
     return abs(one - other) <= tolerance*other + 1e-12
 
 def occ_volume(shape):
@@ -138,7 +138,7 @@ def _occ_boolean(operation, bodies, tools, fuzzy=0., keep=True):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #3edb954e
 def occ_children(shape, kind):
-    "All subshapes of a kind: 'Solid', 'Face', 'Edge'."
+    "Yield all subshapes of a kind: 'Solid', 'Face', 'Edge'."
     occ = load_occ()
     walk = occ.TopExp_Explorer(shape, getattr(occ.TopAbs_ShapeEnum, f"TopAbs_{kind.upper()}"))
     while walk.More():
@@ -147,7 +147,7 @@ def occ_children(shape, kind):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #ce51a5fb
 def _occ_compound(shapes):
-    "The solids of the shapes, slivers left out: one solid as it is, more as a compound."
+    "Return the solids of the shapes, slivers left out: one solid as it is, more as a compound."
     occ = load_occ()
     solids = [s for shape in shapes for s in occ_children(shape, "Solid")]
     if len(solids) > 1: solids = [s for s in solids if occ_volume(s) > 1e-12]
@@ -165,12 +165,13 @@ def _occ_unify(shape):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #b3985021
 def _occ_joined_boolean(operation, body, tools, fuzzy):
-    "A boolean with the union of the tools: with several tools in one call, OpenCascade can lose what lies in two."
+    """Return a boolean with the union of the tools: with several tools in one call, OpenCascade can lose what lies in
+    two."""
     joined = [_occ_boolean("join", tools[:1], tools[1:], fuzzy)] if tools[1:] else tools
     return _occ_boolean(operation, [body], joined, fuzzy)
 
 def _occ_one_by_one(operation, body, tools, fuzzy):
-    "A boolean with one tool after the other."
+    "Return a boolean with one tool after the other."
     shape = _occ_unify(body)
     for tool in tools: shape = _occ_boolean(operation, [shape], [tool], fuzzy)
     return shape
@@ -187,7 +188,8 @@ def _boolean_tries(body, step, tools, near):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #703d0251
 def _occ_step(body, step, light_tools, light, near, check):
-    "The body after one more step: the first try that has the mesh kernel's volume and area and passes the check."
+    """Return the body after one more step: the first try that has the mesh kernel's volume and area and passes the
+    check."""
     tools, second = [_occ_prism(r, t.volume()) for r, t in zip(step.regions, light_tools)], None
     for attempt in _boolean_tries(body, step, tools, near):
         try: shape = _occ_compound([attempt()])
@@ -203,7 +205,7 @@ def _occ_step(body, step, light_tools, light, near, check):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #e379c368
 def _runs(history):
-    "The history in pieces: runs of joins, and every other step by itself."
+    "Yield the history in pieces: runs of joins, and every other step by itself."
     run = []
     for item in history:
         if item[0].extrude.operation in ("cut", "intersect"):
@@ -240,7 +242,7 @@ def _covered(run):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #2afb9562
 def _flat_groups(run):
-    """The regions of a run of joins, without those inside others, in groups that stand on one plane and reach
+    """Return the regions of a run of joins, without those inside others, in groups that stand on one plane and reach
     equally far."""
     groups = {}
     for r, covered in zip((r for step, _, _ in run for r in step.regions), _covered(run)):
@@ -259,7 +261,7 @@ def _occ_flat_prism(regions, near):
     return load_occ().BRepPrimAPI_MakePrism(face, load_occ().gp_Vec(*map(float, way))).Shape()
 
 def _occ_quick_run(body, run, near):
-    "The body after a run, without any check."
+    "Return the body after a run, without any check."
     operation = run[0][0].extrude.operation
     if operation == "cut":
         return _occ_boolean("cut", [body], [_occ_push(r, r.contours) for r in run[0][0].regions], near, keep=False)
@@ -270,7 +272,7 @@ def _occ_quick_run(body, run, near):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #cba84a0c
 def _occ_quick(history, near):
-    "The body of a history, checked at the end; None where it must be built step by step."
+    "Return the body of a history, checked at the end; None where it must be built step by step."
     body, light = None, history[-1][2]
     try:
         for run in _runs(history): body = _occ_quick_run(body, run, near)
@@ -287,7 +289,7 @@ def _occ_quick(history, near):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #844248a9
 def occ_single(plan):
-    """The valid prism of a history that pushes one profile once; None where it is another, or OpenCascade cannot
+    """Return the valid prism of a history that pushes one profile once; None where it is another, or OpenCascade cannot
     draw it at once."""
     if (
         len(plan.steps) != 1 or len(plan.steps[0].regions) != 1
@@ -308,7 +310,7 @@ def occ_single(plan):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #dce45050
 def occ_build(plan, history, strict=False):
-    "The OpenCascade body of a history that the mesh kernel has built: valid, unless nothing valid was found."
+    "Return the OpenCascade body of a history that the mesh kernel has built: valid, unless nothing valid was found."
     quick = None if strict else _occ_quick(history, plan.near)
     if quick is not None: return quick
     shape = None
@@ -347,7 +349,7 @@ def _occ_triangles(face):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #b07f9da4
 def _weld(vertices, faces, tolerance):
-    """One vertex for all that are equal within the tolerance; faces that collapse are dropped. Returns vertices,
+    """Merge vertices that are equal within the tolerance; faces that collapse are dropped. Returns vertices,
     faces, new number of each vertex."""
     _, first, number = np.unique(
         np.round(vertices/tolerance + .1234).astype(np.int64), axis=0, return_index=True, return_inverse=True
@@ -362,7 +364,7 @@ def occ_mesh(
     shape, # OpenCascade's, of size 1
     angle: float = _ANGLE, # radians between neighbouring facets
 ) -> Mesh:
-    "The triangles of a shape at kernel size."
+    "Return the triangles of a shape at kernel size."
     settings = load_occ().IMeshTools_Parameters()
     settings.Deflection = _DEFLECTION
     settings.Angle = angle
@@ -389,7 +391,7 @@ def _occ_curve(edge):
 
 # %% ../../nbs/2_geometry/10_occ.ipynb #f68fc917
 def occ_drawing(shape, axes, center, scale):
-    "A drawing of a shape at kernel size, by hidden-line removal."
+    "Return a drawing of a shape at kernel size, by hidden-line removal."
     occ = load_occ()
     right, _, away = (tuple(map(float, v)) for v in axes)
     algorithm = occ.HLRBRep_Algo()

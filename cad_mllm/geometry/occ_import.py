@@ -30,7 +30,7 @@ TopoDS: TopoDS Compound Shape; gp: Ax2 Ax3 Circ Dir Pln Pnt Trsf Vec"""
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #e525435b
 def _occ_import():
-    "All names of `_OCC_NAMES`, as attributes such as `BRepAlgoAPI_Fuse`."
+    "Return all names of `_OCC_NAMES`, as attributes such as `BRepAlgoAPI_Fuse`."
     occ = SimpleNamespace()
     for entry in _OCC_NAMES.replace("\n", ";").split(";"):
         package, names = entry.strip().split(": ")
@@ -50,7 +50,8 @@ def _occ_import():
 _STAND_INS = {"libGL.so.1": "gl", "libX11.so.6": "X", "libexpat.so.1": "XML_"} # and how their names begin
 
 def _undefined_names(file, prefix):
-    "The dynamic symbols that a 64-bit ELF file needs from others and that begin so: the prefix, then a capital letter."
+    """Return the dynamic symbols that a 64-bit ELF file needs from others and that begin so: the prefix, then a capital
+    letter."""
     data, names = Path(file).read_bytes(), set()
     if data[:5] != b"\x7fELF\x02": return names
     (offset,), (size, num) = struct.unpack_from("<Q", data, 40), struct.unpack_from("<HH", data, 58)
@@ -69,7 +70,7 @@ _RETURN_ZERO = {"x86_64": (62, bytes.fromhex("31c0c3")), "aarch64": (183, bytes.
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #2cc02022
 def _stand_in_bytes(soname, names, machine):
-    "A shared library of that name whose functions all return zero."
+    "Return a shared library of that name whose functions all return zero."
     number, code = _RETURN_ZERO[machine]
     strings, places = b"\0" + soname.encode() + b"\0", []
     for n in names:
@@ -125,7 +126,7 @@ def _load_stand_in(soname):
 _OCP_PACKAGES = ("cadquery-ocp", "cadquery-ocp-novtk") # both lay the folder OCP
 
 def _kept_package(names):
-    "The package to keep of those that lay the folder OCP: with VTK, as CadQuery wants it, it serves all."
+    "Return the package to keep of those that lay the folder OCP: with VTK, as CadQuery wants it, it serves all."
     if "cadquery" not in names: return _OCP_PACKAGES[0]
     wanted = [r.split(";")[0].strip() for r in importlib.metadata.requires("cadquery") or ()]
     named = (r for r in wanted if re.match(r"cadquery-ocp\b(?!-)", r))
@@ -133,7 +134,8 @@ def _kept_package(names):
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #e9fcc3bf
 def _remedy(found):
-    "What to do about OpenCascade, by whether its folder was found and by the packages that say that they laid it."
+    """Return what to do about OpenCascade, by whether its folder was found and by the packages that say that they laid
+    it."""
     names = {re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
     installed = [n for n in _OCP_PACKAGES if n in names]
     remedy = f"'pip uninstall -y {' '.join(installed)}', then 'pip install {_kept_package(names)}'"
@@ -168,7 +170,7 @@ def load_occ():
 
 # %% ../../nbs/2_geometry/09_occ_import.ipynb #3d41f6fc
 def has_odd_name(path) -> bool:
-    "Whether the name of a file cannot be told to OpenCascade."
+    "Return whether the name of a file cannot be told to OpenCascade."
     try: str(path).encode()
     except UnicodeEncodeError: return True
     return False

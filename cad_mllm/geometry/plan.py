@@ -40,7 +40,7 @@ def _tidy(vertices, mids):
 
 # %% ../../nbs/2_geometry/07_plan.ipynb #68bae383
 def _straighten(start, mid, end):
-    "The middle of the arc, or None where it is as good as straight."
+    "Return the middle of the arc, or None where it is as good as straight."
     if mid is None: return None
     chord, bulge = end - start, mid - (start + end)/2
     length = np.hypot(*chord)
@@ -156,7 +156,7 @@ def _idle_reason(step, pushed, span, boxes):
 
 # %% ../../nbs/2_geometry/07_plan.ipynb #69c04f49
 def plan_region(plan, frame, contours, name, span):
-    "A profile at kernel size, or None where it or its depth vanishes."
+    "Return a profile at kernel size, or None where it or its depth vanishes."
     outer, *holes = [_clean(c, plan.scale) for c in contours]
     low, high = span[0]/plan.scale, span[1]/plan.scale
     if outer is None or high - low < TINY: return None

@@ -15,14 +15,14 @@ from .mesh import Mesh
 
 # %% ../../nbs/2_geometry/04_render.ipynb #a402ba23
 def _look(azimuth, elevation):
-    "The direction from an eye at these angles (degrees) towards the origin."
+    "Return the direction from an eye at these angles (degrees) towards the origin."
     a, e = math.radians(azimuth), math.radians(elevation)
     return (-math.cos(a)*math.cos(e), -math.sin(a)*math.cos(e), -math.sin(e))
 
 VIEWS = tuple(_look(azimuth, elevation) for elevation in (32, -32) for azimuth in (-56, 34, 124, 214))
 
 def view_direction(view):
-    "The look direction of length 1; -z with the picture's up at +y where one looks straight down."
+    "Return the look direction of length 1; -z with the picture's up at +y where one looks straight down."
     if isinstance(view, (int, np.integer)): view = VIEWS[view]
     view = np.asarray(_look(*view) if len(view) == 2 else view, float)
     if view.shape != (3,) or not np.linalg.norm(view) > 0:
@@ -203,7 +203,7 @@ def image(
     strokes=(), # further segments (L, 2, 3) to draw in orange, over everything
     smooth: int = 2, # subpixels per side
 ) -> np.ndarray: # (size, size, 3) uint8
-    "A shaded orthographic picture with feature edges on white."
+    "Return a shaded orthographic picture with feature edges on white."
     axes, big = camera_frame(view), size*smooth
     center, extent = fit_to_frame(self.bounding_box if box is None else box, axes, .06)
     def screen(p): # world to column, row, depth

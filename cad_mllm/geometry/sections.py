@@ -69,7 +69,7 @@ def find_levels(
     noise: float, # standard deviation of the points
     estimated: bool = False, # whether normals lean more than true ones
 ) -> np.ndarray: # (L,) ascending, at least the two ends
-    "The heights of flat faces."
+    "Return the heights of flat faces."
     width, least = max(2e-3, 1.5*noise), max(4, len(heights)*(3e-3 if noise else 8e-4))
     flat = .9 if noise or estimated else .985
     if noise and estimated: found = _faces_in_noise(heights[np.abs(facing) > flat], noise, least)
@@ -118,7 +118,7 @@ def _smear(places, flow, spacing, size):
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #4ed792eb
 def look_up(field, places):
-    "A grid's values at places in steps, bilinearly."
+    "Return a grid's values at places in steps, bilinearly."
     low = np.clip(np.floor(places).astype(int), 0, len(field) - 2)
     a, b = (places - low).T
     i, j = low[:, 1], low[:, 0]
@@ -126,7 +126,7 @@ def look_up(field, places):
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #d6ec6223
 def _spacing(places):
-    "The usual distance between neighbours along an outline, in steps of the grid."
+    "Return the usual distance between neighbours along an outline, in steps of the grid."
     from scipy.spatial import cKDTree
     if len(places) < 5: return 4.
     return float(np.median(cKDTree(places).query(places, k=4)[0][:, 3]))/1.5
@@ -164,7 +164,7 @@ def cross_sections(
     noise: float = 0., # standard deviation of the points
     size: int = 192, # grid points per side
 ) -> Sections:
-    "What fills each slab."
+    "Return what fills each slab."
     low, high = points[:, :2].min(0), points[:, :2].max(0)
     side = float((high - low).max())*1.24
     step, corner = side/size, (low + high)/2 - side/2
@@ -194,8 +194,8 @@ def cross_sections(
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #8b0f9332
 def _middle_value(field, places, reach=5.):
-    """A map (G, G) of the indicator's value on the walls nearby: where material is thinner than the grid can show,
-    its middle value is lower too."""
+    """Return a map (G, G) of the indicator's value on the walls nearby: where material is thinner than the grid can
+    show, its middle value is lower too."""
     if len(places) < 12: return np.full_like(field, .5)
     on = look_up(field, places)
     usual = float(np.clip(np.median(on), .15, .65))
@@ -219,7 +219,7 @@ def _area(line):
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))/2
 
 def goes_around(point, line):
-    "Whether a polyline goes around a point."
+    "Return whether a polyline goes around a point."
     (x, y), (px, py) = line.T, point
     nx, ny = np.roll(line, -1, 0).T
     crosses = (y > py) != (ny > py)
@@ -233,7 +233,7 @@ def trace_chains(
     sections: Sections,
     least: float, # areas below this are dropped
 ) -> list: # of `Chain`
-    "The closed lines on which the indicator passes its middle value."
+    "Return the closed lines on which the indicator passes its middle value."
     from contourpy import contour_generator
     lines = [
         text[:-1]*sections.step + sections.corner for text in contour_generator(z=field - iso).lines(0) if len(text) > 4
@@ -248,7 +248,7 @@ def trace_chains(
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #3fc96ddc
 def _resampled(line, step):
-    "A closed polyline with points at even distances, and the normals to its right."
+    "Return a closed polyline with points at even distances, and the normals to its right."
     closed = np.append(line, line[:1], 0)
     along = np.append(0, np.cumsum(np.hypot(*np.diff(closed, axis=0).T)))
     num = max(12, round(along[-1]/step))
@@ -266,7 +266,7 @@ def gather_supports(
     reach: float, # how far points may lie from a chain
     step: float, # of the grid
 ) -> list: # of (points (M, 2), normals (M, 2)) in order along each chain
-    "The wall points of each chain, put in order; stretches without any are filled from the chain itself."
+    "Return the wall points of each chain, put in order; stretches without any are filled from the chain itself."
     from scipy.spatial import cKDTree
     even = [_resampled(c.line, step/2) for c in chains]
     owner = np.concatenate([np.full(len(p), i) for i, (p, _) in enumerate(even)])
@@ -284,7 +284,7 @@ def gather_supports(
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #89f54c1b
 def _fraction(points, line, which):
-    "How far along its tangent each point lies from its nearest vertex, in steps."
+    "Return how far along its tangent each point lies from its nearest vertex, in steps."
     way = np.roll(line, -1, 0)[which] - np.roll(line, 1, 0)[which]
     return (
         np.einsum("ni,ni->n", points - line[which], way)/np.einsum("ni,ni->n", way, way).clip(1e-18)

@@ -30,7 +30,7 @@ from .workers import isolated, WorkerError
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"} # byte order mark -> encoding
 
 def _without_mark(path, folder):
-    "The file, or a copy in a folder without what OpenCascade does not read: a byte order mark, an odd name."
+    "Return the file, or a copy in a folder without what OpenCascade does not read: a byte order mark, an odd name."
     with open(path, "rb") as file: start = file.read(3)
     encoding, copy = next((e for mark, e in _MARKS.items() if start.startswith(mark)), None), Path(folder)/"plain.step"
     if encoding: copy.write_text(Path(path).read_text(encoding=encoding, errors="replace"), encoding="utf-8")
@@ -51,7 +51,7 @@ def facet_angle(
 def _load_step(
     path: str, # a STEP file
 ) -> Solid:
-    "What `read_step` does, in the worker."
+    "Return what `read_step` does, in the worker."
     occ = load_occ()
     for key in ("xstep.cascade.unit", "write.step.unit"): occ.Interface_Static.SetCVal_s(key, "MM")
     reader = occ.STEPControl_Reader()
@@ -111,8 +111,8 @@ def read_shape(
                     # and for others whose numbers are above a few metres, which `notes` then says
     timeout: float = 120, # seconds, for STEP
 ) -> Solid:
-    """A part from a file of any program: `points()`, `image()`, `mesh()`. Raises `GeometryError` with the file and
-    what is wrong."""
+    """Return a part from a file of any program: `points()`, `image()`, `mesh()`. Raises `GeometryError` with the file
+    and what is wrong."""
     suffix = Path(path).suffix.lower()
     if suffix in (".step", ".stp"):
         if unit: raise ValueError(f"{path}: a STEP file states its own unit; leave unit out")

@@ -29,7 +29,7 @@ def _crossings(
     reach: float, # how far along a wall points belong together
     width: float, # how far across
 ) -> tuple: # (whether a wall passes (M,), weight of the points that say so (M,))
-    "Whether the wall near each middle passes between its two cells."
+    "Return whether the wall near each middle passes between its two cells."
     from scipy.spatial import cKDTree
     near = {"k": np.arange(1, min(12, len(places)) + 1), "distance_upper_bound": 2*reach}
     distance, which = cKDTree(places).query(middles, **near)
@@ -87,7 +87,7 @@ def _follow_votes(
     num: int, # K
     votes: list, # of (pull, weight) for each of `_neighbours`
 ) -> np.ndarray: # (K + 2, G, G) from -1 (empty) to 1 (filled)
-    "The cells that follow most votes, by conjugate gradients."
+    "Return the cells that follow most votes, by conjugate gradients."
     from scipy.sparse import coo_matrix
     from scipy.sparse.linalg import LinearOperator, cg
     entries = []
@@ -126,7 +126,7 @@ def vote_filled(
     noise: float, # standard deviation of the points
     size: int, # G
 ) -> np.ndarray: # (K + 2, G, G)
-    "How far each cell is filled, from -1 to 1, with an empty slab below and above."
+    "Return how far each cell is filled, from -1 to 1, with an empty slab below and above."
     at, steep = _parted(points, normals, levels, noise)
     walls, width = [], 1.2 + 2*noise/step
     for k, thick in enumerate(np.diff(levels)):

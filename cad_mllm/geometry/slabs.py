@@ -31,7 +31,7 @@ class Prism:
     def contour(self): return self.outline.contour()
 
 def _polygon(outline):
-    "An outline as a manifold3d area."
+    "Return an outline as a manifold3d area."
     from manifold3d import CrossSection, FillRule
     return CrossSection([flatten(outline.contour())], FillRule.EvenOdd)
 
@@ -40,7 +40,7 @@ def same_outline(
     b: Outline,
     tolerance: float, # how far they may lie apart, on the mean along the outline
 ) -> bool:
-    "Whether two outlines are one as far as can be told."
+    "Return whether two outlines are one as far as can be told."
     p, q = _polygon(a), _polygon(b)
     around = 4*math.sqrt(max(p.area(), q.area()))
     return (p - q).area() + (q - p).area() < min(tolerance*around, .5*p.area())
@@ -63,7 +63,7 @@ def _fit_slab(cloud, points, normals, sections, k):
     return [(c.depth, square_lines(fit_outline(p, n, noise), 2*noise.place)) for c, (p, n) in zip(chains, supports)]
 
 def noise_of(cloud: SurfaceCloud) -> Noise:
-    "What outlines are fitted with."
+    "Return what outlines are fitted with."
     return Noise(max(8e-4, 1.1*cloud.noise), .35 if cloud.estimated else .08)
 
 # %% ../../nbs/2_geometry/15_slabs.ipynb #744cb7a1
@@ -86,7 +86,7 @@ def find_prisms(
     axes: np.ndarray, # (3, 3) rows u, v, w
     by_votes: bool = False, # let walls and faces vote where the part is, whatever the signs of normals
 ) -> tuple: # (prisms, levels)
-    "The outlines of a part along an axis, each as far as it goes."
+    "Return the outlines of a part along an axis, each as far as it goes."
     points, normals = cloud.points @ axes.T, cloud.normals @ axes.T
     levels = find_levels(points[:, 2], normals[:, 2], cloud.noise, cloud.estimated)
     if by_votes: normals = turn_outward(points, normals, cloud.areas, levels, cloud.noise)
@@ -106,13 +106,13 @@ def find_prisms(
 def _is_closed(outline): return len(outline.pieces) > 2 or any(p.radius for p in outline.pieces)
 
 def _extend(prism, outline, high):
-    "A prism goes on; the better supported outline stands for it."
+    "Continue a prism; it takes the better supported outline."
     prism.high = high
     if len(outline.points) > len(prism.outline.points): prism.outline = outline
 
 # %% ../../nbs/2_geometry/15_slabs.ipynb #f09b0318
 def _around(prism, prisms):
-    "The prism that a hole is drawn into: one outline further out that reaches equally far."
+    "Return the prism that a hole is drawn into: one outline further out that reaches equally far."
     point = prism.outline.points[0]
     fits = [
         p for p in prisms if p.depth == prism.depth - 1 and (p.low, p.high) == (prism.low, prism.high)
@@ -134,7 +134,7 @@ def _groups(prisms):
 
 # %% ../../nbs/2_geometry/15_slabs.ipynb #dd91241b
 def _in_metres(contour, cloud, shift):
-    "A contour of unit size in metres, in the plane's coordinates."
+    "Return a contour of unit size in metres, in the plane's coordinates."
     def move(p): return None if p is None else p*cloud.scale + shift
     radius = None if contour.radius is None else contour.radius*cloud.scale
     return replace(contour, vertices=move(contour.vertices), mids=[move(m) for m in contour.mids], radius=radius)
@@ -167,7 +167,7 @@ def prism_shares(
     cloud: SurfaceCloud,
     axes: dict, # name -> (3, 3)
 ) -> dict: # name -> from 0 to 1
-    "How much of the surface looks along an axis or across it, which is all that slabs along it can say."
+    "Return how much of the surface looks along an axis or across it, which is all that slabs along it can say."
     def share(w):
         along = np.abs(cloud.normals @ w)
         slack = .25 if cloud.estimated or cloud.noise else .04
@@ -180,8 +180,8 @@ def slab_programs(
     axes: tuple = ("+z", "+x", "+y"), # names of `cad_mllm.cad.AXES`
     slack: float = .12, # an axis that says less of the surface than the best one by more than this is left out
 ): # yields (name of the axis, `CADProgram`)
-    """A history along each axis that is worth it (two where normals had to be estimated, and along nearly any axis
-    where they are noisy too), the likeliest first; an axis along which nothing is found is left out."""
+    """Yield a history along each axis that is worth it (two where normals had to be estimated, and along nearly any
+    axis where they are noisy too), the likeliest first; an axis along which nothing is found is left out."""
     cloud = points if isinstance(points, SurfaceCloud) else read_surface_cloud(points)
     frames = {name: np.array(AXES[name], float) for name in axes}
     shares = prism_shares(cloud, frames)

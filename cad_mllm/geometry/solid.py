@@ -90,7 +90,7 @@ def build_counted(
 # %% ../../nbs/2_geometry/11_solid.ipynb #ac7add7f
 @patch
 def _unit_mesh(self: Solid) -> Mesh:
-    "The mesh at kernel size; of an OpenCascade body that it cannot mesh without holes, the mesh kernel's."
+    "Return the mesh at kernel size; of an OpenCascade body that it cannot mesh without holes, the mesh kernel's."
     if self._unit is None and self._shape is not None:
         self._unit = occ_mesh(self._shape)
         if self._light and not self._unit.is_watertight: self._unit = self._light()
@@ -99,7 +99,7 @@ def _unit_mesh(self: Solid) -> Mesh:
 
 @patch
 def mesh(self: Solid) -> Mesh:
-    "The surface as closed triangles in metres."
+    "Return the surface as closed triangles in metres."
     unit = self._unit_mesh()
     lines = None if unit.lines is None else unit.lines*self.scale + self.center
     return Mesh(unit.vertices*self.scale + self.center, unit.faces, lines)
@@ -112,12 +112,12 @@ def points(self: Solid, num: int, seed: int = 0) -> np.ndarray: # (num, 6) float
 # %% ../../nbs/2_geometry/11_solid.ipynb #951b42e4
 @patch
 def image(self: Solid, size: int = 224, view=0, **kwargs) -> np.ndarray: # (size, size, 3) uint8
-    "A shaded picture with edges; see `Mesh.image` and `VIEWS`."
+    "Return a shaded picture with edges; see `Mesh.image` and `VIEWS`."
     return self.mesh().image(size, view, **kwargs)
 
 @patch
 def drawing(self: Solid, view=0) -> Drawing:
-    "A line drawing with hidden lines apart: exact where OpenCascade has the faces, else from the mesh."
+    "Return a line drawing with hidden lines apart: exact where OpenCascade has the faces, else from the mesh."
     if self._shape is not None:
         try: return occ_drawing(self._shape, camera_frame(view), self.center, self.scale)
         # OpenCascade raises its own types, which differ between versions; the mesh can always be drawn
@@ -205,7 +205,7 @@ def _fill_header(model, name, caption):
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #c008c16b
 def _placed(shape, center, scale):
-    "The kernel's body (size 1), moved to its place and scaled to millimetres."
+    "Return the kernel's body (size 1), moved to its place and scaled to millimetres."
     place = load_occ().gp_Trsf()
     factor, (x, y, z) = float(1000*scale), (float(c) for c in 1000*np.asarray(center))
     place.SetValues(factor, 0, 0, x, 0, factor, 0, y, 0, 0, factor, z)
@@ -234,7 +234,7 @@ def _write_step(shape, center, scale, path, name, caption=""):
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #69844cbf
 def _sketch_strokes(plan, sketch):
-    "A sketch's profiles as segments (L, 2, 3) at kernel size."
+    "Return a sketch's profiles as segments (L, 2, 3) at kernel size."
     out = [np.zeros((0, 2, 3))]
     for name, profile in sketch.profiles.items():
         try: region = plan_region(plan, sketch.frame, profile.contours(), name, (0, plan.scale))
@@ -245,7 +245,7 @@ def _sketch_strokes(plan, sketch):
     return np.concatenate(out)
 
 def _makers(steps):
-    "Which operation (its index) made a prism (its number)."
+    "Return which operation (its index) made a prism (its number)."
     return {int(n): i for i, (_, tools) in steps.items() for tool in tools for n in np.unique(face_origins(tool))}
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #4ee53f10
@@ -271,7 +271,7 @@ def _film(program, plan):
 
 # %% ../../nbs/2_geometry/11_solid.ipynb #4fca7d7d
 def film_frames(histories, max_frames):
-    "The frames of each history; one that builds nothing yet shows its sketches."
+    "Return the frames of each history; one that builds nothing yet shows its sketches."
     plans = {}
     for name, program in histories.items():
         try: plans[name] = make_plan(program)
@@ -284,7 +284,7 @@ def film_frames(histories, max_frames):
     }
 
 def _caption(image, text):
-    "The text in the upper left corner of a picture."
+    "Return the text in the upper left corner of a picture."
     from PIL import Image, ImageDraw
     picture = Image.fromarray(image)
     ImageDraw.Draw(picture).text((6, 4), text, fill=(90, 96, 106))
@@ -311,7 +311,7 @@ def film_strip(
     labels: bool | None = None, # number and name of the operation in each frame; by default where there are several
                                 # histories
 ) -> np.ndarray: # (rows * size, columns * size, 3) uint8
-    "The part after each operation of its history. Raises `GeometryError` where no history builds anything."
+    "Return the part after each operation of its history. Raises `GeometryError` where no history builds anything."
     histories = program if isinstance(program, dict) else {"": program}
     films = film_frames(histories, max_frames)
     boxes = np.array([m.bounding_box for film in films.values() for _, m, *_ in film if len(m.faces)]).reshape(-1, 2, 3)

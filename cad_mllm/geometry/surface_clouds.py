@@ -44,7 +44,7 @@ def _lay_flat(spread): return np.sqrt(np.maximum(spread[:, 0], 0))
 
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #b60b758b
 def _orient(points, normals, areas, seed=0):
-    """The sign that makes each normal look outward: the field of all normals together must be 1/2 on the surface
+    """Return the sign that makes each normal look outward: the field of all normals together must be 1/2 on the surface
     (Gauss' formula), solved by least squares on a part of the points."""
     from scipy.spatial import cKDTree
     chosen = np.random.default_rng(seed).permutation(len(points))[:1200]
@@ -111,14 +111,14 @@ def _unit_size(points):
     return center, scale
 
 def _in_company(points):
-    "Which points are not far from all others: strays lie many times the usual distance away."
+    "Return which points are not far from all others: strays lie many times the usual distance away."
     from scipy.spatial import cKDTree
     distance = cKDTree(points).query(points, k=5)[0][:, 4]
     return distance < 6*np.median(distance)
 
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #162697ba
 def _lies_in_planes(points):
-    """Whether points have neighbours in one plane with them, to a small share of the distance between them, as
+    """Return whether points have neighbours in one plane with them, to a small share of the distance between them, as
     points without noise have."""
     from scipy.spatial import cKDTree
     distance, which = cKDTree(points).query(points, k=17)

@@ -26,14 +26,14 @@ from .shapes import read_shape
 
 # %% ../../nbs/2_geometry/16_viewer.ipynb #9d3c4b65
 def _planes(array, dtype):
-    """The columns of an array one after the other, each as differences to the row before: small numbers, which
+    """Return the columns of an array one after the other, each as differences to the row before: small numbers, which
     deflate well."""
     array = np.asarray(array, np.int64)
     return np.diff(array, axis=0, prepend=np.zeros_like(array[:1])).T.astype(dtype).tobytes() if len(array) else b""
 
 def _pack(mesh, low, extent, given=None):
-    """A mesh as the viewer reads it: how many vertices, faces (`given` of them grey) and line ends, whether closed,
-    and the numbers in base64."""
+    """Pack a mesh as the viewer reads it: how many vertices, faces (`given` of them grey) and line ends, whether
+    closed, and the numbers in base64."""
     def steps(p): return np.round((np.asarray(p).reshape(-1, 3) - low)/extent*65535)
     lines = steps(mesh.feature_edges())
     data = _planes(mesh.faces, "<i4") + _planes(steps(mesh.vertices), "<i2") + _planes(lines, "<i2")
@@ -65,7 +65,7 @@ class View3D:
         )
 
     def html(self) -> str:
-        "A whole page that needs nothing else."
+        "Return a whole page that needs nothing else."
         return self._page("page" if self.theme == "auto" else self.theme)
 
     def _page(self, theme):
@@ -77,7 +77,7 @@ class View3D:
         )
 
     def iframe(self) -> str:
-        "The page in an `<iframe>`, for an `ipywidgets.HTML` or any other page."
+        "Return the page in an `<iframe>`, for an `ipywidgets.HTML` or any other page."
         return (
             f'<iframe srcdoc="{html.escape(self._page(self.theme), quote=True)}" sandbox="allow-scripts" title="3D '
             'view" loading="lazy" '
@@ -108,7 +108,7 @@ def _size_text(mesh):
 # %% ../../nbs/2_geometry/16_viewer.ipynb #f3db4d38
 @patch
 def _data(self: View3D):
-    "What the page's script reads."
+    "Return what the page's script reads."
     boxes = np.array([m.bounding_box for m in self.parts.values() if len(m.faces)])
     low, high = boxes[:, 0].min(0), boxes[:, 1].max(0)
     extent = max(float((high - low).max()), 1e-30)
@@ -139,7 +139,7 @@ def view3d(
     theme: str = "auto", # "auto": transparent, so the notebook's; "light" or "dark"
     name: str = "", # what to write above a single part
 ) -> View3D:
-    "A part to turn and look at. Several parts share one camera and take turns."
+    "Return a part to turn and look at. Several parts share one camera and take turns."
     parts = part if isinstance(part, dict) else {name: part}
     if not parts: raise ValueError("view3d needs at least one part")
     return View3D({str(n): _as_mesh(p) for n, p in parts.items()}, height, view, theme)
@@ -153,7 +153,7 @@ def history3d(
     max_frames: int = 48, # of a longer history, the first ones; the last ones where `num_given` tells what is given
     num_given: int | None = None, # operations: what these made is grey, what later ones made is blue
 ) -> View3D:
-    "A part to turn, with a slider through the operations of its history."
+    "Return a part to turn, with a slider through the operations of its history."
     film = film_frames({"": program}, max_frames if num_given is None else len(program))[""][-max_frames:]
     parts, grey = {}, {}
     for label, mesh, strokes, makers in film:

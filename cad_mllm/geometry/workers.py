@@ -37,7 +37,7 @@ def _send(stream, data):
     stream.flush()
 
 def _receive(stream):
-    "One message; None where the other side has gone."
+    "Receive a message; None where the other side has ended."
     head = stream.read(8)
     if len(head) < 8: return None
     data = stream.read(size := struct.unpack("<Q", head)[0])

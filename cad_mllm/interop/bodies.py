@@ -30,11 +30,11 @@ class Feature:
     def operation(self): return self.extrude.operation
 
     def keys(self) -> set:
-        "What tells its profiles from all others of the history."
+        "Return what tells its profiles from all others of the history."
         return {(self.number, self.sketch.id, p) for p in self.profiles}
 
     def piece(self) -> Extrude:
-        "The extrude with this feature's profiles alone."
+        "Return the extrude with this feature's profiles alone."
         return replace(self.extrude, profiles=[(self.sketch.id, p) for p in self.profiles])
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #411f87d8
@@ -71,7 +71,7 @@ def contours_touch(
     other: list, # the same
     tolerance: float = 1e-3, # parts of the larger outline's size
 ) -> bool:
-    """Whether two profiles meet, or come so close that a sketch should not hold both. Nested profiles that keep
+    """Return whether two profiles meet, or come so close that a sketch should not hold both. Nested profiles that keep
     apart do not touch."""
     boxes = np.array([one[0].box(), other[0].box()])
     near = tolerance*np.ptp(boxes, axis=1).max()
@@ -83,8 +83,8 @@ def contours_touch(
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #8033a8cd
 def _within(one, other):
-    """Whether an outline lies in the box of another, as an island in a hole does: the faces that FreeCAD makes of a
-    sketch know holes, but no islands in them."""
+    """Return whether an outline lies in the box of another, as an island in a hole does: the faces that FreeCAD makes
+    of a sketch know holes, but no islands in them."""
     boxes = np.array([one[0].box(), other[0].box()])
     return any((a[0] >= b[0]).all() and (a[1] <= b[1]).all() for a, b in (boxes, boxes[::-1]))
 
@@ -109,7 +109,7 @@ SOURCES = {"model": "by the model", "slabs": "from slices of the points"} # of c
 def added_words(
     program: CADProgram, # the result of a completion, with its metadata
 ) -> str: # 'added by the model'; 'added' where the metadata do not say
-    "Who added what was not given."
+    "Return who added what was not given."
     metadata = program.extra.get("metadata")
     source = metadata.get("source") if isinstance(metadata, dict) else None
     words = SOURCES.get(source) if isinstance(source, str) else None
@@ -119,8 +119,8 @@ def added_words(
 def features_of(
     program: CADProgram,
 ) -> tuple: # (list of `Feature`, notes)
-    """The history as features, each with profiles that may share a sketch; extrudes that push nothing are left out
-    and noted."""
+    """Return the history as features, each with profiles that may share a sketch; extrudes that push nothing are left
+    out and noted."""
     features, notes, added = [], [], added_words(program)
     for number, e in enumerate(program.operations(), 1):
         if not isinstance(e, Extrude): continue
@@ -135,7 +135,7 @@ def features_of(
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #a7a7cbfa
 def _solid(features):
-    "The mesh kernel's solid of some features, or None where nothing is left."
+    "Return the mesh kernel's solid of some features, or None where nothing is left."
     entities, sequence = {}, []
     for i, f in enumerate(features):
         operation = "new" if i == 0 else f.operation if f.operation != "new" else "join"
@@ -167,13 +167,13 @@ def _box(features):
     return np.stack([points.min(0), points.max(0)])
 
 def _apart(one, other):
-    "Whether two boxes lie apart."
+    "Return whether two boxes lie apart."
     near = 1e-5*max(np.ptp(one, axis=0).max(), np.ptp(other, axis=0).max())
     return bool((one[0] > other[1] + near).any() or (other[0] > one[1] + near).any())
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #619805b0
 def _shifted(feature, axis, distance):
-    "The feature moved along an axis of its sketch."
+    "Return the feature moved along an axis of its sketch."
     by = feature.sketch.frame.rotation[axis]*distance
     frame = replace(feature.sketch.frame, origin=tuple((np.array(feature.sketch.frame.origin) + by).tolist()))
     return replace(feature, sketch=replace(feature.sketch, id=f"{feature.sketch.id}_moved", frame=frame))
@@ -182,7 +182,7 @@ def touches(
     body: list, # of `Feature`
     feature: Feature, # that adds material
 ) -> bool:
-    "Whether a feature overlaps a body or shares a face with it. A common edge or corner does not connect."
+    "Return whether a feature overlaps a body or shares a face with it. A common edge or corner does not connect."
     box, other = _box([feature]), _box([f for f in body if f.operation != "cut"])
     if _apart(box, other) or _num_pieces(body + [feature]) != 1: return False
     alone, before, after = _volume([feature]), _volume(body), _volume(body + [feature])
@@ -195,7 +195,7 @@ def touches(
 
 # %% ../../nbs/3_interop/05_bodies.ipynb #3fd00f9d
 def _split(feature):
-    "The feature's profiles one by one."
+    "Return the feature's profiles one by one."
     return [replace(feature, profiles=[p]) for p in feature.profiles]
 
 MAX_BODIES = 16 # more of them in a tree help nobody
@@ -207,12 +207,12 @@ class _Dealer:
         self.bodies, self.reason, self.apart = [list(b) for b in bodies], "", set(apart)
 
     def deal_each(self, features):
-        "The features of a history, operation by operation."
+        "Assign the features of a history to bodies, operation by operation."
         for number in dict.fromkeys(f.number for f in features):
             self.deal_all([f for f in features if f.number == number])
 
     def deal_all(self, features):
-        "The features of one extrude, in an order in which each touches what is there, where there is one."
+        "Assign the features of one extrude, if possible in an order in which each touches an existing body."
         rest = list(features)
         while rest:
             adds = self.bodies and len(rest) > 1 and rest[0].operation in ("new", "join")

@@ -97,7 +97,7 @@ def _extrude(self: PartReader, call):
 
 @patch
 def _is_other_side(self: PartReader, previous, sketch, amount, operation):
-    "Whether an extrude is the second side of the one before."
+    "Return whether an extrude is the second side of the one before."
     if not hasattr(previous, "operation") or previous.extent != "one" or previous.references() != [sketch]:
         return False
     same = previous.operation == operation or (previous.operation == "new" and operation == "join")
@@ -127,7 +127,7 @@ GALLERY_SIGN = "# Profile area: "
 def part_blocks(
     tree: ast.Module,
 ) -> list: # of (statements before it, the `with BuildPart()`, the function around it or None)
-    "The parts of a script."
+    "Return the parts of a script."
     def scan(body, before, around):
         for i, s in enumerate(body):
             if (
@@ -153,7 +153,8 @@ def _define(values, statements, function):
 def unit_of_script(
     source: str, # Python text
 ) -> str: # mm or cm
-    "The unit of a build123d script's numbers: centimetres where it bears the comments of the Fusion 360 Gallery."
+    """Return the unit of a build123d script's numbers: centimetres where it bears the comments of the Fusion 360
+    Gallery."""
     return "cm" if GALLERY_SIGN in source else "mm"
 
 # %% ../../nbs/3_interop/03_build123d_read.ipynb #a1485d09
@@ -165,7 +166,7 @@ def read_build123d(
                                     # `extra["skipped"]` lists it
     file: str = "", # its name, for messages
 ) -> CADProgram: # lengths in metres
-    """The history of a script in build123d's builder mode. Raises `CADFormatError` with file, line and reason;
+    """Return the history of a script in build123d's builder mode. Raises `CADFormatError` with file, line and reason;
     nothing is executed."""
     unit = unit or unit_of_script(source)
     if unit not in METRES_IN: raise ValueError(f"unit={unit!r}: choose from {', '.join(METRES_IN)}")

@@ -38,35 +38,35 @@ class Arguments:
     def name(self): return shown(self.call.func)
 
     def node(self, name: str):
-        "The expression given for a parameter, by name or as the next by place; None where it was left out."
+        "Return the expression given for a parameter, by name or as the next by place; None where it was left out."
         if name in self.named: return self.named.pop(name)
         return self.given.pop(0) if self.given else None
 
     def number(self, name: str, default: float | None = None) -> float:
-        "A number; an error where it is left out and has no default."
+        "Return a number; an error where it is left out and has no default."
         node = self.node(name)
         if node is None and default is None: raise ScriptError.at(self.call, f"{self.name} needs {name}")
         return default if node is None else self.values.number(node)
 
     def length(self, name: str, unit: float) -> float:
-        "A number above 0 that has to be given, in metres."
+        "Return a number above 0 that has to be given, in metres."
         value = self.number(name)
         if value <= 0: raise ScriptError.at(self.call, f"{name} is not above 0: {value}")
         return value*unit
 
     def point(self, name: str, size: int = 2, default: tuple | None = None) -> tuple:
-        "A point; an error where it is left out and has no default."
+        "Return a point; an error where it is left out and has no default."
         node = self.node(name)
         if node is None and default is None: raise ScriptError.at(self.call, f"{self.name} needs {name}")
         return default if node is None else self.values.point(node, size)
 
     def word(self, name: str, default: str) -> str:
-        "The last part of a dotted name such as `Mode.SUBTRACT`."
+        "Return the last part of a dotted name such as `Mode.SUBTRACT`."
         node = self.named.pop(name, None)
         return default if node is None else shown(node).split(".")[-1]
 
     def flag(self, name: str) -> bool:
-        "A named truth value; False where it is left out."
+        "Return a named truth value; False where it is left out."
         node = self.named.pop(name, None)
         return bool(self.values.value(node)) if node is not None else False
 
@@ -87,7 +87,7 @@ def read_plane(
     values: Values, # names of the script
     unit: float = 1e-3, # metres in one unit
 ) -> Frame:
-    "A sketch plane."
+    "Return a sketch plane."
     if isinstance(node, ast.Attribute) and shown(node.value) == "Plane" and node.attr in PLANES:
         return named_plane(node.attr)
     if isinstance(node, ast.Name) and isinstance(values.names.get(node.id), Frame): return values.names[node.id]
@@ -118,7 +118,7 @@ class LineReader:
         self,
         call: ast.Call, # such as `Line((0, 0), (1, 0))`
     ) -> list: # of `Line`, `Arc`, `Circle`
-        "The curves that one call draws."
+        "Return the curves that one call draws."
         method = LINE_READERS.get(shown(call.func)) and getattr(self, LINE_READERS[shown(call.func)])
         if method is None:
             raise ScriptError.at(
@@ -175,14 +175,14 @@ def _radiusarc(self: LineReader, given):
 # %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #586f4da7
 @patch
 def _followed(self: LineReader, given, make, *args):
-    "A spline or an ellipse, followed by arcs."
+    "Return a spline or an ellipse, followed by arcs."
     self.num_followed += 1
     try: return make(*args)
     except CADFormatError as e: raise ScriptError.at(given.call, e.reason) from None
 
 @patch
 def _nurbs_edge(self: LineReader, given):
-    "The helper that scripts made from the Fusion 360 Gallery bring along."
+    "Return the helper that scripts made from the Fusion 360 Gallery bring along."
     values = [self.values.value(given.node(k)) for k in ("ctrl_pts", "weights", "knots", "degree")]
     if not isinstance(values[3], int) or not all(isinstance(v, tuple) for v in values[:3]):
         raise ScriptError.at(given.call, "is no spline")
@@ -208,7 +208,7 @@ def aligned(
     width: float, # size along x
     height: float, # size along y
 ) -> np.ndarray: # (2,): where the shape's center lies
-    "Where `align=` puts the center of a shape; centered where it is left out."
+    "Return where `align=` puts the center of a shape; centered where it is left out."
     node = given.named.pop("align", None)
     words = (
         [shown(n).split(".")[-1] for n in (node.elts if isinstance(node, (ast.Tuple, ast.List)) else [node]*2)]
@@ -223,7 +223,7 @@ def placed(
     loop: Loop, # around the origin
     place: tuple, # (x, y, radians)
 ) -> Loop:
-    "A loop turned and moved."
+    "Return a loop turned and moved."
     contour, (x, y, angle) = loop.contour(), place
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     if angle == 0.0: turn = np.eye(2)
@@ -244,7 +244,7 @@ class SketchReader:
         body: list, # of statements
         places: tuple = ((0.0, 0.0, 0.0),), # (x, y, radians) that shapes are put at, metres
     ) -> list: # of (`Loop`, mode)
-        "The faces that a block draws."
+        "Return the faces that a block draws."
         for statement in body:
             if isinstance(statement, ast.With): self._with(statement, places)
             elif isinstance(statement, ast.Assign) and not isinstance(statement.value, ast.Call):
@@ -325,7 +325,7 @@ def _draw_make_face(self: SketchReader, given):
 
 @patch
 def _turned(self: SketchReader, given, loop, center):
-    "A loop turned by `rotation=` and put where `align=` says."
+    "Return a loop turned by `rotation=` and put where `align=` says."
     return [placed(placed(loop, (*center, 0.0)), (0.0, 0.0, math.radians(given.number("rotation", 0.0))))]
 
 # %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #007d24de
@@ -357,7 +357,7 @@ def _draw_regularpolygon(self: SketchReader, given):
 # %% ../../nbs/3_interop/02b_build123d_sketch.ipynb #16fd9df0
 @patch
 def _slot(self: SketchReader, given, half, radius):
-    "A slot along x whose half circles are centered at -half and +half."
+    "Return a slot along x whose half circles are centered at -half and +half."
     vertices = [(-half, -radius), (half, -radius), (half, radius), (-half, radius)]
     mids = [None, np.array([half + radius, 0.0]), None, np.array([-half - radius, 0.0])]
     return self._turned(given, contour_loop(Contour(np.array(vertices), mids)), np.zeros(2))
@@ -376,7 +376,7 @@ def _draw_slotcentertocenter(self: SketchReader, given):
 def only_context(
     statement: ast.With, # a with statement
 ) -> ast.Call:
-    "The one call that a `with` opens."
+    "Return the one call that a `with` opens."
     call = statement.items[0].context_expr
     if len(statement.items) > 1 or not isinstance(call, ast.Call):
         raise ScriptError.at(statement, "is not a single builder")

@@ -16,11 +16,11 @@ INDENT = "    "
 def point_text(
     point, # any number of coordinates
 ) -> str:
-    "A point as a tuple."
+    "Return a point as a tuple."
     return "(" + ", ".join(map(shown_number, point)) + ")"
 
 def _plane(feature, offset=0.0):
-    "The plane of a sketch."
+    "Return the plane of a sketch."
     frame = feature.frame
     text = (
         f"Plane(origin={point_text(feature.origin)}, x_dir={point_text(frame.x_axis)}, "
@@ -39,7 +39,7 @@ def _b3d_path(shape, mode):
     return [*lines, f"make_face({mode})"]
 
 def _b3d_shape(shape, names, hole):
-    "One loop of a profile."
+    "Write a loop of a profile."
     mode = "mode=Mode.SUBTRACT" if hole else ""
     if shape.kind == "path": return _b3d_path(shape, mode)
     if shape.kind == "circle": call = f"Circle({names.add('radius', shape.size[0])}{', ' + mode if hole else ''})"
@@ -50,7 +50,7 @@ def _b3d_shape(shape, names, hole):
 
 # %% ../../nbs/3_interop/10_build123d_write.ipynb #9a6866ed
 def _b3d_extrudes(feature, names, sketch, first):
-    "The calls that push a sketch."
+    "Return the calls that push a sketch."
     mode = "" if first else f", mode=Mode.{B3D_MODES[feature.operation]}"
     if feature.extent == "symmetric":
         return [f"extrude(amount={names.shared('depth', feature.high, feature.note)}, both=True{mode})"]
@@ -69,7 +69,7 @@ def b3d_feature(
     number: int, # of the sketch
     first: bool, # whether nothing comes before it
 ) -> list: # of lines
-    "The lines of a feature inside of a BuildPart block."
+    "Return the lines of a feature inside of a BuildPart block."
     sketch, both = f"sketch_{number}", feature.low*feature.high < 0 and feature.extent != "symmetric"
     offset = feature.low if both and feature.operation == "intersect" else 0.0
     lines = [f"# {feature.note}", f"with BuildSketch({_plane(feature, offset)}) as {sketch}:"]
@@ -82,7 +82,7 @@ def write_build123d(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str:
-    "A history as a script for build123d (0.9 and later), in millimetres; the part is `part.part`."
+    "Write a history as a script for build123d (0.9 and later), in millimeters; the part is `part.part`."
     names, body = Names(), []
     tools = [tool for features in script_features(program, num_given) for tool in one_tool(features)]
     for number, feature in enumerate(tools, 1): body += b3d_feature(feature, names, number, number == 1)
@@ -107,7 +107,7 @@ def one_tool(
 
 # %% ../../nbs/3_interop/10_build123d_write.ipynb #a98151df
 def _extent(shape: Shape):
-    "How large a loop is, roughly."
+    "Return how large a loop is, roughly."
     if shape.kind == "circle": return 4*shape.size[0]**2
     if shape.kind == "rectangle": return shape.size[0]*shape.size[1]
     points = [shape.start] + [p for step in shape.steps for p in step if p is not None]

@@ -53,7 +53,7 @@ class ChainReader:
         chain: Chain, # before the call
         call: ast.Call, # whose function is an attribute
     ) -> Chain:
-        "The chain after one more call."
+        "Return the chain after one more call."
         name = call.func.attr
         method = getattr(self, f"_call_{name.lower()}", None)
         if method is None:
@@ -144,7 +144,7 @@ def _call_polyline(self: ChainReader, chain, given):
 
 @patch
 def _listed(self: ChainReader, node, given):
-    "A list of points in metres."
+    "Return a list of points in metres."
     points = () if node is None else self.values.value(node)
     good = isinstance(points, tuple) and points and all(isinstance(p, tuple) and len(p) in (2, 3) for p in points)
     if not good: raise ScriptError.at(given.call, "needs a list of points")
@@ -286,7 +286,7 @@ def _call_box(self: SolidReader, chain, given):
 # %% ../../nbs/3_interop/13_cadquery_read.ipynb #cd252aaa
 @patch
 def chain(self: SolidReader, node: ast.Call) -> Chain:
-    "What a chain of calls stands for."
+    "Return what a chain of calls stands for."
     calls = []
     while (
         isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
@@ -301,7 +301,7 @@ def chain(self: SolidReader, node: ast.Call) -> Chain:
 
 @patch
 def _begin(self: SolidReader, node):
-    "What a chain starts from: a workplane, or a name."
+    "Return what a chain starts from: a workplane, or a name."
     if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Chain):
         return self.values.names[node.id]
     if (
@@ -318,7 +318,7 @@ def _begin(self: SolidReader, node):
 # %% ../../nbs/3_interop/13_cadquery_read.ipynb #06a3e2bc
 @patch
 def plane(self: SolidReader, node, origin=(0.0, 0.0, 0.0)) -> Frame:
-    "A plane by its name, or `cq.Plane(origin=..., xDir=..., normal=...)`."
+    "Return a plane by its name, or `cq.Plane(origin=..., xDir=..., normal=...)`."
     if node is None: return named_plane("XY", origin)
     if isinstance(node, ast.Constant) and isinstance(node.value, str): return named_plane(node.value, origin)
     if isinstance(node, ast.Name) and isinstance(self.values.names.get(node.id), Frame):
@@ -356,7 +356,7 @@ def define_name(
 def script_statements(
     tree: ast.Module,
 ) -> list: # of statements
-    "The statements of a script: its own, or those of its one function."
+    "Return the statements of a script: its own, or those of its one function."
     functions = [s for s in tree.body if isinstance(s, ast.FunctionDef)]
     inside = [s for f in functions[:1] for s in f.body] if len(functions) == 1 else []
     return [s for s in tree.body if not isinstance(s, ast.FunctionDef)] + inside
@@ -364,7 +364,7 @@ def script_statements(
 def solids_program(
     solids: list, # of `Solid` in order
 ) -> CADProgram:
-    "The history that solids make."
+    "Return the history that solids make."
     program = CADProgram()
     for i, s in enumerate(solids):
         operation = "new" if i == 0 and s.operation == "join" else s.operation
@@ -380,7 +380,7 @@ def read_cadquery(
     skip_unsupported: bool = False, # leave out calls that a history cannot say; `extra["skipped"]` lists them
     file: str = "", # its name, for messages
 ) -> CADProgram: # lengths in metres
-    """The history of a CadQuery script of Workplane chains. Raises `CADFormatError` with file, line and reason;
+    """Return the history of a CadQuery script of Workplane chains. Raises `CADFormatError` with file, line and reason;
     nothing is executed."""
     if unit not in METRES_IN: raise ValueError(f"unit={unit!r}: choose from {', '.join(METRES_IN)}")
     skipped, part = [], None
@@ -406,7 +406,7 @@ class LenientReader(SolidReader):
         self.skipped = []
 
     def apply(self, chain: Chain, call: ast.Call) -> Chain:
-        "The chain after one more call, or as it was."
+        "Return the chain after one more call, or as it was."
         try: return super().apply(chain, call)
         except CADFormatError as e:
             self.skipped.append(f"{e.field}: {e.reason}")

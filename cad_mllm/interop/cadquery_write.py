@@ -16,7 +16,7 @@ CQ_METHODS = {"new": "union", "join": "union", "cut": "cut", "intersect": "inter
 def _numbers(point): return ", ".join(map(shown_number, point))
 
 def _cq_shape(shape, names):
-    "The calls that draw a loop."
+    "Return the calls that draw a loop."
     if shape.kind == "circle":
         return [f".moveTo({_numbers(shape.center)}).circle({names.add('radius', shape.size[0])})"]
     if shape.kind == "rectangle":
@@ -46,7 +46,7 @@ def _cq_depth(feature, names):
 
 # %% ../../nbs/3_interop/11_cadquery_write.ipynb #e13ad251
 def _cq_solid(feature, names, name):
-    "The lines that make a solid under a name, a workplane chain each profile."
+    "Return the lines that make a solid under a name, a workplane chain each profile."
     frame, lines = feature.frame, []
     plane = (
         f"cq.Plane(origin={point_text(feature.origin)}, xDir={point_text(frame.x_axis)}, "
@@ -66,7 +66,7 @@ def cq_operation(
     tool: str, # the name for its solid
     part: str = "", # the part so far, which the operation changes; none for the first one
 ) -> list: # of lines
-    "The lines of an operation."
+    "Return the lines of an operation."
     lines = ["", f"# {features[0].note}", *_cq_solid(features[0], names, tool)]
     for i, feature in enumerate(features[1:], 1):
         lines += [*_cq_solid(feature, names, f"{tool}_{i}"), f"{tool} = {tool}.union({tool}_{i})"]
@@ -77,7 +77,7 @@ def write_cadquery(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str:
-    "A history as a script for CadQuery (2.4 and later), in millimetres; the result is `part`."
+    "Write a history as a script for CadQuery (2.4 and later), in millimeters; the result is `part`."
     names, body = Names(), []
     for number, features in enumerate(script_features(program, num_given), 1):
         if number == 1: body += cq_operation(features, names, "part")

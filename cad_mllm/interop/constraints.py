@@ -29,7 +29,7 @@ class Curve:
     turned: bool = False # an arc that its loop passes from end to start
 
     def point(self, position: int) -> tuple: # (point (2,), its gradient (2, numbers))
-        "One of the points of a curve, with how it moves when the numbers change."
+        "Return one of the points of a curve, with how it moves when the numbers change."
         n = self.numbers
         if self.kind == "line" or position == CENTER:
             at = 2 if position == END and self.kind == "line" else 0
@@ -41,7 +41,7 @@ class Curve:
         return n[:2] + n[2]*np.array([c, s]), gradient
 
     def direction(self, position: int) -> tuple: # (angle in radians, its gradient (numbers,))
-        "The tangent's angle at an end."
+        "Return the tangent's angle at an end."
         n, gradient = self.numbers, np.zeros(len(self.numbers))
         if self.kind == "arc":
             angle = 3 if position == START else 4
@@ -64,7 +64,7 @@ def curves_of(
     contour: Contour, # metres
     smallest: float = 1e-6, # edges shorter than this part of the loop's size are left out
 ) -> list: # of `Curve`
-    "The curves of a closed loop, in its order."
+    "Return the curves of a closed loop, in its order."
     if contour.radius is not None:
         return [Curve("circle", np.array([*contour.vertices[0], contour.radius])*MILLIMETRES)]
     (low, high) = contour.box()
@@ -77,7 +77,7 @@ def curves_of(
 
 # %% ../../nbs/3_interop/04_constraints.ipynb #160d8323
 def _curve(start, mid, end):
-    "A line, or the arc through three points."
+    "Return a line, or the arc through three points."
     circle = None if mid is None else arc_circle(start, mid, end)
     if circle is None or circle[1] > 1e5*np.hypot(*(end - start)): return Curve("line", np.array([*start, *end]))
     center, radius = circle
@@ -168,7 +168,7 @@ class SketchConstraints:
         return self._weights
 
     def point(self, index: int, position: int) -> tuple: # (point (2,), rows (2, all numbers)) at kernel size
-        "A point of a curve and its gradient over all numbers; the origin for negative numbers."
+        "Return a point of a curve and its gradient over all numbers; the origin for negative numbers."
         if index < 0: return np.zeros(2), np.zeros((2, self.starts[-1]))
         at, gradient = self.curves[index].point(position)
         return at, np.array([self._row(index, g) for g in gradient])/self.size
@@ -185,7 +185,7 @@ class SketchConstraints:
 
 # %% ../../nbs/3_interop/04_constraints.ipynb #e1462aec
 def _tangent_row(sketch, one, position, other, other_position):
-    "The row of equal directions at a common end, or None where the edges meet at an angle."
+    "Return the row of equal directions at a common end, or None where the edges meet at an angle."
     (a, row_a), (b, row_b) = sketch.curves[one].direction(position), sketch.curves[other].direction(other_position)
     if abs(math.sin(a - b)) > NEAR: return None
     return sketch._row(one, row_a) - sketch._row(other, row_b)
@@ -265,7 +265,7 @@ def add_distance(
     axis: int, # 0: along x, 1: along y
     name: str, # of the dimension
 ) -> bool: # whether it said something new
-    "A distance along an axis, or a point on an axis where it is zero."
+    "Add a distance along an axis, or a point on an axis where it is zero."
     (a, row_a), (b, row_b) = sketch.point(*one), sketch.point(*other)
     distance, row = b[axis] - a[axis], row_b[axis] - row_a[axis]
     if abs(distance) < 1e-7*sketch.size:
@@ -312,7 +312,7 @@ class Constrained:
     is_full: bool
 
 def _moved(constraint, by, names):
-    "A constraint of a loop that stands `by` curves later in the sketch, under a name that is free."
+    "Return a constraint of a loop that stands `by` curves later in the sketch, under a name that is free."
     name = constraint.name and constraint.name.split("_")[0]
     if name: names[name] = names.get(name, 0) + 1
     if name and names[name] > 1: name = f"{name}_{names[name]}"
@@ -323,7 +323,7 @@ def _moved(constraint, by, names):
 def constrain(
     loops: list, # of lists of `Curve`
 ) -> Constrained:
-    "The curves and constraints of a sketch."
+    "Return the curves and constraints of a sketch."
     curves = [c for loop in loops for c in loop]
     if len(curves) > MOST: return Constrained(curves, [Constraint("Block", i) for i in range(len(curves))], True)
     if len(curves) > MANY and len(loops) > 1:

@@ -39,7 +39,7 @@ def _history_files(folder, suffix):
 
 # %% ../../nbs/3_interop/17_data_sets.ipynb #dfc3b331
 def _first_json(folder):
-    "The content of the first JSON file below a folder that can be read; None where there is none."
+    "Return the content of the first JSON file below a folder that can be read; None where there is none."
     for path in sorted(folder.rglob("*.json"))[:20]:
         try: return read_json(path, 20_000_000)
         except (OSError, FileError): continue
@@ -59,7 +59,7 @@ def _read_split(path):
 
 # %% ../../nbs/3_interop/17_data_sets.ipynb #cb20e469
 def _find_split(root):
-    "The split in a file of the folder, or of the one above it."
+    "Return the split in a file of the folder, or of the one above it."
     for folder in (root, root.parent):
         for path in sorted(folder.glob("*.json")):
             if re.search(r"split|train|test", path.name, re.I) and (found := _read_split(path)): return found

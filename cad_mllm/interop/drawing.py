@@ -20,7 +20,7 @@ def line_curve(
     start, # (2,) metres
     end, # (2,) metres
 ) -> Line:
-    "A straight edge."
+    "Return a straight edge."
     return Line((float(start[0]), float(start[1]), 0.0), (float(end[0]), float(end[1]), 0.0))
 
 # %% ../../nbs/3_interop/02_drawing.ipynb #200015a4
@@ -30,7 +30,7 @@ def center_arc(
     start_angle: float, # radians, from the x axis
     sweep: float, # radians; positive is counter-clockwise; a whole turn is a circle
 ) -> Arc | Circle:
-    "An arc by its center and angles."
+    "Return an arc by its center and angles."
     x, y = map(float, center)
     if radius <= 0: raise CADFormatError(f"the radius is not above 0: {radius}")
     if abs(sweep) >= 2*math.pi - 1e-6: return Circle((x, y, 0.0), float(radius))
@@ -46,7 +46,7 @@ def three_point_arc(
     mid, # (2,) metres
     end, # (2,) metres
 ) -> Arc | Line:
-    "The arc through three points; a line where they lie on one."
+    "Return the arc through three points; a line where they lie on one."
     points = np.array([start, mid, end], float)
     return contour_loop(Contour(points[[0, 2]], [points[1], None])).curves[0]
 
@@ -57,7 +57,7 @@ def _ends(curve):
     return np.array(points, float)
 
 def _tolerance(ends):
-    "How far apart two ends may be and still meet: 1e-4 of the drawing, two micrometres at least."
+    "Return how far apart two ends may be and still meet: 1e-4 of the drawing, two micrometres at least."
     return max(1e-4*np.ptp(ends.reshape(-1, 2), axis=0).max(), 2e-6)
 
 # %% ../../nbs/3_interop/02_drawing.ipynb #7d7370dd
@@ -85,7 +85,7 @@ def closed_loops(
 
 # %% ../../nbs/3_interop/02_drawing.ipynb #b3b9377a
 def _outline(loop, num=8):
-    "Some points on a loop, (N, 2)."
+    "Return some points on a loop, (N, 2)."
     contour = loop.contour()
     if contour.radius is not None:
         angles = np.linspace(0, 2*np.pi, 4*num, endpoint=False)
@@ -97,7 +97,7 @@ def holds(
     outer: Loop, # a closed chain
     inner: Loop, # another one
 ) -> bool:
-    "Whether the box of `inner` lies within the box of `outer`, to a thousandth of its size."
+    "Return whether the box of `inner` lies within the box of `outer`, to a thousandth of its size."
     (low, high), (low_in, high_in) = outer.contour().box(), inner.contour().box()
     slack = 1e-3*(high - low).max()
     return bool((low_in >= low - slack).all() and (high_in <= high + slack).all())
@@ -119,13 +119,13 @@ def profiles_of_faces(
 
 # %% ../../nbs/3_interop/02_drawing.ipynb #e1142894
 def _around(loop, others):
-    "The loops among `others` that hold `loop`, smallest first."
+    "Return the loops among `others` that hold `loop`, smallest first."
     point = _outline(loop).mean(0)
     bigger = [o for o in others if o is not loop and abs(o.contour().area()) > abs(loop.contour().area())]
     return sorted((o for o in bigger if holds(o, loop) and _inside(point, o)), key=lambda o: abs(o.contour().area()))
 
 def _inside(point, loop):
-    "Whether a point lies inside a loop, arcs by their chords."
+    "Return whether a point lies inside a loop, arcs by their chords."
     a = _outline(loop) if loop.contour().radius is not None else loop.contour().vertices
     b = np.roll(a, -1, axis=0)
     crosses = (a[:, 1] > point[1]) != (b[:, 1] > point[1])
@@ -149,7 +149,7 @@ def frame_of(
     x_direction, # (3,) any length
     normal, # (3,) any length, not parallel to `x_direction`
 ) -> Frame:
-    "The frame with a given normal whose x axis is as close to `x_direction` as it can be."
+    "Return the frame with a given normal whose x axis is as close to `x_direction` as it can be."
     x, z = np.array(x_direction, float), np.array(normal, float)
     if np.linalg.norm(z) < 1e-12: raise CADFormatError("the plane has no normal")
     z = z/np.linalg.norm(z)
@@ -168,7 +168,7 @@ def named_plane(
     name: str, # such as "XZ"
     origin=(0.0, 0.0, 0.0), # (3,) metres
 ) -> Frame:
-    "A plane by its name."
+    "Return a plane by its name."
     if name not in PLANES: raise CADFormatError(f"unknown plane {name!r}; known are {', '.join(PLANES)}")
     return frame_of(origin, *PLANES[name])
 
@@ -176,7 +176,7 @@ def named_plane(
 CURVE_TOLERANCE = 1e-4 # parts of a curve's size by which arcs may stray from it
 
 def _strays(point_at, low, high, start, mid, end):
-    "The largest distance between a piece of a curve and the arc through its ends and middle."
+    "Return the largest distance between a piece of a curve and the arc through its ends and middle."
     inner = np.array([point_at(low + (high - low)*t) for t in (.125, .25, .375, .625, .75, .875)])
     circle_of = arc_circle(start, mid, end)
     if circle_of is None:
@@ -208,7 +208,7 @@ def spline_arcs(
     knots, # (N + degree + 1,) with their multiplicity
     degree: int,
 ) -> list: # of `Arc` and `Line`
-    "A rational B-spline as arcs, piece by piece between its knots."
+    "Return a rational B-spline as arcs, piece by piece between its knots."
     points = np.array(points, float)
     weights = np.maximum(np.array(weights, float), 1e-10)
     knots = np.array(knots, float)
@@ -239,7 +239,7 @@ def ellipse_arcs(
     start: float = 0.0, # parameter, radians
     end: float = math.tau,
 ) -> list: # of `Arc`
-    "An ellipse, or a part of one, as arcs."
+    "Return an ellipse, or a part of one, as arcs."
     c, s = math.cos(turned), math.sin(turned)
     def point_at(t):
         x, y = radii[0]*math.cos(t), radii[1]*math.sin(t)

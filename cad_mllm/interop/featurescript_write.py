@@ -26,7 +26,7 @@ def _fs_vector(point, unit=" * millimeter"): return "vector(" + ", ".join(map(sh
 
 # %% ../../nbs/3_interop/14_featurescript_write.ipynb #f14461dd
 def _fs_shape(shape, names, sketch, key):
-    "The calls that draw a loop."
+    "Return the calls that draw a loop."
     if shape.kind == "circle":
         return [
             f'skCircle({sketch}, "{key}", {{ "center" : {_fs_vector(shape.center)}, "radius" : '
@@ -46,7 +46,7 @@ def _fs_shape(shape, names, sketch, key):
 
 # %% ../../nbs/3_interop/14_featurescript_write.ipynb #0a77701a
 def _fs_bounds(feature, names):
-    "Which way an extrude goes, and how far on that side of its sketch and on the other."
+    "Return which way an extrude goes, and how far on that side of its sketch and on the other."
     down = feature.high <= 0
     direction = [-v for v in feature.frame.z_axis] if down else feature.frame.z_axis
     forward, backward = (-feature.low, feature.high) if down else (feature.high, -feature.low)
@@ -60,7 +60,7 @@ def _fs_bounds(feature, names):
 
 # %% ../../nbs/3_interop/14_featurescript_write.ipynb #f4ff56e8
 def _fs_feature(feature, names, number):
-    "The lines of one feature; the ids of its extrudes."
+    "Return the lines of one feature; the ids of its extrudes."
     frame, lines, made = feature.frame, [], []
     plane = f"plane({_fs_vector(feature.origin)}, {_fs_vector(frame.z_axis, '')}, {_fs_vector(frame.x_axis, '')})"
     bounds = _fs_bounds(feature, names)
@@ -78,7 +78,7 @@ def _fs_feature(feature, names, number):
 
 # %% ../../nbs/3_interop/14_featurescript_write.ipynb #bd312629
 def _fs_boolean(operation, number, made):
-    "The lines that combine what an operation made with what was there."
+    "Return the lines that combine what an operation made with what was there."
     tools = f"const tools_{number} = qUnion([{', '.join(made)}]);"
     call = f'opBoolean(context, id + "boolean_{number}", {{ '
     kind = {"cut": "SUBTRACTION", "intersect": "SUBTRACT_COMPLEMENT"}.get(operation)
@@ -98,7 +98,7 @@ def write_featurescript(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str:
-    "A history as an Onshape FeatureScript that makes the part as one custom feature."
+    "Write a history as an Onshape FeatureScript that makes the part as one custom feature."
     names, body = Names(), []
     for number, features in enumerate(script_features(program, num_given), 1):
         body.append(f"// {features[0].note}")

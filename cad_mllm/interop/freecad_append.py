@@ -39,7 +39,7 @@ def element_spans(
     data: bytes, # XML
     depth: int = 5, # of tags; deeper elements are not listed
 ) -> list: # of `Span`, outer ones first
-    "Where the elements of an XML text begin and end."
+    "Return where the elements of an XML text begin and end."
     spans, open_spans, parser = [], [], expat.ParserCreate()
     def begin(tag, attributes):
         path, at = f"{open_spans[-1].path}/{tag}" if open_spans else tag, parser.CurrentByteIndex
@@ -66,7 +66,7 @@ class TextEditor:
         self.data, self.spans, self.edits = data, element_spans(data), []
 
     def find(self, path: str, name: str = "", inside: Span | None = None) -> Span | None:
-        "The first element of a path, perhaps of a name and inside another."
+        "Return the first element of a path, perhaps of a name and inside another."
         fits = (s for s in self.spans if s.path == path and (not name or s.name == name))
         return next((s for s in fits if inside is None or inside.start <= s.start < inside.end), None)
 
@@ -102,7 +102,7 @@ class TextEditor:
         self.edits.append((span.start, span.end, changed))
 
     def result(self) -> bytes:
-        "The text with all replacements."
+        "Return the text with all replacements."
         pieces, at = [], 0
         for start, end, new in sorted(self.edits, key=lambda e: e[:2]):
             pieces += [self.data[at:start], new]
@@ -111,7 +111,7 @@ class TextEditor:
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #087dc859
 def _local(feature, placement):
-    "A feature as seen from a body that was moved."
+    "Return a feature as seen from a body that was moved."
     position, rotation = placement
     if not position.any() and np.array_equal(rotation, np.eye(3)): return feature
     frame = feature.sketch.frame
@@ -120,7 +120,7 @@ def _local(feature, placement):
     return replace(feature, sketch=replace(feature.sketch, frame=Frame(tuple(origin.tolist()), *axes)))
 
 def _body_planes(items, body):
-    "The origin planes of a body, {XY: name}."
+    "Return the origin planes of a body, {XY: name}."
     origin = next((items[n] for n in body.links("Origin") if n in items), None)
     names = origin.links("OriginFeatures") if origin is not None else []
     planes = {items[n].text("Role")[:2]: n for n in names if n in items and items[n].kind == "App::Plane"}
@@ -140,7 +140,7 @@ class _More:
     def tip(self): return (self.body.links("Tip") or [""])[0]
 
 def _prepare(items, body, features, stored):
-    "What a body gets; `stored` gives the text of an object's shape."
+    "Return what a body gets; `stored` gives the text of an object's shape."
     more = _More(body, [_local(f, body.placement()) for f in features], StoredShape())
     if more.tip in items and (base := stored(items[more.tip])): more.shape = shape_step_by_step(more.features, base)
     return more
@@ -162,7 +162,7 @@ def _continue_body(editor, document, items, more, num_given):
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #231ed6bf
 def _bodies_as_features(items, bodies):
-    "What each body does, as `Feature`s."
+    "Yield what each body does, as `Feature`s."
     for body in bodies:
         reader = DocumentReader(items, skip_unsupported=True)
         reader.body(body)
@@ -180,7 +180,7 @@ def _append_solids(document, results, features, num_given, stored):
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #0a24a470
 def _is_at_rest(item):
-    "Whether an object was not moved."
+    "Return whether an object was not moved."
     position, rotation = item.placement()
     return not position.any() and np.array_equal(rotation, np.eye(3))
 
@@ -231,7 +231,7 @@ def _list_objects(editor, document):
     editor.append(data, document.data())
 
 def _dependencies(name, properties):
-    "The entry that tells which objects one is made from."
+    "Return the entry that tells which objects one is made from."
     found = [
         n for p in properties if "LinkHidden" not in p for n in re.findall(r'<Link(?:Sub)? (?:value|obj)="([^"]+)"', p)
     ]
@@ -242,7 +242,7 @@ def _dependencies(name, properties):
 MAX_ARCHIVE = 2**31 # bytes that an archive may unpack to
 
 def _hide(gui: bytes, names) -> bytes:
-    "The view of a document with some objects hidden."
+    "Return the view of a document with some objects hidden."
     for name in filter(None, names):
         pattern = (
             rb'(?s)(<ViewProvider name="%b".*?<Property name="Visibility"[^>]*>\s*<Bool value=)"true"' % re.escape(
@@ -255,7 +255,7 @@ def _hide(gui: bytes, names) -> bytes:
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #cc5e8ec6
 def _shown(gui: bytes, document: Document, hidden: list) -> bytes:
-    "The view of a document with what was added to it, and without what that replaces."
+    "Return the view of a document with what was added to it, and without what that replaces."
     try:
         editor = TextEditor(_hide(gui, hidden))
         providers = editor.need("Document/ViewProviderData")
@@ -265,14 +265,14 @@ def _shown(gui: bytes, document: Document, hidden: list) -> bytes:
     except CADFormatError: return gui
 
 def _view_of(items: dict, document: Document, hidden: list) -> str:
-    "A view for a document that has none: its bodies and what was added."
+    "Return a view for a document that has none: its bodies and what was added."
     bodies = {n: True for n, item in items.items() if item.kind == "PartDesign::Body"}
     others = {n: item.flag("Visibility") and n not in hidden for n, item in items.items() if n not in bodies}
     return gui_xml({**others, **bodies, **document.visible}, set(bodies), document.box())
 
 # %% ../../nbs/3_interop/08b_freecad_append.ipynb #d25b1442
 def _shape_reader(archive: zipfile.ZipFile):
-    "A function that gives the text of an object's shape, as far as an archive holds one."
+    "Return a function that gives the text of an object's shape, as far as an archive holds one."
     def stored(item):
         part = item.properties["Shape"].find("Part") if "Shape" in item.properties else None
         name = part.get("file", "") if part is not None else ""

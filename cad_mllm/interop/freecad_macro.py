@@ -19,7 +19,7 @@ def macro_text(
     caption: str = "", # what the parts are
     command: list | None = None, # how the command line is called; this Python's own if left out
 ) -> str:
-    "The macro with its settings."
+    "Return the macro with its settings."
     checkpoint = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
     settings = dict(
         COMMAND=command or [sys.executable, "-m", "cad_mllm"], CHECKPOINT=checkpoint, CANDIDATES=num, CAPTION=caption
@@ -37,7 +37,7 @@ def usual_macro_folder(
     environment=os.environ,
     home: Path | None = None,
 ) -> Path:
-    "Where FreeCAD 0.20 and later keeps macros, unless its preferences say otherwise."
+    "Return where FreeCAD 0.20 and later keeps macros, unless its preferences say otherwise."
     home = home or Path.home()
     if system == "win32": return Path(environment.get("APPDATA") or home/"AppData/Roaming")/"FreeCAD"/"Macro"
     if system == "darwin": return home/"Library/Application Support/FreeCAD/Macro"
@@ -45,7 +45,7 @@ def usual_macro_folder(
 
 # %% ../../nbs/3_interop/18_freecad_macro.ipynb #382203e4
 def ask_macro_folder() -> Path | None:
-    "Where the FreeCAD that is installed looks for macros; None where there is none to ask."
+    "Return where the FreeCAD that is installed looks for macros; None where there is none to ask."
     command = next((c for name in FREECAD_COMMANDS if (c := shutil.which(name))), None)
     if command is None: return None
     with tempfile.TemporaryDirectory() as folder:

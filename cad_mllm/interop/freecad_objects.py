@@ -24,7 +24,7 @@ MAX_XML = 64*2**20
 def document_bytes(
     path: str | Path, # .FCStd
 ) -> bytes:
-    "A document's Document.xml. Raises `CADFormatError`."
+    "Return a document's Document.xml. Raises `CADFormatError`."
     try:
         with zipfile.ZipFile(path) as archive:
             if "Document.xml" not in archive.namelist():
@@ -45,7 +45,7 @@ def document_bytes(
 def document_xml(
     path: str | Path, # .FCStd
 ) -> ET.Element:
-    "The tree of a document's Document.xml. Raises `CADFormatError`."
+    "Return the tree of a document's Document.xml. Raises `CADFormatError`."
     try: return ET.fromstring(document_bytes(path))
     except ET.ParseError as e: raise CADFormatError(f"Document.xml is malformed: {e}", file=path) from None
 
@@ -62,28 +62,28 @@ class Item:
         return None if element is None else element.find(tag)
 
     def number(self, name: str, default: float = 0.0) -> float:
-        "A length, angle, or other number."
+        "Return a length, angle, or other number."
         element = self._inside(name, "Float")
         if element is None: return default
         return finite(element.get("value"), f"{self.name}.{name}")
 
     def flag(self, name: str) -> bool:
-        "A yes-or-no property; False where it is missing."
+        "Return a yes-or-no property; False where it is missing."
         element = self._inside(name, "Bool")
         return element is not None and element.get("value") == "true"
 
     def choice(self, name: str, default: int = 0) -> int:
-        "The number of an enumeration's value."
+        "Return the number of an enumeration's value."
         element = self._inside(name, "Integer")
         return int(finite(element.get("value"), f"{self.name}.{name}")) if element is not None else default
 
     def text(self, name: str) -> str:
-        "A text property."
+        "Return a text property."
         element = self._inside(name, "String")
         return element.get("value", "") if element is not None else ""
 
     def links(self, name: str) -> list: # of object names
-        "What a link property names, of any kind of link."
+        "Return what a link property names, of any kind of link."
         element = self.properties.get(name)
         if element is None: return []
         named = [e.get("obj") or e.get("value") or "" for e in element.iter() if e.tag in ("Link", "LinkSub")]
@@ -91,7 +91,7 @@ class Item:
 
     # (position (3,) mm, rotation (3, 3) with the axes as columns)
     def placement(self, name: str = "Placement") -> tuple:
-        "A placement; identity where it is missing."
+        "Return a placement; identity where it is missing."
         element = self._inside(name, "PropertyPlacement")
         if element is None: return np.zeros(3), np.eye(3)
         numbers = [finite(element.get(k), f"{self.name}.{name}") for k in ("Px", "Py", "Pz", "Q0", "Q1", "Q2", "Q3")]
@@ -102,7 +102,7 @@ def finite(
     text: str | None, # of an attribute
     where: str, # for the message
 ) -> float:
-    "A number of usable size."
+    "Return a number of usable size."
     try: value = float(text)
     except (TypeError, ValueError): raise CADFormatError(f"is not a number: {text!r}", where) from None
     if not -1e12 < value < 1e12: raise CADFormatError(f"is not a usable number: {text}", where)
@@ -111,7 +111,7 @@ def finite(
 def rotation_of(
     quaternion, # (4,): x, y, z, w
 ) -> np.ndarray: # (3, 3) with the axes as columns
-    "A unit quaternion as a matrix, exact where the axes are permuted."
+    "Return a unit quaternion as a matrix, exact where the axes are permuted."
     q = np.array(quaternion, float)
     if np.linalg.norm(q) < 1e-9: return np.eye(3)
     x, y, z, w = q/np.linalg.norm(q)
@@ -123,7 +123,7 @@ def rotation_of(
 def read_items(
     root: ET.Element, # of Document.xml
 ) -> dict: # name -> `Item`
-    "The objects of a document."
+    "Return the objects of a document."
     kinds = {o.get("name"): o.get("type", "") for o in root.iterfind("Objects/Object")}
     items = {name: Item(kind, name) for name, kind in kinds.items() if name}
     for data in root.iterfind("ObjectData/Object"):
@@ -137,7 +137,7 @@ PER_MILLIMETRE = 1e-3 # metres
 def is_construction(
     geometry: ET.Element,
 ) -> bool:
-    "Whether a curve only helps drawing."
+    "Return whether a curve only helps drawing."
     flags = next((e.get("geometryModeFlags", "") for e in geometry.iter("GeoExtension")), "")
     legacy = geometry.find("Construction")
     return flags[-2:-1] == "1" or (legacy is not None and legacy.get("value") == "1")
@@ -147,7 +147,7 @@ def read_curve(
     geometry: ET.Element,
     where: str, # for the message
 ):
-    "A line, arc or circle in metres; None for a point."
+    "Return a line, arc or circle in metres; None for a point."
     def get(element, *names): return [finite(element.get(n), where) for n in names]
     if (e := geometry.find("LineSegment")) is not None:
         x0, y0, x1, y1 = np.multiply(get(e, "StartX", "StartY", "EndX", "EndY"), PER_MILLIMETRE)
@@ -169,7 +169,7 @@ def read_curve(
 def read_sketch(
     item: Item, # a Sketcher::SketchObject
 ) -> list: # of lists of loops, metres: the profiles
-    "The profiles that a sketch draws."
+    "Return the profiles that a sketch draws."
     geometries = [] if "Geometry" not in item.properties else list(item.properties["Geometry"].iter("Geometry"))
     curves = [read_curve(g, f"{item.name}.Geometry") for g in geometries if not is_construction(g)]
     try: return nested_profiles(closed_loops([c for c in curves if c is not None]))
@@ -179,6 +179,6 @@ def placed_frame(
     inner: tuple, # (position, rotation) inside of a container
     outer: tuple = (np.zeros(3), np.eye(3)), # of the container
 ) -> Frame:
-    "A placement as a sketch plane, metres."
+    "Return a placement as a sketch plane, metres."
     position, rotation = outer[0] + outer[1]@inner[0], outer[1]@inner[1]
     return frame_of(position*PER_MILLIMETRE, rotation[:, 0], rotation[:, 2])

@@ -33,7 +33,7 @@ class Motion:
 def translation(
     by, # (3,) metres
 ) -> Motion:
-    "A shift."
+    "Return a shift."
     return Motion(np.eye(3), np.asarray(by, float))
 
 # %% ../../nbs/3_interop/07b_freecad_patterns.ipynb #4a86669d
@@ -42,7 +42,7 @@ def rotation(
     axis, # (3,) any length
     angle: float, # radians
 ) -> Motion:
-    "A turn about an axis."
+    "Return a turn about an axis."
     x, y, z = np.asarray(axis, float)/np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     turn = np.eye(3) + math.sin(angle)*cross + (1 - math.cos(angle))*cross@cross
@@ -53,7 +53,7 @@ def reflection(
     point, # (3,) on the plane, metres
     normal, # (3,) any length
 ) -> Motion:
-    "A mirror image in a plane."
+    "Return a mirror image in a plane."
     n = np.asarray(normal, float)/np.linalg.norm(normal)
     return Motion(np.eye(3) - 2*np.outer(n, n), 2*(n@point)*n)
 
@@ -61,7 +61,7 @@ def reflection(
 def mirrored_loop(
     loop: Loop,
 ) -> Loop:
-    "The loop with y for -y."
+    "Return the loop with y for -y."
     def flip(p): return None if p is None else np.asarray(p)*(1, -1)
     contour = loop.contour()
     return contour_loop(Contour(flip(contour.vertices), [flip(m) for m in contour.mids], contour.radius))
@@ -71,7 +71,7 @@ def moved_sketch(
     frame: Frame,
     motion: Motion,
 ) -> tuple: # (profiles, frame)
-    "A sketch somewhere else."
+    "Return a sketch somewhere else."
     origin, x, z = motion(frame.origin), motion.linear@frame.x_axis, motion.linear@frame.z_axis
     mirrors = np.linalg.det(motion.linear) < 0
     if mirrors: profiles = [[mirrored_loop(loop) for loop in loops] for loops in profiles]
@@ -84,7 +84,7 @@ def row_of(
     step, # (3,) metres from one to the next
     count: int, # things, the first one included
 ) -> list: # of `Motion`, the first one at rest
-    "A linear pattern."
+    "Return a linear pattern."
     _check_count(count)
     return [translation(np.asarray(step)*i) for i in range(count)]
 
@@ -94,7 +94,7 @@ def ring_of(
     angle: float, # radians, over all of them
     count: int, # things, the first one included
 ) -> list: # of `Motion`, the first one at rest
-    "A polar pattern."
+    "Return a polar pattern."
     _check_count(count)
     whole = abs(abs(angle) - math.tau) < 1e-9
     return [rotation(point, axis, angle*i/(count if whole else max(1, count - 1))) for i in range(count)]

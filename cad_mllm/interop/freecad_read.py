@@ -43,7 +43,7 @@ class Push:
 def operation_number(
     item: Item,
 ) -> int | None:
-    "Which operation of a history a feature came from, where its description says so."
+    "Return which operation of a history a feature came from, where its description says so."
     found = re.match(r"operation (\d{1,6})\b", item.text("Label2"))
     return int(found[1]) if found else None
 
@@ -54,7 +54,7 @@ def feature_span(
     item: Item, # a Pad or Pocket
     far: float, # mm; further than anything reaches
 ) -> tuple: # (low, high, symmetric?) in mm along the sketch's normal
-    "How far a pad or pocket reaches."
+    "Return how far a pad or pocket reaches."
     kind, length = item.choice("Type"), item.number("Length")
     for name in ("TaperAngle", "TaperAngle2", "Offset"):
         if item.number(name):
@@ -113,7 +113,7 @@ def pattern_line(
     items: dict, # of the document
     placement: tuple, # of the body
 ) -> tuple: # (point (3,) in metres, direction (3,))
-    "What a mirror or pattern goes by, in space."
+    "Return what a mirror or pattern goes by, in space."
     target = next((items[n] for n in feature.links(name) if n in items), None)
     if target is None: raise CADFormatError(f"has no {name}", feature.name)
     sub = next((e.get("value", "") for e in feature.properties[name].iter("Sub")), "")
@@ -133,7 +133,7 @@ def pattern_motions(
     items: dict, # of the document
     placement: tuple, # of the body
 ) -> list: # of `Motion`, the first one at rest
-    "Where a mirror or pattern puts things."
+    "Return where a mirror or pattern puts things."
     if feature.kind == "PartDesign::MultiTransform": return _combined_motions(feature, items, placement)
     count, sign = feature.choice("Occurrences", 2), -1 if feature.flag("Reversed") else 1
     if feature.kind == "PartDesign::Mirrored":
@@ -150,7 +150,7 @@ def pattern_motions(
 
 # %% ../../nbs/3_interop/08_freecad_read.ipynb #f4acfce2
 def _combined_motions(feature, items, placement):
-    "The motions of several transformations one after the other."
+    "Return the motions of several transformations one after the other."
     motions = row_of(np.zeros(3), 1)
     for name in feature.links("Transformations"):
         if name not in items or items[name].kind == feature.kind:
@@ -177,12 +177,12 @@ class DocumentReader:
         self.skip_dressings, self.made = skip_dressings or skip_unsupported, {}
 
     def item(self, name: str, where: str) -> Item:
-        "An object by its name."
+        "Return an object by its name."
         if name not in self.items: raise CADFormatError(f"names the object {name!r}, which does not exist", where)
         return self.items[name]
 
     def far(self) -> float:
-        "A length in mm beyond everything that was pushed so far."
+        "Return a length in mm beyond everything that was pushed so far."
         sizes = [
             np.abs(p.frame.origin).max() + max(abs(p.low), abs(p.high)) + max(
                 np.abs(q[0].contour().box()).max() for q in p.profiles
@@ -192,7 +192,7 @@ class DocumentReader:
         return 4*max(sizes, default=1.0)/PER_MILLIMETRE
 
     def dresses(self, item: Item) -> bool:
-        "Whether an object only rounds or breaks edges and may be left out; it is noted."
+        "Return whether an object only rounds or breaks edges and may be left out; it is noted."
         if not self.skip_dressings or item.kind not in DRESSINGS: return False
         self.skipped.append(f"{item.name}: {item.kind} cannot be said in a history of sketches and extrudes")
         return True
@@ -240,7 +240,7 @@ def _feature(self: DocumentReader, feature, body):
 
 @patch
 def _repeated(self: DocumentReader, feature, body):
-    "What a pattern makes besides what it repeats."
+    "Return what a pattern makes besides what it repeats."
     originals, pushes = feature.links("Originals"), []
     if feature.choice("TransformMode"):
         raise CADFormatError(
@@ -279,7 +279,7 @@ def _push(self: DocumentReader, item, link, outer, low, high, operation, symmetr
 # %% ../../nbs/3_interop/08_freecad_read.ipynb #e53f88e9
 @patch
 def solid(self: DocumentReader, item: Item, depth: int = 0) -> list: # of `Push`
-    "A tree of solids and booleans as pushes in order."
+    "Return a tree of solids and booleans as pushes in order."
     if depth > 500: raise CADFormatError("its booleans are nested too deeply", item.name)
     if item.kind == "Part::Extrusion": return [self._extrusion(item)]
     if self.dresses(item) and item.links("Base"):
@@ -304,7 +304,7 @@ def solid(self: DocumentReader, item: Item, depth: int = 0) -> list: # of `Push`
 
 @patch
 def _as_tool(self: DocumentReader, pushes, operation, item):
-    "A tree as the tool of a boolean: only material, and of one depth where it intersects."
+    "Return a tree as the tool of a boolean: only material, and of one depth where it intersects."
     if any(p.operation != "join" for p in pushes) and not (operation == "join" and pushes[0].operation == "join"):
         raise CADFormatError("its tool is itself cut or intersected, which a history cannot say", item.name)
     if operation == "intersect" and len({p.key() for p in pushes}) > 1:
@@ -326,7 +326,7 @@ def _extrusion(self: DocumentReader, item):
 
 # %% ../../nbs/3_interop/08_freecad_read.ipynb #c9f39553
 def _same_contours(one, other):
-    "Whether two profiles are the same drawing."
+    "Return whether two profiles are the same drawing."
     first, second = ([loop.contour() for loop in loops] for loops in (one, other))
     if len(first) != len(second): return False
     return all(
@@ -335,7 +335,7 @@ def _same_contours(one, other):
     )
 
 def _same_middle(one, other):
-    "Whether two edges pass through the same point; lines have none."
+    "Return whether two edges pass through the same point; lines have none."
     if one is None or other is None: return one is other
     return np.abs(one - other).max() < 1e-9
 
@@ -352,7 +352,7 @@ def _merged(pushes):
 def program_of(
     pushes: list, # of `Push`
 ) -> CADProgram:
-    "The history that pushes make."
+    "Return the history that pushes make."
     program, sketches = CADProgram(), {}
     for group in _merged(pushes):
         pairs = []
@@ -388,7 +388,7 @@ def _append_extrude(program, push, pairs):
 def results_of(
     items: dict, # name -> `Item`
 ) -> list: # of `Item`
-    "The bodies and solids that nothing else is made of."
+    "Return the bodies and solids that nothing else is made of."
     used = {
         n for i in items.values() if i.kind.startswith("Part::") for k in ("Base", "Tool", "Shapes") for n in i.links(k)
     }
@@ -403,7 +403,7 @@ def read_freecad(
     skip_unsupported: bool = False, # leave out features that a history cannot say; `extra["skipped"]` lists them
     skip_dressings: bool = False, # leave out fillets and chamfers alone
 ) -> CADProgram: # lengths in metres
-    "The history of a FreeCAD document. Raises `CADFormatError` that names the object which cannot be read."
+    "Return the history of a FreeCAD document. Raises `CADFormatError` that names the object which cannot be read."
     try:
         items = read_items(document_xml(path))
         reader = DocumentReader(items, skip_unsupported, skip_dressings)

@@ -50,13 +50,13 @@ class StoredShape:
     pieces: list = field(default_factory=list)
 
     def broken(self, features: list):
-        "The first `Feature` after which the body is not one piece; None where there is none."
+        "Return the first `Feature` after which the body is not one piece; None where there is none."
         return next((f for f, n in zip(features, self.pieces) if n != 1), None)
 
 def shape_of_whole(
     features: list, # of `Feature`
 ) -> StoredShape: # empty where there is none
-    "The shape that features make together."
+    "Return the shape that features make together."
     try: return StoredShape(*isolated(built_brep, history_of(features), timeout=SECONDS)[:2])
     except GeometryError: return StoredShape()
 
@@ -65,7 +65,7 @@ def shape_step_by_step(
     features: list, # of `Feature`, in order
     base: bytes | None = None, # text of a shape in mm that they follow
 ) -> StoredShape: # empty where there is none
-    "The shape that a CAD program gets when it pushes one feature after the other."
+    "Return the shape that a CAD program gets when it pushes one feature after the other."
     steps = [
         (f.operation, [(f.sketch.frame, f.sketch.profiles[p].contours(), f.extrude.span()) for p in f.profiles])
         for f in features
@@ -83,7 +83,7 @@ ISOMETRIC = "0.74290609 0.30772209 0.59447283  1.2171158" # axis and angle
 def camera_settings(
     box, # (2, 3) mm
 ) -> str:
-    "An isometric view of a box, as FreeCAD writes it."
+    "Return an isometric view of a box, as FreeCAD writes it."
     low, high = np.asarray(box, float)
     size = max(float(np.linalg.norm(high - low)), 1e-6)
     position = (low + high)/2 + size*np.array([1.0, -1.0, 1.0])/3**.5
@@ -99,7 +99,7 @@ def view_provider(
     visible: bool,
     expanded: bool = False, # whether the tree shows what it holds
 ) -> str:
-    "How an object is shown."
+    "Return how an object is shown."
     shown = f'<Property name="Visibility" type="App::PropertyBool"><Bool value="{str(visible).lower()}"/></Property>'
     head = f'<ViewProvider name={quoteattr(name)} expanded="{int(expanded)}">'
     return f'{head}<Properties Count="1" TransientCount="0">{shown}</Properties></ViewProvider>\n'
@@ -110,7 +110,7 @@ def gui_xml(
     expanded: set, # names of objects that the tree shows open
     box=None, # (2, 3) mm, what the camera looks at
 ) -> str:
-    "The text of GuiDocument.xml."
+    "Return the text of GuiDocument.xml."
     providers = "".join(view_provider(n, v, n in expanded) for n, v in visible.items())
     camera = "" if box is None else camera_settings(box)
     escaped = quoteattr(camera)

@@ -37,35 +37,35 @@ def element(
     kind: str, # FreeCAD's type without "App::Property", or whole with "::"
     inside: str, # XML
 ) -> str:
-    "One property."
+    "Return the element of a property."
     full = kind if "::" in kind else f"App::Property{kind}"
     return f'<Property{attributes(name=name, type=full)}>{inside}</Property>'
 
 def string(name: str, value: str) -> str:
-    "A text property."
+    "Return a text property."
     return element(name, "String", f"<String{attributes(value=value)}/>")
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #fcc671e3
 def boolean(name: str, value: bool) -> str:
-    "A yes-or-no property."
+    "Return a yes-or-no property."
     return element(name, "Bool", f"<Bool{attributes(value=str(bool(value)).lower())}/>")
 
 def number(name: str, value: float, kind: str = "Length") -> str:
-    "A length (mm) or another number."
+    "Return a length (mm) or another number."
     return element(name, kind, f"<Float{attributes(value=float(value))}/>")
 
 def choice(name: str, index: int) -> str:
-    "One of the values of an enumeration."
+    "Return the property of an enumeration's value."
     return element(name, "Enumeration", f"<Integer{attributes(value=index)}/>")
 
 def link(name: str, target: str, kind: str = "Link") -> str:
-    "A link to another object, or to parts of it (`LinkSub`)."
+    "Return a link to another object, or to parts of it (`LinkSub`)."
     if kind == "LinkSub": return element(name, kind, f'<LinkSub{attributes(value=target, count=0)}></LinkSub>')
     return element(name, kind, f"<Link{attributes(value=target)}/>")
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #8aeb6676
 def links(name: str, targets: list) -> str:
-    "A list of links."
+    "Return a list of links."
     inside = "".join(f"<Link{attributes(value=t)}/>" for t in targets)
     return element(name, "LinkList", f"<LinkList{attributes(count=len(targets))}>{inside}</LinkList>")
 
@@ -73,7 +73,7 @@ def links(name: str, targets: list) -> str:
 def quaternion(
     rotation: np.ndarray, # (3, 3) with the axes as columns
 ) -> np.ndarray: # (4,): x, y, z, w
-    "A rotation matrix as a unit quaternion."
+    "Return a rotation matrix as a unit quaternion."
     m = np.asarray(rotation, float)
     trace, diagonal = np.trace(m), np.diag(m)
     if trace > 0: q = np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], 1 + trace])
@@ -91,7 +91,7 @@ def placement(
     position=(0.0, 0.0, 0.0), # (3,) mm
     rotation=((1, 0, 0), (0, 1, 0), (0, 0, 1)), # (3, 3), the axes as columns
 ) -> str:
-    "A placement property."
+    "Return a placement property."
     q = quaternion(rotation)
     half = np.linalg.norm(q[:3])
     axis = q[:3]/half if half > 1e-12 else np.array([0.0, 0.0, 1.0])
@@ -112,7 +112,7 @@ ORIGIN_AXES = {
 def attachment(
     frame: Frame, # metres
 ) -> tuple: # (name of an origin plane, position (3,) in mm on it, rotation (3, 3) on it)
-    "Where a sketch stands, from the origin plane that is parallel to it, or XY."
+    "Return where a sketch stands, from the origin plane that is parallel to it, or XY."
     columns, origin = frame.rotation.T, np.array(frame.origin, float)*MILLIMETRES
     name = next((n for n, m in ORIGIN_PLANES.items() if abs(abs(m[:, 2]@columns[:, 2]) - 1) < 1e-12), "XY")
     back = ORIGIN_PLANES[name].T
@@ -133,7 +133,7 @@ EXTENSION = ('<GeoExtensions count="1"><GeoExtension type="Sketcher::SketchGeome
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #2fb12eca
 def _geometry(curve: Curve):
-    "One curve."
+    "Return the element of a curve."
     n = dict(enumerate(map(float, curve.numbers)))
     if curve.kind == "line":
         inside = f'<LineSegment{attributes(StartX=n[0], StartY=n[1], StartZ=0.0, EndX=n[2], EndY=n[3], EndZ=0.0)}/>'
@@ -147,7 +147,7 @@ def _geometry(curve: Curve):
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #3df21803
 def _constraint(c):
-    "One constraint."
+    "Return the element of a constraint."
     second = NOTHING if c.second is None else c.second
     return "<Constrain" + attributes(
         Name=c.name, Type=CONSTRAINT_CODES[c.kind], Value=float(c.value), First=c.first, FirstPos=c.first_point,
@@ -192,7 +192,7 @@ class Document:
     boxes: list = field(default_factory=list) # of the shapes, (2, 3) mm each
 
     def new_name(self, base: str) -> str:
-        "A name that no object has: Sketch, Sketch001, ..."
+        "Return a name that no object has: Sketch, Sketch001, ..."
         taken = self.taken | {name for _, name, _ in self.objects}
         if base not in taken: return base
         return next(n for i in range(1, 100000) if (n := f"{base}{i:03d}") not in taken)
@@ -211,7 +211,7 @@ class Document:
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #78750200
 @patch
 def listed(self: Document, first: int = 1) -> str:
-    "The list of the objects, whose numbers begin with `first`; all are to be computed."
+    "Return the list of the objects, whose numbers begin with `first`; all are to be computed."
     return "".join(
         f'<Object{attributes(type=kind, name=name, id=first + i, Touched=1)}/>'
         for i, (kind, name, _) in enumerate(self.objects)
@@ -219,12 +219,12 @@ def listed(self: Document, first: int = 1) -> str:
 
 @patch
 def data(self: Document) -> str:
-    "The objects with their properties."
+    "Return the objects with their properties."
     return "".join(self._data(*o) for o in self.objects)
 
 @patch
 def xml(self: Document) -> str:
-    "The text of Document.xml."
+    "Return the text of Document.xml."
     listed, data = self.listed(), self.data()
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n<Document SchemaVersion="4" ProgramVersion="0.20R" '
@@ -251,7 +251,7 @@ def _data(self: Document, kind, name, properties):
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #88a75a2e
 @patch
 def box(self: Document):
-    "The corners (2, 3) in mm of everything that has a shape, or None."
+    "Return the corners (2, 3) in mm of everything that has a shape, or None."
     return np.stack([np.min(self.boxes, axis=0)[0], np.max(self.boxes, axis=0)[1]]) if self.boxes else None
 
 @patch
@@ -269,7 +269,7 @@ TWO_LENGTHS = 4 # of a pad's or pocket's Type
 def span_properties(
     feature: Feature,
 ) -> list: # of property XML
-    "How far a pad or a pocket reaches."
+    "Return how far a pad or a pocket reaches."
     low, high = (v*MILLIMETRES for v in feature.extrude.span())
     cut = feature.operation == "cut"
     if feature.extrude.extent == "symmetric":
@@ -283,7 +283,7 @@ def span_properties(
 def feature_loops(
     feature: Feature,
 ) -> list: # of lists of `Curve`
-    "The curves of a feature's profiles, loop by loop."
+    "Return the curves of a feature's profiles, loop by loop."
     contours = [c for p in feature.profiles for c in feature.sketch.profiles[p].contours()]
     return [curves for c in contours if (curves := curves_of(c))]
 
@@ -382,7 +382,7 @@ def add_body(
     num_given: int | None = None, # operations that a person drew; later ones are marked
     shape: StoredShape | None = None, # computed if left out
 ) -> str: # its name
-    "A PartDesign body with sketches, pads and pockets."
+    "Add a PartDesign body with sketches, pads and pockets."
     body = document.add("PartDesign::Body", "Body")
     origin, planes = add_origin(document)
     members = add_features(document, body, planes, features, num_given)
@@ -409,7 +409,7 @@ class PartWriter:
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #16f2d6a5
 @patch
 def solid(self: PartWriter, feature: Feature) -> str:
-    "A sketch pushed to a solid; its name."
+    "Return a sketch pushed to a solid; its name."
     low, high = (v*MILLIMETRES for v in feature.extrude.span())
     label, description = _mark(feature, self.num_given)
     self.members.append(add_sketch(self.document, feature, self.planes))
@@ -429,7 +429,7 @@ def combine(self: PartWriter, kind: str, operands: list, feature: Feature) -> st
 
 @patch
 def write(self: PartWriter, features: list, result: str = "") -> str:
-    "All features in order, on top of the object `result` if one is named; the name of the result."
+    "Write all features in order, on top of the object `result` if one is named; return the name of the result."
     for number in dict.fromkeys(f.number for f in features):
         group = [f for f in features if f.number == number]
         kind = BOOLEANS[group[0].operation]
@@ -455,7 +455,7 @@ def add_part(
 
 # %% ../../nbs/3_interop/06_freecad_write.ipynb #1ebe2580
 def _shapes_of(plan):
-    "The shape of each body of a plan, and the first feature that leaves one in pieces."
+    "Return the shape of each body of a plan, and the first feature that leaves one in pieces."
     shapes = [(shape_of_whole if plan.is_part else shape_step_by_step)(fs) for fs in plan.bodies]
     found = (f for fs, s in zip(plan.bodies, shapes) if (f := s.broken(fs)) is not None)
     return shapes, next(found, None)
@@ -481,7 +481,7 @@ def freecad_document(
     shapes: list, # the `StoredShape` of each
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> Document:
-    "A history as the objects of a FreeCAD document."
+    "Return a history as the objects of a FreeCAD document."
     document = Document()
     for features, shape in zip(plan.bodies, shapes):
         (add_part if plan.is_part else add_body)(document, features, num_given, shape)

@@ -81,7 +81,7 @@ FUSION_OPERATIONS = {
 
 # %% ../../nbs/3_interop/15_fusion_write.ipynb #dadfdec3
 def _fusion_shape(shape, names, drawing):
-    "The call that draws a loop."
+    "Return the call that draws a loop."
     if shape.kind == "circle":
         return f"{drawing}.circle({point_text(shape.center)}, {names.add('radius', shape.size[0])})"
     if shape.kind == "rectangle":
@@ -93,7 +93,7 @@ def _fusion_shape(shape, names, drawing):
     return f"{drawing}.path({point_text(shape.start)}, [{steps}])"
 
 def _fusion_span(feature, names):
-    "The two ends of an extrude as text."
+    "Return the two ends of an extrude as text."
     if feature.extent == "symmetric":
         name = names.shared("depth", feature.high, feature.note)
         return f"-{name}, {name}"
@@ -105,8 +105,8 @@ def write_fusion(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str:
-    """A history as a Python script for Fusion 360 (Utilities, Scripts and Add-Ins), which adds the part to the open
-    design."""
+    """Write a history as a Python script for Fusion 360 (Utilities, Scripts and Add-Ins), which adds the part to the
+    open design."""
     names, body, count, first = Names(), [], 0, True
     for features in script_features(program, num_given):
         for feature in features:

@@ -31,7 +31,7 @@ def _in_metres(value, key="", factor=0.01):
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #6861967a
 def _gallery_extent(extent, where, factor):
-    "An extent in metres on one side."
+    "Return an extent in metres on one side."
     kind = extent.get("type", "DistanceExtentDefinition")
     if kind not in ("DistanceExtentDefinition", "SymmetricExtentDefinition"):
         raise CADFormatError(f"extents up to something are not supported: {kind}", f"{where}.type")
@@ -45,7 +45,7 @@ def _gallery_extent(extent, where, factor):
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #0864920b
 def _gallery_entity(id, entity, factor):
-    "A sketch or extrude in the later form."
+    "Return a sketch or extrude in the later form."
     where = f"entities.{id}"
     if not isinstance(entity, dict): raise CADFormatError("is not an object", where)
     if entity.get("type") == "Sketch":
@@ -68,7 +68,7 @@ def _gallery_entity(id, entity, factor):
 def is_gallery(
     data, # parsed JSON
 ) -> bool:
-    "Whether this is a reconstruction file of the Fusion 360 Gallery."
+    "Return whether this is a reconstruction file of the Fusion 360 Gallery."
     return (
         isinstance(data, dict) and "entities" in data
         and ("timeline" in data or "parent_project" in data.get("metadata", {}))
@@ -80,7 +80,7 @@ def read_gallery(
     unit: float = 0.01, # metres in one unit
     skip_unsupported: bool = False, # leave out operations that a history cannot say; `extra["skipped"]` lists them
 ) -> CADProgram:
-    "A reconstruction file of the Fusion 360 Gallery, lengths in metres."
+    "Return a reconstruction file of the Fusion 360 Gallery, lengths in metres."
     order = list(dict.fromkeys(s.get("entity") for s in data.get("sequence", []) if isinstance(s, dict)))
     entities, skipped = {}, []
     for id in order:
@@ -107,14 +107,14 @@ def plane_from_angles(
     gamma: float, # of the x axis, about the normal
     origin, # (3,)
 ) -> Frame:
-    "A sketch plane as DeepCAD writes it."
+    "Return a sketch plane as DeepCAD writes it."
     ct, st, cp, sp = math.cos(theta), math.sin(theta), math.cos(phi), math.sin(phi)
     normal, x = np.array([st*cp, st*sp, ct]), np.array([ct*cp, ct*sp, -st])
     return frame_of(origin, x*math.cos(gamma) + np.cross(normal, x)*math.sin(gamma), normal)
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #9fab2aa6
 def _vector_curve(row, start):
-    "A curve of the table on its grid; (curve, where it ends)."
+    "Return a curve of the table on its grid; (curve, where it ends)."
     end = row[1:3].astype(float)
     if row[0] == LINE: return line_curve(start, end), end
     if row[0] != ARC: raise CADFormatError(f"unknown command {row[0]} inside a loop")
@@ -126,7 +126,7 @@ def _vector_curve(row, start):
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #3ba3ef43
 def _vector_loop(rows):
-    "A closed loop on the grid; it begins where it ends."
+    "Return a closed loop on the grid; it begins where it ends."
     if len(rows) and rows[0][0] == CIRCLE:
         return [Circle((float(rows[0][1]), float(rows[0][2]), 0.0), float(rows[0][5]))]
     curves, at = [], rows[-1][1:3].astype(float)
@@ -137,7 +137,7 @@ def _vector_loop(rows):
     return curves
 
 def _scaled(curve, scale):
-    "A curve of the grid with the sketch's true size."
+    "Return a curve of the grid with the sketch's true size."
     if isinstance(curve, Circle):
         return Circle(
             tuple(np.multiply(curve.center, 1.0)*scale - (STEPS/2*scale, STEPS/2*scale, 0)), curve.radius*scale
@@ -157,7 +157,7 @@ def read_vectors(
     table, # (N, 17) integers: command and 16 parameters
     unit: float = 1.0, # metres in one unit of the normalised part
 ) -> CADProgram:
-    "A design of DeepCAD's vector form, normalised to its own size."
+    "Return a design of DeepCAD's vector form, normalised to its own size."
     table = np.asarray(table)
     if table.ndim != 2 or table.shape[1] != 17 or len(table) > 10000:
         raise CADFormatError(f"DeepCAD's vectors have 17 columns; this table has the shape {table.shape}")
@@ -192,7 +192,7 @@ def _vector_extrude(program, loops, row, unit, number):
 def read_vector_file(
     path: str | Path, # .h5 with the array `vec`
 ) -> CADProgram:
-    "A DeepCAD vector file; needs the package h5py."
+    "Return a DeepCAD vector file; needs the package h5py."
     try: import h5py
     except ImportError:
         raise CADFormatError("DeepCAD vectors need the package h5py: pip install h5py", file=path) from None
@@ -212,7 +212,7 @@ MINIMAL_OPERATIONS = {
 }
 
 def _turn(axis, degrees):
-    "A rotation about a world axis, (3, 3)."
+    "Return a rotation about a world axis, (3, 3)."
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     i, j = [(1, 2), (2, 0), (0, 1)][axis]
     m = np.eye(3)
@@ -221,7 +221,7 @@ def _turn(axis, degrees):
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #2afc13cd
 def _pair(value, where, size=2):
-    "A list of numbers."
+    "Return a list of numbers."
     numbers = (
         isinstance(value, list) and len(value) == size
         and all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in value)
@@ -231,7 +231,7 @@ def _pair(value, where, size=2):
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #51aab907
 def _minimal_curve(key, c, where):
-    "A line, arc or circle."
+    "Return a line, arc or circle."
     if not isinstance(c, dict): raise CADFormatError("is not an object", where)
     kind = key.split("_")[0]
     if kind == "circle":
@@ -245,7 +245,7 @@ def _minimal_curve(key, c, where):
     return line_curve(*points) if kind == "line" else three_point_arc(*points)
 
 def _objects(parent, where):
-    "The named objects inside an object."
+    "Yield the named objects inside an object."
     if not isinstance(parent, dict): raise CADFormatError("is not an object", where)
     for key, value in parent.items():
         if not isinstance(value, dict): raise CADFormatError("is not an object", f"{where}.{key}")
@@ -255,14 +255,14 @@ def _objects(parent, where):
 def is_minimal(
     data, # parsed JSON
 ) -> bool:
-    "Whether this is Text2CAD's minimal JSON."
+    "Return whether this is Text2CAD's minimal JSON."
     return isinstance(data, dict) and isinstance(data.get("parts"), dict) and "entities" not in data
 
 def read_minimal(
     data: dict, # parsed JSON
     unit: float = 1.0, # metres in one unit of the normalised part
 ) -> CADProgram:
-    "A design of Text2CAD's minimal JSON, normalised to its own size."
+    "Return a design of Text2CAD's minimal JSON, normalised to its own size."
     program = CADProgram()
     for _, part, where in _objects(data["parts"], "parts"):
         frame = _minimal_frame(part.get("coordinate_system"), f"{where}.coordinate_system", unit)
@@ -275,7 +275,7 @@ def read_minimal(
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #54f79ed2
 def _minimal_frame(data, where, unit):
-    "The sketch plane of a part."
+    "Return the sketch plane of a part."
     if not isinstance(data, dict): raise CADFormatError("is missing", where)
     a, b, c = _pair(data.get("Euler Angles"), f"{where}.Euler Angles", 3)
     origin = _pair(data.get("Translation Vector"), f"{where}.Translation Vector", 3)
@@ -283,7 +283,7 @@ def _minimal_frame(data, where, unit):
     return frame_of([v*unit for v in origin], axes[0], axes[2])
 
 def _minimal_face(face, where, unit):
-    "The loops of a face, lengths in metres."
+    "Return the loops of a face, lengths in metres."
     loops = []
     for _, loop, at in _objects(face, where):
         curves = [_minimal_curve(k, c, f"{at}.{k}") for k, c, _ in _objects(loop, at)]
@@ -294,7 +294,7 @@ def _minimal_face(face, where, unit):
 
 # %% ../../nbs/3_interop/07_gallery.ipynb #03454604
 def _resized(loop, unit):
-    "A loop with all lengths multiplied."
+    "Return a loop with all lengths multiplied."
     if unit == 1.0: return loop
     c = loop.contour()
     return contour_loop(

@@ -40,7 +40,7 @@ FOREIGN = {
 def recognise(
     path: str | Path,
 ) -> str:
-    "What a file is, in words, for the message that it cannot be read as a history."
+    "Return what a file is, in words, for the message that it cannot be read as a history."
     path = Path(path)
     if path.is_dir(): return "a folder"
     kind = FOREIGN.get(path.suffix.lower())
@@ -54,7 +54,7 @@ def recognise(
 def json_of_data_set(
     path: str | Path,
 ): # parsed JSON, or None
-    """The content of a JSON file of the Fusion 360 Gallery or of Text2CAD; None for every other file, whose own
+    """Return the content of a JSON file of the Fusion 360 Gallery or of Text2CAD; None for every other file, whose own
     reader says what is wrong with it."""
     try:
         data = read_json(path, MAX_BYTES)
@@ -72,7 +72,7 @@ def _read_json(path, skip_unsupported):
 
 # %% ../../nbs/3_interop/16_histories.ipynb #473bc757
 def _read_script(path, unit, skip_unsupported):
-    "A Python script, by what it imports."
+    "Return a Python script, by what it imports."
     try: source = read_plain_text(path, MAX_BYTES)
     except FileError as e: raise CADFormatError(f"the script {e.reason}", file=path) from None
     if is_build123d(source): return read_build123d(source, unit, skip_unsupported, str(path))
@@ -84,7 +84,7 @@ def _read_script(path, unit, skip_unsupported):
 
 # %% ../../nbs/3_interop/16_histories.ipynb #c6df1c42
 def _begins_as_json(path):
-    "Whether a file of some other name holds a JSON object."
+    "Return whether a file of some other name holds a JSON object."
     if path.suffix.lower() in FOREIGN or path.is_dir(): return False
     with open_plain(path) as f: return f.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
@@ -95,7 +95,8 @@ def read_history(
                                     # lists it
     skip_dressings: bool = False, # leave out the fillets and chamfers of FreeCAD documents alone
 ) -> CADProgram: # lengths in metres
-    "A history from any form that can be read. Raises `CADFormatError`, which says what the file was recognised as."
+    """Return a history from any form that can be read. Raises `CADFormatError`, which says what the file was recognised
+    as."""
     path = Path(path)
     suffix = path.suffix.lower()
     try:
@@ -117,7 +118,7 @@ WRITABLE = (".json", ".FCStd", *SCRIPTS)
 def is_writable(
     path: str | Path,
 ) -> bool:
-    "Whether `write_history` knows what a name asks for."
+    "Return whether `write_history` knows what a name asks for."
     name = Path(path).name.lower()
     return name.endswith(tuple(s.lower() for s in WRITABLE))
 
@@ -126,7 +127,7 @@ def is_continued(
     source: str | Path | None, # the file that a history began in
     path: str | Path, # the file to write
 ) -> bool:
-    """Whether a history can be appended to a copy of the file that it began in: both are FreeCAD documents,
+    """Return whether a history can be appended to a copy of the file that it began in: both are FreeCAD documents,
     build123d or CadQuery scripts."""
     if source is None: return False
     source, name = Path(source), Path(path).name.lower()

@@ -27,7 +27,7 @@ def _vector(point): return "[" + ", ".join(map(shown_number, point)) + "]"
 
 # %% ../../nbs/3_interop/12_openscad_write.ipynb #049a08a2
 def _scad_shape(shape, names):
-    "A loop as a flat shape."
+    "Return a loop as a flat shape."
     if shape.kind == "circle":
         return f"translate({_vector(shape.center)}) circle(r = {names.add('radius', shape.size[0])});"
     if shape.kind == "rectangle":
@@ -41,20 +41,20 @@ def _scad_shape(shape, names):
     return f"polygon(concat({', '.join(parts)}));"
 
 def _scad_profile(profile, names):
-    "A profile: its outer loop less its holes."
+    "Return a profile: its outer loop less its holes."
     outer, *holes = [_scad_shape(s, names) for s in profile]
     return [outer] if not holes else ["difference() {", *("    " + line for line in (outer, *holes)), "}"]
 
 # %% ../../nbs/3_interop/12_openscad_write.ipynb #a52ab3e2
 def _matrix(feature):
-    "The matrix that puts a sketch where it stands."
+    "Return the matrix that puts a sketch where it stands."
     frame, origin = feature.frame, feature.origin
     rows = [[frame.x_axis[i], frame.y_axis[i], frame.z_axis[i], origin[i]] for i in range(3)]
     return "[" + ", ".join(map(_vector, [*rows, [0, 0, 0, 1]])) + "]"
 
 # %% ../../nbs/3_interop/12_openscad_write.ipynb #5dca3065
 def _scad_solid(feature, names):
-    "A feature as a solid."
+    "Return a feature as a solid."
     back = (
         names.shared("back", -feature.low, feature.note) if feature.low < 0 < feature.high
         and feature.extent != "symmetric" else ""
@@ -76,7 +76,7 @@ def write_openscad(
     program: CADProgram, # a history, metres
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str:
-    "A history as a script for OpenSCAD (2019 and later), in millimetres."
+    "Write a history as a script for OpenSCAD (2019 and later), in millimeters."
     names, body, last = Names(), [], 0
     for number, features in enumerate(script_features(program, num_given), 1):
         solid = [line for f in features for line in _scad_solid(f, names)]

@@ -46,7 +46,7 @@ def insert_lines(
 def fresh_prefix(
     tree: ast.Module,
 ) -> str: # such as "added_"
-    "The beginning of names that a script does not use."
+    "Return the beginning of names that a script does not use."
     used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
         n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)
     }
@@ -57,12 +57,12 @@ def fresh_prefix(
 DIMENSIONS = "# Dimensions of what the model added"
 
 def _new_features(program, num_given, unit):
-    "What the further operations do, in the unit of a script."
+    "Return what the further operations do, in the unit of a script."
     factor = 1/(MILLIMETRES*METRES_IN[unit])
     return [[scaled_feature(f, factor) for f in fs] for fs in script_features(program, num_given, num_given)]
 
 def _imported(tree, module):
-    "The names that a script takes from a module."
+    "Return the names that a script takes from a module."
     return {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == module for a in n.names}
 
 # %% ../../nbs/3_interop/13b_script_append.ipynb #7c1b0aff
@@ -71,7 +71,7 @@ def append_build123d(
     program: CADProgram, # a history that begins with what the script does, metres
     num_given: int, # operations that the script does
 ) -> str:
-    "The script with the further operations at the end of its BuildPart block."
+    "Return the script with the further operations at the end of its BuildPart block."
     tree = parse_script(source)
     blocks, prefix = part_blocks(tree), fresh_prefix(tree)
     if len(blocks) != 1: raise CADFormatError(f"has {len(blocks)} BuildPart blocks; one is wanted")
@@ -89,7 +89,7 @@ def append_build123d(
 
 # %% ../../nbs/3_interop/13b_script_append.ipynb #3f9e0b05
 def _last_part(tree):
-    "The statement that defines the part, and the part's name."
+    "Return the statement that defines the part, and the part's name."
     reader, found = SolidReader(Values(), METRES_IN["mm"]), None
     for statement in script_statements(tree):
         chain = define_name(reader, statement) if isinstance(statement, ast.Assign) else None
@@ -102,7 +102,7 @@ def append_cadquery(
     program: CADProgram, # a history that begins with what the script does, metres
     num_given: int, # operations that the script does
 ) -> str:
-    "The script with the further operations behind the statement that defines its part."
+    "Return the script with the further operations behind the statement that defines its part."
     tree = parse_script(source)
     statement, part = _last_part(tree)
     prefix = fresh_prefix(tree)
@@ -117,7 +117,7 @@ def append_cadquery(
 def is_build123d(
     source: str, # Python text
 ) -> bool:
-    "Whether a script is one of build123d's builder mode."
+    "Return whether a script is one of build123d's builder mode."
     return "BuildPart" in source
 
 def continue_script(
@@ -125,7 +125,7 @@ def continue_script(
     program: CADProgram, # a history that begins with what the script does, metres
     num_given: int, # operations that the script does
 ) -> str:
-    "A script with the further operations of a history; raises `CADFormatError` that names the script."
+    "Return a script with the further operations of a history; raises `CADFormatError` that names the script."
     with open(source, encoding="utf-8", newline="") as f: text = f.read()
     append = append_build123d if is_build123d(text) else append_cadquery
     try: return append(text, program, num_given)

@@ -20,7 +20,7 @@ from .constraints import MILLIMETRES, curves_of
 def shown_number(
     value: float,
 ) -> str:
-    "A number with as many digits as it needs, at most 12."
+    "Return a number with as many digits as it needs, at most 12."
     text = f"{float(value):.12g}"
     return "0" if text == "-0" else text
 
@@ -37,7 +37,7 @@ class Names:
         base: str, # such as "radius"
         value: float, # millimetres
     ) -> str:
-        "A fresh name for a value: radius_1, radius_2, ..."
+        "Return a fresh name for a value: radius_1, radius_2, ..."
         base = self.prefix + base
         count = 1 + sum(k.rpartition("_")[0] == base for k in self.values)
         self.values[f"{base}_{count}"] = value
@@ -49,7 +49,7 @@ class Names:
         value: float, # millimetres
         owner: str, # the operation that it belongs to
     ) -> str:
-        "The name of a value of an operation: the same one each time that the operation uses it."
+        "Return the name of a value of an operation: the same one each time that the operation uses it."
         key = (base, shown_number(value), owner)
         if key not in self.owned: self.owned[key] = self.add(base, value)
         return self.owned[key]
@@ -58,7 +58,7 @@ class Names:
         self,
         form: str = "{name} = {value}", # of one definition
     ) -> list: # of str
-        "The definitions."
+        "Return the definitions."
         return [form.format(name=k, value=shown_number(v)) for k, v in self.values.items()]
 
 # %% ../../nbs/3_interop/09_script_parts.ipynb #c871fc26
@@ -76,7 +76,7 @@ class Shape:
 def shape_of(
     contour: Contour, # metres
 ) -> Shape:
-    "A loop as a shape."
+    "Return a loop as a shape."
     if contour.radius is not None:
         return Shape("circle", tuple((contour.vertices[0]*MILLIMETRES).tolist()), (contour.radius*MILLIMETRES,))
     vertices, mids = contour.vertices*MILLIMETRES, contour.mids
@@ -116,7 +116,7 @@ def comment(
     feature: Feature,
     num_given: int | None = None, # operations that a person drew; later ones are marked
 ) -> str:
-    "What a comment says about a feature; on one line, whatever the name holds."
+    "Return what a comment says about a feature; on one line, whatever the name holds."
     name = re.sub(r"[^\w .,()+-]", " ", feature.extrude.name)[:60].strip()
     added = f", {feature.added}" if num_given is not None and feature.number > num_given else ""
     return f"operation {feature.number}: {feature.operation}{' ' + name if name else ''}{added}"
@@ -127,8 +127,8 @@ def script_features(
     num_given: int | None = None, # operations that a person drew; later ones are marked
     start: int = 0, # operations that are left out, since a script does them already
 ) -> list: # of lists of `ScriptFeature`: what one operation does
-    """A history in millimetres, for writers of scripts; the larger profiles of a sketch first, so that what lies in
-    a hole comes after it."""
+    """Return a history in millimetres, for writers of scripts; the larger profiles of a sketch first, so that what lies
+    in a hole comes after it."""
     features, _ = features_of(program)
     groups = {}
     for f in (f for f in features if f.number > start):
@@ -146,7 +146,7 @@ def scaled_feature(
     feature: ScriptFeature,
     factor: float, # new lengths for old ones
 ) -> ScriptFeature:
-    "A feature in another unit."
+    "Return a feature in another unit."
     def times(point): return None if point is None else tuple(v*factor for v in point)
     def shape(s):
         return Shape(s.kind, times(s.center), times(s.size), times(s.start), [(times(m), times(e)) for m, e in s.steps])

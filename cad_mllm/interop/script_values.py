@@ -23,14 +23,14 @@ class ScriptError(CADFormatError):
         node: ast.AST, # where
         reason: str, # why
     ):
-        "The error for one node of the tree."
+        "Return the error for one node of the tree."
         return cls(reason, f"line {getattr(node, 'lineno', 0)}")
 
 def shown(
     node: ast.AST, # any expression
     length: int = 40, # longest text
 ) -> str:
-    "The source of an expression on one line, cut to what a message can carry."
+    "Return the source of an expression on one line, cut to what a message can carry."
     text = " ".join(ast.unparse(node).split())
     return text if len(text) <= length else text[:length - 3] + "..."
 
@@ -59,7 +59,7 @@ def power(
     base: float,
     exponent: float,
 ) -> float:
-    "A power whose result stays small."
+    "Return a power whose result stays small."
     if abs(exponent) > 64 or abs(base) > 1e9: raise ValueError("is too large a power")
     return base**exponent
 
@@ -75,7 +75,7 @@ class Values:
         self,
         node: ast.AST, # an expression
     ): # float, int, bool, str, None, or a tuple of those
-        "What an expression stands for. Raises `ScriptError` for what is no plain arithmetic."
+        "Return what an expression stands for. Raises `ScriptError` for what is no plain arithmetic."
         method = getattr(self, f"_{type(node).__name__.lower()}", None)
         if method is None: raise ScriptError.at(node, f"is not a plain value: {shown(node)!r}")
         try: return method(node)
@@ -132,7 +132,7 @@ def number(
     self: Values,
     node: ast.AST, # an expression
 ) -> float:
-    "The value of an expression that has to be a number of usable size."
+    "Return the value of an expression that has to be a number of usable size."
     value = self.value(node)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ScriptError.at(node, f"is not a number: {shown(node)!r}")
@@ -145,7 +145,7 @@ def point(
     node: ast.AST, # an expression such as (1, 2)
     size: int = 2, # 2 or 3 coordinates; missing ones are 0
 ) -> tuple: # of `size` floats
-    "The value of an expression that has to be a point."
+    "Return the value of an expression that has to be a point."
     value = self.value(node)
     numeric = (
         isinstance(value, tuple) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
@@ -176,7 +176,7 @@ def parse_script(
     source: str, # Python text
     file: str = "", # its name, for messages
 ) -> ast.Module:
-    "The syntax tree of a script. Raises `CADFormatError` where it is no Python or too large."
+    "Return the syntax tree of a script. Raises `CADFormatError` where it is no Python or too large."
     if len(source) > MAX_SCRIPT: raise CADFormatError(f"the script has {len(source)/2**20:.0f} MB", file=file)
     try: return ast.parse(source)
     except SyntaxError as e: raise CADFormatError(f"is not Python: {e.msg}", f"line {e.lineno}", file) from None

@@ -12,12 +12,12 @@ from scipy.spatial import cKDTree
 
 # %% ../../nbs/4_metrics/01_distances.ipynb #c3303ec5
 def as_array(values, kind=float):
-    "Numbers as an array: of lists, arrays, and tensors wherever they live."
+    "Return numbers as an array: of lists, arrays, and tensors wherever they live."
     if hasattr(values, "detach"): values = values.detach().cpu().numpy()
     return np.asarray(values, kind)
 
 def as_cloud(points, columns=3):
-    "The first `columns` columns of a cloud as floats, checked."
+    "Return the first `columns` columns of a cloud as floats, checked."
     points = as_array(points)
     if points.ndim != 2 or points.shape[1] < columns or not len(points):
         raise ValueError(
@@ -31,7 +31,7 @@ def nearest(
     a: np.ndarray, # (P, 3) where to look from
     b: np.ndarray, # (Q, 3) where to look
 ) -> tuple: # (distances (P,), indices into b (P,))
-    "The nearest point of `b` for each point of `a`, and how far it is, in the unit of the points."
+    "Return the nearest point of `b` for each point of `a`, and how far it is, in the unit of the points."
     return cKDTree(as_cloud(b)).query(as_cloud(a))
 
 # %% ../../nbs/4_metrics/01_distances.ipynb #e452de22
@@ -51,7 +51,7 @@ def draw_chamfer(
     b: np.ndarray, # (Q, 2 or 3)
     names: tuple = ("prediction", "truth"),
 ):
-    "A matplotlib figure of both clouds and the ways that the Chamfer distance averages."
+    "Draw both clouds and the distances that the Chamfer distance averages; return a matplotlib figure."
     from cad_mllm.utils.figures import Figure
     fig = Figure(figsize=(6, 3), layout="constrained")
     for ax, (p, q), (n, m), c in zip(fig.subplots(1, 2), ((a, b), (b, a)), (names, names[::-1]),
@@ -91,7 +91,7 @@ def precision_recall(
     b: np.ndarray, # (Q, 3) truth
     threshold: float, # in the unit of the points
 ) -> tuple: # (precision, recall)
-    "The shares of each cloud that lie nearer than `threshold` to the other."
+    "Return the shares of each cloud that lie nearer than `threshold` to the other."
     return float(np.mean(nearest(a, b)[0] < threshold)), float(np.mean(nearest(b, a)[0] < threshold))
 
 def fscore(

@@ -60,7 +60,7 @@ def turn(self: _Signs, axis, a, b, c):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #01aafa8e
 def _morton(points):
-    "An order of points (N,) in which neighbors stand near each other: the bits of x, y and z interleaved."
+    "Return an order of points (N,) in which neighbors stand near each other: the bits of x, y and z interleaved."
     low, high = corners_of(points)
     cells = ((points - low)/np.maximum(high - low, 1e-300)*1023).astype(np.int64)
     return np.argsort(sum(((cells[:, k] >> i) & 1) << (3*i + k) for i in range(10) for k in range(3)), kind="stable")
@@ -124,7 +124,8 @@ def _clearly_apart(points, f, g):
     return found
 
 def _wedges_apart(points, f, g):
-    "Whether a plane through the common vertex clearly separates two faces: a quick answer for fans of thin triangles."
+    """Return whether a plane through the common vertex clearly separates two faces: a quick answer for fans of thin
+    triangles."""
     def unit(v): return v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-300)
     rays = [unit(points[t[:, i]] - points[t[:, 0]]) for t in (f, g) for i in (1, 2)]
     across = unit(rays[0] + rays[1]) - unit(rays[2] + rays[3])
@@ -161,11 +162,11 @@ def _edge_neighbours(signs, f, g, axes):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #ef02173e
 def _roll_to_front(faces, which):
-    "Each face (K, 3) rotated so that its corner `which` (K,) comes first."
+    "Return each face (K, 3) rotated so that its corner `which` (K,) comes first."
     return np.take_along_axis(faces, (which[:, None] + np.arange(3)) % 3, 1)
 
 def _projection(signs, faces):
-    "The axis (F,) along which each face looks largest, or -1 for faces that are a line or a point."
+    "Return the axis (F,) along which each face looks largest, or -1 for faces that are a line or a point."
     normal = np.abs(np.cross(*(signs.points[faces[:, i]] - signs.points[faces[:, 0]] for i in (1, 2))))
     seen = np.stack([signs.turn(np.full(len(faces), k), *faces.T) != 0 for k in range(3)], 1)
     return np.where(seen.any(1), np.where(seen, normal, -1).argmax(1), -1)
@@ -175,7 +176,7 @@ def self_intersections(
     vertices: np.ndarray, # (V, 3)
     faces: np.ndarray, # (F, 3); faces are neighbors if they name the same vertex
 ) -> np.ndarray: # (K, 2) indices of faces
-    """All pairs of faces that meet elsewhere than in their common vertex or edge.
+    """Return all pairs of faces that meet elsewhere than in their common vertex or edge.
     Exact; faces without area are left out."""
     signs, faces = _Signs(np.asarray(vertices, float)), np.asarray(faces)
     axis = _projection(signs, faces) if len(faces) else np.zeros(0, int)
@@ -202,7 +203,7 @@ def _meet(signs, faces, axis, pairs):
 
 # %% ../../nbs/4_metrics/03_intersections.ipynb #d4b0e37e
 def cutting_faces(mesh: Repaired):
-    "The pairs of faces (K, 2) that SIR counts."
+    "Return the pairs of faces (K, 2) that SIR counts."
     classes = split_non_manifold(mesh.welded, same_triangles(mesh.welded)) if len(mesh.faces) else mesh.faces
     first = np.unique(classes.ravel(), return_index=True)[1]
     return self_intersections(mesh.vertices[mesh.faces].reshape(-1, 3)[first], classes)

@@ -80,7 +80,7 @@ def _wedges(vertices, faces, half, pair, counts):
 
 # %% ../../nbs/4_metrics/02_mesh_repair.ipynb #706517ce
 def _weld(vertices, faces):
-    "One index for vertices on open edges with equal coordinates; faces that lose a corner by it are dropped."
+    "Merge vertices on open edges with equal coordinates; faces that lose a corner by it are dropped."
     pairs, counts, _ = _edges(faces)
     open_ = np.unique(pairs[counts == 1])
     _, first, inverse = np.unique(vertices[open_] + 0., axis=0, return_index=True, return_inverse=True)
@@ -99,7 +99,7 @@ def split_non_manifold(faces, twins):
     return _groups(faces.size, rows, columns).reshape(-1, 3)
 
 def _groups(num, rows, columns):
-    "The connected component (num,) of each node of a graph."
+    "Return the connected component (num,) of each node of a graph."
     return connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), (num, num)), directed=False)[1]
 
 # %% ../../nbs/4_metrics/02_mesh_repair.ipynb #df12ea87

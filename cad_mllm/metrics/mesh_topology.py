@@ -62,7 +62,8 @@ def draw_topology(
     ax=None, # a matplotlib 3D axes; a new figure if left out
     title: str = "", # with the numbers below it
 ):
-    "The mesh with its free edges in red and its intersecting faces in orange; a figure, or the axes that were given."
+    """Draw the mesh with its free edges in red and its intersecting faces in orange; return a figure, or the axes that
+    were given."""
     from cad_mllm.utils.figures import Figure
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
     fig = None if ax is not None else Figure(figsize=(3, 3), layout="constrained")

@@ -47,14 +47,14 @@ class Part:
 
 # %% ../../nbs/4_metrics/09b_scored_files.ipynb #4318175e
 def _cloud_part(path, unit):
-    "A file's cloud."
+    "Return a file's cloud."
     try: cloud = in_metres(read_cloud(path), unit)
     except GeometryError: raise
     except ValueError as e: raise GeometryError(f"{path}: {e}") from None
     return Part(cloud=cloud.points, notes=cloud.notes)
 
 def _shape_part(path, unit):
-    "A mesh, or the cloud that a PLY without faces is."
+    "Return a mesh, or the cloud that a PLY without faces is."
     if path.suffix.lower() in STEPS: return Part(surface=read_shape(path).mesh())
     if path.suffix.lower() == ".ply" and not _has_faces(path): return _cloud_part(path, unit)
     mesh, notes = read_surface(path, unit)
@@ -72,7 +72,7 @@ def read_part(
                     # others whose numbers are above a few metres
     kernel: str = "manifold", # that builds histories
 ) -> Part:
-    "A part from a file. Raises `CADFormatError` or `GeometryError` with the reason."
+    "Return a part from a file. Raises `CADFormatError` or `GeometryError` with the reason."
     path = Path(path)
     if path.suffix.lower() in CLOUDS: return _cloud_part(path, unit)
     if path.suffix.lower() != ".json": return _shape_part(path, unit)

@@ -34,7 +34,7 @@ from .scored_files import Part, read_part, ScoreError, SUFFIXES
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #1199ec12
 def _boxed(part):
-    "A part moved and scaled so that its own box is centred and 1 long."
+    "Return a part moved and scaled so that its own box is centred and 1 long."
     points = part.cloud[:, :3] if part.surface is None else part.surface.vertices[np.unique(part.surface.faces)]
     low, high = points.min(0), points.max(0)
     center, scale = (low + high)/2, 1/max((high - low).max(), 1e-300)
@@ -52,7 +52,7 @@ def score_parts(
     seed: int = 0, # of the prediction's points; the truth's have the next one
     align: str = "", # "" as they stand; "box" after centring and scaling each by its own box
 ) -> dict: # metric -> number; nan where undefined
-    "Every metric that both parts have what it takes for."
+    "Compute every metric for which both parts have the data."
     if align not in ("", "box"): raise ValueError(f"align={align!r}: use '' or 'box'")
     a, b = (_boxed(p) if align else p for p in (pred, gt))
     values = score_clouds(a.points(num_points, seed), b.points(num_points, seed + 1), threshold)
@@ -96,7 +96,7 @@ def pair_folders(
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #f78dfaac
 def _reason(error, file=None):
-    "A failure in words, with the name of the file that it came from."
+    "Return a failure in words, with the name of the file that it came from."
     file = Path(file) if file else None
     text = error.reason if isinstance(error, CADFormatError) else str(error)
     if isinstance(error, CADFormatError) and error.field: text = f"{error.field}: {text}"
@@ -108,7 +108,8 @@ def _read_truth(task): return read_part(task[2], task[3]["gt_unit"], task[3]["ke
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #053a9739
 def _score_one(task): # (id, predicted file or None, true file, options)
-    "What came of one pair: its values, or a failure of the prediction or of the truth. Runs in a worker process."
+    """Score one pair: return its values, or a failure of the prediction or of the ground truth. Runs in a worker
+    process."""
     _, pred, _, options = task
     try: gt = _read_truth(task)
     except ImportError: raise
@@ -134,7 +135,7 @@ def _judge(task, error, timeout):
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #21e0b37c
 def _stamp(task):
-    "A mark that changes with either file or a setting."
+    "Return a mark that changes with either file or a setting."
     _, pred, gt, options = task
     files = [(str(p), (s := os.stat(p)).st_size, s.st_mtime_ns) if p else None for p in (pred, gt)]
     return hashlib.sha1(json.dumps([files, options], sort_keys=True).encode()).hexdigest()[:16]
@@ -158,7 +159,7 @@ class _Outcomes:
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #f17a9049
 def _plain(outcome):
-    "An outcome as JSON has it: numbers of Python, nan as None."
+    "Return an outcome as JSON has it: numbers of Python, nan as None."
     if not outcome.get("values"): return outcome
     return {**outcome, "values": {k: None if math.isnan(v) else float(v) for k, v in outcome["values"].items()}}
 
@@ -222,7 +223,7 @@ def _figure(v): return "-" if v is None or v != v else f"{v:.4g}"
 
 @patch
 def table(self: Score) -> str: # Markdown
-    "One row a metric."
+    "Make a table with one row per metric."
     rows = [("metric", "mean", "median", "mean, all parts", "median, all parts", "parts", "better", "what it is")]
     for r in self.summary.table():
         label, what, better = LABELS.get(r["metric"], (r["metric"], "", ""))
@@ -306,7 +307,7 @@ def pick(
     summary: Summary,
     metric: str = "chamfer", # low is good
 ) -> dict: # "best", "median", "worst", "failed" -> id
-    "Return which parts a contact sheet shows."
+    "Select the parts that a contact sheet shows."
     order = sorted((r[metric], id) for id, r in summary.results.items() if not math.isnan(r.get(metric, math.nan)))
     shown = dict(best=order[0][1], median=order[len(order)//2][1], worst=order[-1][1]) if order else {}
     return {**shown, **({"failed": next(iter(summary.failures))} if summary.failures else {})}
@@ -335,7 +336,7 @@ def sheet(
 
 # %% ../../nbs/4_metrics/10_scoring.ipynb #1022ceb7
 def _collect(tasks, outcomes):
-    "The summary, micro F1, and what was left out."
+    "Return the summary, micro F1, and what was left out."
     summary, matches, left_out = Summary(WORST), Counter(), {}
     for (id, *_), outcome in zip(tasks, outcomes):
         if "truth" in outcome:

@@ -47,21 +47,21 @@ def _level(x): return int(np.clip(np.rint(x), 0, 255))
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #d0153907
 def _from_left(contour):
-    """A contour counter-clockwise from its leftmost, then lowest vertex; and that start (of a circle: its leftmost
-    point)."""
+    """Return a contour counter-clockwise from its leftmost, then lowest vertex; and that start (of a circle: its
+    leftmost point)."""
     if contour.radius is not None: return contour, contour.vertices[0] - [contour.radius, 0]
     if contour.area() < 0: contour = contour.reversed()
     k = np.lexsort(np.round(contour.vertices.T[::-1], 6))[0]
     return Contour(np.roll(contour.vertices, -k, 0), contour.mids[k:] + contour.mids[:k]), contour.vertices[k]
 
 def _sweep(start, mid, end):
-    "The turn of an arc in radians, and 1 if it is counter-clockwise."
+    "Return the turn of an arc in radians, and 1 if it is counter-clockwise."
     chord, bulge = end - start, mid - (start + end)/2
     return 4*math.atan2(np.hypot(*bulge), np.hypot(*chord)/2), int(det2(mid - start, chord) >= 0)
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #8f3adee4
 def _loop_rows(contour, draw):
-    "The rows of one loop; `draw` maps sketch coordinates to levels."
+    "Return the rows of one loop; `draw` maps sketch coordinates to levels."
     if contour.radius is not None:
         (x, y), r = draw(contour.vertices[0]), draw(contour.radius, 0)
         return [_command("SOL"), _command("Circle", x=_level(x), y=_level(y), r=_level(r))]
@@ -75,14 +75,14 @@ def _loop_rows(contour, draw):
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #42cd6cdb
 def _plane_angles(frame):
-    "The polar angles theta, phi of the normal and the turn gamma of the x axis about it, in radians."
+    "Return the polar angles theta, phi of the normal and the turn gamma of the x axis about it, in radians."
     x, _, z = frame.rotation
     theta, phi = math.acos(np.clip(z[2], -1, 1)), math.atan2(*np.round(z[1::-1], 6))
     reference = np.array([math.cos(theta)*math.cos(phi), math.cos(theta)*math.sin(phi), -math.sin(theta)])
     return theta, phi, math.atan2(np.cross(reference, x)@z, reference@x)
 
 def _extrude_rows(extrude, sketch, profile, operation, scale):
-    "The rows of one profile and its extrude."
+    "Return the rows of one profile and its extrude."
     loops = sorted((_from_left(c) for c in profile.contours()), key=lambda loop: tuple(np.round(loop[0].box()[0], 6)))
     start = loops[0][1]
     size = max(np.abs(c.box() - start).max() for c, _ in loops)
@@ -98,7 +98,7 @@ def _extrude_rows(extrude, sketch, profile, operation, scale):
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #88c17a62
 def _largest_coordinate(program):
-    "The largest absolute coordinate of the part's box, in metres."
+    "Return the largest absolute coordinate of the part's box, in metres."
     stated = (program.extra.get("properties", {}).get("bounding_box")
               if isinstance(program.extra.get("properties"), dict) else None)
     if stated: return max(abs(stated[k][c]) for k in ("max_point", "min_point") for c in "xyz")
@@ -112,7 +112,7 @@ def deepcad_commands(
     program: CADProgram,
     scale: float = 0.0, # units a metre; 0 for 0.75 / the largest coordinate of the part's box
 ) -> np.ndarray: # (C, 17) int: index into COMMANDS, then PARAMETERS; without the closing EOS
-    "A history in DeepCAD's form. Raises `CADFormatError` where a loop does not close."
+    "Return a history in DeepCAD's form. Raises `CADFormatError` where a loop does not close."
     scale, rows = scale or .75/_largest_coordinate(program), []
     for e in _extrudes(program):
         for i, (sketch, profile) in enumerate(program.profiles_of(e)):
@@ -160,7 +160,7 @@ def draw_commands(
     tolerance: int = 3, # as in `parameter_accuracy`
     ax=None, # matplotlib axes; a new figure if left out
 ):
-    "Return which commands and parameters are right, place by place; a figure, or the axes that were given."
+    "Draw which commands and parameters are right, position by position; return a figure, or the given axes."
     from cad_mllm.utils.figures import Figure
     p, g = _commands_of(pred, gt)
     exact = np.isin(PARAMETERS, ("f", "b", "u"))
@@ -179,7 +179,7 @@ def draw_commands(
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #e106e18c
 def _curve_box(curve):
-    "The box of a curve's ends and middle (of a circle: of its whole) as (4,): low x, low y, high x, high y."
+    "Return the box of a curve's ends and middle (of a circle: of its whole) as (4,): low x, low y, high x, high y."
     if isinstance(curve, Circle): p = np.array([curve.center[:2]], float) + [[-curve.radius], [curve.radius]]
     else: p = curve.points() if isinstance(curve, Arc) else np.array([curve.start[:2], curve.end[:2]], float)
     return np.concatenate([p.min(0), p.max(0)])
@@ -187,12 +187,12 @@ def _curve_box(curve):
 def _hull(boxes): return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
 
 def _assign(a, b):
-    "The pairs (i, j) of boxes (N, 4) and (M, 4) with the least total distance."
+    "Return the pairs (i, j) of boxes (N, 4) and (M, 4) with the least total distance."
     return (list(zip(*linear_sum_assignment(np.abs(np.asarray(a)[:, None] - np.asarray(b)[None]).sum(2)))) if len(a)
             and len(b) else [])
 
 def _loops(program, extrude):
-    "The loops that an extrude pushes, each as (kinds, boxes (N, 4))."
+    "Return the loops that an extrude pushes, each as (kinds, boxes (N, 4))."
     return [([_KINDS[type(c)] for c in loop.curves], np.array([_curve_box(c) for c in loop.curves]))
             for _, p in program.profiles_of(extrude) for loop in p.loops]
 
@@ -232,7 +232,7 @@ def curve_f1(
 
 # %% ../../nbs/4_metrics/07_sequences.ipynb #9a9bfcf8
 def _or_nan(metric, *args):
-    "A metric, nan where it is undefined for these parts."
+    "Return a metric, nan where it is undefined for these parts."
     try: return metric(*args)
     except ValueError: return math.nan
 
@@ -241,7 +241,7 @@ def score_programs(
     gt: CADProgram,
 ) -> dict: # command_accuracy, parameter_accuracy, line_f1, arc_f1, circle_f1, extrude_f1, operations_error,
            # curves_error
-    "All metrics of one pair of histories; nan where one is undefined."
+    "Compute all metrics of one pair of histories; nan where one is undefined."
     counts = [entity_counts(p) for p in (pred, gt)]
     curves = [sum(c[k] for k in _KINDS.values()) for c in counts]
     return dict(command_accuracy=_or_nan(command_accuracy, pred, gt),

@@ -13,7 +13,7 @@ from .distances import as_cloud
 
 # %% ../../nbs/4_metrics/06_sets.ipynb #7f352e26
 def _histogram(clouds, resolution):
-    "How the points of all clouds spread over the nodes of a grid on [-1, 1]^3; sums to 1."
+    "Return how the points of all clouds spread over the nodes of a grid on [-1, 1]^3; sums to 1."
     points = np.concatenate(clouds)
     cells = np.clip(np.rint((points + 1)/2*(resolution - 1)), 0, resolution - 1).astype(np.int64)
     counts = np.bincount(np.ravel_multi_index(cells.T, (resolution,)*3), minlength=resolution**3)

@@ -27,7 +27,7 @@ def score_clouds(
     gt: np.ndarray, # (Q, 3) or (Q, 6)
     threshold: float = 0.05, # of the F-score, at size 1
 ) -> dict: # chamfer, chamfer_deepcad, fscore, precision, recall, normal_consistency
-    "All point metrics of one pair; normal consistency is nan where normals are missing."
+    "Compute all point metrics of one pair; normal consistency is nan where normals are missing."
     low, high = corners_of(as_cloud(gt))
     p, g = (_unit(as_array(c), (low + high)/2, 1/(high - low).max()) for c in (pred, gt))
     precision, recall = precision_recall(p, g, threshold)
@@ -41,7 +41,7 @@ def score_meshes(
     pred, # a mesh: (vertices, faces), or an object with those
     gt, # the true mesh
 ) -> dict: # iou, iou_box, sege, sege_relative, components, dangel, sir, fluxee, closed
-    """All metrics of one pair of meshes, both at the size at which the truth's box is 1; iou is nan where the
+    """Return all metrics of one pair of meshes, both at the size at which the truth's box is 1; iou is nan where the
     prediction bounds no volume, and left out where the truth does not."""
     pred, gt = as_mesh_arrays(pred), as_mesh_arrays(gt)
     if not len(gt[1]): raise ValueError("the true mesh is empty; leave it out of the test set")
@@ -60,7 +60,7 @@ def score_solids(
     threshold: float = 0.05, # of the F-score, at size 1
     seed: int = 0, # of the sampling
 ) -> dict: # what `score_clouds` and `score_meshes` give
-    "All shape metrics of one pair of solids."
+    "Compute all shape metrics of one pair of solids."
     return {**score_clouds(pred.points(num_points, seed=seed), gt.points(num_points, seed=seed + 1), threshold),
             **score_meshes(pred.mesh(), gt.mesh())}
 

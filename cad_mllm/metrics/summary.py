@@ -21,12 +21,12 @@ class Summary:
     ): self.results, self.failures, self.worst = {}, {}, worst or {}
 
     def add(self, id: str, **values):
-        "The result of one part: numbers by metric; nan or None where undefined. Booleans count as 0 and 1."
+        "Add the result of one part: numbers by metric; nan or None where undefined. Booleans count as 0 and 1."
         self.failures.pop(id, None)
         self.results[id] = {k: math.nan if v is None else float(v) for k, v in values.items()}
 
     def fail(self, id: str, reason):
-        "A part without a result: a reason in words, or the exception."
+        "Count a part without a result: a reason in words, or the exception."
         self.results.pop(id, None)
         self.failures[id] = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
 
@@ -43,21 +43,21 @@ def values(
     self: Summary,
     metric: str,
 ) -> np.ndarray: # (N,) the defined ones
-    "The values of one metric."
+    "Return the values of one metric."
     v = np.array([r.get(metric, math.nan) for r in self.results.values()], float)
     return v[~np.isnan(v)]
 
 @patch
 def num_missing(self: Summary, metric: str) -> int:
-    """How many parts failed or gave nan for a metric; not those whose result does not name it, since it was not asked
-    of them."""
+    """Return how many parts failed or gave nan for a metric; not those whose result does not name it, since it was not
+    asked of them."""
     return len(self.failures) + sum(math.isnan(r.get(metric, 0.)) for r in self.results.values())
 
 # %% ../../nbs/4_metrics/08_summary.ipynb #42b6fdf9
 @patch
 def table(self: Summary) -> list: # of dicts
-    """One row a metric: mean, median, how many results it rests on, how many were undefined, how many parts failed;
-    `mean_all` and `median_all` where `worst` names it."""
+    """Make a table with one row per metric: mean, median, how many results it rests on, how many were undefined, how
+    many parts failed; `mean_all` and `median_all` where `worst` names it."""
     rows = []
     for metric in dict.fromkeys(k for r in self.results.values() for k in r):
         v, lacking = self.values(metric), self.num_missing(metric)
@@ -77,7 +77,7 @@ def reasons(self: Summary) -> dict: # reason -> how many, most frequent first
 # %% ../../nbs/4_metrics/08_summary.ipynb #37c17a65
 @patch
 def to_dict(self: Summary) -> dict:
-    "All of it as plain JSON types (nan as None)."
+    "Return all of it as plain JSON types (nan as None)."
     def plain(o):
         if isinstance(o, dict): return {k: plain(v) for k, v in o.items()}
         if isinstance(o, list): return [plain(v) for v in o]
@@ -108,7 +108,8 @@ def draw(
     columns: int = 5, # pictures in a row
     names: dict | None = None, # metric -> title
 ):
-    "A matplotlib figure: a histogram of each metric with its median, failures and undefined ones in red at its right."
+    """Draw a histogram of each metric with its median, failures and undefined ones in red at its
+    right."""
     from cad_mllm.utils.figures import Figure
     metrics = list(metrics) or [r["metric"] for r in self.table()]
     columns, rows = min(columns, max(len(metrics), 1)), max(-(-len(metrics)//columns), 1)

@@ -15,7 +15,7 @@ from .mesh_repair import as_mesh_arrays, repair
 
 # %% ../../nbs/4_metrics/05_volumes.ipynb #14f5cd8d
 def as_manifold(mesh):
-    "A closed mesh as a manifold3d solid of positive volume."
+    "Return a closed mesh as a manifold3d solid of positive volume."
     from manifold3d import Manifold, Mesh64
     vertices, faces = mesh
     solid = Manifold(Mesh64(np.ascontiguousarray(vertices, float), np.ascontiguousarray(faces, np.uint64)))
@@ -25,7 +25,7 @@ def as_manifold(mesh):
     return solid
 
 def manifold_of(mesh):
-    "A repaired mesh that faces outwards as a whole."
+    "Return a repaired mesh that faces outwards as a whole."
     mesh = repair(*as_mesh_arrays(mesh))
     if not len(mesh.faces): raise ValueError("the mesh is empty; count it with Summary.fail")
     a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
@@ -47,7 +47,7 @@ def _moments(mesh): # (vertices, faces), closed
 def align_box(
     mesh, # (vertices, faces)
 ) -> tuple: # (vertices, faces)
-    "The mesh with its box centred at the origin and the longest side 1."
+    "Return the mesh with its box centred at the origin and the longest side 1."
     low, high = corners_of(mesh[0])
     return (mesh[0] - (low + high)/2)/(high - low).max(), mesh[1]
 
@@ -55,7 +55,7 @@ def align_box(
 def align_inertia(
     mesh, # (vertices, faces), closed and facing outwards
 ) -> list: # of four (vertices, faces), one for each proper way to point the principal axes
-    "The mesh with its centroid at the origin, radius of gyration 1 and principal axes along x, y and z."
+    "Return the mesh with its centroid at the origin, radius of gyration 1 and principal axes along x, y and z."
     _, center, covariance = _moments(mesh)
     _, axes = np.linalg.eigh(covariance)
     axes[:, 0] *= np.sign(np.linalg.det(axes))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 def block_causal_mask(
     segment_ids: torch.Tensor, # (R, T): number of the sample within the row, -1 for padding
 ) -> torch.Tensor: # (R, 1, T, T) bool: True where the query (row) may look at the key (column)
-    "Each token sees the earlier tokens of its own segment, and itself."
+    "Return each token sees the earlier tokens of its own segment, and itself."
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return same.tril()[:, None]
 
@@ -57,7 +57,7 @@ def unpad_input(
     x: torch.Tensor, # (R, T, ...)
     ragged: VarlenBatch,
 ) -> torch.Tensor: # (1, N, ...)
-    "The real tokens of rows."
+    "Return the real tokens of rows."
     return x.flatten(0, 1)[ragged.places][None]
 
 def pad_input(

@@ -27,7 +27,7 @@ def begin(
     prefix: list, # CAD tokens of a beginning; [] for none
     version: int = VERSION, # of the language
 ) -> State:
-    "The grammar's state after a given beginning: nothing can be added to the user's last sketch."
+    "Return the grammar's state after a given beginning: nothing can be added to the user's last sketch."
     state = read_state(prefix, State(version=version))
     return replace(state, node="op") if state.node in ("loop", "edge") else state
 
@@ -74,7 +74,7 @@ class _Masks:
         self.numbers, self.table, self.size = {}, torch.zeros(64, len(vocabulary(version)) + 1, dtype=torch.bool), 0
 
     def rows(self, keys, device) -> torch.Tensor: # (B, len(TOKENS) + 1) bool
-        "The masks of these (state, room, finishing, must_add)."
+        "Return the masks of these (state, room, finishing, must_add)."
         if self.table.device != device: self.table = self.table.to(device)
         for key in keys:
             if key not in self.numbers: self._add(key)
@@ -116,8 +116,8 @@ def _keys(self: GrammarLogitsProcessor):
 
 @patch
 def must_add(self: GrammarLogitsProcessor, row: int) -> bool:
-    """Whether a beginning was given and nothing has been added to it: who asks for a completion says that something
-    is missing."""
+    """Return whether a beginning was given and nothing has been added to it: who asks for a completion says that
+    something is missing."""
     given = self.given[row]
     return given > 0 and self.states[row].num_extrudes == given and row not in self.finishing
 
@@ -127,7 +127,7 @@ def __call__(
     ids: torch.Tensor, # (B, t) generated so far
     logits: torch.Tensor, # (B, V)
 ) -> torch.Tensor: # (B, V), minus infinity where closed
-    "The logits with everything closed that cannot stand next."
+    "Return the logits with every token masked that cannot come next."
     self.follow(ids)
     self.columns = self.columns.to(logits.device)
     open_ = self.masks.rows(self._keys(), logits.device)
@@ -225,7 +225,7 @@ def _give_up(self: KernelGuidedDecoding, i: int):
 # %% ../../nbs/7_models/07_decoding.ipynb #78746d37
 @patch
 def settle(self: KernelGuidedDecoding, end_id: int) -> list: # of lists of ids
-    "What each row wrote, every watched one ended at the last accepted operation if it did not end by itself."
+    "Return what each row wrote, every watched one ended at the last accepted operation if it did not end by itself."
     done = self.writer.done.tolist()
     for i, row in enumerate(self.rows):
         if not done[i] and row.is_watched: self.writer.rollback(i)

@@ -110,7 +110,7 @@ def forward(self: ImageEncoder, images):
 
 # %% ../../nbs/7_models/01_encoders.ipynb #b70393a1
 def _tiny_vision(image_size):
-    "A Dinov2Model of a quarter million weights, patch 16, the same at each call."
+    "Return a Dinov2Model of a quarter million weights, patch 16, the same at each call."
     from transformers import Dinov2Config, Dinov2Model
     with seeded(0):
         return Dinov2Model(Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=4,
@@ -125,7 +125,7 @@ def _pixel_statistics(name):
     return found.get("image_mean", IMAGENET_MEAN), found.get("image_std", IMAGENET_STD)
 
 def _pretrained_vision(name, dtype):
-    "The vision part of the model of that name; one sentence where it cannot be had."
+    "Return the vision part of the model of that name; one sentence where it cannot be had."
     if reason := why_missing(name): raise ConfigError(f"image_encoder_name={name!r}: {reason}, 'tiny', or '' for none")
     from transformers import AutoModel
     try: model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
@@ -138,7 +138,7 @@ def _pretrained_vision(name, dtype):
 def build_image_encoder(
     config: CADMLLMConfig,
 ) -> ImageEncoder: # or None where the configuration has no image encoder
-    "The image encoder that `config.image_encoder_name` names."
+    "Return the image encoder that `config.image_encoder_name` names."
     name, frozen = config.image_encoder_name, config.freeze_image_encoder
     if not name: return None
     if name == "tiny":
@@ -151,7 +151,7 @@ def fourier_features(
     values: torch.Tensor, # (..., K), about -1 to 1
     num_bands: int = 8, # octaves: wavelengths from 2 down to 2 / 2**(num_bands-1)
 ) -> torch.Tensor: # (..., K * (1 + 2*num_bands))
-    "The values themselves and their sines and cosines at octaves of pi (as NeRF does, arXiv 2003.08934)."
+    "Return the values themselves and their sines and cosines at octaves of pi (as NeRF does, arXiv 2003.08934)."
     angles = values[..., None]*(math.pi*2.0**torch.arange(num_bands, device=values.device, dtype=values.dtype))
     return torch.cat([values, angles.sin().flatten(-2), angles.cos().flatten(-2)], -1)
 
@@ -201,7 +201,7 @@ def groups(
     self: FourierPointEncoder,
     points: torch.Tensor, # (C, P, 6)
 ) -> tuple: # centres (C, N, 3) and members (C, N, K, 6)
-    "The centres and the nearest points of each."
+    "Return the centres and the nearest points of each."
     where = points[..., :3]
     clouds = torch.arange(len(points), device=points.device)
     centres = where[clouds[:, None], farthest_points(where, self.num_tokens)]
@@ -243,7 +243,8 @@ class MichelangeloPointEncoder(nn.Module):
 
 # %% ../../nbs/7_models/01_encoders.ipynb #9cb94a5d
 def _load_michelangelo(folder, frozen):
-    "The encoder from a clone of the repository; one sentence with the remedy where package or files are missing."
+    """Return the encoder from a clone of the repository; one sentence with the remedy where package or files are
+    missing."""
     where = f"point_encoder_name='michelangelo:{folder}'"
     try: from michelangelo.utils.misc import get_config_from_file, instantiate_from_config
     except ImportError as e: raise ConfigError(
@@ -266,7 +267,7 @@ def build_point_encoder(
     config: CADMLLMConfig,
     seed: int = 0, # of the initial weights
 ) -> nn.Module: # or None where the configuration has no point encoder
-    "The point encoder that `config.point_encoder_name` names."
+    "Return the point encoder that `config.point_encoder_name` names."
     name, _, folder = config.point_encoder_name.partition(":")
     if not name: return None
     if name == "michelangelo": return _load_michelangelo(folder, config.freeze_point_encoder)
@@ -299,7 +300,7 @@ class FeatureCache:
             "A folder on a local disk with free space helps.", stacklevel=2)
 
     def _key(self, encoder):
-        "A hash of an encoder's weights, taken once."
+        "Return a hash of an encoder's weights, taken once."
         if id(encoder) not in self._keys:
             digest = hashlib.sha256(type(encoder).__name__.encode())
             for name, tensor in encoder.state_dict().items():
@@ -332,7 +333,7 @@ def __call__(self: FeatureCache,
     encoder, # a module: (I, ...) -> (I, N, W) float32
     items: torch.Tensor, # (I, ...)
 ) -> torch.Tensor: # (I, N, W)
-    "The features, computed only where they are not known."
+    "Return the features, computing only those that are not in the cache."
     if self.db is None or any(p.requires_grad for p in encoder.parameters()): return encoder(items)
     keys = [hashlib.sha256(self._key(encoder) + str(tuple(item.shape)).encode() + item.numpy().tobytes()).digest()
             for item in items.detach().cpu().contiguous()]

@@ -38,8 +38,8 @@ def download(
     out=None, # the folder to make; a place in the Hub's cache if left out
     **options, # of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only
 ) -> Path: # a folder that `CADAutocomplete` and `CADMLLMModel.from_pretrained` take
-    """A model from the Hub, checked against its own manifest; raises `CheckpointError` where it is not what was
-    uploaded."""
+    """Download a model from the Hub, and check it against its own manifest; raises `CheckpointError` where it is not
+    what was uploaded."""
     from huggingface_hub import constants, snapshot_download
     source = Path(snapshot_download(repo_id, **options))
     out = Path(out or Path(constants.HF_HOME)/"cad_mllm"/repo_id.replace("/", "--"))
@@ -56,7 +56,7 @@ def download(
 
 # %% ../../nbs/7_models/08_given_weights.ipynb #3e5aaaed
 def read_manifest_names(folder) -> list:
-    "The files that a sealed folder says it has; plain names within it only."
+    "Return the files that a sealed folder says it has; plain names within it only."
     try: names = [*read_object(folder/MANIFEST)["files"], MANIFEST]
     except (OSError, FileError, KeyError, TypeError) as e:
         raise CheckpointError(
@@ -67,7 +67,7 @@ def read_manifest_names(folder) -> list:
 
 # %% ../../nbs/7_models/08_given_weights.ipynb #2e3544c0
 def _newest_in(path, name):
-    "The folder itself where it is a checkpoint, else its newest complete one."
+    "Return the folder itself where it is a checkpoint, else its newest complete one."
     if list_checkpoints(path, depth=0): return path
     if newest := latest_checkpoint(path): return newest
     raise CheckpointError(
@@ -81,7 +81,7 @@ def _from_package():
         "or train one with `cad-mllm train --recipe points_small`")
 
 def _from_hub(repo, revision, name):
-    "A model of the Hub, checked against its own manifest, and the commit that it is."
+    "Return a model of the Hub, checked against its own manifest, and the commit that it is."
     from huggingface_hub import HfApi
     commit = HfApi().model_info(repo, revision=revision or None).sha
     return Weights(download(repo, revision=commit), "hub", name, commit)
@@ -90,7 +90,7 @@ def _from_hub(repo, revision, name):
 def find_weights(
     name: str | Path, # "small", a folder or checkpoint, or user/model with or without @revision
 ) -> Weights:
-    "The folder of those weights; raises `CheckpointError` that says where it was looked for."
+    "Return the folder of those weights; raises `CheckpointError` that says where it was looked for."
     if str(name) == SMALL and not Path(SMALL).is_dir(): return _from_package()
     try: return Weights(_newest_in(find_checkpoint(name), name), "folder", str(name))
     except CheckpointError as e:
@@ -108,7 +108,7 @@ def halve(
     out, # the folder to make
     provenance: dict | None = None, # what else its manifest should say: commit, seed, data, hours
 ) -> Path:
-    "A sealed copy of a checkpoint's weights in half precision, without what only a resume needs."
+    "Return a sealed copy of a checkpoint's weights in half precision, without what only a resume needs."
     from cad_mllm.models.weights import CADMLLMModel
     loaded = load_checkpoint(checkpoint, quiet=True, with_state=False)
     model = CADMLLMModel.from_pretrained(loaded.path)

@@ -28,7 +28,7 @@ TINY_LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num
                 tie_word_embeddings=True, initializer_range=0.05)
 
 def _tiny_llm(config, num_words):
-    "A small Qwen3ForCausalLM with random weights; call it inside `seeded`."
+    "Return a small Qwen3ForCausalLM with random weights; call it inside `seeded`."
     from transformers import Qwen3Config, Qwen3ForCausalLM
     shape = Qwen3Config(vocab_size=num_words, **{**TINY_LLM, **config.llm_config})
     shape._attn_implementation = register_attention()
@@ -46,7 +46,7 @@ def without_progress_bars(hide=True):
         if were_shown: logging.enable_progress_bar()
 
 def load_llm(config, num_words, source=None):
-    "The base language model: tiny, or from `source` (a folder; default `config.llm_model_name`)."
+    "Return the base language model: tiny, or from `source` (a folder; default `config.llm_model_name`)."
     dtype = getattr(torch, config.dtype) if config.use_lora else torch.float32
     if config.load_in_4bit: return _load_in_4bit(config, dtype)
     if source: return llm_of_folder(Path(source), dtype)
@@ -56,7 +56,7 @@ def load_llm(config, num_words, source=None):
 
 # %% ../../nbs/7_models/03_language_model.ipynb #2918e78d
 def _from_pretrained(name, dtype, **more):
-    "A causal language model by name or folder; one sentence where it cannot be had."
+    "Return a causal language model by name or folder; one sentence where it cannot be had."
     from transformers import AutoModelForCausalLM
     try:
         with without_progress_bars(Path(name).is_dir()):
@@ -68,7 +68,7 @@ def _from_pretrained(name, dtype, **more):
 
 # %% ../../nbs/7_models/03_language_model.ipynb #8175402e
 def _load_in_4bit(config, dtype):
-    "The base model quantised while it is read; says what is missing."
+    "Return the base model quantised while it is read; says what is missing."
     wrong = f"load_in_4bit=True with llm_model_name={config.llm_model_name!r}"
     if config.llm_model_name == "tiny":
         raise ConfigError(
@@ -194,7 +194,7 @@ class WeightsError(CheckpointError):
     "A file of weights that does not fit the model or cannot be read."
 
 def read_weight_tensors(paths):
-    "One dict of the tensors of one or more files; nothing in them can run or lead elsewhere."
+    "Read the tensors of one or more files into one dict; no code runs, and no path leads out of the folder."
     found = {}
     try:
         for path in paths: found |= read_tensors(path)
@@ -203,7 +203,7 @@ def read_weight_tensors(paths):
 
 # %% ../../nbs/7_models/03_language_model.ipynb #09876d54
 def _shapes(paths):
-    "Name -> shape of the tensors in weights files, from the headers where they have any."
+    "Return a dict, name -> shape, of the tensors in weights files, from the headers where they have any."
     return {k: tuple(v[1]) for p in paths if p.suffix == ".safetensors" for k, v in check_safetensors(p).items()} | {
         k: tuple(v.shape) for p in paths if p.suffix != ".safetensors" for k, v in read_tensors(p).items()}
 
@@ -217,7 +217,7 @@ def check_layers(values):
 
 # %% ../../nbs/7_models/03_language_model.ipynb #ec3b8aa9
 def llm_of_folder(folder, dtype):
-    "The language model whose shape and weights a checkpoint's folder holds."
+    "Return the language model whose shape and weights a checkpoint's folder holds."
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     there = _shapes(paths := weight_files(folder, LLM_WEIGHTS))
     try:

@@ -64,7 +64,7 @@ def layers(self: CADMLLMModel) -> nn.ModuleList:
 
 # %% ../../nbs/7_models/04_model.ipynb #4b8e5771
 def _features(model, kind, items):
-    "The projected features (N, K, D) of `items`, which are images or point clouds."
+    "Return the projected features (N, K, D) of `items`, which are images or point clouds."
     encoder, projector = getattr(model, f"{kind}_encoder"), getattr(model, f"{kind}_projector")
     if encoder is None: raise ConfigError(
         f"{kind}_encoder_name='': the batch has {len(items)} {kind} inputs, but this model has no {kind} encoder; "
@@ -107,7 +107,7 @@ def hidden(
     batch: Batch,
     cache=None, # a transformers cache to fill, for generation
 ) -> torch.Tensor: # (R, T, D)
-    "The language model's last hidden states for a batch."
+    "Return the language model's last hidden states for a batch."
     vectors, llm = self.embed(batch), base_model(self.llm)
     decoder = llm.get_decoder()
     if cache is None and attends_by_sample(llm, self.device, self.config.dtype):
@@ -126,7 +126,7 @@ def logits(
     self: CADMLLMModel,
     batch: Batch,
 ) -> torch.Tensor: # (R, T, V) float32; entry t predicts token t+1
-    "All logits, for tests and for looking into the model; training computes only those it needs."
+    "Return all logits, for tests and for looking into the model; training computes only those it needs."
     with autocast(self.device, self.config.dtype): return self.token_layers.logits(self.hidden(batch))
 
 # %% ../../nbs/7_models/04_model.ipynb #d31860fa
@@ -135,7 +135,8 @@ def forward(
     self: CADMLLMModel,
     batch: Batch, # from `builder.collate`, on this device
 ) -> dict: # loss_sum: summed cross-entropy (a scalar with a graph); num_tokens: how many tokens it sums over
-    "The training loss of a batch, summed and counted, so that batches of different sizes can be averaged rightly."
+    """Return the training loss of a batch, summed and counted, so that batches of different sizes can be averaged
+    rightly."""
     if not batch.num_tokens: return dict(loss_sum=torch.zeros((), device=self.device), num_tokens=0)
     with autocast(self.device, self.config.dtype):
         rows, columns = target_positions(batch.labels, batch.segment_ids)
@@ -152,12 +153,12 @@ def _part(name):
 
 @patch
 def trainable_names(self: CADMLLMModel) -> list:
-    "Names of the parameters that train, in order."
+    "Return the names of the parameters that train, in order."
     return [name for name, p in self.named_parameters() if p.requires_grad]
 
 @patch
 def describe(self: CADMLLMModel) -> str:
-    "A table of the parts: parameters, how many of them train, and in which precision."
+    "Return a table of the parts: parameters, how many of them train, and in which precision."
     parts = {}
     for name, p in self.named_parameters():
         row = parts.setdefault(_part(name), [0, 0, str(p.dtype).replace("torch.", "")])
@@ -169,7 +170,7 @@ def describe(self: CADMLLMModel) -> str:
 
 # %% ../../nbs/7_models/04_model.ipynb #6f4fae97
 def _group(name, p):
-    "The optimizer group of a parameter."
+    "Return the optimizer group of a parameter."
     part = _part(name)
     if part == "new token rows": return "new_tokens"
     if name.endswith("embed_tokens.weight"): return "embeddings"

@@ -16,7 +16,7 @@ from .language_model import base_model
 
 # %% ../../nbs/7_models/03b_token_layers.ipynb #1d1bf998
 def _layer_and_rows(layer):
-    "An embedding or head below peft's wrapper, and its trainable rows (K, D), or None where it has none."
+    "Return an embedding or head below peft's wrapper, and its trainable rows (K, D), or None where it has none."
     adapter = getattr(layer, "token_adapter", None)
     return (layer, None) if adapter is None else (adapter.base_layer, adapter.trainable_tokens_delta["default"])
 

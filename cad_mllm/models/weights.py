@@ -106,8 +106,8 @@ def small_files(model) -> dict: # name -> bytes
 def saved_files(
     self: CADMLLMModel,
 ) -> dict: # name -> bytes, or a dict of tensors, which are the model's own and not copies
-    """What `save_pretrained` writes: everything that `from_pretrained` needs beyond the pretrained models that the
-    configuration names."""
+    """Return what `save_pretrained` writes: everything that `from_pretrained` needs beyond the pretrained models that
+    the configuration names."""
     weights = ({"adapter_model.safetensors": adapter_state(self.llm)}
                if self.config.use_lora else {"model.safetensors": llm_state(self.llm)})
     modules = {f"{name}.pt": {k: v.detach() for k, v in module.state_dict().items()}
@@ -198,14 +198,14 @@ def load_weights(
 
 # %% ../../nbs/7_models/06_weights.ipynb #65a24a01
 def _saved_config(folder):
-    "The settings of the model in a folder; `UnsafeFile` where they are damaged."
+    "Return the settings of the model in a folder; `UnsafeFile` where they are damaged."
     values = read_json(folder/"cad_mllm_config.json")
     try: return CADMLLMConfig.from_dict(values["model"])
     except (TypeError, ValueError, AttributeError, KeyError) as e: raise UnsafeFile(f"cad_mllm_config.json: {e}") from e
 
 # %% ../../nbs/7_models/06_weights.ipynb #b5b33b8f
 def _saved_tokenizer(folder):
-    "The tokenizer of a folder, None where there is none; `UnsafeFile` with the file that is damaged."
+    "Return the tokenizer of a folder, None where there is none; `UnsafeFile` with the file that is damaged."
     from transformers import AutoTokenizer
     if not (folder/"tokenizer_config.json").is_file(): return None
     read_json(folder/"tokenizer_config.json")
@@ -226,7 +226,7 @@ def _saved_tokenizer(folder):
 
 # %% ../../nbs/7_models/06_weights.ipynb #3e66ab13
 def _build(cls, config, tokenizer, source):
-    "The model of a configuration from a checkpoint; `UnsafeFile` where its values lead to no model."
+    "Return the model of a configuration from a checkpoint; `UnsafeFile` where its values lead to no model."
     try: return cls(config, tokenizer, llm_source=source)
     except (TypeError, AttributeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as e:
         raise UnsafeFile(f"cad_mllm_config.json: leads to no model ({type(e).__name__}: {str(e)[:120]})") from e
@@ -239,7 +239,8 @@ def from_pretrained(
     trust: tuple = (
         ), # names of other base models that the user knows and trusts; see `cad_mllm.checkpoints.check_trust`
 ) -> CADMLLMModel: # in evaluation mode; `.notes` has what `load_weights` had to say
-    "The model of a folder, with the tokenizer saved there. Raises `WeightsError` for a folder that is more than data."
+    """Return the model of a folder, with the tokenizer saved there. Raises `WeightsError` for a folder that is more
+    than data."""
     folder = Path(folder)
     _check_folder(folder)
     if not (folder/"cad_mllm_config.json").exists(): raise WeightsError(
@@ -260,7 +261,7 @@ def from_pretrained(
 # %% ../../nbs/7_models/06_weights.ipynb #cf5b4c41
 @patch
 def merge(self: CADMLLMModel):
-    """A copy of the language model as a plain transformers model, adapters and new rows folded in.
+    """Return a copy of the language model as a plain transformers model, adapters and new rows folded in.
     Needs memory for a second copy."""
     if self.config.load_in_4bit:
         raise ConfigError(

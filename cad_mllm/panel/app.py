@@ -40,7 +40,7 @@ class _Tabs(widgets.Tab):
     if not hasattr(widgets.Tab, "titles"): titles = traitlets.List(traitlets.Unicode()).tag(sync=True)
 
 def make_tabs(pages: dict) -> widgets.Tab: # title -> widget
-    "A widget of tabs, in ipywidgets 7 and 8."
+    "Return a widget of tabs, in ipywidgets 7 and 8."
     made = _Tabs(children=list(pages.values()))
     for i, title in enumerate(pages): made.set_title(i, title)
     made.titles = list(pages)
@@ -160,7 +160,7 @@ def refresh(self: CheckpointPanel):
 # %% ../../nbs/10_panel/13_app.ipynb #f456b742
 @patch
 def look(self: CheckpointPanel):
-    "The same, but what was said last stays."
+    "Refresh without removing the last message."
     try: self.runs = find_runs(self.folder)
     except (PanelError, OSError) as e:
         self.runs, self.last_error = [], e
@@ -232,12 +232,12 @@ def clock(self: CheckpointPanel, on: bool):
 # %% ../../nbs/10_panel/13_app.ipynb #e494497a
 @patch
 def picked_row(self: CheckpointPanel) -> Row | None:
-    "The selected row, if it is still there."
+    "Return the selected row, if it is still there."
     return next((r for r in self.rows if r.path == self.picked or self.picked in r.also), None)
 
 @patch
 def need_record(self: CheckpointPanel) -> CheckpointRecord:
-    "The selected checkpoint; raises `PanelError` where none is."
+    "Return the selected checkpoint; raises `PanelError` where none is."
     row = self.picked_row()
     if row is None or row.record is None:
         raise PanelError("No checkpoint is selected: open a run in the list and click one")
@@ -245,7 +245,7 @@ def need_record(self: CheckpointPanel) -> CheckpointRecord:
 
 @patch
 def run_of(self: CheckpointPanel, path: Path | None) -> Run | None:
-    "The run that a checkpoint belongs to."
+    "Return the run that a checkpoint belongs to."
     return next((r for r in self.runs if path is not None and any(c.path == path for c in r.records)), None)
 
 @patch

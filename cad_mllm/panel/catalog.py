@@ -31,7 +31,7 @@ def is_checkpoint_folder(name: str, names: list) -> bool:
     return name.startswith("checkpoint-") or not _MARKS.isdisjoint(names) or any(WEIGHT_FILES.match(n) for n in names)
 
 def _signature(folder, entries):
-    "Name, size, time and number of every file in a checkpoint."
+    "Return name, size, time and number of every file in a checkpoint."
     found, todo = [], [(folder, entries)]
     while todo:
         here, inside = todo.pop()
@@ -50,7 +50,7 @@ def _signature(folder, entries):
 _known = {}                            # folder of a checkpoint -> (signature, record)
 
 def _visit(folder):
-    "A folder as (path, names, subfolders, signature of a checkpoint or None, why it cannot be read)."
+    "Return a folder as (path, names, subfolders, signature of a checkpoint or None, why it cannot be read)."
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -64,7 +64,7 @@ def _visit(folder):
     return folder, names, sorted(below), None, ""
 
 def _record(found):
-    "The record of a checkpoint: the known one while its files are as they were."
+    "Return the record of a checkpoint: the known one while its files are as they were."
     folder, signature = found
     if folder in _known and _known[folder][0] == signature:
         return _known[folder][1], False

@@ -24,7 +24,7 @@ RUN_DASHES = ((), (7, 3), (2, 3))      # of lines: from the thirteenth run on a 
 _began_at = {}                         # folder of a run -> when its first step was logged; kept, for that never changes
 
 def _began(run):
-    "When a run began; one that has logged no step yet comes last."
+    "Return when a run began; one that has logged no step yet comes last."
     if run.path not in _began_at:
         try:
             with open_plain(run.path/METRICS) as f: _began_at[run.path] = str(parse_json(f.readline(MOST_LINE))["time"])
@@ -34,7 +34,7 @@ def _began(run):
 def run_styles(
     runs: list, # of `Run`: all of a folder, shown or not
 ) -> dict: # name of a run -> (color, dash)
-    "The color and the dash of each run: a function of the runs that are there, never of those that are shown."
+    "Return the color and the dash of each run: a function of the runs that are there, never of those that are shown."
     styles, num = {}, len(RUN_COLORS)
     for run in sorted((r for r in runs if r.name), key=lambda r: (_began(r), r.name)):
         wish, turn = crc32(run.name.encode()) % num, len(styles)//num

@@ -51,7 +51,7 @@ _OLD_FLAGS = old_flags()
 def parse_flags(
     arguments: list, # of a command line
 ) -> dict: # flag without its dashes -> list of values
-    """The --flags of a command line with their values, those of earlier versions under their current names; what
+    """Return the --flags of a command line with their values, those of earlier versions under their current names; what
     stands before the first is left out."""
     flags, name = {}, None
     for word in map(str, arguments):
@@ -69,7 +69,7 @@ PATH_FLAGS = (
 )
 
 def absolute(path: str, base: str = "") -> str:
-    "A path as it is from anywhere; streams and nothing stay as they are."
+    "Return a path as it is from anywhere; streams and nothing stay as they are."
     if not path or path.startswith("stream:"): return path
     return os.path.normpath(os.path.join(base or os.getcwd(), os.path.expanduser(path)))
 
@@ -102,7 +102,7 @@ def _changed_flags(changes):
 def train_command(
     form: TrainForm,
 ) -> list: # of words, for `subprocess`
-    "The command that the form stands for."
+    "Return the command that the form stands for."
     flags = {"recipe": [form.recipe]} if form.recipe else {}
     if form.resume_from:
         flags = {k: v for k, v in parse_flags(form.previous).items() if k in _FLAGS}
@@ -147,13 +147,13 @@ def read_changes(
 # %% ../../nbs/10_panel/05_commands.ipynb #7e538016
 @lru_cache(64)
 def _settings_of(path):
-    "All settings of a checkpoint by name; empty where it does not tell them."
+    "Return all settings of a checkpoint by name; empty where it does not tell them."
     try: model, train, _ = read_config(path)
     except (CheckpointError, OSError): return {}
     return {**model.to_dict(), **train.to_dict()} if train else {}
 
 def _asked(was, words):
-    "The words of a flag as a value of the same kind."
+    "Return the words of a flag as a value of the same kind."
     if isinstance(was, bool) or not words: return was
     try: return type(was)(words[0])
     except (TypeError, ValueError): return words[0]
@@ -200,7 +200,7 @@ def resume_form(
     record: CheckpointRecord | None = None, # where to resume from; None for the newest
     **kwargs, # further fields of `TrainForm`
 ) -> TrainForm:
-    "The form that goes on with a run as it was begun."
+    "Return the form that goes on with a run as it was begun."
     if record is not None and not record.complete:
         raise PanelError(f"{record.path.name} is damaged ({record.problem}): select another one, or resume the latest")
     told, point = read_run_config(run.path), record or run.newest

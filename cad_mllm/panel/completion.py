@@ -28,7 +28,7 @@ from .details import fact_html
 def uploaded(
     value, # of a `FileUpload`
 ) -> list: # of (name, bytes)
-    "The uploaded files, whatever the version of ipywidgets."
+    "Return the uploaded files, whatever the version of ipywidgets."
     files = [dict(v, name=k) for k, v in value.items()] if isinstance(value, dict) else value
     return [(f["name"], bytes(f["content"])) for f in files]
 
@@ -36,7 +36,7 @@ def read_part(
     text: bytes, # of a JSON file
     name: str, # for the error
 ) -> dict:
-    "A part from JSON text; raises `PanelError` or `CADFormatError` that names the file."
+    "Return a part from JSON text; raises `PanelError` or `CADFormatError` that names the file."
     try: part = parse_json(text)
     except FileError as e:
         raise PanelError(
@@ -65,7 +65,7 @@ def _captions(path, stamp):
 def sample_folders(
     root: Path, # of a data set in the Omni-CAD layout
 ) -> list: # of names below json/, "" for json/ itself
-    "The folders that hold histories; raises `PanelError` where there are none."
+    "Return the folders that hold histories; raises `PanelError` where there are none."
     top = Path(root).expanduser()/"json"
     if found := [p.name for p in list_folders(top)] or ([""] if top.is_dir() else []): return found
     raise PanelError(
@@ -80,7 +80,7 @@ def find_samples(
     words: str = "", # all of which id or caption contain
     limit: int = 200, # samples at most
 ) -> tuple: # (list of `Choice`, how many fit)
-    "Samples of one folder of a data set, by id."
+    "Return samples of one folder of a data set, by id."
     from cad_mllm.data.media import POINT_SUFFIXES, VIEW_SUFFIXES
     root = Path(root).expanduser()
     ids = sorted(
@@ -124,7 +124,7 @@ class PartRenderer:
         return None if self.mesh is None else convex_hull(self.mesh.vertices, self.strokes)
 
     def png(self, view: int = 0, size: int = 380, box=None) -> bytes:
-        "The picture from one of eight sides; `box` shows two parts at one scale."
+        "Return the picture from one of eight sides; `box` shows two parts at one scale."
         from PIL import Image
         import numpy as np
         return to_png(
@@ -139,7 +139,7 @@ def picture_png(
     path: Path, # of a picture in any usual format
     size: int = 380, # pixels
 ) -> bytes:
-    "A picture file as a PNG of the panel's size."
+    "Return a picture file as a PNG of the panel's size."
     from PIL import Image, UnidentifiedImageError
     try: image = Image.open(Path(path).expanduser()).convert("RGB")
     except UnidentifiedImageError:
@@ -151,7 +151,7 @@ def picture_png(
 def load_completer(
     path: Path, # of a checkpoint
 ): # with .complete(partial_json, caption, image, point_cloud, ...) -> dict
-    "The model in a checkpoint, ready to complete parts."
+    "Return the model in a checkpoint, ready to complete parts."
     from cad_mllm.inference import CADAutocomplete
     return CADAutocomplete(path)
 
@@ -180,7 +180,7 @@ def link_html(
     path: Path, # of a file on this machine
     limit: int = 8_000_000, # bytes; a larger file is only named
 ) -> str:
-    "A link that downloads a file through the notebook, and where it lies."
+    "Return a link that downloads a file through the notebook, and where it lies."
     where = f'<span class="cadm-dim">{html.escape(str(path))}</span>'
     if (size := path.stat().st_size) > limit: return f"<div>{where} ({human_size(size)})</div>"
     data = read_plain(path, limit)
@@ -215,7 +215,7 @@ def measure(
     return {name: scores[name] for name, _, _ in MEASURES if name in scores}
 
 def _extent(mesh):
-    "The longest side of a mesh."
+    "Return the longest side of a mesh."
     low, high = mesh.bounding_box
     return max(b - a for a, b in zip(low, high))
 

@@ -113,7 +113,7 @@ def inputs(self: DatasetView) -> dict: # partial_json, caption, image, point_clo
 
 # %% ../../nbs/10_panel/11_completion_view.ipynb #053fb009
 def sample_html(choice, whole, num) -> str:
-    "A sample with its picture and caption."
+    "Return a sample with its picture and caption."
     picture = picture_png(choice.image, 220) if choice.image else PartRenderer(whole).png(size=220)
     said = f"{choice.id}, {num} operations" + (
         "" if choice.image else " (drawn here: the data set has no picture of it)"
@@ -202,7 +202,7 @@ def _make_sampling():
     return temperature, num, style_control(widgets.IntText, "Seed", width="130px", label_width="45px", value=0)
 
 def _model_words(row):
-    "Name the model of the selected row of the list; None is the one of the package."
+    "Return a sentence that names the model of the selected row; None is the one of the package."
     if row is None or row.record is None:
         return "Model: small, which comes with the package; select a checkpoint in the list to use that one"
     if not row.record.complete: return "Select a complete checkpoint in the list, or none."
@@ -254,7 +254,7 @@ class CompleteView(View):
 # %% ../../nbs/10_panel/11_completion_view.ipynb #bf6914d8
 @patch
 def propose(self: CompleteView):
-    "The data folder that the run was trained on, where it is at hand."
+    "Return the data folder that the run was trained on, where it is at hand."
     run = self.panel.run_of(self.panel.picked)
     told = read_run_config(run.path)["train"].get("data_root") if run else ""
     for root in filter(None, (self.sample.root.value.strip(), self.panel.train.data.value.strip(), told)):

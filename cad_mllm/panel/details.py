@@ -40,7 +40,7 @@ def flat(
 def describe_record(
     record: CheckpointRecord,
 ) -> dict: # dotted name -> plain value
-    "All that is known of a checkpoint: metadata, then the settings of the model and of its training."
+    "Return all that is known of a checkpoint: metadata, then the settings of the model and of its training."
     facts = flat({k: v for k, v in record.metadata.items() if k != "config_summary"}) | {
         "folder": record.path.name, "size": human_size(record.size)
     }
@@ -65,7 +65,7 @@ def differences(
 _TOLD = {"loss": "loss (mean since the save before)", "val_loss": "validation loss"}
 
 def list_html(rows, head=()) -> str:
-    "A plain table of text."
+    "Return a plain table of text."
     def cell(v):
         text = "–" if v in (None, "") else f"{v:.6g}" if isinstance(v, float) else str(v)
         return f'<td class="cadm-long">{html.escape(text)}</td>'
@@ -78,7 +78,7 @@ def list_html(rows, head=()) -> str:
 def details_html(
     record: CheckpointRecord,
 ) -> str:
-    "One checkpoint: what it is, its files, its settings."
+    "Return the details of a checkpoint as HTML: description, files, settings."
     facts = {_TOLD.get(k, k): v for k, v in describe_record(record).items()}
     files = sorted(
         (p.relative_to(record.path).as_posix(), human_size(p.stat().st_size)) for p in record.path.rglob("*")
@@ -107,7 +107,7 @@ def details_html(
 def differences_html(
     a: CheckpointRecord, b: CheckpointRecord,
 ) -> str:
-    "Two checkpoints side by side, only what is not the same."
+    "Return two checkpoints side by side, only what is not the same."
     rows = [
         (k, *(v if isinstance(v, (int, float, str)) or v is None else json.dumps(v) for v in pair))
         for k, *pair in differences(a, b)
@@ -116,7 +116,7 @@ def differences_html(
 
 # %% ../../nbs/10_panel/04_details.ipynb #ee7f1d34
 def clock_time(age: float) -> str:
-    "The time of day, so many seconds ago: a sentence that stays true while it stands there."
+    "Return the time of day, so many seconds ago: a sentence that stays true while it stands there."
     return f"{datetime.now() - timedelta(seconds=age):%H:%M:%S}"
 
 def time_ago(seconds):
@@ -129,7 +129,7 @@ def time_ago(seconds):
 def describe_training(
     training: Training,
 ) -> tuple: # (kind of message: "", good, warning, error; the sentence)
-    "How it goes, in one sentence with what to do about it."
+    "Describe the progress in one sentence, with what to do about it."
     s, log = training.status, f"the end of {LOG} below says why"
     who, step = f"process {s.get('pid')} on {s.get('host')}", s.get("step")
     unknown = f"{STATUS} speaks of a state {training.state!r} that this version does not know; update cad_mllm."
@@ -190,7 +190,7 @@ def fact_html(title, value):
 def progress_html(
     training: Training,
 ) -> str:
-    "A bar and the figures of a training."
+    "Return a bar and the figures of a training."
     s = training.status
     def number(key, form): return format(s[key], form) if isinstance(s.get(key), (int, float)) else None
     share = min(1, (s.get("step") or 0)/s["total_steps"]) if s.get("total_steps") else 0
@@ -222,7 +222,7 @@ def log_tail(
     path: Path, # of a log file
     num: int = 14, # lines
 ) -> str:
-    "The last lines of a log; of a progress bar that redraws itself, only what it showed last."
+    "Return the last lines of a log; of a progress bar that redraws itself, only what it showed last."
     try:
         with open_plain(path) as f:
             f.seek(max(0, f.seek(0, 2) - 50_000))

@@ -86,7 +86,7 @@ def made(self: FirstView, folder, num):
 
 @patch
 def start_run(self: FirstView):
-    "A minute of training."
+    "Start a training of a minute."
     form = TrainForm(
         str(self.panel.folder/"first-run"), recipe="tiny", data_root=str(self.folder),
         changes=dict(max_steps=60, save_steps=20)
@@ -101,7 +101,7 @@ def start_run(self: FirstView):
 # %% ../../nbs/10_panel/12b_first_view.ipynb #68611e41
 @patch
 def show_example(self: FirstView):
-    "The panel on a folder of made-up runs."
+    "Open the panel on a folder of example runs."
     self.example, self.home = tempfile.TemporaryDirectory(prefix="cad-mllm-example-"), self.panel.folder
     self.show_folder(example_folder(Path(self.example.name)/"example"))
     self.panel.say("This is an example; press Back to return to your folder.", "good")

@@ -57,7 +57,7 @@ class Workers:
     def add(self, button): self.possible[button] = True
 
     def allow(self, button, possible: bool):
-        "Whether a button could be pressed if nothing else went on."
+        "Set whether a button is enabled while no job runs."
         self.possible[button] = possible
         button.disabled = self.busy or not possible
 

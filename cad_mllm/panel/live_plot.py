@@ -28,14 +28,14 @@ X_COLUMNS = ("step", "samples", "tokens", "seconds")
 _LOGGED = tuple(key for key, _ in TABS if key != "val_loss")
 
 def plain_number(value) -> float | None:
-    "A finite number as it is; None for everything else."
+    "Return a finite number as it is; None for everything else."
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
 
 def to_columns(
     rows: list, # of dict: lines of metrics.jsonl
     keys: tuple = (*X_COLUMNS, *_LOGGED),
 ) -> dict: # key -> list of numbers and None
-    "Rows as columns; one that has no number at all is left out, except the step."
+    "Return rows as columns; one that has no number at all is left out, except the step."
     columns = {key: [plain_number(row.get(key)) for row in rows] for key in keys}
     return {key: values for key, values in columns.items() if key == "step" or any(v is not None for v in values)}
 
@@ -45,7 +45,7 @@ def sparse_columns(
     points: list, # of (step, value)
     key: str, # their name
 ) -> dict: # key -> list
-    "A few points as columns, with where they stand on each axis."
+    "Return a few points as columns, with where they stand on each axis."
     rows = x_rows(run)
     return to_columns([{**rows.get(step, {}), "step": step, key: value} for step, value in points], (*X_COLUMNS, key))
 
@@ -53,7 +53,7 @@ def sparse_columns(
 def mark_data(
     run: Plotted,
 ) -> list: # of dict
-    "The checkpoints of a run as marks: where they stand, their losses, what they are."
+    "Return the checkpoints of a run as marks: where they stand, their losses, what they are."
     marks = []
     for r in run.records:
         badges = ["best of its stage"]*(r.path in run.bests) + ["newest"]*(r is run.last_good)
@@ -79,7 +79,7 @@ def stage_starts(rows) -> list: # of [step, stage]
 def run_data(
     run: Plotted,
 ) -> dict:
-    "All that the page needs to draw one run."
+    "Return all that the page needs to draw one run."
     curve, points = run.curve, run.val_points()
     resumes = [e["step"] for e in curve.events if e.get("event") == "resume" and isinstance(e.get("step"), int)]
     sparse = {"val_loss": sparse_columns(run, points, "val_loss")} if points else {}
@@ -98,7 +98,7 @@ def json_text(value) -> str:
 def live_page(
     data: dict | None = None, # of `plot_data`; None where the page around the iframe holds it
 ) -> str:
-    "The page that draws, in one piece."
+    "Return the page that draws, in one piece."
     held = "" if data is None else f'<script type="application/json" id="data">{json_text(data)}</script>'
     return packaged_page("cad_mllm.panel", "live_plot", data=held)
 
@@ -107,7 +107,7 @@ def live_iframe(
     data: dict | None = None, # of `plot_data`; None where the page around the iframe holds it
     height: int = 500, # pixels, until the page knows its own
 ) -> str:
-    "The page in an `<iframe>`. It has no sandbox: it must reach the hidden nodes beside it."
+    "Return the page in an `<iframe>`. It has no sandbox: it must reach the hidden nodes beside it."
     page = html.escape(live_page(data), quote=True)
     return (
         f'<iframe srcdoc="{page}" title="Curves of the runs" '
@@ -126,7 +126,7 @@ def plot_data(
 
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #275b4def
 def _hidden(widget, name):
-    "A widget that only scripts see."
+    "Return a widget that only scripts see."
     widget.layout.display = "none"
     widget.add_class(name)
     return widget
@@ -167,7 +167,7 @@ class LivePlot(widgets.VBox):
 # %% ../../nbs/10_panel/03b_live_plot.ipynb #0db5dfe1
 @patch
 def hear(self: LivePlot, text: str):
-    "A click of the page; one that was heard already, or is none of ours, is left alone."
+    "Handle a click of the page; a click that was handled before, or of another page, is ignored."
     try: number, key = (json.loads(text)[k] for k in ("n", "pick"))
     except (ValueError, TypeError, KeyError): return
     if number == self.ack or key not in self.paths: return

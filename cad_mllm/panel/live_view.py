@@ -31,7 +31,7 @@ class LiveView(View):
         return [self.frame, self.play, self.field, self.answer]
 
     def beat(self):
-        "The page asks: look, and answer with its number."
+        "Answer a request of the page: read the files, and return its number."
         if not self.heard: self.play.layout.display = "none"
         self.heard = time.monotonic()
         self.panel.tick()
@@ -48,7 +48,7 @@ def live_frame(
     name: str, # class of the panel whose field it writes
     seconds: float = 2.0, # between two questions
 ) -> str: # an iframe
-    "The clock of a page."
+    "Return the clock of a page."
     page = packaged_page("cad_mllm.panel", "live", panel=json.dumps(name), seconds=seconds)
     return (
         f'<iframe srcdoc="{html.escape(page, quote=True)}" title="when the kernel last answered" '

@@ -28,7 +28,7 @@ from .completion import measure, MEASURES, PartRenderer, picture_png, save_part,
 def _mm(metres): return f"{1000*metres:.4g}"
 
 def contour_words(contour) -> str:
-    "A closed line with its size in mm."
+    "Return a closed line with its size in mm."
     if contour.radius is not None: return f"circle ⌀ {_mm(2*contour.radius)}"
     width, height = np.ptp(polyline(contour), axis=0)
     arcs = sum(m is not None for m in contour.mids)
@@ -42,7 +42,7 @@ def _counted(words):
     return ", ".join(w if n == 1 else f"{n} × {w}" for w, n in counts.items())
 
 def profile_words(profile) -> str:
-    "A region: its outline, and what is left out of it."
+    "Return a region: its outline, and what is left out of it."
     try: outer, *holes = profile.contours()
     except CADFormatError as e: return f"a profile that cannot be drawn ({e.reason})"
     return contour_words(outer) + (f" with {_counted([_hole_words(h) for h in holes])}" if holes else "")
@@ -60,7 +60,7 @@ def extent_words(extrude) -> str:
 def operation_words(
     program: CADProgram,
 ) -> list: # of str, one an operation
-    "Each operation with its dimensions."
+    "Return each operation with its dimensions."
     said = []
     for entity in program.operations():
         if isinstance(entity, Sketch):
@@ -73,7 +73,7 @@ def operations_html(
     said: list, # of `operation_words`
     num_given: int = 0, # the first ones
 ) -> str:
-    "The operations as a list, the given ones gray."
+    "Return the operations as a list, the given ones gray."
     items = "".join(
         f'<li class="{"cadm-given" if i < num_given else "cadm-new"}">{html.escape(words)}</li>'
         for i, words in enumerate(said)
@@ -92,7 +92,7 @@ MEASURE_HELP = dict(
 )
 
 def _told(value, form):
-    "A number as its kind is written."
+    "Return a number as its kind is written."
     if value is None: return "–"
     if form == "{}": return "yes" if value else "no"
     return form.format(value) if math.isfinite(value) else "not defined"
@@ -103,7 +103,7 @@ def numbers_html(
     baseline: dict | None = None, # the same of the beginning alone; None where nothing was given
     trouble: str = "", # why there are none
 ) -> str:
-    "The numbers in a folded table."
+    "Return the numbers in a folded table."
     if not scores: return f'<div class="cadm-dim">No numbers: {html.escape(trouble)}</div>' if trouble else ""
     beside = "<th>Beginning alone</th>" if baseline is not None else ""
     rows = ""
@@ -154,7 +154,7 @@ class Shown:
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #769904fd
 def fit_words(valid: bool | None, fit: float | None = None, score: float | None = None) -> str:
-    "How good a candidate is: its distance from what was given, else how likely the model finds it."
+    "Return how good a candidate is: its distance from what was given, else how likely the model finds it."
     if valid is False: return "does not build"
     if fit is not None: return f"fit {fit:.4g}"
     if score is not None: return f"likelihood {score:.3g}"
@@ -170,7 +170,7 @@ def _name(candidate, number):
     return f"Candidate {number}" + ("" if candidate.source == "model" else f", {candidate.source}")
 
 def _from_candidate(candidate, num_given):
-    "A candidate as a part with its metadata."
+    "Show a candidate as a part with its metadata."
     told = dict(partial_operations=num_given, generated_operations=candidate.num_new, valid=candidate.valid)
     return dict(candidate.program.to_json(), metadata=told)
 
@@ -209,7 +209,7 @@ def _fit_of_chosen(self: Outcome):
 
 @patch
 def _others(self: Outcome):
-    "The candidates that were not chosen, the best first; without those that say nothing."
+    "Return the candidates that were not chosen, the best first; without those that say nothing."
     others = [c for c, is_chosen in self.candidates if not is_chosen and c.program is not None and len(c.program)]
     others.sort(key=lambda c: (c.valid is False, math.inf if c.fit is None else c.fit, -(c.score or 0)))
     return [
@@ -228,7 +228,7 @@ def prepare(self: Outcome, index: int):
 
 # %% ../../nbs/10_panel/07b_outcome.ipynb #0664f5ee
 def shown_html(shown: Shown, box=None) -> str:
-    "A small picture with its name and fit."
+    "Return a small picture with its name and fit."
     png = shown.picture.png(size=104, box=box)
     fit = f'<span class="cadm-dim">{html.escape(shown.fit) or "&nbsp;"}</span>'
     caption = f"<figcaption>{html.escape(shown.title)}<br>{fit}</figcaption>"

@@ -63,7 +63,7 @@ class OutcomeView(View):
 # %% ../../nbs/10_panel/10b_outcome_view.ipynb #e0a368eb
 @patch
 def slot(self: OutcomeView, index):
-    "A small picture that can be clicked."
+    "Return a small picture that can be clicked."
     shown = self.outcome.shown[index]
     over = make_button(self.panel, f"Look at: {shown.title}", lambda: self.look_at(index), width="100%")
     over.add_class("cadm-over")

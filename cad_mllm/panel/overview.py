@@ -74,7 +74,7 @@ class RunLine:
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #3b3c6319
 def smoothed_loss(rows: list, weight: float = .9) -> float | None:
-    "The loss at the last step, smoothed over the steps before."
+    "Return the loss at the last step, smoothed over the steps before."
     losses = [r["loss"] for r in rows[-200:] if isinstance(r.get("loss"), (int, float))]
     mean, share = 0.0, 0.0
     for loss in losses: mean, share = weight*mean + (1 - weight)*loss, weight*share + 1 - weight
@@ -88,7 +88,7 @@ def _val_losses(run, curve):
     return [found[k] for k in sorted(found, key=lambda step: step or 0)]
 
 def _batch(settings):
-    "Samples per step, from run_config.json."
+    "Return samples per step, from run_config.json."
     numbers = [settings.get(k) for k in ("batch_size", "gradient_accumulation_steps")]
     return numbers[0]*(numbers[1] or 1) if isinstance(numbers[0], int) and isinstance(numbers[1] or 1, int) else None
 
@@ -117,7 +117,7 @@ def make_lines(
     runs: list, # of `Run`
     rows: list, # of `Row`, of all runs
 ) -> list: # of `RunLine`
-    "A line for each run; what belongs to no run has none."
+    "Return a line for each run; what belongs to no run has none."
     by_run = {}
     for row in rows: by_run.setdefault(row.run, []).append(row)
     return [make_line(run, by_run.get(run.name, [])) for run in runs if run.name]
@@ -127,7 +127,7 @@ def filter_lines(
     lines: list, # of `RunLine`
     text: str = "", # all of these words are in the run, or in the run and one of its rows
 ) -> list: # of (`RunLine`, rows of it that fit, whether the rows were asked for)
-    "The runs that fit, with their rows."
+    "Return the runs that fit, with their rows."
     words = text.lower().split()
     found = []
     for line in lines:
@@ -173,7 +173,7 @@ def format_duration(seconds: float) -> str:
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #8cd4279d
 def run_cell(line: RunLine, key: str) -> str: # HTML
-    "One cell of a run's line."
+    "Return a cell of a run's line."
     value = getattr(line, key)
     if key == "state": return badge_html(value, _KINDS.get(line.training.state, ""))
     if key == "progress" and line.step:
@@ -196,7 +196,7 @@ def run_html(
     is_open: bool = False,
     picked: bool = False, # it has the selected checkpoint
 ) -> str:
-    "A run as a line."
+    "Return a run as a line."
     cells = {key: run_cell(line, key) for key in columns}
     mark = "▾" if is_open else "▸"
     cells["name"] = f'<span class="cadm-fold">{mark}</span>{cells["name"]}' + (
@@ -219,7 +219,7 @@ def grid_css(
     name: str, # class of the panel
     columns: tuple, # keys of `RUN_COLUMNS`
 ) -> str: # a style element
-    "The widths of the columns that are shown."
+    "Return the widths of the columns that are shown."
     widths = " ".join(width for key, _, width in RUN_COLUMNS if key in columns)
     return f"<style>.{name} :is(.cadm-run, .cadm-head) {{grid-template-columns:{widths}}}</style>"
 
@@ -237,7 +237,7 @@ def checkpoint_html(
     row: Row,
     picked: bool = False, # it is the selected one
 ) -> str:
-    "A set of weights as a line below its run."
+    "Return a set of weights as a line below its run."
     def number(v, form="{:.4f}"): return "–" if v is None else form.format(v)
     badges = "".join(f"{badge_html(m)} " for m in row.marks)
     about = html.escape(row.problem or ("" if not row.also else "also " + ", ".join(p.name for p in row.also)))
@@ -264,7 +264,7 @@ def checkpoint_html(
 
 # %% ../../nbs/10_panel/02b_overview.ipynb #b8966a76
 def checkpoint_head_html() -> str:
-    "The names of the columns of checkpoints."
+    "Return the names of the columns of checkpoints."
     right = ("Step", "Mean loss", "Step's loss", "Val. loss", "Valid", "IoU", "Size")
     told = "".join(
         f'<span class="cadm-{"number" if c in right else "text-cell"}" '

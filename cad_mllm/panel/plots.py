@@ -78,8 +78,8 @@ def x_rows(
 
 # %% ../../nbs/10_panel/03_plots.ipynb #43b3f9af
 def _draw_run(top, low, run, color, axis, weight, labels):
-    """One run: raw and smoothed loss, lost branches, validation loss, learning rate, marks where a stage begins or a
-    training resumed."""
+    """Draw one run: raw and smoothed loss, lost branches, validation loss, learning rate, marks where a stage begins or
+    a training resumed."""
     rows = [r for r in run.curve.rows if isinstance(r.get("loss"), (int, float))]
     xs, losses, at = x_values(rows, axis), [r["loss"] for r in rows], {}
     for r, x in zip(rows, xs): at[r["step"]] = x
@@ -112,7 +112,7 @@ _POINTS = {
 }
 
 def middle_cut(text, limit=60):
-    "A long name with its middle left out: beginnings and ends are what names differ in."
+    "Return a long name with its middle left out: beginnings and ends are what names differ in."
     return text if len(text) <= limit else f"{text[:limit//2 - 2]} ... {text[-(limit//2 - 3):]}"
 
 def _note(ax, x, y, text, transform=None, **style):
@@ -213,7 +213,7 @@ def figure_png(
     dpi: int = 110,
     clear: bool = False, # without its ground, for pages of any color
 ) -> bytes:
-    "A figure as a PNG file."
+    "Return a figure as a PNG file."
     stream = io.BytesIO()
     fig.savefig(stream, format="png", dpi=dpi, facecolor="none" if clear else fig.get_facecolor())
     return stream.getvalue()
@@ -225,7 +225,7 @@ def image_html(
     name: str = "", # a class for the style sheet
     width: str = "100%",
 ) -> str:
-    "A picture as HTML, with words for those who do not see it."
+    "Return a picture as HTML, with words for those who do not see it."
     return (
         f'<img class="{name}" style="width:{width}" alt="{html.escape(alt)}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'

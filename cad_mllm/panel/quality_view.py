@@ -234,7 +234,7 @@ def make_card(self: QualityView):
 
 @patch
 def upload(self: QualityView):
-    "The selected checkpoint with its card to the Hub."
+    "Upload the selected checkpoint with its card to the Hub."
     from cad_mllm import model_card
     record, name = self.panel.need_record(), self.repo.value.strip()
     if name.count("/") != 1 or not all(name.split("/")):

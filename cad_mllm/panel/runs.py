@@ -74,7 +74,7 @@ class _ToyModel:
         torch.save({"projector.0.weight": torch.zeros(4, 4)}, Path(folder)/"point_projector.pt")
 
 def _toy_row(rng, step, stage, steps, before):
-    "A line of metrics.jsonl, as training would log it."
+    "Return a line of metrics.jsonl, as training would log it."
     loss = (.25 + 2.6*math.exp(-step/45) + .5*before*math.exp(-(step - before*steps)/12))*math.exp(rng.gauss(0, .06))
     now = datetime(2026, 3, 1, 22) + timedelta(seconds=40*step)
     return dict(
@@ -85,7 +85,7 @@ def _toy_row(rng, step, stage, steps, before):
 
 # %% ../../nbs/10_panel/01_runs.ipynb #14c7ba7c
 def _toy_save(output, row, end, val, train_config):
-    "A checkpoint of made-up training, and its line among the events."
+    "Return a checkpoint of made-up training, and its line among the events."
     saved = save_checkpoint(
         _ToyModel(), output, stage=row["stage"], step=row["step"], epoch=0, loss=row["loss"], val_loss=val,
         train_config=train_config, keep_last_n=0, trainer_state={"position": 16*row["step"]},
@@ -97,7 +97,7 @@ def _toy_save(output, row, end, val, train_config):
     return saved
 
 def _toy_status(output, row, state, stage_index, total_steps, val, saved):
-    "What the run says of itself."
+    "Write the status of the run."
     told = {k: row[k] for k in ("stage", "step", "loss", "lr")}
     status = dict(
         state=state, pid=2**22 + 1, host=socket.gethostname(), **told, stage_index=stage_index, num_stages=3,
@@ -134,7 +134,8 @@ def _toy_run(output, seed, crash_at=0, steps=60, save_every=20, train_config=Non
 def example_folder(
     folder: Path, # where; it is made
 ) -> Path: # the same
-    "A folder with two made-up runs, a damaged checkpoint, an old one and something foreign, to try the panel with."
+    """Return a folder with two made-up runs, a damaged checkpoint, an old one and something foreign, to try the panel
+    with."""
     folder, train_config = Path(folder), recipe("tiny")[1]
     _toy_run(folder/"brackets", 1, train_config=train_config)
     _toy_run(folder/"flanges", 2, crash_at=95, train_config=replace(train_config, batch_size=8, seed=3))
@@ -184,7 +185,7 @@ def list_folders(folder):
 
 # %% ../../nbs/10_panel/01_runs.ipynb #8b86c70b
 def _home(record, folder, is_run):
-    """The output folder a checkpoint belongs to: the nearest one that looks like a run, else the one above its
+    """Return the output folder a checkpoint belongs to: the nearest one that looks like a run, else the one above its
     stage; never above `folder`."""
     path, near = record.path, []
     for p in (path.parent, path.parent.parent):
@@ -201,13 +202,13 @@ def _home(record, folder, is_run):
 
 # %% ../../nbs/10_panel/01_runs.ipynb #c6c01bb2
 def _what_is(names):
-    "A folder without checkpoints, in words, by the names in it."
+    "Return a folder without checkpoints, in words, by the names in it."
     if any(n.startswith((".tmp-", ".old-")) for n in names):
         return "a save that was interrupted; the next save into it cleans up"
     return f"no checkpoint in it, {len(names)} other files or folders" if names else "an empty folder"
 
 def _strays(parent, catalog, used):
-    "The folders in `parent` that belong to no run."
+    "Return the folders in `parent` that belong to no run."
     found = {p: _what_is(names) for p, names in catalog.folders.items()}
     found |= {p: f"cannot be read ({why})" for p, why in catalog.unreadable.items()}
     def ours(p): return p.name.startswith(_OWN_FOLDERS) and p not in catalog.unreadable
@@ -215,7 +216,7 @@ def _strays(parent, catalog, used):
 
 # %% ../../nbs/10_panel/01_runs.ipynb #0bceffd3
 def _evaluated(catalog):
-    "The checkpoints that have an evaluation beside them."
+    "Return the checkpoints that have an evaluation beside them."
     begin = "evaluation-"
     return {
         p.with_name(p.name[len(begin):]) for p, names in catalog.folders.items() if p.name.startswith(begin)
@@ -226,7 +227,7 @@ def _evaluated(catalog):
 def find_runs(
     folder: Path, # an output folder, or one that holds several
 ) -> list: # of `Run`, by name
-    """Every run below a folder, with its checkpoints; raises `PanelError` where there is no such folder, or it
+    """Return every run below a folder, with its checkpoints; raises `PanelError` where there is no such folder, or it
     cannot be read."""
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -281,7 +282,7 @@ class Training:
     def is_active(self) -> bool: return self.state in (*_ACTIVE, "remote")
 
 def read_small_json(path):
-    "A small JSON object and when it was written; ({}, 0) where there is none."
+    "Return a small JSON object and when it was written; ({}, 0) where there is none."
     try: return read_object(path), path.stat().st_mtime
     except (OSError, FileError): return {}, 0.0
 

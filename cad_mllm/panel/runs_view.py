@@ -50,7 +50,7 @@ class RunLines(View):
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #331fd1fc
 @patch
 def make_heads(self: RunLines):
-    "A button for each column, to sort by it, in one line."
+    "Return a button for each column, to sort by it, in one line."
     def head_of(key, title):
         return make_button(
             self.panel, title, lambda: self.sort(key), tooltip=COLUMN_HELP.get(key, f"sort by {title.lower()}")
@@ -67,13 +67,13 @@ def make_heads(self: RunLines):
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #5970dae4
 def _tick_box(title, is_on, width):
-    "A tick box of a fixed width."
+    "Return a tick box of a fixed width."
     return widgets.Checkbox(value=is_on, description=title, indent=False, layout=widgets.Layout(width=width))
 
 @patch
 def make_choice(self: RunLines):
-    """Which columns there are: a folded row of tick boxes, the button that opens it, and one for all of them in a
-    narrow window."""
+    """Return which columns there are: a folded row of tick boxes, the button that opens it, and one for all of them in
+    a narrow window."""
     self.columns = {key: _tick_box(title, key in self.asked, "105px") for key, title, _ in RUN_COLUMNS if key != "name"}
     for box in self.columns.values(): box.observe(guarded(self.panel, lambda: self.panel.fill(self)), "value")
     self.choice = widgets.Box(list(self.columns.values()), layout=widgets.Layout(display="none", flex_flow="row wrap"))
@@ -92,7 +92,7 @@ def shown_columns(self: RunLines) -> tuple: # of str
 
 @patch
 def shown_runs(self: RunLines) -> list: # of `Run`
-    "The runs that are ticked."
+    "Return the runs that are ticked."
     return [r for r in self.panel.runs if r.name and r.name not in self.hidden]
 
 @patch
@@ -146,7 +146,7 @@ class Slot:
         self.view.panel.fill(self.view.panel.tab)
 
     def paint(self, color):
-        "The tick box in the color of its run."
+        "Color the tick box as its run."
         if self.color: self.tick.remove_class(self.color)
         self.color = f"cadm-color-{color.lstrip('#')}" if color else None
         if self.color: self.tick.add_class(self.color)
@@ -302,7 +302,7 @@ class RunningStrip(View):
 
 # %% ../../nbs/10_panel/09b_runs_view.ipynb #df7b1917
 def strip_html(name: str, training) -> str:
-    "A running training in one line."
+    "Describe a running training in one line."
     s = training.status
     share = min(1, (s.get("step") or 0)/s["total_steps"]) if s.get("total_steps") else 0
     def number(key, form): return f"{s[key]:{form}}" if isinstance(s.get(key), (int, float)) else ""

@@ -52,7 +52,7 @@ def prune(
 
 # %% ../../nbs/10_panel/06_storage.ipynb #9a392d09
 def plan_html(plan: list) -> str:
-    "A plan as a table: what goes first."
+    "Return a plan as a table: what goes first."
     ordered = sorted(plan, key=lambda p: not p[1])
     def line(r, goes, why):
         badge = badge_html("goes", "damaged") if goes else badge_html("stays")

@@ -72,7 +72,7 @@ def update(self: StorageView):
 # %% ../../nbs/10_panel/12_storage_view.ipynb #5a61382a
 @patch
 def chosen(self: StorageView) -> Run:
-    "The run to prune."
+    "Return the run to prune."
     if (run := next((r for r in self.panel.runs if str(r.path) == self.run.value), None)) is None:
         raise PanelError("Run: there is none; press Refresh")
     return run

@@ -50,8 +50,8 @@ class Row:
 def _state(record): return "damaged" if not record.complete else "old format" if record.old_format else "complete"
 
 def place_of(path):
-    """Where a checkpoint lies in its run, whatever the run's folder is called: it may have been resumed from a local
-    copy, or under another mount."""
+    """Return where a checkpoint lies in its run, whatever the run's folder is called: it may have been resumed from a
+    local copy, or under another mount."""
     path = Path(path)
     return path.name if path.name.endswith("_model") else "/".join(path.parts[-2:])
 
@@ -74,7 +74,7 @@ def same_weights(
 def read_quality(
     path: Path, # of a checkpoint
 ) -> dict: # builds, chamfer, iou, given, num; empty where it was not evaluated
-    "The best row of what `evaluate` wrote beside a checkpoint."
+    "Return the best row of what `evaluate` wrote beside a checkpoint."
     from cad_mllm.evaluation_tables import BASELINE, CEILING, evaluation_folder, find_evaluation
     file = evaluation_folder(path)/"evaluation.json"
     stamp = file.stat().st_mtime_ns if file.exists() else 0
@@ -141,7 +141,7 @@ def filter_rows(
     stage: str = "", # only this stage
     text: str = "", # only rows that contain all of these words in run, folder, state or marks
 ) -> list:
-    "The rows that fit."
+    "Return the rows that fit."
     def told(row):
         return " ".join(
             (row.run, row.name, row.stage, row.state, "no optimizer" if row.optimizer == "no" else "", *row.marks)
@@ -156,7 +156,7 @@ def sort_rows(
     key: str, # name of a field of `Row`
     reverse: bool = False, # largest first
 ) -> list:
-    "Rows in order of one column; rows without a value come last either way."
+    "Return rows in order of one column; rows without a value come last either way."
     known = [r for r in rows if getattr(r, key) not in (None, "")]
     return sorted(
         known, key=lambda r: getattr(r, key), reverse=reverse
@@ -231,7 +231,7 @@ def add(self: _Reader, line):
 
 @patch
 def look_at_events(self: _Reader):
-    "The events beside the file, read again only where they changed."
+    "Return the events beside the file, read again only where they changed."
     file = self.path.with_name(EVENTS)
     stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None
     if stamp != self.events_stamp: self.events, self.events_stamp = read_events(self.path.parent), stamp
@@ -243,7 +243,7 @@ _readers = {}                          # metrics file -> `_Reader`
 def read_curve(
     output_dir: Path, # of a run
 ) -> Curve:
-    "The metrics of a run; empty where there are none. Reads only what was added since the last look."
+    "Return the metrics of a run; empty where there are none. Reads only what was added since the last look."
     path = Path(output_dir)/METRICS
     try: return _readers.setdefault(str(path), _Reader(path)).look()
     except OSError: return Curve()
@@ -256,7 +256,7 @@ COLUMNS = (
 NUMBER_COLUMNS = ("step", "loss", "val_loss", "size")
 
 def _cell(row, key):
-    "The text of one cell."
+    "Return the text of one cell."
     value = getattr(row, key)
     if value in (None, ""): return "–"
     if key in ("loss", "val_loss"): return f"{value:.4f}"
@@ -271,7 +271,7 @@ def row_html(
     row: Row,
     picked: bool = False, # mark it
 ) -> str:
-    "One line of the table."
+    "Return a line of the table."
     cells = {key: html.escape(_cell(row, key)) for key, _ in COLUMNS}
     cells["state"] = badge_html(row.state)
     cells["name"] = "".join(f"{badge_html(m)} " for m in row.marks) + cells["name"] + (
@@ -284,7 +284,7 @@ def row_html(
 
 # %% ../../nbs/10_panel/02_table.ipynb #1f06f562
 def read_static(name: str) -> str:
-    "A style sheet or script of the panel."
+    "Return a style sheet or script of the panel."
     return packaged_text("cad_mllm.panel", name)
 
 STYLE = f"<style>{read_static('panel.css')}</style>"
@@ -294,7 +294,7 @@ def table_html(
     rows: list, # of `Row`
     picked: Path | None = None, # of the row to mark
 ) -> str:
-    "The whole table as a piece of HTML, for a page without widgets."
+    "Return the whole table as a piece of HTML, for a page without widgets."
     head = "".join(f'<b class="{"cadm-number" if k in NUMBER_COLUMNS else ""}">{title}</b>' for k, title in COLUMNS)
     return f'{STYLE}<div class="cadm"><div class="cadm-head">{head}</div>' + "".join(
         row_html(r, r.path == picked) for r in rows

@@ -125,7 +125,7 @@ def preview(self: TrainView):
 
 @patch
 def propose(self: TrainView) -> Path:
-    "The output folder that belongs to the way to begin."
+    "Return the output folder that belongs to the way to begin."
     run = (
         self.panel.run_of(self.panel.picked) if self.mode.value == "picked"
         else next((r for r in self.panel.runs if str(r.path) == self.run.value), None)
@@ -163,7 +163,7 @@ def empty(self: TrainView):
 # %% ../../nbs/10_panel/10_training_view.ipynb #cf911828
 @patch
 def show(self: TrainView):
-    "What holds where nothing is typed, and how the training of the output folder goes."
+    "Show the values of empty fields, and the progress of the training in the output folder."
     training, new = read_training(self.folder), self.mode.value == "new"
     self.fill_grey(new)
     self.progress.value = progress_html(training)

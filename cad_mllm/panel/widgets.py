@@ -34,7 +34,7 @@ class View(widgets.VBox):
     def update(self): pass
 
 def guarded(panel, func):
-    "A callback whose failure becomes a sentence in the panel; it keeps still while the panel fills controls."
+    "Return a callback whose failure becomes a sentence in the panel; it keeps still while the panel fills controls."
     def handle(*_):
         with panel.lock:
             if panel.filling: return
@@ -48,13 +48,13 @@ def guarded(panel, func):
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #4fef6299
 def style_control(kind, label, width="250px", label_width="110px", **kwargs):
-    "A labelled control."
+    "Return a labelled control."
     return kind(
         description=label, style={"description_width": label_width}, layout=widgets.Layout(width=width), **kwargs
     )
 
 def make_dropdown(label, options):
-    "One of a few, side by side."
+    "Make a control that selects one of a few values, side by side."
     made = widgets.RadioButtons(
         description=label, options=options, style={"description_width": "110px"}, layout=widgets.Layout(width="760px")
     )
@@ -63,7 +63,7 @@ def make_dropdown(label, options):
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #f2859008
 def make_button(panel, text, func, style="", tooltip="", width="auto"):
-    "A button; what it does is wrapped by `guarded`."
+    "Return a button; what it does is wrapped by `guarded`."
     made = widgets.Button(
         description=text, button_style=style, tooltip=tooltip or text, layout=widgets.Layout(width=width)
     )
@@ -130,18 +130,18 @@ def build_picture(self: PlotView):
 # %% ../../nbs/10_panel/09_widgets.ipynb #bcb75a9c
 @patch
 def choose(self: PlotView, path):
-    "A checkpoint was clicked: select it, and turn the list to its row."
+    "Select a clicked checkpoint, and turn the list to its row."
     guarded(self.panel, lambda: (self.panel.table.reveal(path), self.panel.pick(path)))()
 
 @patch
 def choose_mark(self: PlotView):
-    "One was chosen in the list."
+    "Select the checkpoint that was chosen in the list."
     if self.marks.value: self.choose(Path(self.marks.value))
 
 # %% ../../nbs/10_panel/09_widgets.ipynb #ee9cc24d
 @patch
 def plotted(self: PlotView):
-    "The ticked runs, with what was measured of their parts."
+    "Return the ticked runs, with what was measured of their parts."
     styles, runs = run_styles(self.panel.runs), self.panel.table.shown_runs()
     return [
         Plotted(
@@ -178,7 +178,7 @@ def update(self: PlotView):
 
 @patch
 def draw(self: PlotView, plotted):
-    "The picture, and the checkpoints that may be chosen in it."
+    "Draw the image, and list the checkpoints that can be chosen in it."
     places = [(f"{run.name}, {r.stage}, step {r.step}", str(r.path)) for run in plotted for r in run.records]
     picked = str(self.panel.picked)
     self.marks.options = [("none is chosen", ""), *places]

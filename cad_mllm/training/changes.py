@@ -70,7 +70,7 @@ def changed_settings(
     was: dict, # settings of the checkpoint, model and training together
     now: dict, # those of this run
 ) -> list: # of `Change`
-    "The settings of `MEANINGS` that differ; one that the checkpoint does not have is not compared."
+    "Return the settings of `MEANINGS` that differ; one that the checkpoint does not have is not compared."
     return [Change(name, was[k], now[k], kind, meaning if name == k else f"{k}: {meaning}")
             for k, (name, kind, meaning) in MEANINGS.items() if k in was and k in now and was[k] != now[k]]
 
@@ -79,7 +79,7 @@ def other_model(
     was: dict, # settings of the checkpoint's model
     now: dict, # those of this run's
 ) -> str: # a sentence; empty where the weights of the one belong into the other
-    "The first setting of the model that no accepting can make up for: its weights would mean something else."
+    "Return the first setting of the model that no accepting can make up for: its weights would mean something else."
     def plain(v): return sorted(v) if isinstance(v, (list, tuple)) else v
     fixed = [k for k in now if k not in MEANINGS and k in was and not (k.startswith("lora_") and not now["use_lora"])]
     return next(
@@ -117,7 +117,7 @@ def changed_stages(
     now: list, # of `CurriculumStage`
     first: int, # 0-based place of the stage that goes on
 ) -> list: # of `Change`
-    "What differs in the stage that goes on and in those after it."
+    "Return what differs in the stage that goes on and in those after it."
     old, changes = {s["name"]: s for s in was}, []
     for stage in now[first:]:
         if stage.name not in old: continue
@@ -167,7 +167,7 @@ def split_for(
     world: int, # processes there are
     largest: int = 0, # batch size that is known to fit; default: that of `was`
 ) -> Split:
-    "The same step on another number of processes; raises `ChangedError` where that cannot be."
+    "Return the same step on another number of processes; raises `ChangedError` where that cannot be."
     share, rest = divmod(was.per_step, world)
     if rest:
         fitting = [str(n) for n in range(1, was.per_step + 1) if was.per_step % n == 0]

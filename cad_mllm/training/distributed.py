@@ -48,7 +48,7 @@ class World:
         return tensor
 
     def gather(self, value) -> list:
-        "The value of every process; each waits for the others."
+        "Return the value of every process; each waits for the others."
         if self.size == 1: return [value]
         values = [None]*self.size
         self._together(dist.all_gather_object, values, value)
@@ -64,7 +64,7 @@ def _together(self: World, operation, *args):
 @patch
 @contextmanager
 def watched(self: World):
-    "Where processes meet in the middle of a computation: `PeerError` for a connection that broke there."
+    "Raise `PeerError` for a connection that breaks during a computation in which processes communicate."
     try: yield
     except RuntimeError as e:
         if self.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e).lower()): raise
@@ -130,7 +130,7 @@ def join_world(
 # %% ../../nbs/8_training/05_distributed.ipynb #a7d52a93
 @patch
 def leave(self: World):
-    "The end of doing things together, once all have come to it; the threads behind it have ended when this returns."
+    "End collective work after all processes have arrived; the threads behind it have ended when this returns."
     if self.size == 1: return
     try:
         self.store.set(f"left/{self.rank}", "")
@@ -144,7 +144,7 @@ _turns = itertools.count()     # pieces of work that processes share come in the
 
 @patch
 def handed_out(self: World, num: int, turn: int | None = None): # yields int
-    "Numbers below `num`, each in one process only: whoever is free gets the next one."
+    "Yield numbers below `num`, each in one process only: whoever is free gets the next one."
     if self.size == 1: yield from range(num)
     else:
         turn = next(_turns) if turn is None else turn
@@ -168,7 +168,7 @@ def shared_map(self: World, func, items: list) -> list | None: # None in all pro
 def pick_device(
     name: str = "auto", # "auto", "cpu", "cuda", "cuda:1"
 ) -> torch.device:
-    "The device to train on; `auto` takes the GPU where there is one, and under a launcher each process its own."
+    "Return the device to train on; `auto` takes the GPU where there is one, and under a launcher each process its own."
     if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(

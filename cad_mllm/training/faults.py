@@ -41,7 +41,7 @@ def go_back(
     saver.log.add(event="went_back", step=p.step, path=str(path), text=str(error), lr_scale=p.lr_scale)
 
 def last_good(saver: Saver) -> Path | None:
-    "The newest checkpoint of this run that is proved whole and finite, once all that waits is written."
+    "Return the newest checkpoint of this run that is proved whole and finite, once all that waits is written."
     path, delivery, world = None, saver.output.delivery, saver.state.world
     if world.is_main:
         delivery.wait_written()
@@ -83,7 +83,8 @@ def whole_step(
     stepper: Stepper, # with its stream open
     log: RunLog,
 ) -> dict: # the step's line for metrics.jsonl
-    "One optimizer step, in smaller micro-batches where memory does not suffice; `FaultError` where it cannot be done."
+    """Take one optimizer step, in smaller micro-batches where memory does not suffice; `FaultError` where it cannot
+    be done."""
     while True:
         try: return stepper.train_step(stepper.stream, stepper.state.plan())
         except NoMemoryError as e: error = NoMemoryError(str(e))       # without what the failed step holds
@@ -92,7 +93,7 @@ def whole_step(
 
 # %% ../../nbs/8_training/09b_faults.ipynb #e5de6b32
 def save_and_leave(saver: Saver):
-    "The save of a run that ends before its stage does."
+    "Save a run that ends before its stage does."
     state, p = saver.state, saver.state.progress
     if p.step <= saver.saved_step: return
     if not state.stopper.is_urgent and not p.val_due:

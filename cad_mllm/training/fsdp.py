@@ -60,7 +60,7 @@ def sharding_asked(
     config: CADMLLMConfig,
     fsdp: bool = False, # what the settings say
 ) -> Sharding | None: # None where nobody asks for it
-    "What the settings or the launcher ask for; raises `ConfigError` for what is not supported."
+    "Return what the settings or the launcher ask for; raises `ConfigError` for what is not supported."
     by_accelerate = _said("ACCELERATE_USE_FSDP")
     if not (fsdp or by_accelerate): return None
     _refuse(config, by_accelerate)
@@ -137,7 +137,7 @@ def whole_copy(
     value, # nested dictionaries and lists
     keep: bool = True, # in this process
 ):
-    """A copy on the CPU, every shared-out tensor whole; all processes have to call it with the same tensors, and
+    """Return a copy on the CPU, every shared-out tensor whole; all processes have to call it with the same tensors, and
     those that do not keep them get None."""
     if isinstance(value, dict): return {k: whole_copy(v, keep) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return type(value)(whole_copy(v, keep) for v in value)

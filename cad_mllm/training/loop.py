@@ -42,7 +42,7 @@ class Loop:
 # %% ../../nbs/8_training/10_loop.ipynb #49d3c0b2
 @patch
 def asked_to_stop(self: Loop) -> bool:
-    "Whether to end before the next step; all processes agree."
+    "Return whether to end before the next step; all processes agree."
     self.output.keep_lock()
     state, stopper, most = self.state, self.state.stopper, self.state.train_config.max_steps
     if most and state.progress.step >= most: stopper.reason = stopper.reason or "max_steps"
@@ -104,7 +104,7 @@ def catch_up(
 # %% ../../nbs/8_training/10_loop.ipynb #2c267ec2
 @patch
 def train_stage(self: Loop):
-    "The steps of the current stage, until its end or until something asks to stop."
+    "Run the steps of the current stage, until its end or a stop request."
     p, plan = self.state.progress, self.state.plan()
     self.begin_stage()
     with self.make_bar(plan) as bar:
@@ -133,7 +133,7 @@ def begin_stage(self: Loop):
 
 @patch
 def make_bar(self: Loop, plan: Plan): # of tqdm
-    "A bar of the stage's steps, for the first process and a screen."
+    "Return a bar of the stage's steps, for the first process and a screen."
     state = self.state
     return tqdm(
         total=plan.num_steps, initial=state.progress.stage_step, desc=state.stage.name, mininterval=.5,
@@ -143,7 +143,7 @@ def make_bar(self: Loop, plan: Plan): # of tqdm
 # %% ../../nbs/8_training/10_loop.ipynb #84d83474
 @patch
 def is_done(self: Loop) -> bool:
-    "Whether nothing of the current stage is left to do."
+    "Return whether nothing of the current stage is left to do."
     p = self.state.progress
     return not p.val_due and p.is_over(self.state.plan())
 

@@ -72,7 +72,7 @@ class Notifier:
 def without_address(
     words: list, # of a command line
 ) -> list:
-    "A command line as it may be saved: without what stands behind `--notify`."
+    "Return a command line as it may be saved: without what stands behind `--notify`."
     kept, words = [], iter(words)
     for word in words:
         if word.startswith("--notify="): continue

@@ -34,7 +34,8 @@ def schedule_end(
     progress: Progress,
     plan: Plan, # of the stage
 ) -> int: # steps of the stage
-    "Where the learning rate of the stage ends: with its last step, or with the run's where `schedule_to` says so."
+    """Return where the learning rate of the stage ends: with its last step, or with the run's where `schedule_to` says
+    so."""
     t, p = train_config, progress
     if t.schedule_to != "max_steps": return plan.num_steps
     return max(1, min(plan.num_steps, t.max_steps - (p.step - p.stage_step)))
@@ -42,7 +43,7 @@ def schedule_end(
 # %% ../../nbs/8_training/07_optimization.ipynb #38648668
 @patch
 def begin_stage(self: Optimization):
-    "A fresh optimizer and schedule for the stage, then what a checkpoint has for them."
+    "Make a new optimizer and schedule for the stage, then load the state that a checkpoint has for them."
     state, t, plan = self.state, self.state.train_config, self.state.plan()
     end, lr = schedule_end(t, state.progress, plan), state.stage.lr*state.progress.lr_scale
     state.data.set_modalities(state.stage.modality_probs)
@@ -82,7 +83,7 @@ def restore_random(
     state: TrainingState,
     states: list | dict | None, # random states of the processes that saved, a dict from one that was alone
 ):
-    "The random state of this process; one that there was none of begins at a place of its own."
+    "Restore the random state of this process; a process without a saved one gets its own seed."
     rank = state.world.rank
     if isinstance(states, dict): states = [states]             # of a single process
     if not states: return
@@ -92,7 +93,7 @@ def restore_random(
 # %% ../../nbs/8_training/07_optimization.ipynb #cb07e3a9
 @patch
 def state_dict(self: Optimization) -> dict:
-    "What a checkpoint keeps of them."
+    "Return what a checkpoint keeps of them."
     return dict(
         optimizer=optimizer_state(self.optimizer) if self.optimizer else None,
         scheduler=self.scheduler.state_dict() if self.scheduler else None, scaler=self.scaler.state_dict()
@@ -118,7 +119,7 @@ def buckets(
 # %% ../../nbs/8_training/07_optimization.ipynb #1426296e
 @patch
 def trainable(self: Optimization) -> list:
-    "The parameters that train, in the optimizer's order."
+    "Return the parameters that train, in the optimizer's order."
     return [p for g in self.optimizer.param_groups for p in g["params"]]
 
 @patch

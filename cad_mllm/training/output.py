@@ -39,7 +39,7 @@ class RunningError(ConfigError):
 def running_pid(
     output_dir: Path, # of a run
 ) -> int | None:
-    "The process that is training into this folder on this machine, if it is alive."
+    "Return the process that is training into this folder on this machine, if it is alive."
     try: holder = read_holder(read_plain(Path(output_dir)/LOCK))
     except OSError: return None
     return holder.pid if is_gone(holder) is False else None
@@ -122,7 +122,7 @@ def close(self: RunOutput) -> str: # what of the files of lines is not in the ou
 # %% ../../nbs/8_training/06d_output.ipynb #db1155ff
 @patch
 def mirror_reports(self: RunOutput):
-    "What was left out of the data belongs to the run's folder, also where files are written locally first."
+    "Mirror the report of skipped files to the run's folder, where files are written locally first."
     if self.root == self.state.output_dir or not self.state.world.is_main: return
     for name in DATA_REPORTS:
         try: self.delivery.files.replace(name, read_object(self.root/name))

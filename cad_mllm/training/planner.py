@@ -73,7 +73,7 @@ SHAPES = {
 def shape_of(
     config: CADMLLMConfig,
 ) -> Shape: # with room for the CAD tokens
-    """The sizes of a configuration's language model, without its weights: known ones by name, others from their
+    """Return the sizes of a configuration's language model, without its weights: known ones by name, others from their
     config.json."""
     name, added = config.llm_model_name, len(get_codec(config.sequence_format, config.token_version).added_tokens)
     if name in SHAPES: return replace(SHAPES[name], vocabulary=max(SHAPES[name].vocabulary, 151_669 + added))
@@ -103,7 +103,7 @@ def activation_bytes(
     shape: Shape,
     config: CADMLLMConfig,
 ) -> int: # of one layer
-    "What a layer keeps of a token for its backward pass."
+    "Return what a layer keeps of a token for its backward pass."
     half, d, inner = (4 if config.dtype == "float32" else 2), shape.hidden, shape.inner
     q, kv, linears = shape.heads*shape.head_dim, shape.kv_heads*shape.head_dim, shape.linears
     norms, attention, mlp = 4*(2*d + q + kv), half*(2*q + 2*kv), 3*half*inner
@@ -132,7 +132,7 @@ def gathered_bytes(
     config: CADMLLMConfig,
     layers: int = 2, # at one time: the one that computes, and the next, which is fetched meanwhile
 ) -> float:
-    """What a process of FSDP holds for a moment beside its share: the tables for words and a layer or two; where
+    """Return what a process of FSDP holds for a moment beside its share: the tables for words and a layer or two; where
     they train, their gradients too."""
     at_once = shape.num_tables + layers*shape.num_linear/shape.layers
     return at_once*8 if not config.use_lora else at_once*(4 if config.dtype == "float32" else 2)
@@ -176,7 +176,7 @@ def flops(
     return layers + passes*head*predicted + 6*tokens*length*shape.heads*shape.head_dim*shape.layers
 
 def reached(card: Card, compiled: bool = False) -> float: # operations per second
-    "What a card does in training."
+    "Return the throughput of a GPU in training, in operations per second."
     best = CARDS["h200"]
     return card.rate*(COMPILED if compiled else EAGER)*min(1, card.bandwidth/card.rate*best.rate/best.bandwidth)
 
@@ -306,7 +306,7 @@ def plan(
     data_root: str = "", # a data set whose samples are counted; none if left out
     num_gpus: int = 1,
 ) -> Advice:
-    "What a training will need on a card, and the settings for it."
+    "Return what a training will need on a card, and the settings for it."
     if gpu.lower() not in CARDS: raise ConfigError(f"--gpu {gpu or 'is missing'}: choose one of {', '.join(CARDS)}")
     if num_gpus < 1: raise ConfigError(f"--num_gpus {num_gpus}: use 1 or more")
     num, tokens, predicted = _lengths(data_root, config) if data_root else (0, TOKENS, PREDICTED)

@@ -33,7 +33,7 @@ class RunLog:
 # %% ../../nbs/8_training/06e_reports.ipynb #d4db4341
 @patch
 def add(self: RunLog, **row):
-    "A line in metrics.jsonl, or in events.jsonl for an event."
+    "Append a line to metrics.jsonl, or to events.jsonl for an event."
     if not self.state.world.is_main: return
     self.notifier.hear(row)
     self.output.delivery.files.append(
@@ -46,14 +46,14 @@ def add(self: RunLog, **row):
 def known_id(
     folder: Path, # of a run
 ) -> str: # empty where there is none that can be used
-    "The number under which a run is known to a tracker."
+    "Return the number under which a run is known to a tracker."
     try: text = read_plain_text(Path(folder)/WANDB, 1000).strip('" \n')
     except (OSError, FileError): return ""
     return text if text.isalnum() and text.isascii() else ""
 
 @patch
 def open_trackers(self: RunLog):
-    "What the settings ask for beside the files; a resumed run continues where it was."
+    "Open the trackers of the settings; a resumed run continues its earlier curve."
     state, root = self.state, self.output.root
     if not state.world.is_main: return
     run_id = next(filter(None, map(known_id, (root, state.output_dir))), "") or uuid.uuid4().hex[:12]
@@ -73,7 +73,8 @@ class StatusWriter:
 # %% ../../nbs/8_training/06e_reports.ipynb #5e6bf568
 @patch
 def steps(self: StatusWriter) -> dict:
-    "How many steps there are in all and in the stage, and how long the rest takes; nothing before the data are open."
+    """Return how many steps there are in all and in the stage, and how long the rest takes; nothing before the data are
+    open."""
     state, p = self.state, self.state.progress
     if state.data is None: return dict(stage_steps=None, total_steps=None, eta_seconds=None)
     total, rate = total_steps(state), p.seconds/max(1, p.step)

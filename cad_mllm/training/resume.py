@@ -39,7 +39,7 @@ class Resumption:
 # %% ../../nbs/8_training/09_resume.ipynb #050499c1
 @patch
 def find(self: Resumption) -> Path | None:
-    "The checkpoint to resume from, if any; the first process looks for all."
+    "Return the checkpoint to resume from, if any; the first process looks for all."
     wanted, world = self.state.train_config.resume_from_ckpt, self.state.world
     if not wanted: return None
     path = (self.output.delivery.find(wanted) or "") if world.is_main else None
@@ -51,7 +51,7 @@ def stage_of(
     loaded, # what `load_checkpoint` gave
     stages: list, # of `CurriculumStage`
 ) -> int | None: # None for a stage that is not in this curriculum
-    "The 0-based stage a checkpoint belongs to."
+    "Return the 0-based stage a checkpoint belongs to."
     names = [s.name for s in stages]
     told = (loaded.trainer_state or {}).get("stage") or loaded.metadata.get("stage") or ""
     candidates = [told, loaded.path.parent.name, loaded.path.name.removesuffix("_model")]
@@ -103,7 +103,7 @@ def load(self: Resumption, path: Path): # what `load_checkpoint` gives
 def finish_best(
     folder: Path, # of a stage
 ):
-    "A kill may have come between a checkpoint and the checkpoint-best that follows it."
+    "Complete checkpoint-best after a kill between a checkpoint and the copy that follows it."
     try: update_best(folder)
     except (OSError, CheckpointError) as e:
         print(f"  ⚠️  {folder}: checkpoint-best could not be brought up to date: {e}")
@@ -116,7 +116,7 @@ def take_progress(
     saved: dict, # its trainer state
     stage_index: int, # that it belongs to
 ):
-    "Where the run stands: as the checkpoint says, or as far as an old one can tell."
+    "Take the progress from the checkpoint, or as much of it as an old one contains."
     state = self.state
     p = state.progress = Progress(stage_index=stage_index)
     if known := saved.get("progress"):
@@ -136,7 +136,7 @@ def changed_makers(
     one: dict, # name -> version of what makes samples
     other: dict, # the same of the other run
 ) -> str:
-    "The versions of what makes samples that differ from others, for a sentence."
+    "Return the versions of what makes samples that differ from others, for a sentence."
     return "".join(f", {name} {version}" for name, version in one.items() if other.get(name) != version)
 
 def changed_data(
@@ -178,7 +178,7 @@ def changed_machine(saved: dict, now: dict) -> list: # of `Change`
 def batch_of(
     saved: dict, # the trainer state of a checkpoint
 ) -> dict | None: # "effective" and "asked", each [batch_size, accumulate], and "world"; None where it tells nothing
-    "How the steps of a checkpoint's run were made up."
+    "Return how the steps of a checkpoint's run were made up."
     was = saved.get("train_config")
     if saved.get("batch") or not was: return saved.get("batch")
     pair = [was["batch_size"], was["gradient_accumulation_steps"]]
@@ -188,7 +188,7 @@ def asked_before(
     train_config: TrainConfig,
     batch: dict, # what `batch_of` tells
 ) -> list: # [batch_size, accumulate]
-    """The batch size and accumulation that the user asked for: the settings of this run, unless they are what an
+    """Return the batch size and accumulation that the user asked for: the settings of this run, unless they are what an
     earlier one derived."""
     given = [train_config.batch_size, train_config.gradient_accumulation_steps]
     return list(batch["asked"]) if given == list(batch["effective"]) else given
@@ -208,7 +208,7 @@ def settle_batch(self: Resumption, saved: dict) -> list: # of `Change`
 # %% ../../nbs/8_training/09_resume.ipynb #b5c0287a
 @patch
 def find_changes(self: Resumption, saved: dict) -> list: # of `Change`
-    "What differs from the run that a checkpoint comes from; takes the batch size that keeps its steps."
+    "Return what differs from the run that a checkpoint comes from; takes the batch size that keeps its steps."
     state, now, t = self.state, self.state.circumstances(), self.state.train_config
     was_model = CADMLLMConfig.with_current_names(saved.get("config") or {})
     was = TrainConfig.with_current_names(saved.get("train_config") or {})
@@ -246,6 +246,6 @@ def same_share(
     was: int, # samples there were in an epoch
     now: int, # and are
 ) -> int:
-    "The position in other data at the same share of the same epoch."
+    "Return the position in other data at the same share of the same epoch."
     epoch, rest = divmod(position, was)
     return epoch*now + rest*now//was

@@ -21,7 +21,7 @@ def data_settings(
     config: CADMLLMConfig,
     train_config: TrainConfig,
 ) -> dict: # keywords of `open_dataset`
-    "What the training and the validation data have in common."
+    "Return what the training and the validation data have in common."
     t, c = train_config, config
     roots = ("truncated_json_root", "omnicad_txt_path", "omnicad_json_root", "omnicad_img_root", "omnicad_pc_root")
     return dict(
@@ -32,7 +32,7 @@ def data_settings(
     )
 
 def scan_of(t: TrainConfig) -> Scan:
-    "How the points of a sample are made to look measured."
+    "Return how the points of a sample are made to look measured."
     return Scan(
         t.point_jitter_std, t.point_dropout_ratio, t.point_crop_ratio, t.point_hole_ratio, t.point_jitter_prob,
         t.no_normals_prob, t.estimated_normals_prob
@@ -40,7 +40,7 @@ def scan_of(t: TrainConfig) -> Scan:
 
 # %% ../../nbs/8_training/06f_run_data.ipynb #aec143c2
 def tell_data(state: TrainingState):
-    "One line on what belongs to the parts, and a warning where a stage asks for what almost none has."
+    "Print one line on the parts' modalities, and warn where a stage needs one that almost no part has."
     if not state.world.is_main: return
     found, wanted = state.data.attachments, {}
     for number, stage in enumerate(state.train_config.stages, 1):

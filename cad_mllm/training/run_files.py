@@ -50,7 +50,7 @@ DELIVERY_KINDS = dict(pending=int, pending_bytes=int, failing_since=str, last_er
 def known_status(
     values: dict, # of status.json, as it was read
 ) -> dict:
-    "What a status tells, without fields that hold something else than they should."
+    "Return what a status tells, without fields that hold something else than they should."
     status = keep_kinds(values, STATUS_KINDS)
     if isinstance(status.get("delivery"), dict): status["delivery"] = keep_kinds(status["delivery"], DELIVERY_KINDS)
     return status
@@ -59,15 +59,15 @@ def known_status(
 def read_run_lines(
     path: Path, # a file of lines, or nothing, or anything else
 ) -> list: # of dict
-    "The objects of a run's file of lines; none where it cannot be read."
+    "Return the objects of a run's file of lines; none where it cannot be read."
     try: return read_lines(path)
     except OSError: return []
 
 def read_metrics(
     output_dir: Path, # of a run
 ) -> list: # of dict, one per step, in order of steps
-    """The logged steps of the run that wrote last, the last line of each step, without the run's id; broken lines
-    are left out."""
+    """Return the logged steps of the run that wrote last, the last line of each step, without the run's id; broken
+    lines are left out."""
     steps, run = {}, ""
     for row in read_run_lines(Path(output_dir)/METRICS):
         row = keep_kinds(row, METRIC_KINDS)
@@ -78,16 +78,16 @@ def read_metrics(
 def read_events(
     output_dir: Path, # of a run
 ) -> list: # of dict with "event" (stage, checkpoint, resume, stop), "step" and "time"
-    "What happened in a run, in order."
+    "Return the events of a run, in order."
     return [keep_kinds(row, EVENT_KINDS) for row in read_run_lines(Path(output_dir)/EVENTS)]
 
 # %% ../../nbs/8_training/03_run_files.ipynb #9cadfd91
 def _field_kinds(config):
-    "Name -> kind of the fields of a configuration, as JSON has them."
+    "Return a dict, name -> JSON type, of the fields of a configuration."
     return {f.name: list if f.type is tuple else f.type for f in fields(config) if isinstance(f.type, type)}
 
 def _known_settings(values, config):
-    "The settings that can be read, under their current names."
+    "Return the settings that can be read, under their current names."
     if not isinstance(values, dict): return {}
     try: return keep_kinds(config.with_current_names(values), _field_kinds(config))
     except ConfigError: return {}
@@ -95,7 +95,7 @@ def _known_settings(values, config):
 def read_run_config(
     output_dir: Path, # of a run
 ) -> dict: # model, train (dictionaries), command (a list), cwd (text); each as far as it can be read
-    "What a run was begun with."
+    "Return what a run was begun with."
     try: told = read_object(Path(output_dir)/RUN_CONFIG)
     except (OSError, FileError): told = {}
     told = {"model": {}, "train": {}, "command": [], "cwd": ""} | told
@@ -131,7 +131,7 @@ class Stopper:
         return self
 
     def _forget_old_stop(self):
-        "A stop file of an earlier run does not count, nor does a folder of that name, which cannot go."
+        "Remove a stop file of an earlier run; a folder of that name cannot be removed and is ignored."
         if self.files.forget(STOP): return
         print(
             f"⚠️  {STOP!r} in the output folder cannot be removed (a folder?): it is not looked at; stop with SIGTERM "
@@ -163,7 +163,7 @@ class Stopper:
         return self.reason not in ("", "max_steps")
 
     def check(self) -> str:
-        "The reason to stop, or an empty string; only here does a signal become one."
+        "Return the reason to stop, or an empty string; only here does a signal become one."
         if self.caught:
             self._because(self.caught)
             self.caught = ""
@@ -174,5 +174,5 @@ class Stopper:
         return self.reason
 
     def _because(self, reason):
-        "The first request counts."
+        "Record the first stop request; later ones are ignored."
         if not self.is_urgent: self.reason = reason

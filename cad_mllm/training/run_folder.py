@@ -24,7 +24,7 @@ def local_place(
     output_dir: Path, # of a run
     staging_dir: str = "auto", # as its settings say
 ) -> Path:
-    "The local folder of a run, whether it is there or not."
+    "Return the local folder of a run, whether it is there or not."
     own = local_dir_for(output_dir)
     return own if staging_dir in ("", "auto") else Path(os.path.abspath(staging_dir))/own.name
 
@@ -32,7 +32,7 @@ def saved_run(
     output_dir: Path, # of a run
     staging_dir: str = "auto", # as its settings say
 ) -> list: # of `CheckpointRecord`; empty where no run has saved anything, or where the folder cannot be looked at
-    "Every checkpoint of both places of a run."
+    "Return every checkpoint of both places of a run."
     found = []
     for place in (Path(output_dir), local_place(output_dir, staging_dir)):
         try: found += list_checkpoints(place)
@@ -46,7 +46,7 @@ def goes_on_here(
     staging_dir: str = "auto", # as its settings say
     records: list = (), # what `saved_run` found
 ) -> bool:
-    "Whether a checkpoint belongs to the run in a folder: it lies there, or says that it is of that run."
+    "Return whether a checkpoint belongs to the run in a folder: it lies there, or says that it is of that run."
     path = Path(os.path.abspath(checkpoint))
     places = [Path(os.path.abspath(p)) for p in (output_dir, local_place(output_dir, staging_dir))]
     if any(path.is_relative_to(place) for place in places): return True
@@ -109,7 +109,7 @@ def move_aside(
 
 # %% ../../nbs/8_training/04_run_folder.ipynb #f7871604
 def _free_name(path):
-    "The path itself, or with a number where it is taken."
+    "Return the path itself, or with a number where it is taken."
     taken = (path.with_name(f"{path.name}-{i}") for i in range(2, 1000))
     return path if not path.exists() else next(p for p in taken if not p.exists())
 
@@ -119,7 +119,8 @@ def find_to_resume(
     output_dir: Path, # of the run
     staging_dir: str = "auto", # as the run has it
 ) -> Path | None: # None where "auto" finds no good one
-    "The checkpoint that a training would resume from, from reading alone: for those who want its settings first."
+    """Return the checkpoint that a training would resume from, from reading alone: for those who want its settings
+    first."""
     local = local_dir_for(output_dir)
     places = [Path(output_dir), local if staging_dir in ("", "auto") else Path(staging_dir)/local.name]
     found = []

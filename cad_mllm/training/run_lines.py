@@ -13,7 +13,7 @@ from .training_state import total_steps, TrainingState
 
 # %% ../../nbs/8_training/09c_run_lines.ipynb #1507ba5d
 def _device_line(state):
-    "Where it computes, and in what."
+    "Return a line on the device and the precision."
     device = state.device
     name = str(device)
     if device.type == "cuda":
@@ -24,14 +24,14 @@ def _device_line(state):
 
 # %% ../../nbs/8_training/09c_run_lines.ipynb #c2419b6a
 def _model_line(state):
-    "What is trained, and how much of it."
+    "Return a line on the model and its trained weights."
     c, parameters = state.config, list(state.model.parameters())
     how = f"LoRA of rank {c.lora_r}{', 4-bit weights' if c.load_in_4bit else ''}" if c.use_lora else "all weights"
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return f"{c.llm_model_name}, {how}: {sum(p.numel() for p in parameters):,} parameters, {trained:,} of them trained"
 
 def _stage_line(state, index):
-    "What a stage sees, and for how long."
+    "Return a line on a stage's data and steps."
     stage = state.train_config.stages[index]
     seen = ", ".join(f"{names} {share:.0%}" for names, share in stage.modality_probs.items())
     return f"{stage.name}: {state.plan(index).num_steps:,} steps, learning rate {stage.lr:g}, samples of {seen}"
@@ -41,7 +41,7 @@ def banner(
     state: TrainingState, # about to take its first step
     root: Path, # where files are written first
 ) -> str: # several lines
-    "What a training is about to do."
+    "Return the lines that describe a training before it starts."
     t = state.train_config
     held_out = len(state.val_data) if state.val_data is not None else 0
     per_step = t.batch_size*t.gradient_accumulation_steps*state.world.size
@@ -65,7 +65,7 @@ def step_line(
     state: TrainingState,
     row: dict, # of the step, as it is logged
 ) -> str:
-    "A step as a line for a log file."
+    "Return a step as a line for a log file."
     p, total = state.progress, total_steps(state)
     left = duration_words(p.seconds/max(1, p.step)*max(0, total - p.step))
     val_loss = f" val_loss {row['val_loss']:.4f}" if row.get("val_loss") is not None else ""

@@ -40,7 +40,7 @@ class Saver:
 # %% ../../nbs/8_training/07c_saver.ipynb #2d3b7580
 @patch
 def trainer_state(self: Saver) -> dict:
-    "All that the next step depends on besides the weights."
+    "Return all that the next step depends on besides the weights."
     state, p = self.state, self.state.progress
     return dict(
         epoch=state.plan().epoch(p.position), step=p.step, stage=state.stage.name, loss=p.mean_loss,
@@ -53,7 +53,7 @@ def judge(
     progress: Progress, # its averages start again, except where a stop made the save: the resumed run goes on with them
     stopped: bool = False, # a stop asks for this save
 ) -> tuple: # (mean training loss since the previous save, validation loss measured here or None, whether the best yet)
-    "The quality of a checkpoint: its mean loss, its validation loss, and whether it is the best."
+    "Return the quality of a checkpoint: its mean loss, its validation loss, and whether it is the best."
     p, loss = progress, progress.mean_loss
     val_loss = p.val_loss if p.val_step == p.step else None
     if stopped: return loss, val_loss, math.isinf(p.best)
@@ -92,7 +92,7 @@ def submit(self: Saver, model, saved: dict, name: str | None, **quality):
 # %% ../../nbs/8_training/07c_saver.ipynb #1287c638
 @patch
 def is_due(self: Saver) -> bool:
-    "Whether to save after this step: by steps, or by the first process's clock."
+    "Return whether to save after this step: by steps, or by the first process's clock."
     t, world = self.state.train_config, self.state.world
     by_clock = t.save_minutes and world.is_main and time.monotonic() - self.saved_time >= 60*t.save_minutes
     return (
@@ -102,7 +102,7 @@ def is_due(self: Saver) -> bool:
 
 @patch
 def count_from_here(self: Saver):
-    "The steps and the minutes to the next save count from where the run stands."
+    "Count the steps and the minutes to the next save from the current step."
     self.saved_step, self.saved_time = self.state.progress.step, time.monotonic()
 
 # %% ../../nbs/8_training/07c_saver.ipynb #ee64a55d
@@ -116,7 +116,7 @@ def hear(self: Saver):
 
 @patch
 def note(self: Saver, event: str, text: str, path: str = "", where: str = "", **_):
-    "One event; `checkpoint` means that it lies on a disk."
+    "Record one event; `checkpoint` means that it is on a disk."
     state, step = self.state, {"step": self.state.progress.step}
     submitted = next((s for s in self.submitted if path == s or path.startswith(f"{s}-")), None)
     if event == "saved":

@@ -33,11 +33,11 @@ class Plan:
         return epoch*self.steps_per_epoch + math.ceil(rest/self.per_step)
 
     def epoch(self, position: int) -> int:
-        "The epoch (from 0) that a position lies in; the last one at the very end."
+        "Return the epoch (from 0) that a position lies in; the last one at the very end."
         return min(position//self.num_samples, max(self.num_epochs - 1, 0))
 
     def after(self, position: int) -> int:
-        "The position after the step that begins at `position`."
+        "Return the position after the step that begins at `position`."
         end = (position//self.num_samples + 1)*self.num_samples
         return min(position + self.per_step, end)
 

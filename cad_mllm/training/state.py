@@ -64,7 +64,7 @@ def is_over(
     self: Progress,
     plan: Plan, # of the stage
 ) -> bool:
-    "Whether the stage has come to its end, by its last sample or by its gate."
+    "Return whether the stage has come to its end, by its last sample or by its gate."
     return self.position >= plan.total or bool(self.gate)
 
 # %% ../../nbs/8_training/06b_state.ipynb #8dfacb7a
@@ -98,7 +98,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAI
 def is_out_of_memory(
     error: BaseException,
 ) -> bool:
-    "Whether an error says that memory is used up, of a GPU or of the machine."
+    "Return whether an error says that memory is used up, of a GPU or of the machine."
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError)
         and any(words in str(error) for words in _NO_MEMORY)
@@ -119,5 +119,5 @@ class NotFiniteError(ConfigError):
 def gpu_memory(
     device: torch.device,
 ) -> float | None:
-    "The most memory that a GPU has had in use, in GiB; None elsewhere."
+    "Return the most memory that a GPU has had in use, in GiB; None elsewhere."
     return round(torch.cuda.max_memory_allocated(device)/2**30, 2) if device.type == "cuda" else None

@@ -30,7 +30,8 @@ class Stepper:
 # %% ../../nbs/8_training/07a_step.ipynb #f2f2502c
 @patch
 def micro_batches(self: Stepper, plan: Plan):
-    "The micro-batches of the stage from the current position on, epoch after epoch, this process's share of each."
+    """Yield the micro-batches of the stage from the current position on, epoch after epoch, this process's share of
+    each."""
     state, t, position = self.state, self.state.train_config, self.state.progress.position
     while position < plan.total:
         epoch, start = divmod(position, plan.num_samples)
@@ -49,7 +50,7 @@ def open_stream(self: Stepper):
 # %% ../../nbs/8_training/07a_step.ipynb #e1edc9c0
 @patch
 def step_batches(self: Stepper, stream, plan: Plan) -> list:
-    "The micro-batches of one step; `FaultError` in all processes where a data worker of one of them is gone."
+    "Return the micro-batches of one step; `FaultError` in all processes where a data worker of one of them is gone."
     state, position, parts, lost = self.state, self.state.progress.position, [], ""
     try: parts = [next(stream) for _ in range(math.ceil((plan.after(position) - position)/plan.micro))]
     except DataWorkerError as e: lost = str(e)
@@ -84,7 +85,7 @@ def backward(self: Stepper, step_batches: list) -> tuple: # (loss, predicted tok
 # %% ../../nbs/8_training/07a_step.ipynb #1dfebec3
 @patch
 def train_step(self: Stepper, stream, plan: Plan) -> dict: # the step's line for metrics.jsonl
-    "One optimizer step, with its bookkeeping."
+    "Take one optimizer step, with its bookkeeping."
     began, p = time.monotonic(), self.state.progress
     parts = self.step_batches(stream, plan)
     lr = self.optimization.optimizer.param_groups[0]["lr"]

@@ -17,7 +17,7 @@ from ..config import ConfigError
 def png_bytes(
     picture: np.ndarray, # (H, W, 3) uint8
 ) -> bytes:
-    "A picture as the bytes of a PNG file."
+    "Return a picture as the bytes of a PNG file."
     from PIL import Image
     Image.fromarray(picture).save(stream := io.BytesIO(), format="PNG")
     return stream.getvalue()
@@ -100,5 +100,5 @@ def open_trackers(
     step: int = 0, # that it resumes from
     config: dict | None = None, # settings, for the dashboard
 ) -> list: # of `Guarded`
-    "The trackers of that name; raises `ConfigError` where a package is missing."
+    "Return the trackers of that name; raises `ConfigError` where a package is missing."
     return [Guarded(TRACKERS[name](Path(root), run_name, run_id, step, config or {})) for name in sorted(names)]

@@ -26,7 +26,7 @@ def without_peers(
     sharding: Sharding | None, # that is asked for
     world: World,
 ) -> Sharding | None: # None where there is nobody to shard with
-    "What becomes of the sharding that is asked for; says so where one process is alone."
+    "Return what becomes of the sharding that is asked for; says so where one process is alone."
     if sharding and world.size == 1:
         print(
             "⚠️  fsdp=True: one process alone keeps all weights; start several (torchrun, accelerate launch) to "
@@ -85,7 +85,7 @@ def plan(
     self: TrainingState,
     stage_index: int | None = None, # 0-based, the current one if none is named
 ) -> Plan:
-    "The plan of a stage, once the data are open."
+    "Return the plan of a stage, once the data are open."
     stage = self.train_config.stages[self.progress.stage_index if stage_index is None else stage_index]
     return Plan(
         len(self.data), stage.num_epochs, self.train_config.batch_size*self.world.size,
@@ -118,7 +118,7 @@ def share_out(self: TrainingState):
 # %% ../../nbs/8_training/06c_training_state.ipynb #8036f05a
 @patch
 def circumstances(self: TrainingState) -> dict:
-    "What a checkpoint remembers so that a later run can compare itself."
+    "Return what a checkpoint remembers so that a later run can compare itself."
     t = self.train_config
     return dict(
         num_samples=len(self.data), fingerprint=self.data.fingerprint, made_by=self.data.made_by,

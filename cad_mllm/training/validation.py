@@ -52,8 +52,8 @@ def _held_out_sums(state, batch_size):
 
 # %% ../../nbs/8_training/07b_validation.ipynb #6758c416
 def held_out_loss(state: TrainingState) -> float | None: # a predicted token, None where there is none
-    """The mean loss on the validation data; `Interrupted` where a stop is asked for meanwhile, `FaultError` where
-    not even single samples fit into memory."""
+    """Compute the mean loss on the validation data; `Interrupted` where a stop is asked for meanwhile, `FaultError`
+    where not even single samples fit into memory."""
     batch_size, sums = state.train_config.batch_size, None
     state.model.eval()
     try:

@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def settle_out(self, found):
-        "Where a command's output may stand alone or behind `-o`: take the one that was given."
+        "Take the output of a command, which may be given alone or behind `-o`."
         if not hasattr(found, _NAMED_OUT): return
         named = vars(found).pop(_NAMED_OUT)
         if named is not None: found.out = named
@@ -117,7 +117,7 @@ LengthUnit = Annotated[str, OneOf("", "mm", "cm", "m", "in")]
 MOST = 2**62   # of any number
 
 def _read_number(text, kind, least):
-    "A number of a command line; raises what argparse shows."
+    "Return a number of a command line; raises what argparse shows."
     wanted = f"use a {'whole number' if kind is int else 'number'} from {least} on"
     try: value = kind(text)
     except ValueError: raise argparse.ArgumentTypeError(f"{text!r:.40}: {wanted}") from None
@@ -126,13 +126,13 @@ def _read_number(text, kind, least):
 
 # %% ../../nbs/0_utils/02_arguments.ipynb #28b72f7e
 def _read_text(text, may_be_empty):
-    "A word of a command line; raises what argparse shows."
+    "Return a word of a command line; raises what argparse shows."
     if "\0" in text: raise argparse.ArgumentTypeError(f"{text!r:.40}: has a zero byte in it")
     if not text.strip() and not may_be_empty: raise argparse.ArgumentTypeError(f"{text!r}: is empty; write a name")
     return text
 
 def _read_choice(text, choices):
-    "One of some words of a command line; raises what argparse shows."
+    "Read a word of a command line that has a few allowed values; raise the error that argparse shows."
     if text in choices: return text
     raise argparse.ArgumentTypeError(f"{text!r:.40}: choose one of {', '.join(filter(None, choices))}")
 
@@ -157,7 +157,7 @@ def _reader(annotation, may_be_empty):
 
 # %% ../../nbs/0_utils/02_arguments.ipynb #17185546
 def _add_parameter(parser, parameter, help, default):
-    "One argument for a parameter of a function."
+    "Add one argument for a parameter of a function."
     name, kind = parameter.name, _value_type(parameter.annotation)
     read = _reader(parameter.annotation, parameter.default is not parameter.empty)
     note = help.replace("%", "%%")

@@ -53,8 +53,8 @@ def _scheduled(environ):
     return max(int(given[0]), 1) if given else math.inf
 
 def allotted_cpus() -> int: # 1 or more
-    """How many processors this process was allotted: by its affinity, by its control groups and by the scheduler; a
-    part of one counts as one."""
+    """Return how many processors this process was allotted: by its affinity, by its control groups and by the
+    scheduler; a part of one counts as one."""
     groups = _own_groups("\n".join(_lines("/proc/self/cgroup")), Path("/sys/fs/cgroup"))
     quota = min(map(_quota, groups), default=math.inf)
     return max(min(_affinity(), _scheduled(os.environ), math.ceil(quota) if quota < math.inf else math.inf), 1)

@@ -186,7 +186,8 @@ def read_plain(
     path: str | Path, # of a regular file
     most_bytes: int = MOST_BYTES, # a larger one is refused before it is read
 ) -> bytes:
-    "The content of a file; `NotPlainError` for no regular file or a large one, `OSError` where it cannot be read."
+    """Return the content of a file; `NotPlainError` for no regular file or a large one, `OSError` where it cannot be
+    read."""
     with open_plain(path) as f:
         _refuse_large(os.fstat(f.fileno()).st_size, most_bytes, path)
         data = f.read(most_bytes + 1)
@@ -198,7 +199,8 @@ def read_plain_text(
     most_bytes: int = MOST_BYTES, # a larger one is refused before it is read
     errors: str = "strict", # "replace" takes bytes that are no text too
 ) -> str:
-    "The text of a file without its byte order mark; raises as `read_plain`, and `FileError` for what is no text."
+    """Return the text of a file without its byte order mark; raises as `read_plain`, and `FileError` for what is no
+    text."""
     try: return read_plain(path, most_bytes).decode("utf-8-sig", errors)
     except UnicodeDecodeError as e:
         raise FileError(f"is not UTF-8 text (byte {e.start})", path, remedy="save it as UTF-8") from None
@@ -221,7 +223,7 @@ def parse_json(
     file: str | Path = "", # for the error
     most_depth: int = MOST_DEPTH, # of objects and lists within each other
 ):
-    "The value of a JSON text; `FileError` for what is no JSON, no UTF-8, or nested too deeply."
+    "Return the value of a JSON text; `FileError` for what is no JSON, no UTF-8, or nested too deeply."
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         value = json.loads(text)
@@ -240,7 +242,7 @@ def read_json(
     most_bytes: int = MOST_BYTES, # a larger one is refused before it is read
     most_depth: int = MOST_DEPTH, # of objects and lists within each other
 ):
-    "The value in a JSON file; raises as `read_plain` and `parse_json`."
+    "Return the value in a JSON file; raises as `read_plain` and `parse_json`."
     return parse_json(read_plain(path, most_bytes), path, most_depth)
 
 _NAMES = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
@@ -250,7 +252,7 @@ def read_object(
     most_bytes: int = MOST_BYTES, # a larger one is refused before it is read
     most_depth: int = MOST_DEPTH, # of objects and lists within each other
 ) -> dict:
-    "The object in a JSON file; raises as `read_json`, and `FileError` for what is no object."
+    "Return the object in a JSON file; raises as `read_json`, and `FileError` for what is no object."
     value = read_json(path, most_bytes, most_depth)
     if isinstance(value, dict): return value
     raise FileError(f"holds {_NAMES[type(value)]}, where an object is expected", path)
@@ -263,7 +265,7 @@ class Lines(list):
     num_skipped = 0
 
 def _whole_lines(file):
-    "The lines of a file, the long ones only in part."
+    "Yield the lines of a file, the long ones only in part."
     while line := file.readline(MOST_LINE):
         more = line
         while more and not more.endswith(b"\n") and len(more) == MOST_LINE: more = file.readline(MOST_LINE)
@@ -274,7 +276,7 @@ def read_lines(
     path: str | Path, # of a file with a JSON object on each line
     most_bytes: int = MOST_LINES, # a larger one is refused before it is read
 ) -> Lines:
-    "The objects of a file of lines, in order, without the lines that hold none; raises as `read_plain`."
+    "Return the objects of a file of lines, in order, without the lines that hold none; raises as `read_plain`."
     found = Lines()
     with open_plain(path) as f:
         _refuse_large(os.fstat(f.fileno()).st_size, most_bytes, path)
@@ -289,7 +291,7 @@ def read_lines(
 def read_journal(
     path: str | Path, # of a file of JSON lines, the last of which may be cut
 ) -> list: # of values
-    "The lines of a journal up to the first that cannot be read; none where there is no such file."
+    "Return the lines of a journal up to the first that cannot be read; none where there is no such file."
     found = []
     try:
         for line in read_plain(path, MOST_LINES).splitlines(): found.append(parse_json(line, path))
@@ -349,7 +351,7 @@ def copy_sha256(
 def finite(
     value, # plain values, nested
 ): # the same
-    "Numbers that are not finite as None."
+    "Return numbers that are not finite as None."
     if isinstance(value, dict): return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -359,7 +361,7 @@ def packaged_text(
     package: str, # such as cad_mllm.panel
     name: str, # of a file in its folder `static`
 ) -> str:
-    "A text file that comes with the package."
+    "Return a text file that comes with the package."
     return (files(package)/"static"/name).read_text(encoding="utf-8")
 
 def packaged_page(
@@ -367,6 +369,6 @@ def packaged_page(
     name: str, # of NAME.html, NAME.css and NAME.js in its folder `static`
     **fields, # texts for what stands in braces in the page
 ) -> str:
-    "A page of HTML in one piece: its style sheet and its script are written into it."
+    "Return a page of HTML in one piece: its style sheet and its script are written into it."
     fields |= dict(css=packaged_text(package, f"{name}.css"), script=packaged_text(package, f"{name}.js"))
     return re.sub(r"\{(\w+)\}", lambda m: str(fields[m[1]]), packaged_text(package, f"{name}.html"))

@@ -26,7 +26,7 @@ def current_names(
 
 # %% ../../nbs/0_utils/02b_old_names.ipynb #0a1b2c10
 def _keywords(owner, given):
-    "The keywords of a call under their current names, with a warning for each that is not."
+    "Return the keywords of a call under their current names, with a warning for each that is not."
     old_names = owner.old_names
     used = [name for name in given if name in old_names]
     for name in used: _warn(name, old_names[name])

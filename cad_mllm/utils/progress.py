@@ -13,7 +13,7 @@ import time
 def duration_words(
     seconds: float,
 ) -> str: # such as 45 s, 3 min 20 s, 1 h 02 min
-    "A duration as people say it."
+    "Return a duration as people say it."
     seconds = round(max(0, seconds))
     if seconds < 60: return f"{seconds} s"
     if seconds < 3600: return f"{seconds//60} min {seconds % 60:02d} s"
@@ -42,7 +42,7 @@ def in_notebook() -> bool:
 def shows_bars(
     stream=None, # standard error if left out
 ) -> bool:
-    "Whether somebody looks on who sees a bar as one line: in a terminal or under a notebook cell."
+    "Return whether somebody looks on who sees a bar as one line: in a terminal or under a notebook cell."
     return in_notebook() or getattr(stream or sys.stderr, "isatty", lambda: False)()
 
 # %% ../../nbs/0_utils/05_progress.ipynb #173e67cd

@@ -42,7 +42,7 @@ def _space():
     except OSError: return ""
 
 def this_process() -> Holder:
-    "A holder that is this process."
+    "Return a holder that is this process."
     import psutil
     return Holder(uuid.uuid4().hex, socket.gethostname(), _space(), os.getpid(), psutil.Process().create_time(),
                   datetime.now().isoformat(timespec="seconds"))
@@ -53,7 +53,7 @@ UNKNOWN = Holder("", "an unknown machine", "", 0, 0.0, "an unknown time")
 def read_holder(
     data: bytes, # what a lock file holds
 ) -> Holder:
-    "Who a lock file names; `UNKNOWN` where it names nobody."
+    "Return who a lock file names; `UNKNOWN` where it names nobody."
     try: values = parse_json(data)["holder"]
     except (FileError, KeyError, TypeError): return UNKNOWN
     kinds = dict(token=str, host=str, space=str, pid=int, born=float, since=str)
@@ -149,7 +149,7 @@ def _keep_alive(lock):
 
 # %% ../../nbs/0_utils/04_run_lock.ipynb #c67309d1
 def beat(lock: FolderLock):
-    "One heartbeat, unless somebody else has taken over: then `lost` says who. A folder that is away gets the next one."
+    "Write one heartbeat, unless another process has taken over: then `lost` names it. A failed write is not retried."
     try:
         data = lock.read()
         holder = read_holder(data) if data else lock.mine

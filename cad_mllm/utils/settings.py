@@ -73,7 +73,7 @@ class JSONConfig:
         self.validate()
 
     def to_dict(self) -> dict:
-        "All fields as plain JSON values."
+        "Return all fields as plain JSON values."
         return _jsonable(self)
 
     @classmethod

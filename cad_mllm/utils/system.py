@@ -17,7 +17,7 @@ _TABLE = Path("/proc/self/mounts")
 def mounts(
     table: Path = _TABLE, # Linux's, where there is one
 ) -> list: # of (mount point, type of file system), the ones mounted later last; empty where the system does not tell
-    "The mounted file systems."
+    "Return the mounted file systems."
     import psutil
     try: lines = Path(table).read_text(errors="replace").splitlines()
     except OSError:
@@ -36,7 +36,7 @@ def mount_point_of(
     path: str | Path, # need not exist
     table: Path = _TABLE,
 ) -> tuple: # (mount point, type of file system), both empty where the system does not tell
-    "The file system that a path is on."
+    "Return the file system that a path is on."
     path = os.path.abspath(path)
     around = [
         (point, kind) for point, kind in mounts(table) if path == point or path.startswith(point.rstrip("/\\") + os.sep)
@@ -55,7 +55,7 @@ def is_running(
 def birth_of(
     pid: int,
 ) -> float | None: # seconds since 1970; None where the system does not tell
-    "When a process began; infinity where it has ended and only nobody has asked how."
+    "Return when a process began; infinity where it has ended and only nobody has asked how."
     import psutil
     try:
         process = psutil.Process(pid)
@@ -66,7 +66,7 @@ def birth_of(
 def memory_of(
     pid: int,
 ) -> int: # resident bytes; 0 where the system does not tell
-    "The memory that a process takes."
+    "Return the memory that a process takes."
     import psutil
     try: return psutil.Process(pid).memory_info().rss
     except psutil.Error: return 0
