@@ -42,30 +42,41 @@ class TreeHash:
         return hashlib.sha256(b"".join(piece.digest() for piece in self.pieces)).hexdigest()
 
 # %% ../../nbs/6_checkpoints/01b_hashes.ipynb #ef993ead
+def _hash_each(jobs):
+    for hash, part in jobs: hash(part)
+
 class _Hashing:
     "A file that computes hash and size of what is written to it; of a large one its tree, by threads."
-    def __init__(self, file, pool):
+    def __init__(self, file, pool, num_threads):
         self.file, self.pool, self.size, self.tree = file, pool, 0, TreeHash()
+        self.num_threads = num_threads
         self.first = bytearray()               # all that was written, as long as it is little
 
     def write(self, data):
         view = memoryview(data).cast("B")
         self.size += view.nbytes
-        if is_large(self.size): jobs = self._begin_tree() or self.tree.jobs(view)
+        if is_large(self.size):
+            if self.first: self._begin_tree()
+            jobs = self.tree.jobs(view)
         else:
             jobs = []
             self.first += view
         many = view.nbytes >= PIECE
-        hashed = [self.pool.submit(*job) for job in jobs] if many else []
+        hashed = self._submit(jobs) if many else []
         try: self.file.write(view)
         finally:
-            for job in hashed: job.result()    # the memory may be reused when this returns
-        for hash, part in jobs if not many else (): hash(part)
+            for share in hashed: share.result()    # the memory may be reused when this returns
+        if not many: _hash_each(jobs)
         return view.nbytes
+
+    def _submit(self, jobs):
+        "Divide jobs among the threads, one share each: handing over every piece costs more than hashing some."
+        size = -(-len(jobs)//self.num_threads) or 1
+        return [self.pool.submit(_hash_each, jobs[i:i + size]) for i in range(0, len(jobs), size)]
 
     def _begin_tree(self):
         "Hash what was kept so far; a piece may go on in what comes next, so all of it is done when this returns."
-        for job in [self.pool.submit(*job) for job in self.tree.jobs(self.first)]: job.result()
+        for share in self._submit(self.tree.jobs(self.first)): share.result()
         self.first = bytearray()
 
     def flush(self): self.file.flush()
@@ -80,8 +91,9 @@ def _num_threads(): return min(allotted_cpus(), 8)
 
 def write_hashed(path, fill) -> dict:
     "Write a file by calling `fill` with it; what was meant to be written, as its entry of a manifest."
-    with open(path, "wb", buffering=1 << 20) as f, ThreadPoolExecutor(_num_threads()) as pool:
-        fill(hashing := _Hashing(f, pool))
+    num = _num_threads()
+    with open(path, "wb", buffering=1 << 16) as f, ThreadPoolExecutor(num) as pool:
+        fill(hashing := _Hashing(f, pool, num))
     return hashing.entry()
 
 # %% ../../nbs/6_checkpoints/01b_hashes.ipynb #9bad6cb1

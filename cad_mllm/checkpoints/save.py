@@ -56,9 +56,15 @@ def not_finite_weights(
     "Return the first of the tensors that holds a NaN or an infinite number, in words."
     for name, tensors in files.items():
         for key, t in tensors.items() if isinstance(tensors, dict) else ():
-            if isinstance(t, torch.Tensor) and t.is_floating_point() and not torch.isfinite(t).all():
+            if isinstance(t, torch.Tensor) and t.is_floating_point() and not _all_finite(t):
                 return f"{key} in {name}"
     return ""
+
+def _all_finite(tensor) -> bool:
+    "Tell whether no number is NaN or infinite by the least and the greatest; both are NaN where one is."
+    if not tensor.numel(): return True
+    known = tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(known))
 
 # %% ../../nbs/6_checkpoints/05_save.ipynb #2181dcc8
 def make_metadata(

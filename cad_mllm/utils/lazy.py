@@ -33,9 +33,10 @@ def hand_on(
 class LazyModule:
     "Stands for a module, which is imported when one of its names is first used."
     def __init__(self, name: str):
-        self.lazy_name = name
+        self.lazy_name, self.lazy_module = name, None
 
     def __getattr__(self, name):
-        return getattr(import_module(self.lazy_name), name)
+        if self.lazy_module is None: self.lazy_module = import_module(self.lazy_name)
+        return getattr(self.lazy_module, name)
 
 torch = LazyModule("torch")
