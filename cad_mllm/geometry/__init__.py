@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "occ": ("occ_area occ_box occ_build occ_children occ_drawing occ_mesh occ_pushed occ_single occ_valid occ_volume"),
     "solid": ("Solid build_counted build_solid film_frames film_strip"),
     "brep": ("MOST_BREP brep_text built_brep grown_brep read_brep"),
-    "workers": ("WorkerError isolated map_isolated"),
+    "workers": ("MOST_CALLS WorkerError isolated map_isolated"),
     "engines": ("ENGINES EngineError LocalEngine RayEngine get_engine"),
     "shapes": ("facet_angle read_shape read_step"),
     "fitting": ("Noise Outline Piece cheapest_cuts common_values fit_outline fit_pieces flatten join_pieces share_values "
