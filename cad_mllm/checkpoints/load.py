@@ -175,6 +175,23 @@ def _tensors_of(path, name):
     try: return {k: v.clone() for k, v in read_tensors(inside(path, name)).items()}
     except UnsafeFile as e: raise CheckpointError(f"{path}: not upgraded: {e}") from e
 
+# %% ../../nbs/6_checkpoints/06_load.ipynb #5e0a9c11
+def _upgraded_state(loaded, record) -> dict: # file -> state; empty where the checkpoint has none
+    "The trainer state of an old checkpoint as plain types."
+    if loaded.trainer_state is None: return {}
+    return {STATE: plain({"stage": record.stage, **loaded.trainer_state})}
+
+def _upgraded_metadata(path, loaded, record) -> dict:
+    "The metadata of an old checkpoint in this format, with the time of the upgrade."
+    if record.timestamp: when = datetime.fromisoformat(record.timestamp)
+    else: when = datetime.fromtimestamp(path.stat().st_mtime)
+    extra = {k: v for k, v in record.metadata.items() if k != "format"}
+    return make_metadata(
+        stage=record.stage, step=record.step, epoch=record.epoch, loss=record.loss, val_loss=record.val_loss,
+        is_best=record.is_best or path.name == BEST, serial=0, when=when.astimezone(), config=loaded.config,
+        extra=extra | {"upgraded": datetime.now().astimezone().isoformat()}
+    )
+
 # %% ../../nbs/6_checkpoints/06_load.ipynb #96a7ad0c
 def upgrade_checkpoint(
     path: Path,           # a checkpoint of the old format
@@ -188,25 +205,15 @@ def upgrade_checkpoint(
     loaded, record = load_checkpoint(path, quiet=True, trust=trust), read_record(path)
     if not loaded.old_format: return path
     weights, copied, left = _upgraded_files(path)
-    state = None if loaded.trainer_state is None else plain({"stage": record.stage, **loaded.trainer_state})
-    when = (
-        datetime.fromisoformat(record.timestamp) if record.timestamp else datetime.fromtimestamp(path.stat().st_mtime)
-    )
-    metadata = make_metadata(
-        stage=record.stage, step=record.step, epoch=record.epoch, loss=record.loss, val_loss=record.val_loss,
-        is_best=record.is_best or path.name == BEST, serial=0, when=when.astimezone(), config=loaded.config,
-        extra={k: v for k, v in record.metadata.items() if k != "format"} | {
-            "upgraded": datetime.now().astimezone().isoformat()
-        }
-    )
+    metadata = _upgraded_metadata(path, loaded, record)
+    files = {
+        **weights, **_upgraded_state(loaded, record),
+        CONFIG: to_json({"model": as_dict(loaded.config), "train": None}), METADATA: to_json(metadata)
+    }
     def fill(folder):
         for name in copied:
             DISK.mkdir((folder/name).parent)
             DISK.link(inside(path, name), folder/name)
-        files = {
-            **weights, **({} if state is None else {STATE: state}),
-            CONFIG: to_json({"model": as_dict(loaded.config), "train": None}), METADATA: to_json(metadata)
-        }
         return {n: write_one(folder, n, c) for n, c in files.items()}
     aside = free_name(path.with_name(f"{path.name}-old"))
     try: new = publish(path, fill, metadata, replace=True)
@@ -218,10 +225,9 @@ def upgrade_checkpoint(
         raise CheckpointError(f"{new}: was not written well ({problems[0]}); the original is {aside}")
     if not keep_original: DISK.remove(aside)
     if not quiet:
-        print(
-            f"{path.name}: upgraded" + (f"; the original is {aside.name}" if keep_original else "")
-            + (f"; left out: {', '.join(left)}" if left else "")
-        )
+        original = f"; the original is {aside.name}" if keep_original else ""
+        left_out = f"; left out: {', '.join(left)}" if left else ""
+        print(f"{path.name}: upgraded{original}{left_out}")
     return new
 
 # %% ../../nbs/6_checkpoints/06_load.ipynb #83ec233e

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..utils.files import append_bytes, FileError, finite, keep_kinds, read_lines, read_object, replace_bytes
 from ..config import CADMLLMConfig, ConfigError, TrainConfig
 from ..checkpoints.run_files import json_line
@@ -130,16 +132,6 @@ class Stopper:
             except ValueError: pass       # not the main thread
         return self
 
-    def _forget_old_stop(self):
-        "Remove a stop file of an earlier run; a folder of that name cannot be removed and is ignored."
-        if self.files.forget(STOP): return
-        print(
-            f"⚠️  {STOP!r} in the output folder cannot be removed (a folder?): it is not looked at; stop with SIGTERM "
-            "or Ctrl-C",
-            flush=True
-        )
-        self.files = None
-
     def __exit__(self, *_):
         for s, old in self._old.items(): signal.signal(s, old)
 
@@ -157,22 +149,37 @@ class Stopper:
             yield
         finally: self.breaks = False
 
-    @property
-    def is_urgent(self) -> bool:
-        "Whether a reason of `check` is a request, and not the end of the steps that were wanted."
-        return self.reason not in ("", "max_steps")
+# %% ../../nbs/8_training/03_run_files.ipynb #3151a861
+@patch
+def _forget_old_stop(self: Stopper):
+    "Remove a stop file of an earlier run; a folder of that name cannot be removed and is ignored."
+    if self.files.forget(STOP): return
+    print(
+        f"⚠️  {STOP!r} in the output folder cannot be removed (a folder?): it is not looked at; stop with SIGTERM "
+        "or Ctrl-C",
+        flush=True
+    )
+    self.files = None
 
-    def check(self) -> str:
-        "Return the reason to stop, or an empty string; only here does a signal become one."
-        if self.caught:
-            self._because(self.caught)
-            self.caught = ""
-        if self.files and self.files.seen(STOP):
-            self._because("the stop file")
-            self.files.forget(STOP)
-        if time.monotonic() >= self.deadline: self._because("max_minutes")
-        return self.reason
+# %% ../../nbs/8_training/03_run_files.ipynb #5646cb33
+@patch(as_prop=True)
+def is_urgent(self: Stopper) -> bool:
+    "Whether a reason of `check` is a request, and not the end of the steps that were wanted."
+    return self.reason not in ("", "max_steps")
 
-    def _because(self, reason):
-        "Record the first stop request; later ones are ignored."
-        if not self.is_urgent: self.reason = reason
+@patch
+def check(self: Stopper) -> str:
+    "Return the reason to stop, or an empty string; only here does a signal become one."
+    if self.caught:
+        self._because(self.caught)
+        self.caught = ""
+    if self.files and self.files.seen(STOP):
+        self._because("the stop file")
+        self.files.forget(STOP)
+    if time.monotonic() >= self.deadline: self._because("max_minutes")
+    return self.reason
+
+@patch
+def _because(self: Stopper, reason):
+    "Record the first stop request; later ones are ignored."
+    if not self.is_urgent: self.reason = reason
