@@ -140,7 +140,7 @@ MUTATIONS = [
         T_RUNS + "weights_become_nan_it_is_said_and_the_run_stops"
     ),
     Mutation(
-        5, "a folder named stop ends each run at once", TRAIN, "        )\n        self.files = None\n", "        )\n",
+        5, "a folder named stop ends each run at once", TRAIN, "    )\n    self.files = None\n", "    )\n",
         T_RUNS + "a_folder_named_stop_is_told_and_stops_nothing"
     ),
     Mutation(
