@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cad_mllm.cad import decode, encode
 from cad_mllm.cad.curves import arc_circle, CADFormatError
 from cad_mllm.cad.program import Extrude, polyline
-from cad_mllm.data.points import outline_box
+from cad_mllm.data.points import bounding_box_upper_bound
 from cad_mllm.interop import read_history
 from common import make_parser, write_out
 
@@ -152,7 +152,7 @@ def look(file):
     row["tokens"] = len(tokens)
     try: row["unstable"] = encode(again) != tokens
     except CADFormatError as e: row["unstable"] = str(e)
-    box = outline_box(program)
+    box = bounding_box_upper_bound(program)
     size = float((box[1] - box[0]).max())
     old = [
         e for e in program.operations() if isinstance(e, Extrude) and e.span()[1] > e.span()[0] and loops_of(program, e)

@@ -57,7 +57,7 @@ def train(args):
     trainer.output.open()
     open_data(trainer.state, trainer.output)
     trainer.state.progress.next_stage(0)
-    trainer.state.share_out()
+    trainer.state.apply_fsdp()
     trainer.optimization.begin_stage()
     trainer.state.model.train()
     plan, losses, seconds, sizes = trainer.state.plan(), [], [], []

@@ -16,7 +16,7 @@ from .config import MODALITIES
 from .cad.grammar import min_length
 from .data.images import prepare_image
 from .data.attachments import clean_text
-from .data.points import see_points
+from .data.points import encode_point_inputs
 from .data.index import Sample
 from .models.decoding import begin
 from .completion_requests import InputError, read_given_points, read_partial, Request
@@ -61,7 +61,10 @@ def _points_fields(model, points, seed, prefix, from_nothing):
     "Points as `Sample` fields, and with them the grid that a part from nothing is written on."
     if points is None: return {}
     config, codec = model.config, model.codec if model.config.points_on_grid else None
-    try: return see_points(points, config.num_points, seed, codec, prefix, from_nothing, config.measure_version)
+    try:
+        return encode_point_inputs(
+            points, config.num_points, seed, codec, prefix, from_nothing, config.measure_version
+        )
     except (ValueError, TypeError) as e:
         raise InputError(
             f"point_cloud: {e}; give at least two different points as an array (N, 3), or (N, 6) with normals"

@@ -19,7 +19,7 @@ from .config import ConfigError
 from .cad.codecs import get_codec
 from .geometry.render import VIEWS
 from .metrics.summary import Summary
-from .data.points import see_points
+from .data.points import encode_point_inputs
 from .training.distributed import World
 from .training.run_files import write_json
 from .completion import Candidate, Request
@@ -152,7 +152,7 @@ def corrupt_points(
     codec = get_codec("text" if isinstance(sample.prefix, str) else "tokens") if sample.grid else None
     prefix = type(sample.prefix)() if codec and sample.size_only(codec) else sample.prefix
     return replace(request, sample=replace(sample,
-                                           **see_points(cloud, len(sample.points), seed, codec, prefix,
+                                           **encode_point_inputs(cloud, len(sample.points), seed, codec, prefix,
                                                         not sample.kept)))
 
 # %% ../nbs/9_completion/07_evaluation.ipynb #8b884eb8
@@ -285,7 +285,7 @@ def evaluate(
     timeout: float = 60, # seconds per part may take
     out=None, # folder for the files; `evaluation-<name>` beside the checkpoint if left out
     device: str = "auto",
-    world: World = World(), # the processes that share the writing, from `join_world`; the main one measures
+    world: World = World(), # the processes that share the writing, from `init_distributed`; the main one measures
 ) -> Evaluation | None: # None in the other processes
     """Complete held-out beginnings with each combination of modalities and measure the parts; writes tables, plots and
     pictures."""

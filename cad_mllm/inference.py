@@ -314,7 +314,7 @@ def complete_many(
     temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, num: int = 1, # as in `complete`
     max_new_tokens: int | None = None, constrained: bool = True, # as in `complete`
     check: str = "kernel", best: str = "input", proposers: tuple = (), # as in `complete`
-    world: World = World(), # the processes that share the work, from `join_world`
+    world: World = World(), # the processes that share the work, from `init_distributed`
 ) -> list: # of results, in the order of the items
     "Complete many requests in batches. Raises `PeerError` where one of several processes dies."
     check_sampling(temperature, top_p, num)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from cad_mllm.cad import truncation_counts
-from cad_mllm.data import outline_box
+from cad_mllm.data import bounding_box_upper_bound
 from cad_mllm.data.synthetic import FAMILIES
 
 # a model of the real classes in its smallest size, as flags of `cad-mllm train`
@@ -33,7 +33,7 @@ def make(root: Path, num: int) -> Path:
         program.save(root/"json"/f"{id}.json")
         for n, kept in enumerate(truncation_counts(len(program), 2), 1):
             program.truncate(kept).save(root/"json_truncated"/f"{id}_tr_{n:02d}.json")
-        low, high = outline_box(program)
+        low, high = bounding_box_upper_bound(program)
         np.savez(root/"pointcloud"/f"{id}.npz", points=low + (high - low)*rng.random((128, 3)))
         for view in range(3):
             Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root/"img"/f"{id}_{view:03d}.png")

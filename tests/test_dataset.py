@@ -12,7 +12,7 @@ from PIL import Image
 from cad_mllm.cad import CADProgram, Frame, circle, rectangle, truncation_counts
 from cad_mllm.config import CADMLLMConfig
 from cad_mllm.data import (
-    batches, DataError, DataWarning, design_of, hold_out, load_tokenizer, MultimodalAutocompleteDataset,
+    batches, DataError, DataWarning, document_id, split_by_document, load_tokenizer, MultimodalAutocompleteDataset,
     num_batches, pack, pack_rows, PromptBuilder, Sample, Scan)
 from cad_mllm.geometry import build_solid
 from cad_mllm.data import prepare
@@ -226,7 +226,7 @@ def test_reading_leaves_the_global_generators_alone(root, builder):
 def test_readers_tell_the_main_process_what_went_bad(tmp_path, builder):
     root = write_data(tmp_path, 6)
     ds = make(root, modality_probs={"all": 1.0})
-    lost = sum(design_of(s.id) == "0000/00000001" and s.id.endswith("_00000") for s in ds)
+    lost = sum(document_id(s.id) == "0000/00000001" and s.id.endswith("_00000") for s in ds)
     (root/"json"/"0000"/"00000001_00000.json").write_text("{")
     (root/"img"/"0000"/"00000000_00001_001.png").write_bytes(b"no picture")
     logging.disable(logging.WARNING)
@@ -426,10 +426,10 @@ def test_generation_sees_the_tokens_that_training_saw(builder, items):
     st.integers(0, 50)
 )
 def test_held_out_designs_are_whole_and_few(sizes, num_val):
-    held = hold_out(sizes, num_val)
+    held = split_by_document(sizes, num_val)
     assert sum(sizes[i] for i in held) <= min(num_val, sum(sizes.values())//10)
-    assert not {design_of(i) for i in held} & {design_of(i) for i in sizes if i not in held}
-    assert held == hold_out(dict(sorted(sizes.items(), reverse=True)), num_val)
+    assert not {document_id(i) for i in held} & {document_id(i) for i in sizes if i not in held}
+    assert held == split_by_document(dict(sorted(sizes.items(), reverse=True)), num_val)
 
 
 # --- real data -------------------------------------------------------------------------------------------------------

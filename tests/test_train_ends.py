@@ -17,7 +17,7 @@ delivery = Chapter("cad_mllm.checkpoints")
 from cad_mllm.checkpoints import latest_checkpoint, list_checkpoints, verify_checkpoint
 from cad_mllm.config import ConfigError
 from cad_mllm.training import (
-    EXIT_STOPPED, EXIT_UNDELIVERED, find_to_resume, read_events, read_metrics, train, Trainer)
+    EXIT_STOPPED, EXIT_UNDELIVERED, find_resume_checkpoint, read_events, read_metrics, train, Trainer)
 from small_data import make
 from test_train import assert_same
 from train_runs import FLAGS, Training, after, configs
@@ -197,7 +197,7 @@ def test_local_first_killed_and_delivered_by_the_next_run(data, tmp_path, capsys
     )
     process.kill()
     shutil.rmtree(out, ignore_errors=True)                 # nothing has arrived
-    assert find_to_resume("auto", out, local[1]).is_relative_to(tmp_path/"local")
+    assert find_resume_checkpoint("auto", out, local[1]).is_relative_to(tmp_path/"local")
     model, settings = configs(data, out, *RUN, *local)
     assert train(model, replace(settings, resume_from_ckpt="auto")).exit_code == 0
     assert "✓ Resuming from step" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 from cad_mllm.checkpoints import list_checkpoints
 from cad_mllm.config import TrainConfig
 from cad_mllm.training import (
-    EXIT_FAILED, EXIT_STOPPED, Loop, Progress, read_events, read_metrics, RunOutput, Split, split_for, Stopper, World)
+    EXIT_FAILED, EXIT_STOPPED, Loop, Progress, read_events, read_metrics, RunOutput, Split, rebalance, Stopper, World)
 from small_data import make
 from test_train import assert_same, rows
 from train_runs import FLAGS, Training, after, configs, peers
@@ -172,7 +172,7 @@ def test_every_split_takes_the_same_samples_in_the_same_order(data, tmp_path):
     whole = steps_of(Split(6, 1, 1), 0)
     assert sum(whole, []) != sorted(sum(whole, [])) and len(sum(whole, [])) == 2*22
     for split in (
-        Split(2, 3, 1), split_for(Split(6, 1, 1), 2), split_for(Split(2, 3, 1), 3), split_for(Split(1, 2, 3), 1)
+        Split(2, 3, 1), rebalance(Split(6, 1, 1), 2), rebalance(Split(2, 3, 1), 3), rebalance(Split(1, 2, 3), 1)
     ):
         assert (
             split.per_step == 6 and steps_of(split, 0) == whole and steps_of(split, 6) == whole[1:]
@@ -254,12 +254,12 @@ ENDS = """
 import atexit, os, sys, time
 import torch, torch.distributed as dist
 from cad_mllm import cli
-from cad_mllm.training import join_world
+from cad_mllm.training import init_distributed
 
 def say(*words): os.write(1, " ".join(map(str, (*words, "\\n"))).encode())
 
 def process(how, rank):
-    world = join_world(torch.device("cpu"), 1)
+    world = init_distributed(torch.device("cpu"), 1)
     from torch.distributed.nn import functional # as building a model does
     kept = dist.group.WORLD if how == "kept" else None
     shared = torch.ones(1000)

@@ -435,7 +435,7 @@ MUTATIONS = [
     ),
     Mutation(
         6, "other data go on at the old number of samples", TRAIN,
-        'if "data" in names: p.position = same_share(p.position, saved["num_samples"], len(state.data))',
+        'if "data" in names: p.position = rescale_position(p.position, saved["num_samples"], len(state.data))',
         "pass", T_CHANGES + "changed_data_go_on_from_the_same_share_of_the_epoch"
     ),
     Mutation(

@@ -243,9 +243,9 @@ def _complete_together(model, requests, settings, world):
 # %% ../../nbs/11_commands/01d_completing.ipynb #03519d9f
 def _complete_all(model, asked, out, formats, batch_size, settings):
     "Complete the requests of a file into a folder; the exit code is 1 where one of them could not be served."
-    from cad_mllm.training.distributed import join_world
+    from cad_mllm.training.distributed import init_distributed
     out.mkdir(parents=True, exist_ok=True)
-    world = join_world(model.model.device, minutes=60, again="")
+    world = init_distributed(model.model.device, minutes=60, again="")
     settings |= dict(out=out, formats=formats, batch_size=batch_size)
     results = _complete_together(model, [request for _, request in asked], settings, world)
     if not world.is_main: return 0
@@ -311,8 +311,8 @@ def evaluate(
     combinations = tuple(m for m in modalities.split(",") if m)
     for combination in combinations: parse_modalities(combination)
     from cad_mllm.evaluation import evaluate
-    from cad_mllm.training.distributed import join_world, pick_device
-    world = join_world(pick_device(device), minutes=600, again="")
+    from cad_mllm.training.distributed import init_distributed, pick_device
+    world = init_distributed(pick_device(device), minutes=600, again="")
     made = evaluate(
         checkpoint, data_root, num=num_samples, modalities=combinations, split=split, num_candidates=num_candidates,
         temperature=temperature, check=check, robustness=robustness, from_scratch=from_scratch,

@@ -195,10 +195,11 @@ def _known(path, args, out):
 def _resumed_configs(args):
     """(model, training) configuration of the checkpoint to resume, else those the run in the output folder began
     with, else None; and whether there is a checkpoint."""
-    from cad_mllm.training.run_folder import find_to_resume
+    from cad_mllm.training.run_folder import find_resume_checkpoint
     wanted, out = args.resume_from_ckpt, args.output_dir or TrainConfig.output_dir
     if not wanted: return None, None, False
-    path = find_to_resume(wanted, out, TrainConfig.staging_dir if args.staging_dir is None else args.staging_dir)
+    staging_dir = TrainConfig.staging_dir if args.staging_dir is None else args.staging_dir
+    path = find_resume_checkpoint(wanted, out, staging_dir)
     if path: return (*_known(path, args, out), True)
     try: run = read_object(Path(out)/"run_config.json")
     except FileNotFoundError: return None, None, False

@@ -21,12 +21,15 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "skipped": ("DataError DataWarning Skip SkipReport logger parse_history_bytes parse_program read_history_file "
               "signature_at"),
     "encodable": ("is_surely_encodable"),
-    "pairs": ("CheckNote DesignCheck PartialCheck check_beginning check_design dates_folders design_of file_stamp "
-              "find_candidates hash_order hold_out list_partials map_processes num_jobs walk_files"),
+    "pairs": ("CheckNote DesignCheck PartialCheck check_beginning check_design dates_folders design_of document_id "
+              "file_stamp find_candidates hash_order hold_out list_partials map_processes num_jobs split_by_document "
+              "walk_files"),
     "images": ("MAX_PIXELS prepare_image"),
     "circles": ("ALONG MAX_VOTERS MIN_SINE NUM_PAIRS find_circles"),
-    "points": ("FLAT MAX_FACES MAX_LENGTHS Scan WALL check_belongs corner_of estimate_normals finite_points grid_around "
-              "lengths_between measure_points measure_walls outline_box prepare_points read_points see_points"),
+    "points": ("FLAT MAX_FACES MAX_LENGTHS Scan WALL axis_face_levels bounding_box_upper_bound check_belongs "
+              "check_cloud_alignment corner_of encode_point_inputs estimate_normals finite_points grid_around "
+              "lengths_between measure_points measure_walls min_corner outline_box prepare_points read_points "
+              "see_points"),
     "captions": ("MAX_CAPTION_BYTES join_captions read_captions"),
     "media": ("Media POINT_SUFFIXES VIEW_SUFFIXES find_attachments find_media"),
     "draws": ("draw_modalities draw_views seeded_rng"),

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..config import ConfigError
 from .index import DesignChecks
 from .index_file import check_designs, load_index, save_index, usable_rows
-from .pairs import DesignCheck, hold_out
+from .pairs import DesignCheck, split_by_document
 from .skipped import SkipReport
 
 # %% ../../nbs/5_data/21c_design_index.ipynb #174400e6
@@ -47,9 +47,9 @@ def choose(self: DataRequest,
     groups: dict, # candidates: design id -> suffixes of its beginnings, or None
 ) -> dict:
     "Return the candidates of this split."
-    split = self.split
-    held = hold_out({id: len(s or "1") for id, s in groups.items()}, self.num_val_samples) if split != "all" else set()
-    return {id: s for id, s in groups.items() if split == "all" or (id in held) == (split == "val")}
+    if self.split == "all": return dict(groups)
+    held = split_by_document({id: len(s or "1") for id, s in groups.items()}, self.num_val_samples)
+    return {id: s for id, s in groups.items() if (id in held) == (self.split == "val")}
 
 @patch
 def num_usable(self: DataRequest, check: DesignCheck) -> int:

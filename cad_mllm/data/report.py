@@ -27,7 +27,7 @@ from ..geometry.workers import WorkerError
 from ..geometry.engines import get_engine
 from .attachments import Attachments, media_path
 from .skipped import SkipReport
-from .pairs import hold_out
+from .pairs import split_by_document
 from .images import prepare_image
 from .points import read_points
 from .media import find_attachments
@@ -329,7 +329,7 @@ def _open_some(report, folders, media, num, engine, timeout):
 def _enter_leaks(report, split_file, num_val_samples):
     "Enter how held-out parts leak."
     rows = report.rows
-    held = hold_out(
+    held = split_by_document(
         {r["id"]: max(r["beginnings"] or len(truncation_counts(r["operations"])), 1) for r in rows if r["code"]},
         num_val_samples
     )

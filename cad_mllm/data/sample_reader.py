@@ -17,7 +17,7 @@ from .draws import draw_modalities, draw_views, seeded_rng
 from .images import prepare_image
 from .index import CACHE_SIZE
 from .pairs import check_beginning
-from .points import check_belongs, read_points, Scan, see_points
+from .points import check_cloud_alignment, read_points, Scan, encode_point_inputs
 from .sample_table import SampleTable
 from .skipped import parse_history_bytes, parse_program, Skip, SkipReport
 
@@ -136,9 +136,9 @@ def _see(self: MediaReader, cloud, epoch, index, kept, prefix, own):
     "Return a cloud as `Sample` fields; `own` is the grid that the part would choose by itself."
     settings = self.settings
     if own and not .3 < float(np.ptp(cloud[:, :3], axis=0).max())/(NUM_LEVELS*own.unit) < 2:
-        check_belongs(cloud, self.histories.whole(index))
+        check_cloud_alignment(cloud, self.histories.whole(index))
     if settings.scan: cloud = settings.scan(cloud, seeded_rng("scan", settings.seed, epoch, index))
-    return see_points(
+    return encode_point_inputs(
         cloud, settings.num_points, seeded_rng("points", settings.seed, epoch, index),
         self.histories.codec if settings.points_on_grid else None, prefix, not kept, settings.measure_version
     )

@@ -28,7 +28,7 @@ from .canonical import canonical_history
 from .realistic import realistic_part
 from .attachments import Attachments
 from .skipped import SkipReport
-from .points import Scan, see_points
+from .points import Scan, encode_point_inputs
 from .draws import draw_modalities
 from .index import Sample
 from .multimodal_autocomplete import MultimodalAutocompleteDataset
@@ -170,8 +170,10 @@ def _seen(self: StreamDataset, solid, program, kept, chance):
     given = self.codec.split(program, kept)[0] if kept else ()
     cloud = solid.points(2*self.num_points, int(chance("surface").integers(2**31)))
     if self.scan: cloud = self.scan(cloud, chance("scan"))
-    seen = see_points(cloud, self.num_points, chance("points"), self.codec if self.points_on_grid else None, given,
-                      not kept, self.measure_version)
+    codec = self.codec if self.points_on_grid else None
+    seen = encode_point_inputs(
+        cloud, self.num_points, chance("points"), codec, given, not kept, self.measure_version
+    )
     if seen["origin"] is None: prefix, target = self.codec.split(program, kept)
     else: prefix, target = self.codec.split(program.moved(-seen["origin"]), kept, seen["grid"])
     return {**seen, "prefix": prefix, "target": target}

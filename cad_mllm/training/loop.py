@@ -125,7 +125,7 @@ def begin_stage(self: Loop):
     state, optimization = self.state, self.stepper.optimization
     optimization.begin_stage()
     self.output.needed = size_of_next_save(state.model, optimization.optimizer) if state.world.is_main else 0
-    self.output.look_at_space()
+    self.output.check_disk_space()
     state.model.train()
     self.stepper.open_stream()
     self.saver.count_from_here()

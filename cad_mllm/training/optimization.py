@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..config import TrainConfig
 from ..checkpoints.legacy import set_rng_state
 from ..checkpoints.optimizer import optimizer_state, restore_optimizer
-from .fsdp import whole_copy
+from .fsdp import gather_to_cpu
 from .distributed import seed_all
 from .schedule import lr_factor, Plan
 from .state import Progress
@@ -123,7 +123,7 @@ def trainable(self: Optimization) -> list:
     return [p for g in self.optimizer.param_groups for p in g["params"]]
 
 @patch
-def share_gradients(self: Optimization):
+def all_reduce_gradients(self: Optimization):
     "Add the gradients of all processes up, where that has not been done on the way."
     if self.state.world.size == 1 or self.state.is_sharded: return
     for p in self.trainable():
@@ -139,10 +139,10 @@ def update(self: Optimization, num_tokens: int) -> float: # gradient norm before
     if not num_tokens:
         self.scheduler.step()
         return 0.0
-    self.share_gradients()
+    self.all_reduce_gradients()
     self.scaler.unscale_(self.optimizer)
     clipped = torch.nn.utils.clip_grad_norm_(self.trainable(), self.state.train_config.max_grad_norm)
-    norm = whole_copy(clipped).item()
+    norm = gather_to_cpu(clipped).item()
     if math.isfinite(norm) or self.scaler.is_enabled(): self.scaler.step(self.optimizer)
     if not math.isfinite(norm): self.state.progress.nan_steps += 1
     self.scaler.update()

@@ -18,7 +18,7 @@ from ..config import ConfigError
 from ..checkpoints.load import check_space
 from ..checkpoints.transfer import OutputFolder
 from .run_files import DATA_REPORTS, EVENTS, METRICS, STOP
-from .run_folder import find_to_resume, move_aside, refuse_occupied
+from .run_folder import find_resume_checkpoint, move_aside, refuse_occupied
 from .training_state import TrainingState
 from ..checkpoints import Delivery
 
@@ -89,7 +89,7 @@ def refuse_occupied(self: RunOutput):
     if t.start_over and (aside := move_aside(output_dir, t.staging_dir)):
         print(f"The run that was in {output_dir} lies in {aside} now", flush=True)
     if t.resume_from_ckpt in ("auto", "latest"): return
-    checkpoint = find_to_resume(t.resume_from_ckpt, output_dir, t.staging_dir) if t.resume_from_ckpt else None
+    checkpoint = find_resume_checkpoint(t.resume_from_ckpt, output_dir, t.staging_dir) if t.resume_from_ckpt else None
     refuse_occupied(output_dir, t.staging_dir, checkpoint)
 
 # %% ../../nbs/8_training/06d_output.ipynb #74386457
@@ -131,7 +131,7 @@ def mirror_reports(self: RunOutput):
 
 # %% ../../nbs/8_training/06d_output.ipynb #d861e6fa
 @patch
-def look_at_space(self: RunOutput):
+def check_disk_space(self: RunOutput):
     "Notice a disk that is too small for the next save."
     if not self.state.world.is_main: return
     said, self.space = self.space, check_space(self.delivery.root, self.needed)

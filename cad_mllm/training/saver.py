@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..checkpoints.legacy import rng_state
 from ..checkpoints.upload_queue import DeliveryError
-from .fsdp import whole_copy, WholeModel
+from .fsdp import gather_to_cpu, WholeModel
 from .state import Progress
 from .training_state import TrainingState
 from .output import RunOutput
@@ -71,8 +71,8 @@ def save(self: Saver, name: str | None = None, stopped: bool = False):
     loss, val_loss, is_best = judge(p, stopped)
     model, saved = state.model, self.trainer_state() | {"loss": loss}
     if state.is_sharded:
-        model = WholeModel(state.config, whole_copy(state.model.saved_files(), state.world.is_main))
-        saved = whole_copy(saved, state.world.is_main)
+        model = WholeModel(state.config, gather_to_cpu(state.model.saved_files(), state.world.is_main))
+        saved = gather_to_cpu(saved, state.world.is_main)
     self.hear()
     if state.world.is_main: self.submit(model, saved, name, val_loss=val_loss, is_best=is_best)
     self.saved_step, self.saved_time = p.step, time.monotonic()
@@ -122,7 +122,7 @@ def note(self: Saver, event: str, text: str, path: str = "", where: str = "", **
     if event == "saved":
         state.checkpoint = Path(where)/path
         self.log.add(event="checkpoint", **self.submitted.pop(submitted, step), path=path)
-        self.output.look_at_space()
+        self.output.check_disk_space()
         return
     if event == "delivered" and state.checkpoint == self.output.delivery.root/path:
         state.checkpoint = state.output_dir/path

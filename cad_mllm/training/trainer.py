@@ -188,7 +188,7 @@ def run(self: Trainer) -> TrainResult:
         self.state.stopper = stopper
         self.begin()
         with self.state.world.watched():
-            self.state.share_out()
+            self.state.apply_fsdp()
             self.loop.run()
         return self.end()
 

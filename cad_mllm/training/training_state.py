@@ -15,8 +15,8 @@ from fastcore.basics import patch
 
 from ..config import CADMLLMConfig, CurriculumStage, TrainConfig
 from ..models.encoders import FeatureCache
-from .fsdp import Sharded, Sharding, sharding_asked
-from .distributed import join_world, pick_device, seed_all, use_deterministic_algorithms, World
+from .fsdp import Sharded, Sharding, resolve_fsdp
+from .distributed import init_distributed, pick_device, seed_all, use_deterministic_algorithms, World
 from .schedule import Plan
 from .state import Progress
 from ..models import CADMLLMModel
@@ -58,8 +58,8 @@ class TrainingState:
         self.config, self.output_dir = config, Path(train_config.output_dir)
         self.device = pick_device(train_config.device)
         if train_config.deterministic and self.device.type == "cuda": use_deterministic_algorithms()
-        sharding = sharding_asked(config, train_config.fsdp)
-        self.world = join_world(self.device, train_config.dist_timeout_minutes)
+        sharding = resolve_fsdp(config, train_config.fsdp)
+        self.world = init_distributed(self.device, train_config.dist_timeout_minutes)
         self.sharding = without_peers(sharding, self.world)
         self.train_config = replace(train_config, fsdp=bool(self.sharding))
         self.asked = [train_config.batch_size, train_config.gradient_accumulation_steps]   # by the user
@@ -70,7 +70,7 @@ class TrainingState:
         self.model = model or CADMLLMModel(config)
         if not self.sharding: self.model.to(self.device)
         self.base = self.model.base_weights()
-        self.compute = self.model            # gives the loss of a batch; `share_out` puts another in its place
+        self.compute = self.model            # gives the loss of a batch; `apply_fsdp` puts another in its place
         prepare_model(self.model, train_config, bool(self.sharding and self.sharding.checkpointing))
         seed_all(train_config.seed + 1_000_003*self.world.rank)   # every process drops out other units
 
@@ -108,7 +108,7 @@ def is_sharded(self: TrainingState) -> bool:
     return isinstance(self.compute, Sharded)
 
 @patch
-def share_out(self: TrainingState):
+def apply_fsdp(self: TrainingState):
     "Keep a shard of the weights, where that is asked for."
     if not self.sharding: return
     self.compute = Sharded(self.model, self.device, self.sharding.reshard)
