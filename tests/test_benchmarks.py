@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent/"benchmarks"
-PARTS = ("common.py", "histories_table.py", "run_scripts.py")   # of scripts
+PARTS = ("common.py", "histories_table.py", "real_parts_table.py", "run_scripts.py")   # of scripts
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name not in PARTS)
 
 
