@@ -27,6 +27,7 @@ from .geometry.render import camera_frame
 from .geometry.mesh import GeometryError, Mesh, surface_distance
 from .geometry.mesh_readers import MESH_SUFFIXES
 from .geometry.shapes import read_shape
+from .geometry.cells import likely_programs
 from .geometry.slabs import slab_programs
 from .geometry.solid import build_solid
 from .geometry.surface_clouds import SurfaceCloud, read_surface_cloud
@@ -166,8 +167,10 @@ def _judged(tokens, source, measure):
 def propose_slabs(
     cloud: SurfaceCloud,
 ): # yields (name, `CADProgram`)
-    "Histories by slabs along each axis that is worth it."
-    for axis, program in slab_programs(cloud): yield f"slabs {axis}", program
+    """Histories by slabs along each axis that is worth it; for noisy points without normals also by cells, the
+    likeliest first."""
+    if cloud.noise and cloud.estimated: yield from likely_programs(cloud)
+    else: yield from ((f"slabs {axis}", program) for axis, program in slab_programs(cloud))
 
 def propose_box(
     cloud: SurfaceCloud,

@@ -25,8 +25,11 @@ __getattr__, __dir__, __all__ = hand_on(__name__, {
     "fitting": ("Noise Outline Piece cheapest_cuts common_values fit_outline fit_pieces flatten join_pieces share_values "
               "square_lines walk"),
     "surface_clouds": ("SurfaceCloud read_surface_cloud"),
-    "sections": ("Chain Sections cross_sections find_levels gather_supports goes_around look_up slab_of trace_chains"),
+    "sections": ("Chain Sections cross_sections faces_in_noise find_levels gather_supports goes_around look_up slab_of "
+              "trace_chains"),
     "sides": ("turn_outward vote_filled"),
     "slabs": ("Prism find_prisms noise_of prism_shares same_outline slab_programs write_program"),
+    "mixtures": ("Explained Numbers Patches explain numbers_of patches_of"),
+    "cells": ("box_prisms filled_cells likely_programs planes_across turned_prisms"),
     "viewer": ("View3D history3d view3d"),
 })

@@ -343,15 +343,21 @@ class Outline:
             out.append(join_pieces(a, b, (p + q)/2, 2*self.noise.place, 2*gap + 12*self.noise.place))
         return np.array(out)
 
+    def edges(self) -> list: # of (piece, start, middle or None, end); not for a circle
+        "Where each piece runs."
+        corners, out = self.corners(), []
+        for piece, start, end in zip(self.pieces, corners, np.roll(corners, -1, 0)):
+            on = self.points[(piece.first + piece.last)//2]
+            out.append((piece, start, _arc_middle(piece, start, end, on) if piece.radius else None, end))
+        return out
+
     def contour(self) -> Contour:
         """Return the pieces as a closed contour; an arc of more than about two thirds of a turn becomes two, as three
         points would say its circle badly."""
         if len(self.pieces) == 1 and self.pieces[0].radius:
             return Contour(self.pieces[0].center[None], [], self.pieces[0].radius)
-        corners, vertices, mids = self.corners(), [], []
-        for piece, start, end in zip(self.pieces, corners, np.roll(corners, -1, 0)):
-            on = self.points[(piece.first + piece.last)//2]
-            mid = _arc_middle(piece, start, end, on) if piece.radius else None
+        vertices, mids = [], []
+        for piece, start, mid, end in self.edges():
             long = mid is not None and np.linalg.norm(mid - start) > 1.8*piece.radius
             edges = (
                 [(start, mid)] if not long

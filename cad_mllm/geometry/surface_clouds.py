@@ -134,18 +134,55 @@ def _spread_across(points):
         if np.median(distance[:, -1]) > 3*noise: break
     return noise
 
+# %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #1ef3312b
+def _end_misfit(
+    numbers, # where the face lies (in `scale` from `first`), logarithm of the width / `scale`, log odds of its share
+    heights: np.ndarray, # (N,) near the end, ascending from it
+    first: float,
+    scale: float, # about the noise
+):
+    "Negative log likelihood of a face with normal noise, and walls behind it, up to four scales from the first."
+    from scipy.special import ndtr
+    place, width, share = numbers[0]*scale + first, scale*math.exp(numbers[1]), 1/(1 + math.exp(-numbers[2]))
+    top, steps = (first + 4*scale - place)/width, (heights - place)/width
+    face = np.exp(-.5*steps**2)/(width*math.sqrt(2*math.pi)*ndtr(top))
+    walls = ndtr(steps)/(width*(top*ndtr(top) + math.exp(-.5*top**2)/math.sqrt(2*math.pi)))
+    return -np.log(share*face + (1 - share)*walls + 1e-12).sum() + .5*numbers[1]**2
+
+def _width_of_end(heights, scale):
+    "Standard deviation of the noise at the lower end of heights; not a number where too few are there."
+    from scipy.optimize import minimize
+    first = float(np.partition(heights, len(heights)//500)[len(heights)//500]) + scale
+    near = heights[heights < first + 4*scale]
+    if len(near) < 20: return math.nan
+    bounds = [(-2, 4), (-2, 1.5), (-6, 6)]
+    fits = [minimize(_end_misfit, [0, 0, odds], (near, first, scale), "L-BFGS-B", bounds=bounds) for odds in (1, -1)]
+    return scale*math.exp(min(fits, key=lambda fit: fit.fun).x[1])
+
+def _width_of_ends(points, rough):
+    "Standard deviation of the noise by the ends along the three axes; the rough one where they disagree with it."
+    widths = [_width_of_end(sign*points[:, k], rough) for k in range(3) for sign in (-1, 1)]
+    width = float(np.nanmedian(widths)) if np.isfinite(widths).any() else rough
+    return width if .7*rough < width < 2.3*rough else rough
+
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #950f7dd3
 def _measured_noise(points, normals):
-    """Standard deviation across the surface: by given normals from neighbours that look the same way, else from the
-    flattest fifth of all neighbourhoods."""
+    """Standard deviation across the surface: by given normals from neighbours that look the same way, else from how
+    the points end."""
     from scipy.spatial import cKDTree
-    if normals is None: return 0. if _lies_in_planes(points) else _spread_across(points)
+    if normals is None: return 0. if _lies_in_planes(points) else _width_of_ends(points, _spread_across(points))
     which = cKDTree(points).query(points, k=9)[1]
     same = np.einsum("nki,ni->nk", normals[which[:, 1:]], normals) > .99
     off = np.abs(np.einsum("nki,ni->nk", points[which[:, 1:]] - points[:, None], normals))
     return float(np.median(off[same]))/.95 if same.any() else 0.
 
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #5ace69f9
+def _num_neighbours(points, noise):
+    "How many neighbours a plane is fitted to: they reach further than noise does, also where points lie dense."
+    from scipy.spatial import cKDTree
+    distance = np.median(cKDTree(points).query(points[::8], k=200)[0], 0)
+    return int(np.clip(np.searchsorted(distance, 3.5*noise), 24, 199))
+
 def _checked(points, num_points):
     "Finite points, as many as wanted, without strays; and how many strays there were."
     points = np.asarray(points, float)
@@ -172,8 +209,9 @@ def read_surface_cloud(
         normals = points[:, 3:]/np.linalg.norm(points[:, 3:], axis=1, keepdims=True).clip(1e-12)
     noise = _measured_noise(place, normals)
     noise = 0. if noise < 1e-3 else noise
-    distance, _, _, ways = _neighbour_planes(place, 24 if noise and len(place) > 1000 else 10)
-    areas = math.pi*np.maximum(distance[:, 9]**2 - noise**2, 1e-8)/10
+    num = _num_neighbours(place, noise) if noise and len(place) > 1000 else 10
+    distance, _, _, ways = _neighbour_planes(place, num)
+    areas = math.pi*np.maximum(distance[:, -1]**2 - noise**2, 1e-8)/num
     estimated = normals is None
     if estimated: normals = _orient(place, _calmed(place, ways[:, :, 0]) if noise else _voted(place, noise), areas)
     return SurfaceCloud(place, normals, areas, noise, estimated, center, scale, num_strays)
