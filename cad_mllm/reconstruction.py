@@ -8,7 +8,7 @@ __all__ = ['SHAPE_FILES', 'APART', 'read_points_of', 'Measure', 'measure_of', 'C
            'reconstruct_file', 'reconstruct_folder', 'keep_histories']
 
 # %% ../nbs/9_completion/04_reconstruction.ipynb #c24c61ea
-import json, math, time
+import itertools, json, math, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,9 +167,9 @@ def _judged(tokens, source, measure):
 def propose_slabs(
     cloud: SurfaceCloud,
 ): # yields (name, `CADProgram`)
-    """Histories by slabs along each axis that is worth it; for noisy points without normals also by cells, the
-    likeliest first."""
-    if cloud.noise and cloud.estimated: yield from likely_programs(cloud)
+    """Histories by slabs along each axis that is worth it; for noisy points without normals, of which distances say
+    little, the likeliest of slabs and cells."""
+    if cloud.noise and cloud.estimated: yield from itertools.islice(likely_programs(cloud), 1)
     else: yield from ((f"slabs {axis}", program) for axis, program in slab_programs(cloud))
 
 def propose_box(

@@ -147,7 +147,7 @@ def _shared(points, patches, width, strays=.01):
     from scipy.spatial import cKDTree
     pairs = cKDTree(points).sparse_distance_matrix(cKDTree(patches.places), 3.5*width, output_type="ndarray")
     i, j, distance = pairs["i"], pairs["j"], pairs["v"]
-    weight = (1 - strays)*patches.areas[j]/patches.areas.sum()*np.exp(-.5*(distance/width)**2)
+    weight = (1 - strays)*patches.areas[j]/max(patches.areas.sum(), 1e-9)*np.exp(-.5*(distance/width)**2)
     weight /= (width*math.sqrt(2*math.pi))**3
     total = np.bincount(i, weight, len(points)) + strays/float(np.prod(np.ptp(points, axis=0) + 4*width))
     return (i, j, weight/total[i], distance), np.log(total)

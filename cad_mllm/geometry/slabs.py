@@ -55,7 +55,7 @@ def _fit_slab(cloud, points, normals, sections, k):
     )
     flat = normals[walls, :2]/np.linalg.norm(normals[walls, :2], axis=1, keepdims=True).clip(1e-9)
     chains = trace_chains(sections.fields[k], sections.iso[k], sections, 8*sections.step**2)
-    if cloud.noise: chains = _clear_chains(chains, sections.fields[k], sections.iso[k], sections) or chains[:1]
+    if cloud.noise: chains = _clear_chains(chains, sections.fields[k], sections.iso[k], sections)
     if not chains: return []
     noise = noise_of(cloud)
     reach = 2.5*sections.step + 2.5*cloud.noise
@@ -68,7 +68,7 @@ def noise_of(cloud: SurfaceCloud) -> Noise:
 
 # %% ../../nbs/2_geometry/15_slabs.ipynb #744cb7a1
 def _clear_chains(chains, field, iso, sections):
-    "Chains that bound what differs enough from their surroundings: of noise, few do."
+    "The widest chain, and those that bound what differs enough from their surroundings: of noise, few do."
     rows, columns = np.mgrid[:len(field), :len(field)]
     cells, kept = np.stack([columns.ravel(), rows.ravel()], 1)*sections.step + sections.corner, []
     for chain in chains:
@@ -77,7 +77,7 @@ def _clear_chains(chains, field, iso, sections):
         inside = np.array([goes_around(p, chain.line) for p in cells[near][::max(1, near.sum()//200)]], bool)
         values = (field - iso).ravel()[near][::max(1, near.sum()//200)][inside]
         best = 0 if not len(values) else np.quantile(values, .8) if chain.depth % 2 == 0 else -np.quantile(values, .2)
-        if best > .22: kept.append(chain)
+        if chain is chains[0] or best > .22: kept.append(chain)
     return kept
 
 # %% ../../nbs/2_geometry/15_slabs.ipynb #f6666f1c
