@@ -21,7 +21,7 @@ from .surface_clouds import SurfaceCloud
 
 # %% ../../nbs/2_geometry/15c_cells.ipynb #cdfad1de
 def _steps_of(heights, noise, price=12.):
-    "Heights where the number of points changes; a stretch has at least four bins of half the noise."
+    "Return heights where the number of points changes; a stretch has at least four bins of half the noise."
     low, high = heights.min() - 4*noise, heights.max() + 4*noise
     num = int(np.clip((high - low)/(.5*noise), 20, 260))
     counts, ends = np.histogram(heights, num, (low, high))
@@ -33,12 +33,12 @@ def _steps_of(heights, noise, price=12.):
     return ends[cuts[1:-1]]
 
 def _ends_of(heights, noise):
-    "About where the outermost faces are, behind the noise."
+    "Return about where the outermost faces are, behind the noise."
     low, high = np.quantile(heights, [.004, .996])
     return low + 1.8*noise, high - 1.8*noise
 
 def _at_least_two(planes, heights, noise):
-    "The two sides of a plate that is too thin to see them apart, by how wide its points are spread."
+    "Return the planes, or the two sides of a plate too thin to tell apart, by how wide its points are spread."
     planes = np.sort(planes)
     if len(planes) > 2 or len(planes) == 2 and planes[1] - planes[0] > .9*noise: return planes
     half = math.sqrt(max(float(np.var(heights)) - noise**2, .25*noise**2))
@@ -49,7 +49,7 @@ def planes_across(
     looks: np.ndarray, # (N,) absolute component of each normal along it
     noise: float, # standard deviation of the points
 ) -> np.ndarray: # (P,) ascending, at least two
-    "Heights of the planes across an axis."
+    "Return the heights of the planes across an axis."
     planes = np.array([z for z, _ in faces_in_noise(heights[looks > .85], noise, max(8, .006*len(heights)))])
     low, high = _ends_of(heights, noise)
     def is_new(z): return not len(planes) or np.abs(planes - z).min() > 2.2*noise
@@ -63,7 +63,7 @@ def planes_across(
 
 # %% ../../nbs/2_geometry/15c_cells.ipynb #6ade3e16
 def _counts(places, looks, planes, noise):
-    "How many points each face has: for each dimension an array whose axes are the cells, and planes in its own."
+    "Return how many points each face has, for each dimension: an array shaped like the cells, planes in its own."
     bells = [
         looks[:, k, None]*np.exp(-.5*((places[:, k, None] - planes[k])/noise)**2) for k in range(len(planes))
     ]
@@ -75,12 +75,12 @@ def _counts(places, looks, planes, noise):
     return out
 
 def _within(heights, planes, noise):
-    "How far (N, P - 1) each point lies between two planes."
+    "Return how far (N, P - 1) each point lies between two planes."
     from scipy.special import ndtr
     return np.diff(ndtr((planes - heights[:, None])/noise), axis=1)
 
 def _density(counts, areas):
-    "Points for an area of 1, by the faces on which most points lie."
+    "Return the points for an area of 1, by the faces on which most points lie."
     ratio = np.concatenate([(c/np.maximum(a, 1e-12)).ravel() for c, a in zip(counts, areas)])
     order, num = np.argsort(ratio), np.concatenate([c.ravel() for c in counts])
     total = np.cumsum(num[order])
@@ -88,7 +88,7 @@ def _density(counts, areas):
 
 # %% ../../nbs/2_geometry/15c_cells.ipynb #61d9c567
 def _pairs(shape):
-    "Pairs of neighbours (cell, cell) across each face, for each dimension, in a grid with an empty rim."
+    "Yield pairs of neighbours (cell, cell) across each face, for each dimension, in a grid with an empty rim."
     at = np.arange(int(np.prod([n + 2 for n in shape]))).reshape([n + 2 for n in shape])
     for k in range(len(shape)):
         below, above = ([slice(1, -1)]*len(shape) for _ in range(2))
@@ -96,7 +96,7 @@ def _pairs(shape):
         yield at[tuple(below)].ravel(), at[tuple(above)].ravel()
 
 def _flip(state, pull, cells, rounds=20):
-    "Cells turned one by one as long as more faces agree; `pull` (sparse) is what a difference gains."
+    "Turn cells one by one as long as more faces agree; `pull` (sparse) is what a difference gains."
     state = state.copy()
     for _ in range(rounds):
         changed = 0
@@ -108,7 +108,7 @@ def _flip(state, pull, cells, rounds=20):
     return state
 
 def _fill(gains, shape):
-    "Which cells are filled so that the faces between filled and empty ones gain most."
+    "Return which cells are filled so that the faces between filled and empty ones gain most."
     from scipy.sparse import coo_array, eye_array
     from scipy.sparse.linalg import spsolve
     a, b = (np.concatenate(x) for x in zip(*_pairs(shape)))
@@ -134,7 +134,7 @@ def filled_cells(
     noise: float, # standard deviation of the points
     stray: float = .12, # points on a face that is none, beside those on one that is
 ) -> np.ndarray: # (P_1 - 1, ..., P_D - 1) bool
-    "Which cells between planes are filled."
+    "Return which cells between planes are filled."
     counts, shape = _counts(places, looks, planes, noise), [len(p) - 1 for p in planes]
     density = _density(counts, areas)
     for _ in range(3):
@@ -148,13 +148,13 @@ def filled_cells(
     return cells
 
 def _differs(rim, axis):
-    "Faces across an axis between a filled and an empty cell, of cells with an empty rim."
+    "Return the faces across an axis between a filled and an empty cell, of cells with an empty rim."
     inner = tuple(slice(None) if k == axis else slice(1, -1) for k in range(rim.ndim))
     return np.diff(rim.astype(int), axis=axis)[inner] != 0
 
 # %% ../../nbs/2_geometry/15c_cells.ipynb #c282ade6
 def _line_outline(corners):
-    "An outline of lines through corners (P, 2)."
+    "Return an outline of lines through corners (P, 2)."
     way = np.roll(corners, -1, 0) - corners
     normals = np.stack([way[:, 1], -way[:, 0]], 1)/np.linalg.norm(way, axis=1, keepdims=True)
     points = np.stack([corners + way/3, corners + 2*way/3], 1).reshape(-1, 2)
@@ -167,7 +167,7 @@ def _circle_outline(center, radius):
     return Outline(center + radius*ways, ways, [Piece(0, 15, ways[0], 0., np.array(center), float(radius))], Noise(.02))
 
 def _loops(cells, across, up):
-    "(depth, corners) of the loops around filled cells (U, V) between planes across u and v."
+    "Return (depth, corners) of the loops around filled cells (U, V) between planes across u and v."
     from manifold3d import CrossSection, FillRule
     filled = [np.array(list(product(across[i:i + 2], up[j:j + 2])))[[0, 2, 3, 1]] for i, j in np.argwhere(cells)]
     if not filled: return []
@@ -178,12 +178,12 @@ def _loops(cells, across, up):
     ]
 
 def _without_straight(corners):
-    "Corners (P, 2) without those on a straight line."
+    "Return corners (P, 2) without those on a straight line."
     a, b = corners - np.roll(corners, 1, 0), np.roll(corners, -1, 0) - corners
     return corners[np.abs(a[:, 0]*b[:, 1] - a[:, 1]*b[:, 0]) > 1e-9]
 
 def _stack(slabs, levels):
-    "(prisms, levels) of slabs of (depth, key, outline): an outline with the key of one below goes on."
+    "Return (prisms, levels) of slabs of (depth, key, outline): an outline with the key of one below goes on."
     prisms, keys = [], []
     for k, slab in enumerate(slabs):
         for depth, key, outline in slab:
@@ -200,7 +200,7 @@ def _stack(slabs, levels):
 _TURNS = {name: np.eye(3)[[(k + 1) % 3, (k + 2) % 3, k]] for k, name in enumerate(("+x", "+y", "+z"))}
 
 def _box_areas(planes):
-    "Areas of the faces between planes across three axes, for each axis."
+    "Return the areas of the faces between planes across three axes, for each axis."
     sides = [np.diff(p) for p in planes]
     return [
         np.einsum("a,b,c->abc", *[np.ones(len(planes[k])) if o == k else sides[o] for o in range(3)]) for k in range(3)
@@ -210,7 +210,7 @@ def box_prisms(
     cloud: SurfaceCloud,
     most: int = 14, # planes across an axis; more are no sign of boxes
 ) -> tuple | None: # (axes, prisms, levels) along the axis with fewest prisms
-    "A part of planes across the three axes."
+    "Find a part of planes across the three axes."
     planes = [planes_across(cloud.points[:, k], np.abs(cloud.normals[:, k]), cloud.noise) for k in range(3)]
     if max(map(len, planes)) > most: return None
     cells, found = filled_cells(cloud.points, cloud.normals**2, planes, _box_areas(planes), cloud.noise), []
@@ -223,7 +223,7 @@ def box_prisms(
 
 # %% ../../nbs/2_geometry/15c_cells.ipynb #ba463a0b
 def _radii(distance, looks, noise):
-    "Radii of the walls about a center, with 0 first."
+    "Return the radii of the walls about a center, with 0 first."
     radii = np.array([r for r, _ in faces_in_noise(distance[looks > .85], noise, max(8, .006*len(distance)))])
     if not len(radii): radii = np.array([np.quantile(distance, .985) - noise])
     return np.append(0, np.sort(radii[radii > 1.5*noise]))
@@ -233,7 +233,7 @@ def turned_prisms(
     axes: np.ndarray, # (3, 3) rows u, v, w
     most: int = 10, # radii or levels; more are no sign of a turned part
 ) -> tuple | None: # (axes, prisms, levels)
-    "A part of circles about one center."
+    "Find a part of circles about one center."
     points, normals = cloud.points @ axes.T, cloud.normals @ axes.T
     low, high = np.quantile(points[:, :2], [.003, .997], axis=0)
     if (high - low).min() < .8*(high - low).max(): return None
@@ -252,7 +252,7 @@ def turned_prisms(
 
 # %% ../../nbs/2_geometry/15c_cells.ipynb #673c9ccd
 def _starts(cloud):
-    "(name, axes, prisms, levels) of all that may be."
+    "Yield (name, axes, prisms, levels) of all that may be."
     if box := box_prisms(cloud): yield "boxes", *box
     for name, axes in _TURNS.items():
         if turned := turned_prisms(cloud, axes): yield f"turned {name}", *turned
@@ -266,7 +266,7 @@ def likely_programs(
     num: int = 3, # whose numbers are fitted
     rounds: int = 16, # of fitting
 ): # yields (name, `CADProgram`)
-    "Histories for points with noise, the likeliest first."
+    "Yield histories for points with noise, the likeliest first."
     starts, fitted, count = [], [], len(cloud.points)
     for name, axes, prisms, levels in _starts(cloud):
         seen = explain(prisms, levels, cloud.points @ axes.T, cloud.noise)

@@ -24,7 +24,7 @@ class Numbers:
     round: np.ndarray
 
 def _key(piece):
-    "What pieces with one number have in common."
+    "Return what pieces with one number have in common."
     if piece.radius: return ("circle", *np.round(piece.center, 6), round(piece.radius, 6))
     return ("line", *np.round(_sign(piece)*np.append(piece.normal, piece.offset), 6))
 
@@ -34,7 +34,7 @@ def numbers_of(
     prisms: list, # of `Prism`
     num_levels: int,
 ) -> Numbers:
-    "The numbers of prisms that points can move."
+    "Return the numbers of prisms that points can move."
     keys, of, pieces = {}, {}, [None]*num_levels
     for i, prism in enumerate(prisms):
         for j, piece in enumerate(prism.outline.pieces):
@@ -45,7 +45,7 @@ def numbers_of(
 
 # %% ../../nbs/2_geometry/15b_mixtures.ipynb #03c73555
 def _along_arc(piece, a, m, b, step):
-    "Middles (N, 2) of steps along the arc from a over m to b, and its length."
+    "Return the middles (N, 2) of steps along the arc from a over m to b, and its length."
     start, middle, end = (math.atan2(*(p - piece.center)[::-1]) for p in (a, m, b))
     turn = 2*math.pi
     ahead = (middle - start) % turn <= (end - start) % turn
@@ -55,13 +55,13 @@ def _along_arc(piece, a, m, b, step):
     return piece.center + piece.radius*np.stack([np.cos(angles), np.sin(angles)], 1), abs(sweep)*piece.radius
 
 def _along_line(a, b, step):
-    "Middles (N, 2) of steps from a to b, and its length."
+    "Return the middles (N, 2) of steps from a to b, and its length."
     length = float(np.linalg.norm(b - a))
     num = max(1, math.ceil(length/step))
     return a + (b - a)*((np.arange(num) + .5)/num)[:, None], length
 
 def _walls_of(outline, step):
-    "(points (N, 2), outward or inward unit normals (N, 2), lengths (N,), number of the piece (N,)) along an outline."
+    "Return (points (N, 2), normals (N, 2) of either sign, lengths (N,), number of the piece (N,)) along an outline."
     if len(outline.pieces) == 1:
         angles = 2*math.pi*(np.arange(num := max(8, math.ceil(2*math.pi*outline.pieces[0].radius/step))) + .5)/num
         ways, piece = np.stack([np.cos(angles), np.sin(angles)], 1), outline.pieces[0]
@@ -79,7 +79,7 @@ def _within_odd(
     columns: np.ndarray, # (C,) ascending and evenly spaced
     rows: np.ndarray, # (R,)
 ) -> np.ndarray: # (R, C)
-    "Which places of a grid lie within an odd number of polygons."
+    "Return which places of a grid lie within an odd number of polygons."
     a = np.concatenate(polygons)
     b = np.concatenate([np.roll(p, -1, 0) for p in polygons])
     crosses = (a[:, 1] > rows[:, None]) != (b[:, 1] > rows[:, None])
@@ -101,7 +101,7 @@ class Patches:
     numbers: np.ndarray
 
 def _wall_patches(prism, of, levels, step):
-    "The patches of a prism's walls; `of` numbers its pieces."
+    "Return the patches of a prism's walls; `of` numbers its pieces."
     at, ways, lengths, piece = _walls_of(prism.outline, step)
     low, high = levels[prism.low], levels[prism.high]
     num = max(1, math.ceil((high - low)/step))
@@ -113,7 +113,7 @@ def _wall_patches(prism, of, levels, step):
     )
 
 def _cap_patches(prisms, polygons, levels, step, shift):
-    "The patches of the faces on each level."
+    "Yield the patches of the faces on each level."
     every = np.concatenate(polygons)
     columns, rows = (np.arange(every[:, k].min() - step*shift[k], every[:, k].max() + step, step) for k in (0, 1))
     for k, level in enumerate(levels):
@@ -133,7 +133,7 @@ def patches_of(
     step: float, # about their size
     shift: np.ndarray, # (2,) of the grid on caps, in steps
 ) -> Patches:
-    "The surface of prisms."
+    "Return the surface of prisms."
     polygons, parts = [flatten(p.contour()) for p in prisms], []
     for i, prism in enumerate(prisms):
         of = np.array([numbers.of[i, j] for j in range(len(prism.outline.pieces))])
@@ -143,7 +143,7 @@ def patches_of(
 
 # %% ../../nbs/2_geometry/15b_mixtures.ipynb #b8b1514c
 def _shared(points, patches, width, strays=.01):
-    "(point (S,), patch (S,), share (S,), distance (S,)) and the log likelihood of each point (N,)."
+    "Return (point (S,), patch (S,), share (S,), distance (S,)) and the log likelihood of each point (N,)."
     from scipy.spatial import cKDTree
     pairs = cKDTree(points).sparse_distance_matrix(cKDTree(patches.places), 3.5*width, output_type="ndarray")
     i, j, distance = pairs["i"], pairs["j"], pairs["v"]
@@ -153,7 +153,7 @@ def _shared(points, patches, width, strays=.01):
     return (i, j, weight/total[i], distance), np.log(total)
 
 def _shifts(points, patches, shares, numbers, most, relax=1.6):
-    "How far (K, 3) each number moves to where its points are: along its normal, or radius and center of a circle."
+    "Return how far (K, 3) each number moves to its points: along its normal, or radius and center of a circle."
     i, j, share, _ = shares
     normals, count = patches.normals[j], len(numbers.round)
     off = np.einsum("nk,nk->n", points[i] - patches.places[j], normals)
@@ -171,7 +171,7 @@ def _shifts(points, patches, shares, numbers, most, relax=1.6):
 
 # %% ../../nbs/2_geometry/15b_mixtures.ipynb #d58c8906
 def _moved(prisms, shifts, numbers):
-    "Prisms whose lines and circles moved."
+    "Return prisms whose lines and circles moved."
     def move(piece, shift):
         if not piece.radius: return replace(piece, offset=piece.offset + _sign(piece)*float(shift[0]))
         return replace(piece, center=piece.center + shift[1:], radius=max(1e-4, piece.radius + float(shift[0])))
@@ -182,7 +182,7 @@ def _moved(prisms, shifts, numbers):
     ]
 
 def _apart(levels, least):
-    "Levels that keep a distance: nobody can see that a plate is thinner than the noise."
+    "Return levels that keep a distance: nobody can see that a plate is thinner than the noise."
     for k in range(len(levels) - 1):
         short = max(0., least - (levels[k + 1] - levels[k]))
         levels = levels + short*np.where(np.arange(len(levels)) > k, .5, -.5 if k == 0 else 0)
@@ -200,7 +200,7 @@ class Explained:
     def score(self,
         num_points: int,
     ) -> float:
-        "Logarithm of the likelihood of all points, less what its numbers cost (Schwarz' criterion)."
+        "Return the logarithm of the likelihood of all points, less what its numbers cost (Schwarz' criterion)."
         return num_points*self.likelihood - .5*math.log(num_points)*self.num_numbers
 
 def explain(
@@ -210,7 +210,7 @@ def explain(
     noise: float, # their standard deviation
     rounds: int = 0, # how often the numbers move
 ) -> Explained:
-    "How likely prisms make points, their numbers moved to where they are likelier."
+    "Return how likely prisms make points, their numbers moved to where they are likelier."
     numbers, rng, width, best = numbers_of(prisms, len(levels)), np.random.default_rng(0), noise, None
     count = len(numbers.round) + 2*int(numbers.round.sum())
     for left in range(rounds, -1, -1):

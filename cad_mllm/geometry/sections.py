@@ -32,7 +32,7 @@ def _peaks(heights, width, least, apart):
 
 # %% ../../nbs/2_geometry/14c_sections.ipynb #17555252
 def _binned(heights, step):
-    "(middles, counts) of bins that hold any heights."
+    "Return (middles, counts) of bins that hold any heights."
     low = heights.min()
     count = np.bincount(((heights - low)/step).astype(int))
     full = np.flatnonzero(count)
@@ -62,7 +62,7 @@ def faces_in_noise(
     least: float, # points of a face
     gain: float = 8., # in log likelihood, for which a face is split
 ) -> list: # of (height, number of points)
-    "Heights of faces thicker than what lies between them: one is split in two as long as the points say so."
+    "Return heights of faces thicker than what lies between them: one is split in two as long as the points say so."
     found = [z for z, _ in _peaks(heights, 1.5*noise, least, 2.5*noise)]
     if not found: return []
     bins = _binned(heights, noise/6)

@@ -141,7 +141,7 @@ def _end_misfit(
     first: float,
     scale: float, # about the noise
 ):
-    "Negative log likelihood of a face with normal noise, and walls behind it, up to four scales from the first."
+    "Return the negative log likelihood of a face with normal noise, and walls behind it, up to four scales from first."
     from scipy.special import ndtr
     place, width, share = numbers[0]*scale + first, scale*math.exp(numbers[1]), 1/(1 + math.exp(-numbers[2]))
     top, steps = (first + 4*scale - place)/width, (heights - place)/width
@@ -150,7 +150,7 @@ def _end_misfit(
     return -np.log(share*face + (1 - share)*walls + 1e-12).sum() + .5*numbers[1]**2
 
 def _width_of_end(heights, scale):
-    "Standard deviation of the noise at the lower end of heights; not a number where too few are there."
+    "Return the standard deviation of the noise at the lower end of heights; not a number where there are too few."
     from scipy.optimize import minimize
     first = float(np.partition(heights, len(heights)//500)[len(heights)//500]) + scale
     near = heights[heights < first + 4*scale]
@@ -160,7 +160,7 @@ def _width_of_end(heights, scale):
     return scale*math.exp(min(fits, key=lambda fit: fit.fun).x[1])
 
 def _width_of_ends(points, rough):
-    "Standard deviation of the noise by the ends along the three axes; the rough one where they disagree with it."
+    "Return the standard deviation of the noise by the ends along the three axes; the rough one where they disagree."
     widths = [_width_of_end(sign*points[:, k], rough) for k in range(3) for sign in (-1, 1)]
     width = float(np.nanmedian(widths)) if np.isfinite(widths).any() else rough
     return width if .7*rough < width < 2.3*rough else rough
@@ -178,7 +178,7 @@ def _measured_noise(points, normals):
 
 # %% ../../nbs/2_geometry/14b_surface_clouds.ipynb #5ace69f9
 def _num_neighbours(points, noise):
-    "How many neighbours a plane is fitted to: they reach further than noise does, also where points lie dense."
+    "Return how many neighbours a plane is fitted to: they reach further than noise does, also where points lie dense."
     from scipy.spatial import cKDTree
     distance = np.median(cKDTree(points).query(points[::8], k=200)[0], 0)
     return int(np.clip(np.searchsorted(distance, 3.5*noise), 24, 199))
