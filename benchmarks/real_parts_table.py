@@ -83,8 +83,8 @@ def report(
     measured = ", ".join(f"{which} ({count:,})" for which, count in sorted(when.items()))
     text = [
         "# Real parts", "", f"Measured {measured}.", "",
-        "IoU mean / median (parts):", "", overview(rows),
-        "Everything:", "",
+        "## IoU, mean / median (parts)", "", overview(rows),
+        "## Each set", "",
         table(HEAD, [(*key, *summarize(of)) for key, of in grouped(rows).items()])
     ]
     if peers:
@@ -92,7 +92,7 @@ def report(
         for label, values in peers.items():
             valid = [v for v in values if v is not None]
             lines.append((label, f"{1000*median(valid):.3f}", f"{len(valid)} of {len(values)}"))
-        text += ["Chamfer x1,000 of the Fusion parts in the row `clean`:", ""]
+        text += ["## Chamfer x1,000 of the Fusion parts in the row `clean`", ""]
         text.append(table(("method", "median", "parts"), lines))
     text.append(
         "What the columns mean stands in `benchmarks/real_parts.py`. The published models saw 256 points without "
