@@ -77,11 +77,13 @@ def _arrange(panel) -> list: # of widgets, from top to bottom
         widgets.HTML(STYLE), head, panel.strip, panel.first, panel.table, panel.message, panel.busy, panel.tabs
     ]
 
+# %% ../../nbs/10_panel/13_app.ipynb #b97694e8
 def _older_runs(runs, num_shown=8):
     "Return the names of all runs but the newest ones, which the plot shows at first."
     newest_first = sorted(runs, key=lambda r: r.newest.timestamp if r.newest else "", reverse=True)
     return {run.name for run in newest_first[num_shown:]}
 
+# %% ../../nbs/10_panel/13_app.ipynb #96c11c60
 class CheckpointPanel(widgets.VBox):
     "Runs and checkpoints below a folder: follow, compare, resume, evaluate, complete, clean up."
     def __init__(self,

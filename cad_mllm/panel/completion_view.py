@@ -208,6 +208,7 @@ def _model_words(row):
     if not row.record.complete: return "Select a complete checkpoint in the list, or none."
     return f"Model: {row.run} / {row.stage} / {row.name}"
 
+# %% ../../nbs/10_panel/11_completion_view.ipynb #79f3dba5
 class CompleteView(View):
     "Caption and beginning in, part out."
     def build(self):

@@ -59,6 +59,7 @@ class TrainView(View):
         typed = self.output.value.strip() if self.mode.value == "new" else ""
         return Path(absolute(typed or str(self.proposed)))
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #b2f6c5f5
 @patch
 def _make_fields(self: TrainView):
     "Make the fields of the form."
@@ -81,6 +82,7 @@ def _observe(self: TrainView):
         w.observe(guarded(self.panel, self.preview), "value")
     for w in (self.output, self.recipe): w.observe(guarded(self.panel, self.show), "value")
 
+# %% ../../nbs/10_panel/10_training_view.ipynb #8e0c93db
 @patch
 def _make_buttons(self: TrainView):
     "Make the buttons that start, stop and take over a training."
